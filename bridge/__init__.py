@@ -1,0 +1,1 @@
+"""What crosses the link: readings, batch codec, uplink and ingest state. Pure."""

@@ -1,0 +1,1 @@
+"""The cloud broker: front, ingest, stream, sinks, alerts, API."""

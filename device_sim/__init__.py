@@ -1,0 +1,1 @@
+"""Fleets of simulated devices: load, demonstrations and truth."""

@@ -1,0 +1,1 @@
+"""The gateway: broker near the devices, journal, uplink."""

@@ -1,0 +1,1 @@
+"""The asyncio MQTT broker that both the edge and the cloud front use."""

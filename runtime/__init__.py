@@ -1,0 +1,1 @@
+"""What every service stands on: clock, configuration, logs, metrics, start and stop."""
