@@ -79,7 +79,7 @@ class JournalReader(Protocol):
     async def set_aside(
         self, lane: Lane, first_seq: int, last_seq: int, cause: str, body: bytes
     ) -> None:
-        """Move readings the cloud refused to the dead letters, with a tombstone; durable on return."""
+        """Move refused readings to the dead letters, with a tombstone; durable on return."""
         ...
 
     def tombstones(self) -> Sequence[Tombstone]:
