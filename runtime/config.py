@@ -252,7 +252,7 @@ def _collect(
 
 
 def _unknown(where: str, path: tuple[str, ...], known: list[str]) -> str:
-    near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(path[-1], known, n=1)
     table = f"[{'.'.join(path[:-1])}]" if len(path) > 1 else "the top level"
     hint = f"did you mean '{near[0]}'?" if near else f"{table} has: {', '.join(sorted(known))}"
     return f"{where}: unknown key '{'.'.join(path)}'; {hint}"
