@@ -1,0 +1,519 @@
+"""Batches of readings: one context per connection at each end (docs/link-format.md section 3).
+
+What both ends of a connection know is not repeated in a batch: gateway, epoch, time resolution,
+the last seq of each lane, the last time, the mode. `Encoder` and `Decoder` keep that context in
+step, because MQTT delivers in order and because any refusal drops it: the next batch that the
+decoder takes must start a new one. An entry of the cloud's stream is a batch that starts its own
+context and names its gateway, so it can be read alone.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Protocol
+
+import zstandard
+
+from bridge.columnar import Columns, Limits, check_columns, pack, unpack
+from bridge.envelope import (
+    SEQ_MAX,
+    VERSION,
+    Key,
+    LinkLane,
+    Mark,
+    Mode,
+    Tombstone,
+    header_check,
+    open_envelope,
+    read_tombstones,
+    read_uint,
+    runs_of,
+    seal_envelope,
+    tombstone_rows,
+    unfold_runs,
+)
+from bridge.errors import BatchError
+from bridge.intervals import Range, ranges_of
+from bridge.readings import Readings
+
+__all__ = [
+    "Batch",
+    "BodyDecoder",
+    "BodyEncoder",
+    "Decoder",
+    "Encoder",
+    "EntryEncoder",
+    "decode_entry",
+    "encode_entry",
+]
+
+_ZSTD_FORMAT = zstandard.FORMAT_ZSTD1_MAGICLESS
+_EPOCH_MAX = (1 << 64) - 1
+_RESOLUTION_US_MAX = 60_000_000
+_TIME_US_MAX = 1 << 62
+DEFAULT_RESOLUTION_US = 1000
+
+
+class BodyEncoder(Protocol):
+    """An encoder of one mode's bodies, with its own context of this connection."""
+
+    def reset(self) -> None:
+        """Start a new context: forget everything learned from earlier batches."""
+        ...
+
+    def encode(self, columns: Columns, reference: int) -> bytes | None:
+        """Return a body, or None, with the context unchanged, when mode 0 would be as small.
+
+        Args:
+            columns: One or more readings in seq order.
+            reference: Last time of the context's previous batch, 0 at its start.
+        """
+        ...
+
+
+class BodyDecoder(Protocol):
+    """The decoder of one mode's bodies, in step with its encoder."""
+
+    def reset(self) -> None:
+        """Start a new context; also called after any error."""
+        ...
+
+    def decode(self, body: bytes, count: int, reference: int, limits: Limits) -> Columns:
+        """Return exactly `count` readings in seq order.
+
+        Raises:
+            BatchError: the body cannot be what an encoder made, or breaks a limit.
+        """
+        ...
+
+
+@dataclass(slots=True, frozen=True)
+class Batch:
+    """What one batch said."""
+
+    gateway: str
+    epoch: int
+    lane: int
+    historical: bool
+    readings: Readings
+    seq_ranges: tuple[Range, ...]  # inclusive, rising, not touching: those of `readings.seqs`
+    tombstones: tuple[Tombstone, ...]
+    assigned: int  # the highest seq the gateway says it has assigned in this epoch
+    mode: int
+
+
+@dataclass(slots=True)
+class _Context:
+    """What both ends know of one connection since its context began."""
+
+    epoch: int
+    resolution_us: int
+    mode: int = Mode.COLUMNAR
+    last_time: int = 0
+    assigned: int = 0
+    lane_seqs: list[int] = field(default_factory=lambda: [0] * len(LinkLane))
+
+
+class Encoder:
+    """Encodes the batches of one connection, in the order they are sent.
+
+    Args:
+        gateway: The gateway's id, as in the topic.
+        epoch: The journal's epoch.
+        resolution_us: Times are cut down to multiples of this many microseconds.
+        level: zstd level of mode 0.
+        bodies: Encoders of further modes, by mode; this encoder resets them.
+    """
+
+    __slots__ = ("_bodies", "_context", "_epoch", "_fresh", "_gateway", "_resolution_us", "_zstd")
+
+    def __init__(
+        self,
+        gateway: str,
+        epoch: int,
+        *,
+        resolution_us: int = DEFAULT_RESOLUTION_US,
+        level: int = 3,
+        bodies: Mapping[int, BodyEncoder] | None = None,
+    ) -> None:
+        self._gateway = gateway
+        self._epoch = epoch
+        self._resolution_us = resolution_us
+        self._bodies = dict(bodies or {})
+        self._zstd = _compressor(level)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new context: on a new connection and after any refusal."""
+        self._context = _Context(self._epoch, self._resolution_us)
+        self._fresh = True
+        for body in self._bodies.values():
+            body.reset()
+
+    def encode(
+        self,
+        readings: Readings,
+        *,
+        lane: int = LinkLane.LIVE,
+        historical: bool = False,
+        mode: int = Mode.COLUMNAR,
+        assigned: int | None = None,
+        tombstones: Sequence[Tombstone] = (),
+    ) -> bytes:
+        """Return the next batch of the connection.
+
+        Args:
+            readings: Past the lane's last seq of this context; may be empty.
+            lane: A `LinkLane`.
+            historical: The readings waited through an outage.
+            mode: The mode wanted; an encoder that gains nothing falls back to mode 0.
+            assigned: Highest seq assigned; None leaves what the cloud knows.
+            tombstones: Losses to report.
+
+        Raises:
+            ValueError: seqs not past the lane's last one, or a time the link cannot carry.
+        """
+        context = self._context
+        ranges = ranges_of(readings.seqs)
+        fields = self._open_fields(context)
+        marks = int(Mark.HISTORICAL) if historical else 0
+        body, columns = b"", None
+        if ranges:
+            self._put_seqs(fields, ranges, context.lane_seqs[lane])
+            columns = _columns(readings, context.resolution_us)
+            mode, body = self._encode_body(columns, mode, context.last_time)
+            fields[Key.COUNT] = len(readings)
+            fields[Key.BODY] = body
+            if mode != context.mode:
+                fields[Key.MODE] = mode
+        if lane != LinkLane.LIVE:
+            fields[Key.LANE] = lane
+        if marks:
+            fields[Key.MARKS] = marks
+        known = max(context.assigned, ranges[-1][1] if ranges else 0)
+        assigned = max(known, assigned or 0)
+        if assigned > known:
+            fields[Key.ASSIGNED] = assigned - known
+        if tombstones:
+            fields[Key.TOMBSTONES] = tombstone_rows(tombstones)
+        numbers = (context.epoch, lane, marks, context.resolution_us, assigned)
+        check = header_check(self._gateway, numbers, ranges, tombstones)
+        fields[Key.CHECK] = check if columns is None else check_columns(columns, check)
+        self._fresh = False
+        _advance(context, lane, ranges, columns, assigned, mode)
+        return seal_envelope(fields)
+
+    def _open_fields(self, context: _Context) -> dict[int, Any]:
+        fields: dict[int, Any] = {}
+        if self._fresh:
+            fields[Key.VERSION] = VERSION
+            fields[Key.EPOCH] = context.epoch
+            if context.resolution_us != DEFAULT_RESOLUTION_US:
+                fields[Key.RESOLUTION] = context.resolution_us
+        return fields
+
+    @staticmethod
+    def _put_seqs(fields: dict[int, Any], ranges: Sequence[Range], cursor: int) -> None:
+        if ranges[0][0] <= cursor:
+            raise ValueError(f"seq {ranges[0][0]} was sent in this context before")
+        runs = runs_of(ranges, cursor)
+        if runs != [0]:
+            fields[Key.SEQS] = runs
+
+    def _encode_body(self, columns: Columns, mode: int, reference: int) -> tuple[int, bytes]:
+        encoder = self._bodies.get(mode)
+        if encoder is not None:
+            body = encoder.encode(columns, reference)
+            if body is not None:
+                return mode, body
+        content = pack(columns, reference)
+        if mode == Mode.STORED:
+            return Mode.STORED, content
+        body = self._zstd.compress(content)
+        if len(body) >= len(content):
+            return Mode.STORED, content
+        return Mode.COLUMNAR, body
+
+
+class Decoder:
+    """Decodes the batches of one connection, in the order they arrive.
+
+    After a `BatchError`, and after `drop_context`, every batch is refused until one starts a new
+    context. That keeps a gateway's order: nothing sent behind a refused batch is taken.
+
+    Args:
+        gateway: The gateway's id from the topic; None to take it from each batch (entries).
+        limits: What is accepted.
+        bodies: Decoders of further modes, by mode; this decoder resets them.
+    """
+
+    __slots__ = ("_bodies", "_context", "_gateway", "_limits", "_zstd")
+
+    def __init__(
+        self,
+        gateway: str | None,
+        *,
+        limits: Limits | None = None,
+        bodies: Mapping[int, BodyDecoder] | None = None,
+    ) -> None:
+        self._gateway = gateway
+        self._limits = limits or Limits()
+        self._bodies = dict(bodies or {})
+        self._zstd = zstandard.ZstdDecompressor(format=_ZSTD_FORMAT)
+        self._context: _Context | None = None
+
+    def drop_context(self) -> None:
+        """Forget the context: call it whenever a batch is refused for whatever reason."""
+        self._context = None
+        for body in self._bodies.values():
+            body.reset()
+
+    def decode(self, payload: bytes) -> Batch:
+        """Return what a batch says.
+
+        Raises:
+            BatchError: the batch must be refused; the context is gone.
+        """
+        try:
+            return self._decode(payload)
+        except BatchError:
+            self.drop_context()
+            raise
+        except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
+            self.drop_context()
+            raise BatchError("malformed", f"{type(error).__name__} in decoding") from error
+
+    def _decode(self, payload: bytes) -> Batch:
+        limits = self._limits
+        fields = open_envelope(payload, limits.batch_bytes)
+        context = self._take_context(fields)
+        gateway = self._take_gateway(fields)
+        lane = read_uint(fields, Key.LANE, LinkLane.LIVE, len(LinkLane) - 1)
+        marks = read_uint(fields, Key.MARKS, 0, int(Mark.HISTORICAL))
+        count = read_uint(fields, Key.COUNT, 0, limits.readings)
+        mode = read_uint(fields, Key.MODE, context.mode, 0xFF)
+        tombstones = read_tombstones(fields, limits.tombstones)
+        ranges: tuple[Range, ...] = ()
+        columns = None
+        check = read_uint(fields, Key.CHECK, None, 0xFFFFFFFF)
+        if count:
+            ranges = unfold_runs(fields.get(Key.SEQS, [0]), count, context.lane_seqs[lane])
+            columns = self._decode_body(fields.get(Key.BODY), mode, count, context.last_time)
+        elif fields.keys() & {Key.BODY, Key.SEQS, Key.MODE}:
+            raise BatchError("malformed", "a body or seqs without a count")
+        known = max(context.assigned, ranges[-1][1] if ranges else 0)
+        assigned = known + read_uint(fields, Key.ASSIGNED, 0, SEQ_MAX - known)
+        numbers = (context.epoch, lane, marks, context.resolution_us, assigned)
+        found = header_check(gateway, numbers, ranges, tombstones)
+        if columns is not None:
+            found = check_columns(columns, found)
+        if found != check:
+            raise BatchError("check", "the content is not what was sent")
+        readings = _readings(columns, ranges, context.resolution_us)
+        _advance(context, lane, ranges, columns, assigned, mode)
+        return Batch(
+            gateway, context.epoch, lane, bool(marks), readings, ranges, tombstones, assigned, mode
+        )
+
+    def _take_context(self, fields: dict[int, Any]) -> _Context:
+        if Key.VERSION not in fields:
+            if self._context is None:
+                raise BatchError("context", "the batch continues a context that is not here")
+            if Key.EPOCH in fields or Key.RESOLUTION in fields:
+                raise BatchError("malformed", "epoch or resolution without a new context")
+            return self._context
+        version = read_uint(fields, Key.VERSION, None, _EPOCH_MAX)
+        if version != VERSION:
+            raise BatchError("version", f"version {version}, this end reads version {VERSION}")
+        epoch = read_uint(fields, Key.EPOCH, None, _EPOCH_MAX)
+        resolution_us = read_uint(fields, Key.RESOLUTION, DEFAULT_RESOLUTION_US, _RESOLUTION_US_MAX)
+        if not resolution_us:
+            raise BatchError("bounds", "resolution 0")
+        self.drop_context()
+        self._context = _Context(epoch, resolution_us)
+        return self._context
+
+    def _take_gateway(self, fields: dict[int, Any]) -> str:
+        named = fields.get(Key.GATEWAY, self._gateway)
+        if not isinstance(named, str) or not 0 < len(named) <= 0xFFFF:
+            raise BatchError("malformed", "the gateway is not named")
+        if self._gateway not in (None, named):
+            raise BatchError("malformed", "the batch names another gateway than its topic")
+        return named
+
+    def _decode_body(self, body: Any, mode: int, count: int, reference: int) -> Columns:
+        if not isinstance(body, bytes):
+            raise BatchError("malformed", "the body is missing or no byte string")
+        if mode == Mode.COLUMNAR:
+            body = self._decompress(body)
+        elif mode != Mode.STORED:
+            decoder = self._bodies.get(mode)
+            if decoder is None:
+                raise BatchError("mode", f"mode {mode} is not known here")
+            columns = decoder.decode(body, count, reference, self._limits)
+            if len(columns) != count:
+                raise BatchError("bounds", f"{len(columns)} readings where {count} belong")
+            return columns
+        return unpack(body, count, reference, self._limits)
+
+    def _decompress(self, body: bytes) -> bytes:
+        """Return the content of a zstd frame whose stated size was within limits beforehand."""
+        try:
+            frame = zstandard.get_frame_parameters(body, format=_ZSTD_FORMAT)
+            size, most = frame.content_size, self._limits.content_bytes
+            if size > most or frame.window_size > most:
+                # an unknown size is the greatest number, so it is refused here as well
+                raise BatchError("bounds", f"the body unpacks to more than {most} bytes")
+            content = self._zstd.decompress(body, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise BatchError("compression", str(error)) from error
+        if len(content) != size:
+            raise BatchError("compression", "the body is not of the size it states")
+        return content
+
+
+class EntryEncoder:
+    """Encodes entries of the cloud's stream: batches that can each be read alone.
+
+    Args:
+        level: zstd level; entries are small and short-lived, so 1 by default.
+    """
+
+    __slots__ = ("_zstd",)
+
+    def __init__(self, *, level: int = 1) -> None:
+        self._zstd = _compressor(level)
+
+    def encode(
+        self,
+        gateway: str,
+        epoch: int,
+        readings: Readings,
+        *,
+        lane: int = LinkLane.LIVE,
+        historical: bool = False,
+        resolution_us: int = 1,
+    ) -> bytes:
+        """Return one entry of one or more readings.
+
+        Args:
+            gateway: The gateway's id.
+            epoch: The journal's epoch.
+            readings: In rising seq order, gaps allowed.
+            lane: The lane they came by.
+            historical: They waited through an outage.
+            resolution_us: Times are cut down to multiples of it; the link has done so before.
+
+        Raises:
+            ValueError: no readings, or a time the format cannot carry.
+        """
+        ranges = ranges_of(readings.seqs)
+        if not ranges:
+            raise ValueError("an entry holds at least one reading")
+        columns = _columns(readings, resolution_us)
+        content = pack(columns, 0)
+        body = self._zstd.compress(content)
+        marks = int(Mark.HISTORICAL) if historical else 0
+        check = header_check(
+            gateway, (epoch, lane, marks, resolution_us, ranges[-1][1]), ranges, ()
+        )
+        fields: dict[int, Any] = {
+            Key.VERSION: VERSION,
+            Key.EPOCH: epoch,
+            Key.GATEWAY: gateway,
+            Key.SEQS: runs_of(ranges, 0),
+            Key.COUNT: len(readings),
+            Key.CHECK: check_columns(columns, check),
+            Key.BODY: body,
+        }
+        if len(body) >= len(content):
+            fields |= {Key.MODE: Mode.STORED, Key.BODY: content}
+        if lane != LinkLane.LIVE:
+            fields[Key.LANE] = lane
+        if resolution_us != DEFAULT_RESOLUTION_US:
+            fields[Key.RESOLUTION] = resolution_us
+        if marks:
+            fields[Key.MARKS] = marks
+        return seal_envelope(fields)
+
+
+def encode_entry(gateway: str, epoch: int, readings: Readings, **options: Any) -> bytes:
+    """Return one entry; `EntryEncoder` does the same many times over at less cost."""
+    return EntryEncoder().encode(gateway, epoch, readings, **options)
+
+
+def decode_entry(data: bytes, *, limits: Limits | None = None) -> Batch:
+    """Return what an entry holds; `Decoder(None)` reads many at less cost.
+
+    Raises:
+        BatchError: the entry is damaged or foreign.
+    """
+    return Decoder(None, limits=limits).decode(data)
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    """Return a compressor of frames without magic number, check or dictionary id."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level,
+        format=_ZSTD_FORMAT,
+        write_content_size=True,
+        write_checksum=False,
+        write_dict_id=False,
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters)
+
+
+def _columns(readings: Readings, resolution_us: int) -> Columns:
+    times = readings.times_us
+    if resolution_us != 1:
+        times = [time_us // resolution_us for time_us in times]
+    return Columns(
+        readings.sources,
+        readings.source_index,
+        times,
+        readings.flags,
+        readings.payloads,
+        readings.properties,
+    )
+
+
+def _readings(columns: Columns | None, ranges: Sequence[Range], resolution_us: int) -> Readings:
+    if columns is None:
+        return Readings(range(0), [], [], [], [], [], [])
+    times = columns.times
+    if resolution_us != 1:
+        times = [time * resolution_us for time in times]
+    if max(times) >= _TIME_US_MAX or min(times) <= -_TIME_US_MAX:
+        raise BatchError("bounds", "a time outside 62 bits")
+    if len(ranges) == 1:
+        seqs: Sequence[int] = range(ranges[0][0], ranges[0][1] + 1)
+    else:
+        seqs = list(chain.from_iterable(range(first, last + 1) for first, last in ranges))
+    return Readings(
+        seqs,
+        list(columns.sources),
+        list(columns.source_index),
+        list(times),
+        list(columns.flags),
+        list(columns.payloads),
+        list(columns.properties),
+    )
+
+
+def _advance(
+    context: _Context,
+    lane: int,
+    ranges: Sequence[Range],
+    columns: Columns | None,
+    assigned: int,
+    mode: int,
+) -> None:
+    """Move a context past a batch; both ends do exactly this."""
+    context.assigned = assigned
+    if columns is not None:
+        context.lane_seqs[lane] = ranges[-1][1]
+        context.last_time = columns.times[-1]
+        context.mode = mode

@@ -1,0 +1,338 @@
+"""Readings as packed columns: the body of modes 0 and 2 (docs/link-format.md section 4).
+
+Everything is stateless but the reference time, which the envelope's context hands in. All work on
+a reading is done by C loops (array, bytes.join, struct), no object is made per reading but the
+payload itself. Decoding checks every count, index and length before it allocates by it.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate, compress, pairwise
+from operator import sub
+from zlib import crc32
+
+from bridge.errors import BatchError
+from bridge.readings import FLAG_PROPERTIES, FLAG_QOS_MASK, FLAG_RETAIN, Source
+
+__all__ = ["Columns", "Limits", "check_columns", "pack", "unpack"]
+
+_TIME_UNITS_MAX = 1 << 62  # so that any difference of two times fits 64 bits
+_FLAGS_KNOWN = FLAG_QOS_MASK | FLAG_RETAIN | FLAG_PROPERTIES
+_SIGNED = 0x10
+_TYPECODES = {1: "B", 2: "H", 4: "I", 8: "Q", 0x11: "b", 0x12: "h", 0x14: "i", 0x18: "q"}
+_BIG_ENDIAN = sys.byteorder == "big"
+
+
+@dataclass(slots=True, frozen=True)
+class Limits:
+    """What a decoder accepts; each is checked before memory is taken for it."""
+
+    batch_bytes: int = 16 << 20  # the whole envelope
+    content_bytes: int = 32 << 20  # the body unpacked
+    readings: int = 131_072
+    sources: int = 65_536
+    tombstones: int = 4_096
+
+
+@dataclass(slots=True)
+class Columns:
+    """The readings of one batch without their seqs, in seq order; times in the link's units."""
+
+    sources: Sequence[Source]
+    source_index: Sequence[int]
+    times: Sequence[int]  # units of `resolution_us` since 1970 UTC
+    flags: Sequence[int]
+    payloads: Sequence[bytes]
+    properties: Sequence[bytes] = field(default_factory=tuple)
+
+    def __len__(self) -> int:
+        return len(self.source_index)
+
+
+# ---- the check -----------------------------------------------------------------------------------
+
+
+def check_columns(columns: Columns, seed: int) -> int:
+    """Return the CRC-32 over all columns, continuing from `seed` (docs/link-format.md 3.3)."""
+    table = [f"{topic}\0{device}\0".encode() for topic, device in columns.sources]
+    check = crc32(_little(array("q", columns.times)), seed)
+    check = crc32(bytes(columns.flags), check)
+    check = crc32(_little(array("I", map(len, columns.payloads))), check)
+    check = crc32(b"".join(map(table.__getitem__, columns.source_index)), check)
+    present = [block for block in columns.properties if block]
+    if present:
+        check = crc32(_little(array("I", map(len, present))), check)
+        check = crc32(b"".join(present), check)
+    return crc32(b"".join(columns.payloads), check)
+
+
+# ---- packing -------------------------------------------------------------------------------------
+
+
+def pack(columns: Columns, reference: int) -> bytes:
+    """Return the content of a body; `reference` is the context's last time, 0 at its start.
+
+    Raises:
+        ValueError: a time outside +-2^62 units.
+    """
+    times = columns.times
+    if min(times) <= -_TIME_UNITS_MAX or max(times) >= _TIME_UNITS_MAX:
+        raise ValueError("a reading's time is outside what the link carries")
+    payloads = columns.payloads
+    parts: list[bytes] = []
+    sources, index = _used_sources(columns.sources, columns.source_index)
+    _pack_sources(sources, parts)
+    parts.append(_pack_column(index))
+    parts.append(_varint(_zigzag(times[0] - reference)))
+    parts.append(_pack_column(list(map(sub, times[1:], times)), signed=True))
+    parts.append(_pack_column(columns.flags))
+    _pack_properties(columns, parts)
+    parts.append(_pack_column(list(map(len, payloads))))
+    parts += payloads
+    return b"".join(parts)
+
+
+def _used_sources(
+    sources: Sequence[Source], index: Sequence[int]
+) -> tuple[Sequence[Source], Sequence[int]]:
+    """Return the table without the sources no reading has, and the index into it."""
+    used = set(index)
+    if len(used) == len(sources):
+        return sources, index
+    rows = sorted(used)
+    place = dict(zip(rows, range(len(rows)), strict=True))
+    return [sources[row] for row in rows], list(map(place.__getitem__, index))
+
+
+@lru_cache(maxsize=65536)
+def _device_level(topic: str, device: str) -> int:
+    """Return 1 + the topic level that is the device id, 0 when none is or it lies past 255."""
+    levels = topic.split("/", 255)[:255]
+    return levels.index(device) + 1 if device in levels else 0
+
+
+def _pack_sources(sources: Sequence[Source], parts: list[bytes]) -> None:
+    levels = [_device_level(*source) for source in sources]
+    topics = "\0".join([topic for topic, _ in sources]).encode()
+    named = [device for (_, device), level in zip(sources, levels, strict=True) if not level]
+    devices = "\0".join(named).encode()
+    parts += (_varint(len(sources)), _pack_column(levels), _varint(len(topics)), topics)
+    if named:
+        parts += (_varint(len(devices)), devices)
+
+
+def _pack_properties(columns: Columns, parts: list[bytes]) -> None:
+    blocks = [block for block in columns.properties if block]
+    if not blocks:
+        return
+    table = {block: place for place, block in enumerate(dict.fromkeys(blocks))}
+    parts.append(_varint(len(table)))
+    parts.append(_pack_column(list(map(len, table))))
+    parts += table
+    parts.append(_pack_column(list(map(table.__getitem__, blocks))))
+
+
+def _pack_column(values: Sequence[int], *, signed: bool = False) -> bytes:
+    """Return a column of integers: nothing for none, one value for a constant, else planes."""
+    if not values:
+        return b""
+    low, high = min(values), max(values)
+    if low == high:
+        return b"\0" + _varint(_zigzag(low) if signed else low)
+    bits = max(high, ~low).bit_length() + 1 if signed else high.bit_length()
+    width = 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
+    kind = width | (_SIGNED if signed else 0)
+    raw = _little(array(_TYPECODES[kind], values))
+    if width == 1:
+        return bytes((kind,)) + raw
+    return b"".join((bytes((kind,)), *(raw[plane::width] for plane in range(width))))
+
+
+def _little(column: array[int]) -> bytes:
+    if _BIG_ENDIAN:
+        column.byteswap()
+    return column.tobytes()
+
+
+def _zigzag(value: int) -> int:
+    return value << 1 if value >= 0 else (~value << 1) | 1
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+# ---- unpacking -----------------------------------------------------------------------------------
+
+
+def unpack(content: bytes, count: int, reference: int, limits: Limits) -> Columns:
+    """Return the columns of a body's content.
+
+    Args:
+        content: The unpacked body, at most `limits.content_bytes`.
+        count: How many readings the envelope says there are, 1 or more, within limits.
+        reference: The context's last time, 0 at its start.
+        limits: What is accepted.
+
+    Raises:
+        BatchError: "bounds" when a count, index or length does not add up; "malformed" when a
+            topic, device or flag is not allowed.
+    """
+    cursor = _Cursor(content)
+    sources = _unpack_sources(cursor, count, limits)
+    index = cursor.column(count)
+    if max(index) >= len(sources):
+        raise BatchError("bounds", "a source index past the source table")
+    first = _unzigzag(cursor.varint()) + reference
+    times = list(accumulate(cursor.column(count - 1, signed=True), initial=first))
+    if min(times) <= -_TIME_UNITS_MAX or max(times) >= _TIME_UNITS_MAX:
+        raise BatchError("bounds", "a time outside 62 bits")
+    flags = cursor.column(count)
+    if max(flags) > 0xFF or any(flag & ~_FLAGS_KNOWN or flag & 3 == 3 for flag in set(flags)):
+        raise BatchError("malformed", "a flag that version 1 does not have")
+    properties = _unpack_properties(cursor, flags)
+    payloads = cursor.slices(cursor.column(count))
+    if cursor.at != len(content):
+        raise BatchError("bounds", "lengths that do not add up to the content")
+    return Columns(sources, index, times, flags, payloads, properties)
+
+
+def _unpack_sources(cursor: _Cursor, count: int, limits: Limits) -> list[Source]:
+    n = cursor.varint()
+    if not 0 < n <= min(count, limits.sources):
+        raise BatchError("bounds", f"{n} sources for {count} readings")
+    levels = cursor.column(n)
+    topics = cursor.texts(n)
+    named = levels.count(0)
+    devices = iter(cursor.texts(named) if named else ())
+    sources: list[Source] = []
+    for topic, level in zip(topics, levels, strict=True):
+        if "+" in topic or "#" in topic:
+            raise BatchError("malformed", "a topic name with a wildcard")
+        if not level:
+            sources.append((topic, next(devices)))
+            continue
+        parts = topic.split("/", 255)
+        if level > 255 or level > len(parts):
+            raise BatchError("bounds", "a device level past the topic's last")
+        sources.append((topic, parts[level - 1]))
+    return sources
+
+
+def _unpack_properties(cursor: _Cursor, flags: Sequence[int]) -> list[bytes]:
+    flagged = [flag & FLAG_PROPERTIES for flag in flags]
+    n_flagged = len(flagged) - flagged.count(0)
+    if not n_flagged:
+        return [b""] * len(flags)
+    n = cursor.varint()
+    if not 0 < n <= n_flagged:
+        raise BatchError("bounds", f"{n} property blocks for {n_flagged} readings")
+    table = cursor.slices(cursor.column(n))
+    if b"" in table:
+        raise BatchError("malformed", "an empty property block")
+    index = cursor.column(n_flagged)
+    if max(index) >= n:
+        raise BatchError("bounds", "a property index past its table")
+    properties = [b""] * len(flags)
+    for row, place in zip(compress(range(len(flags)), flagged), index, strict=True):
+        properties[row] = table[place]
+    return properties
+
+
+class _Cursor:
+    """Reads a content from its start to its end, never past it."""
+
+    __slots__ = ("at", "data")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def varint(self) -> int:
+        """Return an unsigned LEB128 number of at most 64 bits."""
+        data, at = self.data, self.at
+        value = shift = 0
+        while True:
+            if at >= len(data) or shift > 63:
+                raise BatchError("bounds", "a number cut short or past 64 bits")
+            byte = data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+            shift += 7
+        self.at = at
+        return value
+
+    def take(self, length: int) -> bytes:
+        end = self.at + length
+        if end > len(self.data):
+            raise BatchError("bounds", "a length past the end of the content")
+        piece = self.data[self.at : end]
+        self.at = end
+        return piece
+
+    def column(self, n: int, *, signed: bool = False) -> list[int]:
+        """Return a column of `n` integers; the caller has bounded `n`."""
+        if not n:
+            return []
+        (kind,) = self.take(1)
+        if kind == 0:
+            value = self.varint()
+            return [_unzigzag(value) if signed else value] * n
+        typecode = _TYPECODES.get(kind)
+        if typecode is None or bool(kind & _SIGNED) is not signed:
+            raise BatchError("malformed", f"column kind 0x{kind:02x} is not allowed here")
+        width = kind & 0x0F
+        raw = self.take(width * n)
+        if width > 1:
+            woven = bytearray(width * n)
+            for plane in range(width):
+                woven[plane::width] = raw[plane * n : (plane + 1) * n]
+            raw = bytes(woven)
+        values = array(typecode)
+        values.frombytes(raw)
+        if _BIG_ENDIAN:
+            values.byteswap()
+        return values.tolist()
+
+    def texts(self, n: int) -> list[str]:
+        """Return `n` texts, each 1 to 65,535 bytes, that lie in one piece joined by NUL."""
+        try:
+            texts = self.take(self.varint()).decode().split("\0")
+        except UnicodeDecodeError:
+            raise BatchError("malformed", "a topic or device that is not UTF-8") from None
+        if len(texts) != n:
+            raise BatchError("bounds", f"{len(texts)} texts where {n} belong")
+        if not all(texts) or (max(map(len, texts)) > 16383 and _too_long(texts)):
+            raise BatchError("malformed", "a topic or device that is empty or too long")
+        return texts
+
+    def slices(self, lengths: Sequence[int]) -> list[bytes]:
+        """Return consecutive pieces of the given lengths."""
+        data = self.data
+        ends = list(accumulate(lengths, initial=self.at))
+        if ends[-1] > len(data):
+            raise BatchError("bounds", "lengths past the end of the content")
+        self.at = ends[-1]
+        return [data[start:end] for start, end in pairwise(ends)]
+
+
+def _too_long(texts: Sequence[str]) -> bool:
+    return any(len(text.encode()) > 0xFFFF for text in texts)
+
+
+def _unzigzag(value: int) -> int:
+    return value >> 1 if not value & 1 else ~(value >> 1)
