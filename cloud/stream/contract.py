@@ -3,6 +3,10 @@
 A stream holds entries in 64 partitions. An entry is the readings of one uplink batch that fall in
 one partition, encoded so that it can be read alone. Within a partition entries have rising
 positions; a device's readings all lie in one partition, in the order they were appended.
+
+Beside the entries a stream keeps the ledger of what it took (ranges of seq, tombstones, what the
+edges say they assigned), cursors of sinks that have no store of their own, and dead letters. All
+of that outlives the entries themselves (DESIGN sections 3 and 6).
 """
 
 from __future__ import annotations
@@ -12,13 +16,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["PARTITIONS", "Entry", "GivenUp", "Part", "Stream", "StreamError", "StreamStats"]
+from bridge.intervals import Range
+from bridge.partition import PARTITIONS
 
-PARTITIONS = 64
+__all__ = [
+    "PARTITIONS",
+    "Backlog",
+    "DeadLetter",
+    "DeadLetters",
+    "Entry",
+    "GivenUp",
+    "Part",
+    "Source",
+    "SourceLedger",
+    "Stream",
+    "StreamError",
+    "StreamFull",
+    "StreamLedger",
+    "StreamLog",
+    "StreamStats",
+]
+
+Source = tuple[str, int]  # (gateway, epoch): whose seqs they are
 
 
 class StreamError(Exception):
     """An append or read that did not happen; `str()` is one line for an operator."""
+
+
+class StreamFull(StreamError):  # noqa: N818 - a state of the stream, like queue.Full
+    """An append that a limit of the stream forbids: certainly not stored; try again later."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -27,10 +54,10 @@ class Part:
 
     partition: int
     gateway: str
-    epoch: int
-    seq_ranges: tuple[tuple[int, int], ...]  # inclusive (first, last), rising, not touching
-    count: int
-    body: bytes  # a batch of bridge's mode 0, self-contained
+    epoch: int  # unsigned, 64 bits
+    seq_ranges: tuple[Range, ...]  # inclusive (first, last), rising, not touching; never empty
+    count: int  # readings; the sum of the ranges' lengths
+    body: bytes  # a batch of bridge's mode 0 or 2, self-contained
 
 
 @dataclass(slots=True, frozen=True)
@@ -38,11 +65,12 @@ class Entry:
     """One stored part at its position."""
 
     partition: int
-    position: int  # rises within the partition; 0 is before the first
+    position: int  # rises within the partition, not necessarily by one; 0 is before the first
     gateway: str
     epoch: int
+    seq_ranges: tuple[Range, ...]
     count: int
-    appended_us: int
+    appended_us: int  # wall clock of the cloud when it was taken
     body: bytes
 
 
@@ -61,38 +89,83 @@ class GivenUp:
 
 
 @dataclass(slots=True, frozen=True)
+class SourceLedger:
+    """What the stream knows of one gateway's epoch."""
+
+    gateway: str
+    epoch: int
+    assigned: int  # highest seq the edge said it has assigned; 0 when it never said
+    held: tuple[Range, ...]  # every seq the stream ever took, trimmed or not
+    given_up: tuple[GivenUp, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class Backlog:
+    """What lies in one partition past a position."""
+
+    entries: int
+    readings: int
+    oldest_us: int  # when the oldest of them was appended; 0 when there are none
+
+
+@dataclass(slots=True, frozen=True)
+class DeadLetter:
+    """An entry a sink could not take, kept whole with its cause."""
+
+    sink: str
+    entry: Entry
+    cause: str
+    tries: int
+    time_us: int
+
+
+@dataclass(slots=True, frozen=True)
 class StreamStats:
-    """Sizes of a stream now."""
+    """Sizes of a stream now; trimmed entries do not count."""
 
     readings: int
     entries: int
-    bytes: int
-    last_positions: Mapping[int, int]  # by partition; absent = empty
+    bytes: int  # of the bodies
+    last_positions: Mapping[int, int]  # by partition, trimmed or not; absent = never written
 
 
-class Stream(Protocol):
-    """A durable, partitioned log with cursors and the ledger of what it holds."""
+class StreamLog(Protocol):
+    """A durable, partitioned log with cursors."""
+
+    @property
+    def epoch(self) -> int:
+        """The random 64-bit id made with the stream: another one means another log.
+
+        A sink that keeps its cursor elsewhere keeps this beside it: positions of one stream say
+        nothing about another.
+        """
+        ...
 
     async def append(
         self,
         parts: Sequence[Part],
         given_up: Sequence[GivenUp] = (),
-        assigned: Mapping[tuple[str, int], int] | None = None,
+        assigned: Mapping[Source, int] | None = None,
     ) -> None:
         """Append all of it or nothing; durable when this returns.
 
+        Calls may overlap. Those that name the same gateway are stored in the order of the calls,
+        and when one fails, later ones of that gateway which are still under way fail too: a
+        gap in a device's order is never filled by what came after it. A part whose every seq the
+        stream holds already is taken as done and not stored again, so an append of unknown
+        outcome (an error, a cancellation) may be repeated with the same parts. With nothing to
+        add it is a probe: it returns once the stream has proved that it can store.
+
         Args:
-            parts: At most one a partition and gateway.
-            given_up: Tombstones to record in the ledger.
-            assigned: Highest seq each (gateway, epoch) says it has assigned.
+            parts: At most one a partition, gateway and epoch.
+            given_up: Tombstones to record in the ledger; repeating one changes nothing.
+            assigned: Highest seq each (gateway, epoch) says it has assigned; never goes back.
 
         Raises:
-            StreamError: nothing may be assumed stored; append again with the same parts.
+            StreamFull: a limit was reached; nothing was stored.
+            StreamError: nothing may be assumed stored or not stored.
+            ValueError: a part that breaks its invariants; nothing was stored.
         """
-        ...
-
-    async def held(self, gateway: str, epoch: int) -> Sequence[tuple[int, int]]:
-        """Return the seq ranges (inclusive) the stream has taken, for dedup and ledger."""
         ...
 
     async def read(
@@ -113,8 +186,12 @@ class Stream(Protocol):
         """Make cursors durable; they never move back."""
         ...
 
-    async def trim(self, partition: int, up_to: int) -> None:
-        """Forget entries up to a position; the ledger keeps their ranges."""
+    async def trim(self, up_to: Mapping[int, int], before_us: int | None = None) -> None:
+        """Forget entries up to and including a position in each partition of `up_to`.
+
+        With `before_us`, only those appended before that time. An engine may keep some longer.
+        The ledger keeps their ranges.
+        """
         ...
 
     async def stats(self) -> StreamStats:
@@ -122,9 +199,57 @@ class Stream(Protocol):
         ...
 
     async def snapshot(self, path: Path) -> None:
-        """Write a consistent copy of everything to a new file."""
+        """Write a consistent copy of everything to a new file, durable on return.
+
+        Raises:
+            StreamError: the file exists or cannot be written.
+        """
         ...
 
     async def close(self) -> None:
-        """Finish what is under way and release the files."""
+        """Finish what is under way and release the files; harmless when closed already."""
         ...
+
+
+class StreamLedger(Protocol):
+    """What the stream took, by source, for dedup, lag and audit."""
+
+    async def held(self, gateway: str, epoch: int) -> Sequence[Range]:
+        """Return the seq ranges (inclusive) the stream has taken, for dedup."""
+        ...
+
+    async def ledger(self) -> list[SourceLedger]:
+        """Return every (gateway, epoch) the stream has heard of, sorted."""
+        ...
+
+    async def ranges_after(self, positions: Mapping[int, int]) -> dict[Source, list[Range]]:
+        """Return the seqs of entries past `positions`: what still waits for a sink that is there.
+
+        A partition that `positions` lacks counts from its beginning. Ranges rise and do not
+        touch.
+        """
+        ...
+
+    async def backlog(self, positions: Mapping[int, int]) -> dict[int, Backlog]:
+        """Return, by partition of `positions`, how much lies past the position."""
+        ...
+
+
+class DeadLetters(Protocol):
+    """Entries that a sink could not take, until someone looks."""
+
+    async def set_aside(self, sink: str, entry: Entry, cause: str, tries: int) -> None:
+        """Keep `entry` as a dead letter of `sink`; durable on return; repeating it is harmless."""
+        ...
+
+    async def dead_letters(self, sink: str | None = None) -> list[DeadLetter]:
+        """Return the dead letters, of one sink or of all, oldest first."""
+        ...
+
+    async def forget_dead_letter(self, sink: str, partition: int, position: int) -> None:
+        """Drop a dead letter that has been dealt with."""
+        ...
+
+
+class Stream(StreamLog, StreamLedger, DeadLetters, Protocol):
+    """All of it: what an engine is."""

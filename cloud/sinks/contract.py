@@ -1,0 +1,80 @@
+"""What a sink is to the runner: it takes decoded entries and knows how far it got.
+
+A sink has a cursor per partition. One that has a store of its own commits rows and cursors in one
+transaction there and answers `cursors()`; any other returns None and the runner keeps the cursors
+in the stream, after `write` returned: entries written but not yet committed come again after a
+crash, so such a sink is at least once. DESIGN section 3, cloud.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bridge.readings import Readings
+from cloud.stream.contract import Entry
+
+__all__ = ["DecodedEntry", "Sink", "SinkUnavailable"]
+
+
+class SinkUnavailable(Exception):  # noqa: N818 - a state of the sink, not a fault of an entry
+    """The sink cannot take anything now: no entry is to blame, all of them wait."""
+
+
+@dataclass(slots=True, frozen=True)
+class DecodedEntry:
+    """One entry with its readings; shared by all sinks, so none may change it."""
+
+    entry: Entry
+    readings: Readings
+
+
+class Sink(Protocol):
+    """One consumer of the stream, driven by `SinkRunner`."""
+
+    @property
+    def name(self) -> str:
+        """A stable word: names the cursors, the metrics and the dead letters."""
+        ...
+
+    @property
+    def linger_s(self) -> float:
+        """How long the runner may wait for more before a write; 0 when latency counts."""
+        ...
+
+    async def open(self, stream_epoch: int) -> None:
+        """Make ready to write; called once before anything else.
+
+        Args:
+            stream_epoch: Which stream the positions will be of.
+        """
+        ...
+
+    async def cursors(self) -> Mapping[int, int] | None:
+        """Return the position reached by partition, or None when the stream is to keep them."""
+        ...
+
+    async def write(self, entries: Sequence[DecodedEntry], cursors: Mapping[int, int]) -> None:
+        """Take `entries`, all or none of them; then `cursors` is where the sink stands.
+
+        Args:
+            entries: In stream order within each partition; never empty.
+            cursors: The new position of each partition that `entries` touches.
+
+        Raises:
+            SinkUnavailable: try everything again later.
+            Exception: some entry cannot be taken; the runner finds out which.
+        """
+        ...
+
+    async def pass_over(self, cursors: Mapping[int, int]) -> None:
+        """Move the cursors without data: the entries between were set aside as dead letters.
+
+        Only called on a sink that keeps its own cursors.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Save what is to be saved and release everything."""
+        ...
