@@ -1,0 +1,60 @@
+"""The command line itself: help, usage errors, exit codes, and what a command may import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tidegate.main import COMMANDS, main
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_teaches_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: tidegate {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["check"], ["check", "--nonsense"]])
+def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+
+
+def test_check_names_the_key_and_the_nearest_valid_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "edge.toml"
+    path.write_text("[journal]\ncomit_window_ms = 20\n")
+    assert main(["check", "-c", str(path), "--as", "edge"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "journal.comit_window_ms" in error
+    assert "did you mean 'commit_window_ms'?" in error
+
+
+def test_check_accepts_a_good_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "edge.toml"
+    path.write_text("[journal]\ncommit_window_ms = 20\n")
+    assert main(["check", "-c", str(path)]) == 0
+    assert "good for 'tidegate edge'" in capsys.readouterr().out
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "-c", str(tmp_path / "none.toml")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_gateway_never_imports_the_clouds_packages() -> None:
+    code = (
+        "import sys, tidegate.commands.edge\n"
+        "heavy = {'fastapi', 'uvicorn', 'rich', 'plotext', 'cloud', 'device_sim', 'pydantic'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

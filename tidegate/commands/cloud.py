@@ -1,0 +1,40 @@
+"""Run a cloud node: takes gateways' batches, stores readings, alerts, serves MQTT subscribers.
+
+    tidegate cloud --data /var/lib/tidegate
+    tidegate cloud -c cloud.toml
+
+Gateways and subscribers connect to port 2883 by MQTT; the API and the console are on port 8080.
+A gateway's PUBACK means its batch is in the stream on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from cloud.config import CloudConfig
+from cloud.service import CloudService
+from runtime.clock import SystemClock
+from runtime.logs import configure_logs
+from runtime.service import run as run_loop
+from runtime.service import running, stop_on_signals
+from tidegate.options import add_config_arguments, config_of
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags: one for every key of CloudConfig."""
+    add_config_arguments(parser, CloudConfig)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run until SIGINT or SIGTERM."""
+    config = config_of(options, CloudConfig)
+    configure_logs(config.logs)
+    return run_loop(_main(config))
+
+
+async def _main(config: CloudConfig) -> int:
+    stop = stop_on_signals()
+    await running([CloudService(config, SystemClock())], stop.wait)
+    return 0
