@@ -28,6 +28,7 @@ class DecodedEntry:
 
     entry: Entry
     readings: Readings
+    historical: bool  # they waited at the edge through an outage
 
 
 class Sink(Protocol):
