@@ -182,6 +182,7 @@ TABLE: Final[dict[int, Property]] = {
     0x2A: _P("shared subscription available", Kind.BYTE, _ONLY_CONNACK, "MQTT-3.2.2.3.13", 0, 1),
 }
 
+_REPEATED: Final = frozenset((USER_PROPERTY, SUBSCRIPTION_IDENTIFIER))
 _MAXIMA: Final = (0xFF, 0xFFFF, 0xFFFFFFFF, VARIABLE_INTEGER_MAX)
 
 
@@ -233,7 +234,7 @@ def decode_properties(
                 "MQTT-2.2.2.2",
             )
         value, pos = _read_value(identifier, row, data, pos, after)
-        if identifier == USER_PROPERTY or identifier == SUBSCRIPTION_IDENTIFIER:
+        if identifier in _REPEATED:
             values = properties.setdefault(identifier, [])
             values.append(value)
             if len(values) > user_properties_max:
@@ -268,7 +269,7 @@ def encode_property_block(properties: Properties, packet: int) -> bytes:
         if row is None or packet not in row.packets:
             name = f"property 0x{identifier:02X}" if row is None else f"property {row.name}"
             raise LocalProtocolError(f"{name} is not allowed here", "MQTT-2.2.2.2")
-        if identifier == USER_PROPERTY or identifier == SUBSCRIPTION_IDENTIFIER:
+        if identifier in _REPEATED:
             if packet == _SUBSCRIBE and identifier != USER_PROPERTY and len(value) > 1:
                 raise LocalProtocolError(f"more than one {row.name}", row.clause)
             for item in value:
