@@ -15,6 +15,7 @@ import structlog
 from runtime import logs
 from runtime.clock import ManualClock
 from runtime.logs import LogOutput, LogsConfig, configure_logs, limited
+from runtime.metrics import Metrics
 
 
 class Written:
@@ -99,12 +100,12 @@ def test_any_value_can_be_logged() -> None:
 def test_exception_keeps_its_end() -> None:
     written = Written(format="json")
     try:
-        int("x" * 20_000 + "the cause")
+        Metrics().gauge("x" * 20_000, "not a name", lambda: 1)
     except ValueError:
         structlog.get_logger(component="a").exception("failed")
     (values,) = written.values()
     assert values["level"] == "error"
-    assert values["exception"].endswith("the cause'")
+    assert values["exception"].endswith("is not named tidegate_<part>_<what>_<unit>")
     assert len(values["exception"]) == 8_000
 
 
