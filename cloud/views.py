@@ -1,0 +1,95 @@
+"""What the API and the console show of a cloud node, as plain records.
+
+The node fills them in (`NodeView`); the API knows nothing else of it. Times are microseconds since
+1970 UTC, or None when it has not happened; an epoch is 16 hex digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+__all__ = ["GatewayView", "GivenUpView", "LedgerView", "NodeView", "PartitionView"]
+
+
+@dataclass(slots=True, frozen=True)
+class GatewayView:
+    """One gateway as the cloud sees it now."""
+
+    gateway: str
+    connected: bool
+    peer: str  # its address when connected, else ""
+    connected_us: int | None  # when the present connection began
+    last_batch_us: int | None  # when the newest batch was made durable
+    last_event_us: int | None  # newest time at the edge among its readings
+    epoch: str  # of its newest journal; "" when it never sent a batch
+    readings: int  # held by the stream, of all its epochs
+    backlog_readings: int  # assigned at the edge, neither held nor given up
+    lag_s: float | None  # from reading to durable, for the newest live batch
+
+
+@dataclass(slots=True, frozen=True)
+class GivenUpView:
+    """Readings that will never come."""
+
+    first_seq: int
+    last_seq: int
+    count: int
+    lane: str
+    reason: str
+    time_us: int
+
+
+@dataclass(slots=True, frozen=True)
+class LedgerView:
+    """The balance of one (gateway, epoch): assigned = stored + given up, or the gaps."""
+
+    gateway: str
+    epoch: str
+    assigned: int  # highest seq the edge has told of, hence how many
+    held: int  # the stream has taken
+    stored: int  # the storage sink has written
+    given_up: int
+    missing: int  # assigned, neither stored nor given up
+    balanced: bool
+    gaps: tuple[tuple[int, int], ...]  # inclusive seq ranges of `missing`, the first few
+    losses: tuple[GivenUpView, ...]  # the newest few
+
+
+@dataclass(slots=True, frozen=True)
+class PartitionView:
+    """One partition of the stream and how far each sink is."""
+
+    partition: int
+    last_position: int
+    cursors: Mapping[str, int]  # by sink
+    lag_entries: Mapping[str, int]  # by sink: entries it has not taken yet
+
+
+class NodeView(Protocol):
+    """What the API asks of its node."""
+
+    async def gateways(self) -> Sequence[GatewayView]:
+        """Return every gateway that ever connected or sent a batch, by name."""
+        ...
+
+    async def ledger(self) -> Sequence[LedgerView]:
+        """Return the balance of every (gateway, epoch), by gateway, newest epoch first."""
+        ...
+
+    async def partitions(self) -> Sequence[PartitionView]:
+        """Return the partitions that hold or held anything, by number."""
+        ...
+
+    def health(self) -> Sequence[str]:
+        """Return why the process should be restarted, one line each; empty when it is well."""
+        ...
+
+    def ready(self) -> Sequence[str]:
+        """Return why it cannot take batches now, one line each; empty when it can."""
+        ...
+
+    def status(self) -> Mapping[str, Any]:
+        """Return figures of the node as JSON values: version, readings taken and stored, bytes."""
+        ...
