@@ -111,7 +111,7 @@ class _Context:
 
     epoch: int
     resolution_us: int
-    mode: int = Mode.COLUMNAR
+    mode: int = int(Mode.COLUMNAR)
     last_time: int = 0
     assigned: int = 0
     lane_seqs: list[int] = field(default_factory=lambda: [0] * len(LinkLane))

@@ -130,7 +130,7 @@ def read_uint(fields: dict[int, Any], key: Key, default: int | None, most: int) 
         raise BatchError("malformed", f"{key.name.lower()} is missing or no number")
     if value > most:
         raise BatchError("bounds", f"{key.name.lower()} {value} is past {most}")
-    return value
+    return int(value)  # a default may be an IntEnum
 
 
 def runs_of(ranges: Sequence[Range], cursor: int) -> list[int]:

@@ -1,0 +1,47 @@
+"""Parts of readings keep every column in step."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.intervals import IntervalSet
+from bridge.partition import partition_of
+from bridge.readings import Readings
+from bridge.select import rows_of, split_by_partition, without
+from tests.kit.readings import many_readings, one_per_row, rows, same_readings
+
+
+@given(many_readings())
+def test_a_split_holds_each_reading_once_in_order_in_its_devices_partition(
+    readings: Readings,
+) -> None:
+    parts = split_by_partition(readings)
+    for partition, part in parts.items():
+        assert {partition_of(part.sources[i][1]) for i in part.source_index} == {partition}
+        assert list(part.seqs) == sorted(part.seqs)
+    assert sorted(row for part in parts.values() for row in rows(part)) == sorted(rows(readings))
+
+
+@given(many_readings(), st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50))))
+def test_without_leaves_what_is_not_held(readings: Readings, pairs: list[tuple[int, int]]) -> None:
+    held = IntervalSet((min(pair), max(pair)) for pair in pairs)
+    left = without(readings, held)
+    expected = [row for row in rows(readings) if row[0] not in held]
+    assert (rows(left) if left is not None else []) == expected
+
+
+def test_without_nothing_held_is_the_same_object() -> None:
+    readings = one_per_row(10, first_seq=100)
+    assert without(readings, IntervalSet([(1, 99), (110, 200)])) is readings
+
+
+def test_rows_of_one_and_of_many() -> None:
+    readings = one_per_row(10)
+    assert rows(rows_of(readings, [3])) == [rows(readings)[3]]
+    assert rows(rows_of(readings, [0, 3, 9])) == [rows(readings)[i] for i in (0, 3, 9)]
+
+
+def test_rows_of_readings_without_property_column() -> None:
+    readings = one_per_row(4)
+    readings.properties = []
+    same_readings(rows_of(readings, [1, 2]), rows_of(one_per_row(4), [1, 2]))
+    same_readings(rows_of(readings, [1]), rows_of(one_per_row(4), [1]))
