@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 __all__ = ["Process", "free_ports", "get_json", "wait_for", "wait_until_listening"]
 
@@ -139,7 +139,7 @@ class Process:
         """Everything it has printed so far."""
         return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
