@@ -103,6 +103,12 @@ class IntervalSet:
             index += 1
         return gaps
 
+    def touching(self, first: int, last: int) -> list[Range]:
+        """Return the ranges that `first`..`last` overlaps or continues: those `add` would join."""
+        low = bisect_left(self._lasts, first - 1)
+        high = bisect_right(self._firsts, last + 1)
+        return list(zip(self._firsts[low:high], self._lasts[low:high], strict=True))
+
     def covers(self, first: int, last: int) -> bool:
         """Return True when every integer from `first` to `last` is in the set."""
         index = bisect_left(self._lasts, first)

@@ -189,8 +189,7 @@ class StreamLog(Protocol):
     async def trim(self, up_to: Mapping[int, int], before_us: int | None = None) -> None:
         """Forget entries up to and including a position in each partition of `up_to`.
 
-        With `before_us`, only those appended before that time. An engine may keep some longer.
-        The ledger keeps their ranges.
+        With `before_us`, only those appended before that time. The ledger keeps their ranges.
         """
         ...
 

@@ -1,0 +1,167 @@
+"""Configuration of a cloud node: every key, declared once.
+
+Defaults suit one small server; nothing here needs to be set for `tidegate up`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtime.config import setting
+
+__all__ = ["IngestConfig", "LiveConfig", "SinksConfig", "StorageConfig", "StreamConfig"]
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+@dataclass(slots=True, frozen=True)
+class StreamConfig:
+    """The embedded stream: its file, its limits, what is kept for replay."""
+
+    file_bytes_max: int = setting(
+        8 * GIB,
+        unit="bytes",
+        minimum=1 * MIB,
+        help="Most bytes of the stream's file in use; beyond it batches are refused and "
+        "gateways keep their readings.",
+    )
+    disk_reserve_bytes: int = setting(
+        256 * MIB,
+        unit="bytes",
+        minimum=0,
+        help="Bytes of the file system that the stream leaves free for everything else.",
+    )
+    replay_s: float = setting(
+        3600,
+        unit="s",
+        minimum=0,
+        help="How long entries stay after all sinks have passed them, so that a sink restored "
+        "from a backup can catch up.",
+    )
+    replay_bytes: int = setting(
+        1 * GIB,
+        unit="bytes",
+        minimum=0,
+        help="Most bytes of entries that stay after all sinks have passed them.",
+    )
+    tail_bytes_max: int = setting(
+        16 * MIB,
+        unit="bytes",
+        minimum=0,
+        help="Bytes of the newest entries kept in memory, so that sinks need not read the disk.",
+    )
+
+
+@dataclass(slots=True, frozen=True)
+class IngestConfig:
+    """What the node takes from gateways and from devices connected to it."""
+
+    topics: tuple[str, ...] = setting(
+        ("devices/#",),
+        help="Topic filters of publishes by devices connected to this node that become readings; "
+        "topics under 'tidegate/' or beginning with '$' never do.",
+    )
+    devices: tuple[str, ...] = setting(
+        ("devices/{device}/#",),
+        help="Patterns that find the device id in a topic; the first match wins, else the "
+        "MQTT client id counts.",
+    )
+    waiting_bytes_max: int = setting(
+        32 * MIB,
+        unit="bytes",
+        minimum=64 * KIB,
+        help="Bytes of publishes that may wait for the stream before the broker stops reading.",
+    )
+    batch_bytes_max: int = setting(
+        16 * MIB,
+        unit="bytes",
+        minimum=4 * KIB,
+        help="Largest batch accepted from a gateway.",
+    )
+
+
+@dataclass(slots=True, frozen=True)
+class SinksConfig:
+    """How the stream's entries are handed to the sinks."""
+
+    write_bytes_max: int = setting(
+        2 * MIB,
+        unit="bytes",
+        minimum=64 * KIB,
+        help="Most bytes of entries a sink gets in one write.",
+    )
+    tries_max: int = setting(
+        5,
+        minimum=1,
+        help="How often an entry may fail before it is set aside as a dead letter.",
+    )
+    retry_s: float = setting(
+        0.2,
+        unit="s",
+        minimum=0.001,
+        help="First pause after a failure; doubles each time.",
+    )
+    retry_max_s: float = setting(
+        30,
+        unit="s",
+        minimum=0.001,
+        help="Longest pause between two tries.",
+    )
+    decoded_readings_max: int = setting(
+        50_000,
+        minimum=0,
+        help="Readings kept decoded in memory, so that several sinks share the work.",
+    )
+
+
+@dataclass(slots=True, frozen=True)
+class StorageConfig:
+    """The SQLite storage: every reading as a row."""
+
+    enabled: bool = setting(True, help="Store readings in DIR/cloud/storage.db.")
+    linger_ms: float = setting(
+        20,
+        unit="ms",
+        minimum=0,
+        maximum=10_000,
+        help="How long a write may wait for more readings.",
+    )
+    age_max_s: float = setting(
+        0,
+        unit="s",
+        minimum=0,
+        help="Rows whose readings came in longer ago than this are deleted; 0 = never.",
+    )
+    file_bytes_max: int = setting(
+        0,
+        unit="bytes",
+        minimum=0,
+        help="When the file uses more bytes than this the oldest rows are deleted; 0 = never.",
+    )
+    cache_bytes: int = setting(
+        32 * MIB,
+        unit="bytes",
+        minimum=1 * MIB,
+        help="Memory for pages of the database.",
+    )
+
+
+@dataclass(slots=True, frozen=True)
+class LiveConfig:
+    """Readings as MQTT messages for subscribers of this node."""
+
+    enabled: bool = setting(True, help="Publish readings under their own topics on this node.")
+    skip_older_s: float = setting(
+        300,
+        unit="s",
+        minimum=0,
+        help="At start, entries that came in longer ago than this are passed over.",
+    )
+    historical_s: float = setting(
+        60,
+        unit="s",
+        minimum=0,
+        help="Readings older than this carry the user property 'tidegate-historical' = 1.",
+    )
