@@ -1,0 +1,616 @@
+"""The server's end of one MQTT connection, without I/O: bytes in, events out, intents back.
+
+Theory of operation. A connection is NEW until a CONNECT has come, CONNECTING until the driver
+calls `accept` or `refuse`, CONNECTED, and CLOSED after a DISCONNECT or a fault. `_RECEIVES` says
+which packets each state takes. `receive_data` makes one pass over a whole read. In it, PUBLISH
+packets that the capture wants become `PublishRun`s that hold the bytes as received; the others
+become `Arrivals` of messages; short acknowledgements become `Acknowledged`; anything else is the
+codec's packet. The events keep the order of the wire. A fault of the peer is the last event, an
+`MqttError`; what came before it is good. MQTT 5.0 and 3.1.1, sections 3 and 4.
+
+Speed (benchmarks/fan_in.py): most publishes of a device look like its last one, so the bytes
+before the packet identifier are remembered: one `startswith` then recognises fixed header, topic
+and route at once. Nothing is made a message of before somebody asks for one.
+
+Invariants:
+- `unacknowledged` counts the publishes with QoS 1 and 2 that the client awaits an answer for, and
+  a v5 client that passes the receive maximum is cut off [MQTT-3.3.4-7];
+- `_tail` and `_parts` hold less than one packet of at most `maximum_packet_size` bytes, except
+  while a CONNECT is being answered, when one read may come on top.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mqtt.broker.seams import ClientInfo, PublishRun
+from mqtt.codec import connect_version, decode
+from mqtt.errors import MalformedPacket, MqttError, ProtocolError, UnsupportedProtocolVersion
+from mqtt.frames import encode_publish, split
+from mqtt.packets import (
+    PACKET_NAMES,
+    PUBACK,
+    PUBCOMP,
+    PUBLISH,
+    PUBREC,
+    PUBREL,
+    Auth,
+    Connack,
+    Connect,
+    Disconnect,
+    Pingreq,
+    Puback,
+    Pubcomp,
+    Pubrec,
+    Pubrel,
+    Subscribe,
+    Unsubscribe,
+)
+from mqtt.primitives import read_variable_integer
+from mqtt.properties import SERVER_KEEP_ALIVE
+from mqtt.reason_codes import ReasonCode
+from mqtt.server_events import Acknowledged, Arrivals, Event, Send, ServerLimits, Settled, State
+from mqtt.server_messages import Message, PropertyBlocks, PublishProperties
+from mqtt.server_routes import Route
+from mqtt.server_sender import ServerSender
+from mqtt.session import PENDING
+
+__all__ = ["ServerConnection"]
+
+_RECEIVES: Final[dict[State, frozenset[int]]] = {
+    State.NEW: frozenset((1,)),  # [MQTT-3.1.0-1]
+    State.CONNECTING: frozenset((15,)),
+    State.CONNECTED: frozenset((3, 4, 5, 6, 7, 8, 10, 12, 14, 15)),  # [MQTT-3.1.0-2]
+    State.CLOSED: frozenset(),
+}
+_ACKNOWLEDGEMENTS: Final = {0x40: PUBACK, 0x50: PUBREC, 0x62: PUBREL, 0x70: PUBCOMP}
+_NO_PREFIX: Final = b"\xff" * 5  # begins no packet that is taken
+_ZERO: Final = b"\0\0"
+_PINGRESP: Final = b"\xd0\0"
+
+
+class ServerConnection(ServerSender):
+    """One connection as a state machine.
+
+    Args:
+        limits: What the client may ask of the server.
+        routes: Topic bytes -> route; raises ProtocolError for an invalid topic name.
+        blocks: Property blocks seen before, shared by all connections.
+        send: Takes bytes for the client.
+        settled: Goes into each PublishRun.
+        now_s: Monotonic time; the CONNECT deadline runs from it.
+        owner: The driver's own object for this connection.
+    """
+
+    __slots__ = (
+        "_aliases_in",
+        "_block",
+        "_block_at",
+        "_id_at",
+        "_kind",
+        "_need",
+        "_parts",
+        "_prefix",
+        "_route",
+        "_settled",
+        "_size",
+        "_tail",
+        "blocks",
+        "client",
+        "inbound",
+        "keep_alive_s",
+        "last_received_s",
+        "limits",
+        "owner",
+        "routes",
+    )
+
+    def __init__(
+        self,
+        limits: ServerLimits,
+        routes: dict[bytes, Route],
+        blocks: PropertyBlocks,
+        send: Send,
+        settled: Settled,
+        now_s: float,
+        owner: object = None,
+    ) -> None:
+        super().__init__(send)
+        self.limits = limits
+        self.routes = routes
+        self.blocks = blocks
+        self.owner = owner
+        self.client: ClientInfo | None = None  # None until accepted
+        self.keep_alive_s = 0.0  # 0 = off
+        self.last_received_s = now_s
+        self.inbound: dict[int, bool] | None = None  # the session's, see `mqtt.session`
+        self._settled = settled
+        self._tail = b""  # the start of a packet whose rest has not come
+        self._need = 0  # bytes `_tail` and `_parts` must reach to be looked at again
+        self._parts: list[bytes] | None = None  # more of a large packet, not joined yet
+        self._aliases_in: dict[int, bytes] | None = None
+        # The last captured publish, to recognise the next one by:
+        self._prefix = _NO_PREFIX  # up to the packet identifier
+        self._id_at = 0  # offset of the packet identifier; 0 = QoS 0
+        self._block = b""  # v5: the property length and block, at `_block_at`
+        self._block_at = 0
+        self._size = 0
+        self._kind = 0
+        self._route: Route | None = None
+
+    # -- receiving ----------------------------------------------------------------------------
+
+    def receive_data(self, data: bytes, now_s: float) -> list[Event]:
+        """Take what the client sent; return what it means, in order."""
+        self.last_received_s = now_s
+        if self._need:
+            data = self._join(data)
+            if not data:
+                return []
+        state = self.state
+        if state is State.CONNECTED:
+            return self._pass(data, now_s)
+        if state is State.CLOSED:
+            return []
+        if state is State.CONNECTING:
+            return self._receive_connecting(data)
+        return self._receive_first(data)
+
+    def next_deadline_s(self) -> float | None:
+        """Return when `handle_timeout` must be called if nothing is received; None for never."""
+        if self.state in (State.NEW, State.CONNECTING):
+            return self.last_received_s + self.limits.connect_timeout_s
+        if self.state is State.CONNECTED and self.keep_alive_s:  # [MQTT-3.1.2-22]
+            return self.last_received_s + 1.5 * self.keep_alive_s
+        return None
+
+    def handle_timeout(self, now_s: float) -> ProtocolError | None:
+        """Return the fault when a deadline has passed, and close."""
+        deadline_s = self.next_deadline_s()
+        if deadline_s is None or now_s < deadline_s:
+            return None
+        if self.state is State.CONNECTED:
+            fault = ProtocolError(
+                ReasonCode.KEEP_ALIVE_TIMEOUT,
+                f"nothing received for 1.5 x {self.keep_alive_s:g} s",
+                "MQTT-3.1.2-22",
+            )
+        else:
+            fault = ProtocolError(ReasonCode.MAXIMUM_CONNECT_TIME, "no CONNECT in time")
+        return fault
+
+    def _join(self, data: bytes) -> bytes:
+        """Return the kept start with `data` after it; b"" while a packet is still incomplete."""
+        parts = self._parts
+        if parts is None:
+            if len(self._tail) + len(data) >= self._need:
+                data = self._tail + data
+                self._tail = b""
+                self._need = 0
+                return data
+            parts = self._parts = [self._tail]
+            self._tail = b""
+        parts.append(data)
+        have = sum(map(len, parts)) if len(parts) < 64 else len(self._gather())
+        if have < self._need:
+            return b""
+        data = self._gather()
+        self._parts = None
+        self._need = 0
+        return data
+
+    def _gather(self) -> bytes:
+        """Join the parts into one, so that their number stays small."""
+        data = b"".join(self._parts or ())
+        self._parts = [data]
+        return data
+
+    def _keep(self, data: bytes, need: int) -> None:
+        """Keep the start of a packet until `need` bytes of it are there."""
+        self._tail = data
+        self._need = max(need, len(data) + 1)
+
+    def _receive_first(self, data: bytes) -> list[Event]:
+        """NEW: wait for a whole CONNECT; what follows it waits for the driver's answer."""
+        try:
+            if data[0] >> 4 not in _RECEIVES[State.NEW]:  # [MQTT-3.1.0-1]
+                raise ProtocolError(
+                    ReasonCode.PROTOCOL_ERROR,
+                    f"the first packet is {PACKET_NAMES[data[0] >> 4]}",
+                    "MQTT-3.1.0-1",
+                )
+            frame = split(data)
+            if frame is None:
+                self._keep(data, 0)
+                return []
+            first_byte, body, end = frame
+            self._check_size(end)
+            if end > len(data):
+                self._keep(data, end)
+                return []
+            self.version = connect_version(data[body:end])
+            packet = decode(first_byte, data[body:end], self.version, "server", self.limits.codec)
+        except MqttError as fault:
+            if isinstance(fault, UnsupportedProtocolVersion):
+                self.version = fault.answer_version
+            return [fault]
+        assert isinstance(packet, Connect)
+        self.state = State.CONNECTING
+        if end < len(data):
+            self._tail = data[end:]
+        return [packet]
+
+    def _receive_connecting(self, data: bytes) -> list[Event]:
+        """CONNECTING: AUTH is the driver's business now, all else waits for `accept`."""
+        data = self._tail + data
+        self._tail = b""
+        frame = split(data)
+        if frame is None or data[0] >> 4 not in _RECEIVES[State.CONNECTING]:
+            if len(data) > self.limits.maximum_packet_size:
+                return [ProtocolError(ReasonCode.PACKET_TOO_LARGE, "too much before CONNACK")]
+            self._tail = data
+            return []
+        first_byte, body, end = frame
+        if end > len(data):
+            self._tail = data
+            return []
+        self._tail = data[end:]
+        try:
+            packet = decode(first_byte, data[body:end], self.version, "server", self.limits.codec)
+        except MqttError as fault:
+            return [fault]
+        assert isinstance(packet, Auth)
+        return [packet]
+
+    def _pass(self, data: bytes, now_s: float) -> list[Event]:
+        """CONNECTED: one pass over a read.
+
+        The captured run in the making is `parts` and then `data[start:pos]`: `count` publishes of
+        one `kind` (lane, RETAIN, QoS; -1 for none) with the packet identifiers `ids`. One long
+        function with everything in locals: benchmarks/fan_in.py pays for it.
+        """
+        events: list[Event] = []
+        startswith = data.startswith
+        end = len(data)
+        pos = start = count = 0
+        kind = -1
+        ids: list[bytes] = []
+        routes: list[Route] = []
+        parts: list[bytes] = []
+        fault: MqttError | None = None
+        try:
+            while pos < end:
+                prefix = self._prefix
+                if startswith(prefix, pos):
+                    # -- as the last captured publish: the same header, topic and route
+                    size = self._size
+                    after = pos + size
+                    if after > end:
+                        self._keep(data[pos:], size)
+                        break
+                    if self._kind != kind:
+                        if kind >= 0:
+                            parts.append(data[start:pos])
+                            self._end_run(events, kind, parts, count, ids, routes)
+                            ids, routes, parts = [], [], []
+                        kind, start, count = self._kind, pos, 0
+                    id_at, block, block_at = self._id_at, self._block, self._block_at
+                    first = pos
+                    while not block or startswith(block, pos + block_at):
+                        if id_at:
+                            packet_id = data[pos + id_at : pos + id_at + 2]
+                            if packet_id == _ZERO:
+                                raise _zero_packet_id()
+                            ids.append(packet_id)
+                        count += 1
+                        pos = after
+                        after += size
+                        if after > end or not startswith(prefix, pos):
+                            break
+                    if pos != first:
+                        if self._route is not None:
+                            routes.append(self._route)
+                        continue
+                # -- any packet: its fixed header
+                if pos + 2 > end:
+                    self._keep(data[pos:], 2)
+                    break
+                first_byte = data[pos]
+                body = pos + 2
+                after = body + data[pos + 1]
+                if after - body >= 0x80:
+                    frame = split(data, pos)
+                    if frame is None:
+                        self._keep(data[pos:], 0)
+                        break
+                    _, body, after = frame
+                    self._check_header(pos, body, after)
+                if after > end:
+                    self._keep(data[pos:], after - pos)
+                    break
+                if first_byte >> 4 != 3:
+                    if kind >= 0:
+                        parts.append(data[start:pos])
+                        self._end_run(events, kind, parts, count, ids, routes)
+                        kind, ids, routes, parts = -1, [], [], []
+                    if not self._receive_control(events, first_byte, data, body, after):
+                        break
+                    pos = after
+                    continue
+                # -- a PUBLISH that does not look like the last one
+                topic, id_at, block_at, payload_at, known = self._publish_fields(
+                    first_byte, data, body, after
+                )
+                route = self.routes[topic]
+                qos = first_byte >> 1 & 3
+                again = qos == 2 and self._came_before(data, id_at)
+                if route.lane < 0 or again:
+                    if kind >= 0:
+                        parts.append(data[start:pos])
+                        self._end_run(events, kind, parts, count, ids, routes)
+                        kind, ids, routes, parts = -1, [], [], []
+                    number = data[id_at] << 8 | data[id_at + 1] if qos else 0
+                    if again:
+                        self.unacknowledged += 1
+                        events.append(Acknowledged(PUBLISH, [number]))
+                    else:
+                        message = Message(topic, data[payload_at:after], qos, first_byte & 1 == 1)
+                        self._arrive(events, message, number, route, known, now_s)
+                    pos = after
+                    continue
+                this = route.lane << 3 | (first_byte & 1) << 2 | qos
+                if this != kind:
+                    if kind >= 0:
+                        parts.append(data[start:pos])
+                        self._end_run(events, kind, parts, count, ids, routes)
+                        ids, routes, parts = [], [], []
+                    kind, start, count = this, pos, 0
+                if qos:
+                    ids.append(data[id_at : id_at + 2])
+                count += 1
+                if not route.exclusive:
+                    routes.append(route)
+                if known is not None and known.alias:
+                    parts.append(data[start:pos])
+                    number = data[id_at] << 8 | data[id_at + 1] if qos else 0
+                    payload = data[payload_at:after]
+                    parts.append(
+                        encode_publish(first_byte, topic, number, known.received, payload, 5)
+                    )
+                    start = after
+                elif qos < 2:
+                    self._prefix = data[pos:id_at]
+                    self._id_at = id_at - pos if qos else 0
+                    self._block = data[block_at:payload_at]
+                    self._block_at = block_at - pos
+                    self._size = after - pos
+                    self._kind = kind
+                    self._route = None if route.exclusive else route
+                pos = after
+        except MqttError as error:
+            fault = error
+        if kind >= 0:
+            parts.append(data[start:pos])
+            self._end_run(events, kind, parts, count, ids, routes)
+        if fault is None and self.unacknowledged > self.limits.receive_maximum:
+            fault = self._receive_maximum_fault()
+        if fault is not None:
+            events.append(fault)
+        return events
+
+    def _check_header(self, pos: int, body: int, after: int) -> None:
+        """Check a remaining length of several bytes before anything is kept for it."""
+        self._check_size(after - pos)
+        if self.version >= 5 and after - body < 1 << 7 * (body - pos - 2):
+            raise MalformedPacket("remaining length is over-long", "MQTT-1.5.5-1")
+
+    def _check_size(self, size: int) -> None:
+        if size > self.limits.maximum_packet_size:  # [MQTT-3.2.2-15]
+            raise ProtocolError(
+                ReasonCode.PACKET_TOO_LARGE,
+                f"packet of {size} bytes, the limit is {self.limits.maximum_packet_size}",
+                "MQTT-3.2.2-15",
+            )
+
+    def _publish_fields(
+        self, first_byte: int, data: bytes, body: int, after: int
+    ) -> tuple[bytes, int, int, int, PublishProperties | None]:
+        """Check a PUBLISH and find its parts.
+
+        Returns:
+            `(topic, id_at, block_at, payload_at, properties)`: offsets in `data` of the packet
+            identifier, the property block with its length, and the payload; `topic` is the one
+            that a topic alias stands for, `properties` None when there are none.
+        """
+        qos = first_byte >> 1 & 3
+        if qos == 3:  # [MQTT-3.3.1-4]
+            raise MalformedPacket("PUBLISH with QoS 3", "MQTT-3.3.1-4")
+        if not qos and first_byte & 8:  # [MQTT-3.3.1-2]
+            raise MalformedPacket("PUBLISH with DUP and QoS 0", "MQTT-3.3.1-2")
+        if body + 2 > after:
+            raise MalformedPacket("PUBLISH ends inside its topic name", "MQTT-3.3.2-1")
+        id_at = body + 2 + (data[body] << 8 | data[body + 1])
+        at = id_at + 2 if qos else id_at
+        if at > after:
+            raise MalformedPacket("topic name runs past the packet", "MQTT-3.3.2-1")
+        if qos and data[id_at:at] == _ZERO:
+            raise _zero_packet_id()
+        topic = data[body + 2 : id_at]
+        if self.version < 5:
+            return topic, id_at, at, at, None
+        block_at = at
+        length, at = read_variable_integer(data, at, after)
+        known = None
+        if length:
+            if at + length > after:
+                raise MalformedPacket("property length runs past the packet", "MQTT-2.2.2.1")
+            known = self.blocks[data[at : at + length]]
+            at += length
+            if known.alias:
+                topic = self._resolve_alias(known.alias, topic)
+            if known.utf8 and self.limits.check_payload_format:
+                _check_utf8(data[at:after])
+        if not topic:
+            raise ProtocolError(
+                ReasonCode.PROTOCOL_ERROR,
+                "PUBLISH has neither topic name nor topic alias",
+                "MQTT-3.3.2.1",
+            )
+        return topic, id_at, block_at, at, known
+
+    def _resolve_alias(self, alias: int, topic: bytes) -> bytes:
+        """Return the topic of a PUBLISH with an alias; a topic beside it sets the alias."""
+        if alias > self.limits.topic_alias_maximum:  # [MQTT-3.3.2-9]
+            raise ProtocolError(
+                ReasonCode.TOPIC_ALIAS_INVALID,
+                f"topic alias {alias}, the maximum is {self.limits.topic_alias_maximum}",
+                "MQTT-3.3.2-9",
+            )
+        aliases = self._aliases_in
+        if topic:  # [MQTT-3.3.2-12]
+            if aliases is None:
+                aliases = self._aliases_in = {}
+            aliases[alias] = topic
+            return topic
+        known = aliases.get(alias) if aliases else None
+        if known is None:
+            raise ProtocolError(
+                ReasonCode.PROTOCOL_ERROR, f"topic alias {alias} was not set", "MQTT-3.3.2-8"
+            )
+        return known
+
+    def _came_before(self, data: bytes, id_at: int) -> bool:
+        """Return True when a QoS 2 packet identifier is in use: the publish is not to be
+        delivered again [MQTT-4.3.3-10]; else take note of it."""
+        packet_id = data[id_at] << 8 | data[id_at + 1]
+        inbound = self.inbound
+        if inbound is None:
+            return False
+        if packet_id in inbound:
+            return True
+        inbound[packet_id] = PENDING
+        return False
+
+    def _arrive(
+        self,
+        events: list[Event],
+        message: Message,
+        packet_id: int,
+        route: Route,
+        known: PublishProperties | None,
+        now_s: float,
+    ) -> None:
+        """Add a publish that is not captured to the events."""
+        if packet_id:
+            self.unacknowledged += 1
+        if self.client is not None:
+            message.publisher = self.client.client_id
+        if known is not None:
+            message.properties = known.forward
+            if known.expiry_s is not None:
+                message.expires_s = now_s + known.expiry_s
+        last = events[-1] if events else None
+        if not isinstance(last, Arrivals):
+            last = Arrivals()
+            events.append(last)
+        last.messages.append(message)
+        last.packet_ids.append(packet_id)
+        last.routes.append(route)
+
+    def _end_run(
+        self,
+        events: list[Event],
+        kind: int,
+        parts: list[bytes],
+        count: int,
+        ids: list[bytes],
+        routes: list[Route],
+    ) -> None:
+        """Add a captured run to the events; one that was begun in vain is forgotten."""
+        if not count:
+            return
+        self.unacknowledged += len(ids)
+        frames = parts[0] if len(parts) == 1 else b"".join(parts)
+        assert self.client is not None
+        token = (self, kind & 7, ids, routes)
+        run = PublishRun(self.client, kind >> 3, frames, count, 0, self._settled, token)
+        events.append(run)
+
+    def _receive_control(
+        self, events: list[Event], first_byte: int, data: bytes, body: int, after: int
+    ) -> bool:
+        """Take a packet that is no PUBLISH; False when nothing after it counts."""
+        packet_type = _ACKNOWLEDGEMENTS.get(first_byte)
+        if packet_type is not None and after - body == 2:
+            packet_id = data[body] << 8 | data[body + 1]
+            if not packet_id:
+                raise _zero_packet_id()
+            last = events[-1] if events else None
+            if (
+                isinstance(last, Acknowledged)
+                and last.packet_type == packet_type
+                and not last.reason_code
+            ):
+                last.packet_ids.append(packet_id)
+            else:
+                events.append(Acknowledged(packet_type, [packet_id]))
+            return True
+        if first_byte >> 4 not in _RECEIVES[State.CONNECTED]:  # [MQTT-3.1.0-2]
+            raise ProtocolError(
+                ReasonCode.PROTOCOL_ERROR,
+                f"{PACKET_NAMES[first_byte >> 4]} is not allowed here",
+                "MQTT-3.1.0-2",
+            )
+        packet = decode(first_byte, data[body:after], self.version, "server", self.limits.codec)
+        if isinstance(packet, Pingreq):
+            self.send(_PINGRESP)  # [MQTT-3.12.4-1]
+        elif isinstance(packet, Puback | Pubrec | Pubrel | Pubcomp):
+            events.append(Acknowledged(packet.packet_type, [packet.packet_id], packet.reason_code))
+        elif isinstance(packet, Disconnect):
+            self.state = State.CLOSED  # [MQTT-3.14.4-2]
+            events.append(packet)
+            return False
+        elif isinstance(packet, Subscribe | Unsubscribe | Auth):
+            events.append(packet)
+        return True
+
+    def _receive_maximum_fault(self) -> ProtocolError | None:
+        """Return the fault of a v5 client that sent more than it may at once; 3.1.1 has none."""
+        if self.version < 5:
+            return None
+        return ProtocolError(
+            ReasonCode.RECEIVE_MAXIMUM_EXCEEDED,
+            f"more than {self.limits.receive_maximum} publishes without acknowledgement",
+            "MQTT-3.3.4-7",
+        )
+
+    # -- answering CONNECT --------------------------------------------------------------------
+
+    def accept(self, client: ClientInfo, connect: Connect, connack: Connack) -> None:
+        """Send CONNACK and take packets; call `receive_data(b"", now_s)` for those that wait.
+
+        Args:
+            client: Goes into each run.
+            connect: The CONNECT that is being answered.
+            connack: The answer; the keep-alive that holds is read from it [MQTT-3.1.2-21].
+        """
+        self.client = client
+        self.state = State.CONNECTED
+        self.keep_alive_s = float(connack.properties.get(SERVER_KEEP_ALIVE, connect.keep_alive))
+        self.obey(connect, self.limits.topic_aliases_sent_max)
+        self.send_packet(connack)
+        if self._tail:
+            self._need = 1
+
+
+def _check_utf8(payload: bytes) -> None:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        raise ProtocolError(
+            ReasonCode.PAYLOAD_FORMAT_INVALID, "payload is not UTF-8", "MQTT-3.3.2.3.2"
+        ) from None
+
+
+def _zero_packet_id() -> MalformedPacket:
+    return MalformedPacket("packet identifier is 0", "MQTT-2.2.1-3")

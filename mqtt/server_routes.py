@@ -1,0 +1,190 @@
+"""Topic bytes to route: everything that is decided by a topic alone, decided once.
+
+A `Route` is the outcome of validating a topic name, asking the capture for its lane and asking
+for leave to publish; its receivers are found again only when subscriptions have changed. MQTT 5.0
+sections 3.3.2.1 and 4.7.
+Invariant: `route.generation == table.generation` exactly when its receivers are current.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from mqtt.errors import MalformedPacket, ProtocolError
+from mqtt.reason_codes import ReasonCode
+from mqtt.session import ShareGroup, Subscribed
+from mqtt.topics import TOPIC_LEVELS_MAX, TopicTree, split_shared, topic_name_fault
+
+__all__ = [
+    "NOT_CAPTURED",
+    "ClientRoutes",
+    "Route",
+    "RouteTable",
+    "SubscriptionKey",
+    "Target",
+    "Verdict",
+]
+
+NOT_CAPTURED: Final = -1
+
+Verdict: TypeAlias = Callable[[str], int]  # topic name -> 0, or why it may not be published to
+SubscriptionKey: TypeAlias = object  # a Session, or (share name,) of a shared subscription
+
+
+class Target:
+    """One session that gets a topic's messages: its matching subscriptions taken together."""
+
+    __slots__ = ("identifiers", "no_local", "qos", "retain_as_published", "session")
+
+    def __init__(self, entry: Subscribed) -> None:
+        self.session = entry.session
+        self.qos = entry.qos
+        self.no_local = entry.no_local
+        self.retain_as_published = entry.retain_as_published
+        self.identifiers = entry.identifier  # encoded properties, b"" for none
+
+    def add(self, entry: Subscribed) -> None:
+        """Overlap: one copy with the highest QoS and every identifier [MQTT-3.3.4-2..5]."""
+        self.qos = max(self.qos, entry.qos)
+        self.no_local = self.no_local and entry.no_local
+        self.retain_as_published = self.retain_as_published or entry.retain_as_published
+        self.identifiers += entry.identifier
+
+
+class Route:
+    """Where the messages of one topic go."""
+
+    __slots__ = ("exclusive", "generation", "lane", "name", "shares", "targets", "topic", "verdict")
+
+    def __init__(self, topic: bytes, name: str, lane: int, exclusive: bool, verdict: int) -> None:
+        self.topic = topic
+        self.name = name
+        self.lane = lane  # NOT_CAPTURED, or the capture's lane
+        self.exclusive = exclusive  # captured and not for local subscribers
+        self.verdict = verdict  # 0, or the reason code that refuses a publish
+        self.generation = -1
+        self.targets: tuple[Target, ...] = ()
+        self.shares: tuple[ShareGroup, ...] = ()
+
+
+class RouteTable(dict[bytes, Route]):
+    """Topic bytes -> Route, made when first asked for; all routes are dropped past `size_max`.
+
+    Args:
+        tree: The subscriptions of all sessions.
+        lane: Asked once a route: the capture's lane of a topic, or None.
+        exclusive: Whether a lane's publishes are consumed.
+        size_max: Routes kept; many topics used once must not fill the memory.
+        levels_max: Levels that a topic name may have.
+    """
+
+    def __init__(
+        self,
+        tree: TopicTree[SubscriptionKey, Subscribed | ShareGroup],
+        lane: Callable[[str], int | None] | None = None,
+        exclusive: Callable[[int], bool] | None = None,
+        size_max: int = 50_000,
+        levels_max: int = TOPIC_LEVELS_MAX,
+    ) -> None:
+        super().__init__()
+        self.tree = tree
+        self.generation = 0  # rises when the receivers of many routes may have changed
+        self._lane = lane
+        self._exclusive = exclusive
+        self._overflowed = False
+        self._size_max = size_max
+        self._levels_max = levels_max
+
+    def __missing__(self, topic: bytes) -> Route:
+        """Make the route of a topic.
+
+        Raises:
+            ProtocolError: 0x90, the topic name is not valid [MQTT-3.3.2-2] [MQTT-4.7.3-1].
+            MalformedPacket: 0x81, the topic is not UTF-8 [MQTT-1.5.4-1] or has U+0000.
+        """
+        route = self._make(topic)
+        if len(self) >= self._size_max:
+            self.clear()
+            self.generation += 1
+            self._overflowed = True
+        self[topic] = route
+        return route
+
+    def _make(self, topic: bytes) -> Route:
+        try:
+            name = topic.decode()
+        except UnicodeDecodeError:  # [MQTT-1.5.4-1] [MQTT-3.3.2-1]
+            raise MalformedPacket("topic name is not well-formed UTF-8", "MQTT-1.5.4-1") from None
+        fault = topic_name_fault(name, levels_max=self._levels_max)
+        if fault is not None:
+            if "\0" in name:
+                raise MalformedPacket(fault.detail, "MQTT-1.5.4-2")
+            raise ProtocolError(ReasonCode.TOPIC_NAME_INVALID, fault.detail, fault.clause)
+        verdict = 0
+        # Clients do not talk to one another through the server's own names [MQTT-4.7.2-1].
+        if name.startswith(("$SYS/", "$share/")):
+            verdict = int(ReasonCode.NOT_AUTHORIZED)
+        lane = self._lane(name) if self._lane is not None and not verdict else None
+        if lane is None:
+            return Route(topic, name, NOT_CAPTURED, False, verdict)
+        consumed = self._exclusive is not None and self._exclusive(lane)
+        return Route(topic, name, lane, consumed, verdict)
+
+    def refresh(self, route: Route) -> None:
+        """Find the receivers of a route anew."""
+        targets: dict[object, Target] = {}
+        shares: list[ShareGroup] = []
+        for values in self.tree.match(route.name):
+            for entry in values.values():
+                if isinstance(entry, ShareGroup):
+                    shares.append(entry)
+                    continue
+                target = targets.get(entry.session)
+                if target is None:
+                    targets[entry.session] = Target(entry)
+                else:
+                    target.add(entry)
+        route.targets = tuple(targets.values())
+        route.shares = tuple(shares)
+        route.generation = self.generation
+
+    def subscriptions_changed(self, topic_filter: str) -> None:
+        """Note that subscriptions to a filter came or went: its routes are found anew."""
+        _, plain = split_shared(topic_filter)
+        if "+" in plain or "#" in plain:
+            self.generation += 1
+            return
+        route = self.get(plain.encode())
+        if route is not None:
+            route.generation = -1
+        elif self._overflowed:  # somebody may hold a route that was dropped here
+            self.generation += 1
+
+
+class ClientRoutes(dict[bytes, Route]):
+    """The routes of one client whose publishes need leave: the shared ones, or a refusal.
+
+    Args:
+        shared: The table of all clients.
+        verdict: 0, or the reason code that refuses this client's publish to a topic.
+        size_max: Routes kept for this client.
+    """
+
+    def __init__(self, shared: RouteTable, verdict: Verdict, size_max: int = 1_000) -> None:
+        super().__init__()
+        self._shared = shared
+        self._verdict = verdict
+        self._size_max = size_max
+
+    def __missing__(self, topic: bytes) -> Route:
+        """Return the shared route, or one that refuses; raises as `RouteTable` does."""
+        route = self._shared[topic]
+        if not route.verdict:
+            refusal = self._verdict(route.name)
+            if refusal:
+                route = Route(topic, route.name, NOT_CAPTURED, False, refusal)
+        if len(self) >= self._size_max:
+            self.clear()
+        self[topic] = route
+        return route

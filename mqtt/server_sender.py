@@ -1,0 +1,203 @@
+"""What a server sends on one connection, within the client's wishes.
+
+The client's limits are the receive maximum, the maximum packet size, the topic alias maximum and
+whether it wants to be told of problems (MQTT 5.0 sections 3.1.2.11.3-3.1.2.11.7).
+Invariant: no packet longer than the client's maximum packet size is sent [MQTT-3.1.2-24].
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mqtt.codec import encode
+from mqtt.errors import MqttError
+from mqtt.frames import encode_publish
+from mqtt.packets import CONNACK, DISCONNECT, PUBLISH, Connack, Connect, Disconnect, Packet
+from mqtt.properties import (
+    MAXIMUM_PACKET_SIZE,
+    REASON_STRING,
+    RECEIVE_MAXIMUM,
+    REQUEST_PROBLEM_INFORMATION,
+    TOPIC_ALIAS_MAXIMUM,
+    USER_PROPERTY,
+    Properties,
+)
+from mqtt.reason_codes import ALLOWED, DISCONNECT_FROM_SERVER, connect_return_code
+from mqtt.server_events import Send, State
+from mqtt.server_messages import Message
+from mqtt.session import expiry_property
+
+__all__ = ["ServerSender"]
+
+_MAY_EXPLAIN: Final = frozenset((CONNACK, PUBLISH, DISCONNECT))  # [MQTT-3.1.2-29]
+
+
+class ServerSender:
+    """The sending half of `mqtt.server.ServerConnection`."""
+
+    __slots__ = (
+        "_aliases_out",
+        "_aliases_out_max",
+        "packet_size_max",
+        "problem_information",
+        "receive_maximum",
+        "send",
+        "state",
+        "unacknowledged",
+        "version",
+        "writable",
+    )
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.state = State.NEW
+        self.version = 0  # 4 or 5 once a CONNECT came
+        self.receive_maximum = 0xFFFF  # the client's: how much it takes at once
+        self.packet_size_max = 0  # the client's; 0 = no limit
+        self.problem_information = True  # the client's wish
+        self.writable = True  # False while the driver's write buffer is full
+        self.unacknowledged = 0
+        self._aliases_out: dict[bytes, int] | None = None
+        self._aliases_out_max = 0
+
+    def obey(self, connect: Connect, aliases_max: int) -> None:
+        """Take the client's limits from its CONNECT."""
+        properties = connect.properties
+        self.receive_maximum = properties.get(RECEIVE_MAXIMUM, 0xFFFF)  # [MQTT-3.3.4-9]
+        self.packet_size_max = properties.get(MAXIMUM_PACKET_SIZE, 0)  # [MQTT-3.1.2-24]
+        self.problem_information = properties.get(REQUEST_PROBLEM_INFORMATION, 1) == 1
+        # [MQTT-3.1.2-26] [MQTT-3.1.2-27]
+        self._aliases_out_max = min(properties.get(TOPIC_ALIAS_MAXIMUM, 0), aliases_max)
+
+    def refuse(self, reason_code: int, reason: str = "") -> None:
+        """Answer a CONNECT with a refusal, if its version has one for it; the driver closes."""
+        self.state = State.CLOSED
+        if self.version >= 5:
+            properties: Properties = {REASON_STRING: reason} if reason else {}
+            self.send_packet(Connack(False, reason_code, properties))
+        elif self.version == 4 and connect_return_code(reason_code) is not None:
+            self.send_packet(Connack(False, reason_code))  # [MQTT-3.1.1:3.2.2-4]
+
+    def disconnect(self, reason_code: int, reason: str = "") -> None:
+        """Say why the server ends the connection, where MQTT lets it; the driver closes."""
+        state = self.state
+        self.state = State.CLOSED
+        if state is State.CONNECTED and self.version >= 5:  # [MQTT-3.14.0-1]
+            code = reason_code if reason_code in DISCONNECT_FROM_SERVER else 0x80
+            self.send_packet(Disconnect(code, {REASON_STRING: reason} if reason else {}))
+
+    def fail(self, fault: MqttError) -> None:
+        """Answer a fault of the peer as its version and state ask for; the driver closes."""
+        if self.state in (State.NEW, State.CONNECTING):
+            if fault.reason_code in ALLOWED[CONNACK]:
+                self.refuse(fault.reason_code, fault.detail)
+            self.state = State.CLOSED
+        else:
+            self.disconnect(fault.reason_code, fault.detail)  # [MQTT-4.13.1-1]
+
+    def send_packet(self, packet: Packet) -> bool:
+        """Send a packet within the client's wishes; False when it is too large for the client.
+
+        Reason strings and user properties are left out if the client does not ask for problem
+        information, or if they make the packet too large [MQTT-3.1.2-29] [MQTT-3.2.2-19].
+        """
+        properties = getattr(packet, "properties", None)
+        if properties and not self.problem_information and packet.packet_type not in _MAY_EXPLAIN:
+            properties.pop(REASON_STRING, None)
+            properties.pop(USER_PROPERTY, None)
+        data = encode(packet, self.version)
+        limit = self.packet_size_max
+        if limit and len(data) > limit:
+            if not properties:
+                return False  # [MQTT-3.1.2-24]
+            properties.pop(REASON_STRING, None)
+            properties.pop(USER_PROPERTY, None)
+            data = encode(packet, self.version)
+            if len(data) > limit:
+                return False
+        self.send(data)
+        return True
+
+    def acknowledge(self, qos: int, packet_ids: list[bytes], reason_code: int = 0) -> None:
+        """Answer publishes of one QoS: PUBACK or PUBREC for each, in one write.
+
+        A reason code reaches v5 clients only [MQTT-3.4.2-1] [MQTT-3.5.2-1].
+        """
+        if reason_code and self.version >= 5:
+            head = b"\x40\x03" if qos == 1 else b"\x50\x03"
+            code = bytes((reason_code,))
+            data = b"".join([head + packet_id + code for packet_id in packet_ids])
+        else:
+            head = b"\x40\x02" if qos == 1 else b"\x50\x02"
+            data = head + head.join(packet_ids)
+        if qos == 1 or reason_code >= 0x80:
+            self.unacknowledged -= len(packet_ids)
+        self.send(data)
+
+    def complete(self, packet_id: int, known: bool) -> None:
+        """Answer a PUBREL [MQTT-4.3.3-11]."""
+        if self.unacknowledged:
+            self.unacknowledged -= 1
+        if known or self.version < 5:
+            self.send(b"\x70\x02" + packet_id.to_bytes(2, "big"))
+        else:
+            self.send(b"\x70\x03" + packet_id.to_bytes(2, "big") + b"\x92")
+
+    def release(self, packet_id: int, known: bool) -> None:
+        """Answer a PUBREC [MQTT-4.3.3-4]."""
+        if known or self.version < 5:
+            self.send(b"\x62\x02" + packet_id.to_bytes(2, "big"))
+        else:
+            self.send(b"\x62\x03" + packet_id.to_bytes(2, "big") + b"\x92")
+
+    def publish_frame(
+        self, message: Message, first_byte: int, packet_id: int, identifiers: bytes, now_s: float
+    ) -> bytes | None:
+        """Return the PUBLISH of a message for this client; None when it is over its limit.
+
+        Args:
+            message: What to send.
+            first_byte: Packet type, DUP, QoS and RETAIN.
+            packet_id: The packet identifier, not used with QoS 0.
+            identifiers: Subscription identifiers as encoded properties [MQTT-3.3.4-3].
+            now_s: Monotonic time: what is left of the message's expiry is counted from it.
+        """
+        version = self.version
+        extra = b""
+        if version >= 5:
+            extra = identifiers
+            if message.expires_s:
+                extra += expiry_property(message.expires_s, now_s)
+            if self._aliases_out_max:
+                return self._aliased_frame(message, first_byte, packet_id, extra)
+        head, tail = message.frame_parts(first_byte & 0xF7, version, extra)
+        if first_byte & 0x06:
+            if first_byte & 0x08:
+                head = b"%c%b" % (first_byte, head[1:])
+            head = b"%b%c%c%b" % (head, packet_id >> 8, packet_id & 0xFF, tail)
+        if self.packet_size_max and len(head) > self.packet_size_max:
+            return None
+        return head
+
+    def _aliased_frame(
+        self, message: Message, first_byte: int, packet_id: int, extra: bytes
+    ) -> bytes | None:
+        """Return a PUBLISH with a topic alias while there are any left [MQTT-3.1.2-26]."""
+        aliases = self._aliases_out
+        if aliases is None:
+            aliases = self._aliases_out = {}
+        topic = message.topic
+        alias = aliases.get(topic, 0)
+        fresh = not alias and len(aliases) < self._aliases_out_max
+        if fresh:
+            alias = len(aliases) + 1
+        properties = extra + message.properties
+        if alias:
+            properties = b"\x23%c%c%b" % (alias >> 8, alias & 0xFF, properties)
+        name = b"" if alias and not fresh else topic
+        frame = encode_publish(first_byte, name, packet_id, properties, message.payload, 5)
+        if self.packet_size_max and len(frame) > self.packet_size_max:
+            return None
+        if fresh:
+            aliases[topic] = alias
+        return frame

@@ -1,0 +1,429 @@
+"""The server's state of one session: subscriptions, messages on their way, QoS 2 identifiers.
+
+A session outlives its connection (MQTT 5.0 section 4.1). Outbound messages with QoS 1 and 2 wait
+in one map by packet identifier, in the order in which they are to be sent; `unsent` names those
+that this connection has not been given. Inbound and outbound packet identifiers are two maps.
+
+Invariants:
+- every packet id in `unsent` that is in `outbound` has not been sent on this connection;
+- `window_used` counts the outbound PUBLISH packets of this connection without their last
+  acknowledgement, and never passes the client's receive maximum [MQTT-3.3.4-9];
+- a delivery that is `held` is not sent: the store has not made it durable yet.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Final, Protocol
+
+from mqtt.packets import Subscription
+from mqtt.primitives import encode_variable_integer
+from mqtt.server_messages import Message
+
+__all__ = [
+    "NEVER_EXPIRES",
+    "PENDING",
+    "SETTLED",
+    "Delivery",
+    "Link",
+    "Recorder",
+    "Session",
+    "SessionPolicy",
+    "ShareGroup",
+    "Subscribed",
+    "expiry_property",
+    "identifier_property",
+]
+
+NEVER_EXPIRES: Final = 0xFFFF_FFFF
+PENDING: Final = False  # inbound QoS 2: received, not yet durable
+SETTLED: Final = True  # inbound QoS 2: PUBREC may be sent (again)
+
+_PACKET_IDS: Final = 0xFFFF
+_DUP: Final = 0x08
+
+
+class Link(Protocol):
+    """The connection that a session is on, as the session sees it."""
+
+    version: int
+    receive_maximum: int  # the client's
+    writable: bool
+
+    def send(self, data: bytes, /) -> object:
+        """Send bytes to the client."""
+        ...
+
+    def publish_frame(
+        self, message: Message, first_byte: int, packet_id: int, identifiers: bytes, now_s: float
+    ) -> bytes | None:
+        """Return the PUBLISH for this client; None when it is over its maximum packet size."""
+        ...
+
+
+class Recorder(Protocol):
+    """Where a session that outlives the process puts its changes."""
+
+    def delivery_saved(self, session: Session, packet_id: int, delivery: Delivery) -> None:
+        """A message was queued."""
+        ...
+
+    def delivery_released(self, session: Session, packet_id: int) -> None:
+        """A PUBREC came: only PUBREL is to be sent from now on."""
+        ...
+
+    def delivery_ended(self, session: Session, packet_id: int, delivery: Delivery) -> None:
+        """The last acknowledgement came, or the message was dropped."""
+        ...
+
+
+@dataclass(slots=True)
+class SessionPolicy:
+    """Limits of every session of a broker, and what was dropped by them, by reason."""
+
+    queue_messages_max: int = 10_000
+    queue_bytes_max: int = 16 << 20
+    inflight_max: int = 100  # unacknowledged at once, however large the client's receive maximum
+    drops: dict[str, int] = field(default_factory=dict)
+    queued_bytes: int = 0  # of all sessions
+
+    def dropped(self, reason: str, count: int = 1) -> None:
+        """Count messages that a client will not get."""
+        self.drops[reason] = self.drops.get(reason, 0) + count
+
+
+class Subscribed:
+    """One subscription of one session."""
+
+    __slots__ = (
+        "identifier",
+        "no_local",
+        "qos",
+        "retain_as_published",
+        "session",
+        "share",
+        "topic_filter",
+    )
+
+    def __init__(self, session: Session, subscription: Subscription, identifier: int = 0) -> None:
+        self.session = session
+        self.topic_filter = subscription.topic_filter
+        self.qos = subscription.qos
+        self.no_local = subscription.no_local
+        self.retain_as_published = subscription.retain_as_published
+        self.identifier = identifier_property(identifier)
+        self.share: ShareGroup | None = None
+
+
+class ShareGroup:
+    """The members of one shared subscription, which take turns (section 4.8.2)."""
+
+    __slots__ = ("_turn", "members", "topic_filter")
+
+    def __init__(self, topic_filter: str) -> None:
+        self.topic_filter = topic_filter  # with `$share/{name}/`
+        self.members: dict[Session, Subscribed] = {}
+        self._turn = 0
+
+    def choose(self, *, besides: Session | None = None) -> Subscribed | None:
+        """Return who gets the next message: a connected member with room, else a connected one.
+
+        Only when nobody is connected does a session that waits for its client get it.
+        """
+        members = list(self.members.values())
+        count = len(members)
+        self._turn += 1
+        connected = waiting = None
+        for index in range(self._turn, self._turn + count):
+            entry = members[index % count]
+            session = entry.session
+            if session is besides:
+                continue
+            if session.link is None:
+                waiting = waiting or entry
+            elif session.has_room():
+                return entry
+            else:
+                connected = connected or entry
+        return connected or waiting
+
+
+class Delivery:
+    """One message with QoS 1 or 2 on its way to one client."""
+
+    __slots__ = (
+        "counted",
+        "dup",
+        "held",
+        "identifiers",
+        "message",
+        "qos",
+        "released",
+        "retain",
+        "share",
+    )
+
+    def __init__(
+        self, message: Message, qos: int, retain: bool, identifiers: bytes, share: ShareGroup | None
+    ) -> None:
+        self.message = message
+        self.qos = qos
+        self.retain = retain
+        self.identifiers = identifiers
+        self.share = share  # the shared subscription it came by
+        self.dup = False  # was sent before, on this connection or another [MQTT-3.3.1-1]
+        self.released = False  # PUBREC came: PUBREL is what is to be sent
+        self.counted = False  # takes a place in this connection's window
+        self.held = False  # not to be sent before the store has it
+
+
+class Session:
+    """One client's session; without `recorder` it ends with the process at the latest."""
+
+    __slots__ = (
+        "__weakref__",
+        "client_id",
+        "expiry_s",
+        "inbound",
+        "link",
+        "next_packet_id",
+        "outbound",
+        "policy",
+        "queued_bytes",
+        "recorder",
+        "subscriptions",
+        "timer",
+        "unsent",
+        "version",
+        "will",
+        "will_delay_s",
+        "window_used",
+    )
+
+    def __init__(self, client_id: str, policy: SessionPolicy, expiry_s: int = 0) -> None:
+        self.client_id = client_id
+        self.policy = policy
+        self.expiry_s = expiry_s  # seconds after the connection; NEVER_EXPIRES
+        self.version = 4
+        self.link: Link | None = None  # None while the client is away
+        self.recorder: Recorder | None = None  # None when nothing of it is stored
+        self.subscriptions: dict[str, Subscribed] | None = None  # by filter as subscribed
+        self.inbound: dict[int, bool] | None = None  # QoS 2 packet id -> PENDING or SETTLED
+        self.outbound: dict[int, Delivery] | None = None  # by packet id, in sending order
+        self.unsent: deque[int] | None = None
+        self.next_packet_id = 1
+        self.queued_bytes = 0
+        self.window_used = 0
+        self.will: Message | None = None
+        self.will_delay_s = 0
+        self.timer: object = None  # the driver's
+
+    # -- the connection -----------------------------------------------------------------------
+
+    def attach(self, link: Link) -> None:
+        """Take a connection; `send_waiting` then sends again what was not acknowledged."""
+        self.link = link
+        self.version = link.version
+        self.window_used = 0
+        if self.outbound:
+            self.unsent = deque(self.outbound)  # [MQTT-4.4.0-1] [MQTT-4.6.0-1] in their order
+
+    def detach(self) -> None:
+        """Note that the connection is gone; what it was given counts as not sent."""
+        self.link = None
+        self.window_used = 0
+        self.unsent = None
+        for delivery in self.outbound.values() if self.outbound else ():
+            delivery.counted = False
+
+    def has_room(self) -> bool:
+        """Return True when a message could be sent now."""
+        link = self.link
+        return link is not None and link.writable and not self.unsent and self._window_open(link)
+
+    # -- outbound -----------------------------------------------------------------------------
+
+    def offer(
+        self,
+        message: Message,
+        qos: int,
+        retain: bool,
+        identifiers: bytes,
+        now_s: float,
+        share: ShareGroup | None = None,
+    ) -> bool:
+        """Send a message or queue it; False when it was dropped, and counted by reason."""
+        if qos == 0:
+            return self._offer_qos0(message, retain, identifiers, now_s)
+        outbound = self.outbound
+        if outbound is None:
+            outbound = self.outbound = {}
+        elif not self._make_room(message):
+            return False
+        packet_id = self._allocate(outbound)
+        delivery = Delivery(message, qos, retain, identifiers, share)
+        outbound[packet_id] = delivery
+        self.queued_bytes += message.size
+        self.policy.queued_bytes += message.size
+        if self.recorder is not None:
+            # A QoS 2 message could come twice if it went out under an id the store never knew.
+            delivery.held = qos == 2
+            self.recorder.delivery_saved(self, packet_id, delivery)
+        link = self.link
+        if (
+            link is None
+            or self.unsent
+            or delivery.held
+            or not link.writable
+            or not self._window_open(link)
+        ):
+            if self.unsent is None:
+                self.unsent = deque()
+            self.unsent.append(packet_id)
+            return True
+        return self._send(link, packet_id, delivery, now_s)
+
+    def send_waiting(self, now_s: float) -> None:
+        """Send what waits, in order, as far as the window and the connection allow."""
+        unsent, link, outbound = self.unsent, self.link, self.outbound
+        if not unsent or link is None or outbound is None:
+            return
+        while unsent and link.writable:
+            delivery = outbound.get(unsent[0])
+            if delivery is None:  # acknowledged after all, or dropped
+                unsent.popleft()
+            elif delivery.held:
+                return
+            elif delivery.released:  # [MQTT-4.3.3-4..7] never the PUBLISH again
+                link.send(b"\x62\x02" + unsent.popleft().to_bytes(2, "big"))
+            elif not self._window_open(link):
+                return
+            else:
+                self._send(link, unsent.popleft(), delivery, now_s)
+
+    def unhold(self, packet_ids: list[int], now_s: float) -> None:
+        """The store has these deliveries: they may go."""
+        for packet_id in packet_ids:
+            delivery = self.outbound.get(packet_id) if self.outbound else None
+            if delivery is not None:
+                delivery.held = False
+        self.send_waiting(now_s)
+
+    def acknowledged(self, packet_id: int) -> Delivery | None:
+        """A PUBACK or PUBCOMP came, or a PUBREC that refuses; None when the id is not known."""
+        delivery = self.outbound.pop(packet_id, None) if self.outbound else None
+        if delivery is not None:
+            self._ended(packet_id, delivery)
+        return delivery
+
+    def received(self, packet_id: int) -> bool:
+        """A PUBREC came: True when PUBREL is the answer, False when the id is not known."""
+        delivery = self.outbound.get(packet_id) if self.outbound else None
+        if delivery is None or delivery.qos != 2:
+            return False
+        if not delivery.released:
+            delivery.released = True
+            if self.recorder is not None:
+                self.recorder.delivery_released(self, packet_id)
+        return True
+
+    def undelivered_shared(self) -> Iterator[tuple[int, Delivery]]:
+        """Yield what came by shared subscriptions and may go to another member.
+
+        A QoS 2 message that was sent stays with this client [MQTT-4.8.2-4] [MQTT-4.8.2-5].
+        """
+        for packet_id, delivery in list(self.outbound.items() if self.outbound else ()):
+            if delivery.share is not None and (delivery.qos == 1 or not delivery.dup):
+                yield packet_id, delivery
+
+    def discard_queue(self) -> None:
+        """Forget everything outbound: the session ends."""
+        if self.outbound:
+            for packet_id, delivery in list(self.outbound.items()):
+                del self.outbound[packet_id]
+                self._ended(packet_id, delivery)
+        self.outbound = self.unsent = None
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _offer_qos0(self, message: Message, retain: bool, identifiers: bytes, now_s: float) -> bool:
+        link = self.link
+        if link is None:
+            self.policy.dropped("offline_qos0")
+            return False
+        if not link.writable:
+            self.policy.dropped("slow_qos0")
+            return False
+        frame = link.publish_frame(message, 0x31 if retain else 0x30, 0, identifiers, now_s)
+        if frame is None:  # [MQTT-3.1.2-25]
+            self.policy.dropped("too_large")
+            return False
+        link.send(frame)
+        return True
+
+    def _send(self, link: Link, packet_id: int, delivery: Delivery, now_s: float) -> bool:
+        message = delivery.message
+        if message.expires_s and message.expires_s <= now_s and not delivery.dup:
+            self._drop(packet_id, delivery, "expired")  # [MQTT-3.3.2-5]
+            return False
+        first_byte = 0x30 | delivery.qos << 1 | delivery.retain
+        if delivery.dup:  # [MQTT-3.3.1-1]
+            first_byte |= _DUP
+        frame = link.publish_frame(message, first_byte, packet_id, delivery.identifiers, now_s)
+        if frame is None:  # [MQTT-3.1.2-24] [MQTT-3.1.2-25] as if it had been delivered
+            self._drop(packet_id, delivery, "too_large")
+            return False
+        delivery.dup = delivery.counted = True
+        self.window_used += 1
+        link.send(frame)
+        return True
+
+    def _window_open(self, link: Link) -> bool:
+        used = self.window_used
+        return used < link.receive_maximum and used < self.policy.inflight_max
+
+    def _make_room(self, message: Message) -> bool:
+        """Return True when the limits let one more message in; else count the drop."""
+        outbound = self.outbound
+        policy = self.policy
+        if outbound is None or (
+            len(outbound) < policy.queue_messages_max
+            and self.queued_bytes + message.size <= policy.queue_bytes_max
+        ):
+            return True
+        policy.dropped("queue_full")
+        return False
+
+    def _allocate(self, outbound: dict[int, Delivery]) -> int:
+        packet_id = self.next_packet_id
+        while packet_id in outbound:  # [MQTT-2.2.1-4]
+            packet_id = packet_id % _PACKET_IDS + 1
+        self.next_packet_id = packet_id % _PACKET_IDS + 1
+        return packet_id
+
+    def _drop(self, packet_id: int, delivery: Delivery, reason: str) -> None:
+        if self.outbound is not None and self.outbound.pop(packet_id, None) is not None:
+            self._ended(packet_id, delivery)
+        self.policy.dropped(reason)
+
+    def _ended(self, packet_id: int, delivery: Delivery) -> None:
+        size = delivery.message.size
+        self.queued_bytes -= size
+        self.policy.queued_bytes -= size
+        if delivery.counted:
+            self.window_used -= 1
+        if self.recorder is not None:
+            self.recorder.delivery_ended(self, packet_id, delivery)
+
+
+def identifier_property(identifier: int) -> bytes:
+    """Return a subscription identifier as a PUBLISH carries it; b"" for none."""
+    return b"\x0b" + encode_variable_integer(identifier) if identifier else b""
+
+
+def expiry_property(expires_s: float, now_s: float) -> bytes:
+    """Return what is left of a message's expiry as a PUBLISH carries it [MQTT-3.3.2-6]."""
+    return b"\x02" + max(0, min(NEVER_EXPIRES, ceil(expires_s - now_s))).to_bytes(4, "big")
