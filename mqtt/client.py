@@ -133,6 +133,7 @@ class ClientConnection:
         "_pending",
         "_ping_s",
         "_receiver",
+        "_receiving",
         "_sender",
         "connack",
         "connect_timeout_s",
@@ -175,6 +176,7 @@ class ClientConnection:
         self._keep_alive_s = 0.0  # 0 = off
         self._ping_s: float | None = None  # when the PINGREQ left that has no PINGRESP yet
         self._last_received_s = 0.0
+        self._receiving = True  # False while the driver has paused reading
 
     # Intents
 
@@ -361,11 +363,15 @@ class ClientConnection:
     def next_deadline_s(self) -> float | None:
         """Return when `handle_timeout` is due; None when nothing is."""
         if self.state is State.CONNECTED:
-            if not self._keep_alive_s:
+            keep_alive_s = self._keep_alive_s
+            if not keep_alive_s:
                 return None
-            if self._ping_s is not None:
-                return max(self._last_received_s, self._ping_s) + self.ping_timeout_s
-            return min(self._outlet.last_sent_s, self._last_received_s) + self._keep_alive_s
+            ping_due_s = self._outlet.last_sent_s + keep_alive_s
+            if not self._receiving:
+                return ping_due_s
+            if self._ping_s is None:
+                return min(ping_due_s, self._last_received_s + keep_alive_s)
+            return min(ping_due_s, self._silence_ends_s())
         if self.state is State.CONNECTING:
             return self._outlet.last_sent_s + self.connect_timeout_s
         return None
@@ -382,7 +388,7 @@ class ClientConnection:
                     ReasonCode.UNSPECIFIED_ERROR, f"no CONNACK in {self.connect_timeout_s:g} s"
                 )
             )
-        elif self._ping_s is not None:
+        elif self._receiving and self._ping_s is not None and now_s >= self._silence_ends_s():
             self._fail(
                 ProtocolError(
                     ReasonCode.KEEP_ALIVE_TIMEOUT, f"no PINGRESP in {self.ping_timeout_s:g} s"
@@ -390,7 +396,17 @@ class ClientConnection:
             )
         else:  # [MQTT-3.1.2-20]
             self._outlet.send_packet(Pingreq())
-            self._ping_s = now_s
+            if self._ping_s is None:
+                self._ping_s = now_s
+
+    def pause_receiving(self) -> None:
+        """Take note that the driver reads no more for now, so that silence means nothing."""
+        self._receiving = False
+
+    def resume_receiving(self, now_s: float) -> None:
+        """Take note that the driver reads again."""
+        self._receiving = True
+        self._last_received_s = now_s
 
     def events(self) -> list[ClientEvent]:
         """Return what happened since the last call, in order."""
@@ -504,6 +520,10 @@ class ClientConnection:
         if now_s is not None:
             self._outlet.now_s = now_s
         self._outlet.send_packet(packet)
+
+    def _silence_ends_s(self) -> float:
+        """Return when a PINGREQ without an answer means that the server is gone."""
+        return max(self._last_received_s, self._ping_s or 0.0) + self.ping_timeout_s
 
     def _require(self, *states: State) -> None:
         if self.state not in states:

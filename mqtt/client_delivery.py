@@ -159,7 +159,8 @@ class Sender:
         """How many more messages of QoS 1 or 2 would be sent at once."""
         if self._connack_properties is None or self._waiting is not None:
             return 0
-        return max(0, self._inflight_max - self._inflight)
+        unsettled = len(self._session.outbound)
+        return max(0, min(self._inflight_max - self._inflight, self._outbound_max - unsettled))
 
     def resume(self, connack: Connack) -> None:
         """Begin sending: take the server's limits, then go on with the session's messages."""
