@@ -1,0 +1,116 @@
+"""SQLite through aiosqlite, with whole transactions as one hop to its thread.
+
+A hop costs two changes of thread and, while the loop is busy, up to the interpreter's switch
+interval each; a transaction of five statements in five hops would hold up commits for that long.
+
+Invariants:
+- Autocommit: nothing is open between two calls; `transact` commits or rolls back before it returns.
+- With `synchronous = FULL` whatever returned is on the disk. With NORMAL only `durable=True` is.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import aiosqlite
+
+__all__ = ["Database", "Rows", "Statement", "connect_file", "uri_of"]
+
+T = TypeVar("T")
+Statement: TypeAlias = tuple[str, Sequence[Any]]
+Rows: TypeAlias = list[tuple[Any, ...]]
+
+BUSY_TIMEOUT_S = 5.0
+CACHED_STATEMENTS = 64
+
+
+def uri_of(path: Path, mode: str) -> str:
+    """Return the URI that opens `path` in `mode`: "rw", "ro" or "rwc"."""
+    return f"{path.absolute().as_uri()}?mode={mode}"
+
+
+def connect_file(path: Path, mode: str) -> sqlite3.Connection:
+    """Open a database file in autocommit; blocks, so not on the loop's thread."""
+    return sqlite3.connect(
+        uri_of(path, mode),
+        uri=True,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        cached_statements=CACHED_STATEMENTS,
+        check_same_thread=False,  # opened on one helper thread, used on another, never on two
+    )
+
+
+class Database(aiosqlite.Connection):
+    """One connection and its thread."""
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection], *, durable: bool) -> None:
+        """Prepare a connection; `await` it to open it.
+
+        Args:
+            connector: Opens the file and sets its pragmas; runs on the connection's thread.
+            durable: Whether `connector` left it at `synchronous = FULL`.
+        """
+        super().__init__(connector, iter_chunk_size=64)
+        self._durable = durable
+
+    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Call `function` with the connection, on the connection's thread."""
+        result: T = await self._hop(partial(self._call, function))
+        return result
+
+    async def query(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
+        """Run one statement in autocommit and return its rows."""
+        rows: Rows = await self._hop(partial(self._query, sql, parameters))
+        return rows
+
+    async def transact(
+        self, statements: Sequence[Statement], *, durable: bool = False
+    ) -> list[Rows]:
+        """Run statements as one transaction: all of them or none.
+
+        Args:
+            statements: SQL and parameters, in order.
+            durable: On the disk when this returns, whatever `synchronous` is.
+
+        Returns:
+            The rows of each statement.
+
+        Raises:
+            sqlite3.Error: nothing of it happened.
+        """
+        rows: list[Rows] = await self._hop(partial(self._transact, statements, durable=durable))
+        return rows
+
+    def _hop(self, function: Callable[[], Any]) -> Awaitable[Any]:
+        hop: Awaitable[Any] = self._execute(function)  # type: ignore[no-untyped-call] # aiosqlite
+        return hop
+
+    def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        return function(self._conn)
+
+    def _query(self, sql: str, parameters: Sequence[Any]) -> Rows:
+        return self._conn.execute(sql, parameters).fetchall()
+
+    def _transact(self, statements: Sequence[Statement], *, durable: bool) -> list[Rows]:
+        connection = self._conn
+        sync_now = durable and not self._durable
+        if sync_now:
+            connection.execute("PRAGMA synchronous = FULL")
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                rows = [connection.execute(sql, values).fetchall() for sql, values in statements]
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        finally:
+            if sync_now:
+                connection.execute("PRAGMA synchronous = NORMAL")
+        return rows

@@ -1,0 +1,112 @@
+"""What the journal knows of its file without asking it: seqs, lanes, tombstones, counters.
+
+Invariants:
+- `next_seq > last_seq`, and `next_seq <= reserved_seq + 1`: no seq is given out that the file has
+  not reserved durably before.
+- A lane's `gone_seq` never falls; readings of the lane up to it are trimmed, evicted or lost.
+- `readings` and `bytes` of a lane are those of the rows on disk, exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edge.contract import Lane, Tombstone
+from edge.journal_schema import ROW_BYTES
+
+__all__ = ["Head", "JournalState", "JournalStats", "LaneState", "LaneStats"]
+
+
+@dataclass(slots=True)
+class Head:
+    """The oldest row of a lane."""
+
+    first_seq: int
+    count: int
+    time_us: int  # wall clock at the commit
+    boot: int  # in which boot that was
+    boot_us: int  # and how long after its start
+
+    def age_us(self, wall_us: int, boot: int, boot_us: int) -> int:
+        """Return how long ago the row was written.
+
+        Within one boot by the clock that cannot be set; over boots only the wall clock is left.
+        """
+        age = boot_us - self.boot_us if boot == self.boot else wall_us - self.time_us
+        return max(0, age)
+
+
+@dataclass(slots=True)
+class LaneState:
+    """One lane."""
+
+    last_seq: int = 0  # of its newest row, also when that is gone; 0 = never had one
+    gone_seq: int = 0
+    readings: int = 0
+    bytes: int = 0  # bodies, and ROW_BYTES a row
+    head: Head | None = None  # None = no rows
+
+    def depth(self) -> int:
+        """Return how many readings are not gone; rows about to be deleted may still count."""
+        if self.gone_seq >= self.last_seq:
+            return 0
+        head = self.head
+        if head is None or head.first_seq > self.gone_seq:
+            return self.readings
+        return self.readings - min(head.count, self.gone_seq - head.first_seq + 1)
+
+
+@dataclass(slots=True)
+class JournalState:
+    """The whole journal."""
+
+    epoch: int
+    next_seq: int
+    reserved_seq: int
+    last_seq: int  # the highest made durable
+    boot: int  # this boot's row in `boots`
+    lanes: dict[Lane, LaneState] = field(
+        default_factory=lambda: {lane: LaneState() for lane in Lane}
+    )
+    tombstones: list[Tombstone] = field(default_factory=list)  # not acknowledged, oldest first
+
+    def appended(self, lane: Lane, count: int, body_bytes: int, head: Head) -> None:
+        """Take note of a row that is durable now."""
+        state = self.lanes[lane]
+        state.last_seq = head.first_seq + count - 1
+        state.readings += count
+        state.bytes += body_bytes + ROW_BYTES
+        if state.head is None:
+            state.head = head
+
+
+@dataclass(slots=True)
+class LaneStats:
+    """Figures of one lane."""
+
+    readings: int  # not gone
+    bytes: int
+    oldest_age_s: float
+    last_seq: int
+    gone_seq: int
+
+
+@dataclass(slots=True)
+class JournalStats:
+    """Figures of the journal; counters are since the start of the process."""
+
+    lanes: dict[Lane, LaneStats]
+    file_bytes: int  # database and log as they lie on the disk
+    disk_free_bytes: int
+    tail_bytes: int
+    tombstones: int
+    commits: int
+    readings: int
+    body_bytes: int  # of bodies committed
+    failed_commits: int
+    evicted: dict[str, int]  # readings by reason
+    dead_letters: int
+    damaged_rows: int
+    commit_s: float  # how long the last commit took, sync included
+    epoch: int
+    last_seq: int
