@@ -82,6 +82,9 @@ class SimConfig:
     topic_prefix: str = setting(
         "devices/{client}/", help="put before each topic; {client} is the client id; may be empty"
     )
+    client_prefix: str = setting(
+        "", help="put before each client id, so that several simulations can share a broker"
+    )
     speed: float = setting(
         1.0, minimum=0, help="simulated seconds a second; 0 = as fast as the windows allow"
     )
