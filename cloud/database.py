@@ -28,7 +28,9 @@ __all__ = [
     "DatabaseError",
     "DatabaseKind",
     "FileLock",
+    "execute_flat",
     "execute_rows",
+    "file_bytes",
     "open_database",
     "open_read_only",
     "transaction",
@@ -183,7 +185,6 @@ def execute_rows(
 
     `executemany` makes a step a row, and at each step sqlite3 drops the interpreter lock: against
     a busy event loop every row then waits up to a switch interval (5 ms) to get it back.
-    `benchmarks/` and tests/cloud measure both.
 
     Args:
         connection: Within a transaction.
@@ -191,19 +192,34 @@ def execute_rows(
         rows: All of the same width; may be empty.
         tail: What follows the values, such as an ON CONFLICT clause or a parenthesis.
     """
-    if not rows:
-        return
-    one = "(" + ",".join("?" * len(rows[0])) + ")"
-    at, left = 0, len(rows)
+    if rows:
+        flat = [value for row in rows for value in row]
+        execute_flat(connection, head, len(rows[0]), flat, tail)
+
+
+def execute_flat(
+    connection: sqlite3.Connection, head: str, width: int, values: Sequence[Any], tail: str = ""
+) -> None:
+    """Do as `execute_rows`, with the rows' values end to end, `width` to a row."""
+    one = "(" + ",".join("?" * width) + ")"
+    at, left = 0, len(values) // width
     for size in _SIZES:
         if left < size:
             continue
         sql = f"{head} VALUES {','.join([one] * size)} {tail}"
         while left >= size:
-            chunk = rows[at : at + size]
-            connection.execute(sql, [value for row in chunk for value in row])
-            at += size
+            connection.execute(sql, values[at : at + size * width])
+            at += size * width
             left -= size
+
+
+def file_bytes(connection: sqlite3.Connection) -> int:
+    """Return the bytes of the file in use: free pages, which the next rows take, do not count."""
+    (size,) = connection.execute(
+        "SELECT (p.page_count - f.freelist_count) * s.page_size"
+        " FROM pragma_page_count p, pragma_freelist_count f, pragma_page_size s"
+    ).fetchone()
+    return int(size)
 
 
 # ---- opening -------------------------------------------------------------------------------------

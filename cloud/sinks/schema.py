@@ -17,11 +17,11 @@ and was promised, so they are not thrown away. Nearly always NULL, they cost a b
 
 from __future__ import annotations
 
+from cloud.database import DatabaseKind
+
 __all__ = [
     "READINGS_COLUMNS",
-    "STORAGE_APPLICATION_ID",
-    "STORAGE_SCHEMA",
-    "STORAGE_VERSION",
+    "STORAGE_KIND",
     "epoch_from_sql",
     "epoch_from_text",
     "epoch_text",
@@ -29,9 +29,6 @@ __all__ = [
     "payload_from_sql",
     "payload_to_sql",
 ]
-
-STORAGE_APPLICATION_ID = 0x54475352  # "TGSR"
-STORAGE_VERSION = 1
 
 READINGS_COLUMNS = (
     "gateway",
@@ -47,7 +44,7 @@ READINGS_COLUMNS = (
     "properties",
 )
 
-STORAGE_SCHEMA = """
+_SCHEMA = """
 CREATE TABLE readings (
     gateway     TEXT    NOT NULL,
     epoch       INTEGER NOT NULL,  -- unsigned 64 bits written as signed
@@ -84,8 +81,10 @@ CREATE TABLE cursors (
 CREATE TABLE meta (
     key   TEXT PRIMARY KEY,
     value NOT NULL
-) WITHOUT ROWID;
+) WITHOUT ROWID
 """
+
+STORAGE_KIND = DatabaseKind("a Tidegate storage", 0x54475352, 1, _SCHEMA)  # "TGSR"
 
 _EPOCH_SIGN = 1 << 63
 _EPOCH_SPAN = 1 << 64

@@ -15,6 +15,7 @@ import cbor2
 
 from bridge.envelope import unfold_runs
 from bridge.intervals import Range
+from cloud.ranges import joined
 from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
 from cloud.stream.contract import Backlog, DeadLetter, Entry, GivenUp, Source, SourceLedger
 
@@ -25,7 +26,6 @@ __all__ = [
     "dead_letters",
     "first_unread",
     "held",
-    "joined",
     "ledger",
     "ranges_after",
     "read",
@@ -187,22 +187,6 @@ def copy_to(connection: sqlite3.Connection, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def joined(ranges: list[Range]) -> list[Range]:
-    """Return one or more ranges sorted, those that touch or overlap made one."""
-    ranges.sort()
-    joined: list[Range] = []
-    start, end = ranges[0]
-    for first, last in ranges:
-        if first > end + 1:
-            joined.append((start, end))
-            start = first
-            end = last
-        elif last > end:
-            end = last
-    joined.append((start, end))
-    return joined
 
 
 def _entry(row: Sequence[Any]) -> Entry:

@@ -13,7 +13,6 @@ a failed transaction it is read again.
 from __future__ import annotations
 
 import sqlite3
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,12 +20,11 @@ from itertools import chain
 import cbor2
 
 from bridge.envelope import runs_of
-from bridge.intervals import IntervalSet, Range
-from cloud.database import DatabaseKind, execute_rows, transaction
+from bridge.intervals import Range
+from cloud.database import DatabaseKind, execute_rows, file_bytes, transaction
+from cloud.ranges import RangeTable
 from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
-from cloud.stream import queries
 from cloud.stream.contract import Entry, GivenUp, Part, Source
-from cloud.stream.queries import joined
 
 __all__ = ["STREAM_KIND", "Partition", "Request", "Stored", "StreamTables"]
 
@@ -105,7 +103,6 @@ CREATE TABLE meta (
 
 STREAM_KIND = DatabaseKind("a Tidegate stream", 0x54475354, 1, _SCHEMA)  # "TGST"
 
-_HELD_SETS_MAX = 4096
 _TRIM_ENTRIES = 1000  # a transaction: appends wait for it
 _VACUUM_PAGES = 2048
 _VACUUM_FREE_PAGES_MIN = 16384  # 64 MB of 4 kB pages; less is left for the next appends
@@ -149,8 +146,7 @@ class StreamTables:
     def __init__(self) -> None:
         self.epoch = 0
         self.partitions: dict[int, Partition] = {}
-        self._held: OrderedDict[Source, IntervalSet] = OrderedDict()
-        self._held_changes: dict[tuple[str, int, int], int | None] = {}
+        self.held = RangeTable("held")
 
     def load(self, connection: sqlite3.Connection, new_epoch: int) -> Stored:
         """Read what memory keeps; a new file gets `new_epoch` as its epoch."""
@@ -162,15 +158,14 @@ class StreamTables:
                 )
             row = (epoch_to_sql(new_epoch),)
         self.epoch = epoch_from_sql(row[0])
-        self._held.clear()
-        self._held_changes.clear()
+        self.held.forget()
         self.partitions = {
             partition: Partition(*rest)
             for partition, *rest in connection.execute(
                 "SELECT partition, last_position, through, entries, readings, bytes FROM partitions"
             )
         }
-        return Stored([], self.rows(), _file_bytes(connection))
+        return Stored([], self.rows(), file_bytes(connection))
 
     def store(
         self, connection: sqlite3.Connection, requests: Sequence[Request], now_us: int
@@ -181,18 +176,16 @@ class StreamTables:
             with transaction(connection):
                 entries = self._new_entries(connection, requests, now_us)
                 self._write_entries(connection, entries)
-                self._write_held(connection)
+                self.held.write(connection)
                 _write_ledger(connection, requests)
                 _write_cursors(connection, requests)
                 if any(request.probe for request in requests):
                     connection.execute("INSERT OR REPLACE INTO meta VALUES ('probe', ?)", (now_us,))
         except BaseException:
             self.partitions = before
-            self._held.clear()
+            self.held.forget()
             raise
-        finally:
-            self._held_changes.clear()
-        return Stored(entries, self.rows(), _file_bytes(connection))
+        return Stored(entries, self.rows(), file_bytes(connection))
 
     def rows(self, _connection: sqlite3.Connection | None = None) -> dict[int, Partition]:
         """Return a copy of the partitions as they are now."""
@@ -208,7 +201,7 @@ class StreamTables:
         for request in requests:
             taken: dict[Source, list[Range]] = {}
             for part in request.parts:
-                held = self.held_set(connection, part.gateway, part.epoch)
+                held = self.held.get(connection, part.gateway, part.epoch)
                 if all(held.covers(first, last) for first, last in part.seq_ranges):
                     continue
                 row = self.partitions.setdefault(part.partition, Partition())
@@ -231,34 +224,8 @@ class StreamTables:
                 )
                 taken.setdefault((part.gateway, part.epoch), []).extend(part.seq_ranges)
             for source, ranges in taken.items():
-                self._hold(connection, source, ranges)
+                self.held.add(connection, *source, ranges)
         return entries
-
-    def _hold(self, connection: sqlite3.Connection, source: Source, ranges: list[Range]) -> None:
-        held = self.held_set(connection, *source)
-        changes = self._held_changes
-        for first, last in joined(ranges):
-            swallowed = held.touching(first, last)
-            held.add(first, last)
-            for old_first, _ in swallowed:
-                changes[(*source, old_first)] = None
-            firsts = [first, *(old_first for old_first, _ in swallowed)]
-            lasts = [last, *(old_last for _, old_last in swallowed)]
-            changes[(*source, min(firsts))] = max(lasts)
-
-    def held_set(self, connection: sqlite3.Connection, gateway: str, epoch: int) -> IntervalSet:
-        """Return what is held of a source; kept in memory for the sources lately asked for."""
-        source = (gateway, epoch)
-        held = self._held.get(source)
-        if held is None:
-            held = IntervalSet(queries.held(connection, gateway, epoch))
-            # sets with changes not yet written stay: the file does not know them
-            while len(self._held) >= _HELD_SETS_MAX and not self._held_changes:
-                self._held.popitem(last=False)
-            self._held[source] = held
-        else:
-            self._held.move_to_end(source)
-        return held
 
     def _write_entries(self, connection: sqlite3.Connection, entries: list[Entry]) -> None:
         if not entries:
@@ -292,24 +259,6 @@ class StreamTables:
             rows,
         )
         _write_partitions(connection, self.partitions, touched)
-
-    def _write_held(self, connection: sqlite3.Connection) -> None:
-        gone = []
-        kept = []
-        for (gateway, epoch, first), last in self._held_changes.items():
-            if last is None:
-                gone.append((gateway, epoch_to_sql(epoch), first))
-            else:
-                kept.append((gateway, epoch_to_sql(epoch), first, last))
-        execute_rows(
-            connection, "DELETE FROM held WHERE (gateway, epoch, first_seq) IN (", gone, ")"
-        )
-        execute_rows(
-            connection,
-            "INSERT INTO held",
-            kept,
-            "ON CONFLICT (gateway, epoch, first_seq) DO UPDATE SET last_seq = excluded.last_seq",
-        )
 
     # ---- dead letters ----------------------------------------------------------------------------
 
@@ -401,7 +350,7 @@ class StreamTables:
         (free,) = connection.execute("PRAGMA freelist_count").fetchone()
         if free > max(pages // 4, _VACUUM_FREE_PAGES_MIN):
             connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
-        return _file_bytes(connection)
+        return file_bytes(connection)
 
 
 def _write_ledger(connection: sqlite3.Connection, requests: Sequence[Request]) -> None:
@@ -456,11 +405,3 @@ def _write_partitions(
 
 def _copy(row: Partition) -> Partition:
     return Partition(row.last_position, row.through, row.entries, row.readings, row.bytes)
-
-
-def _file_bytes(connection: sqlite3.Connection) -> int:
-    (size,) = connection.execute(
-        "SELECT (p.page_count - f.freelist_count) * s.page_size"
-        " FROM pragma_page_count p, pragma_freelist_count f, pragma_page_size s"
-    ).fetchone()
-    return int(size)

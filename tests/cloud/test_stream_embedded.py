@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cloud.config import StreamConfig
+from cloud.ranges import RangeTable
 from cloud.stream.contract import StreamError, StreamFull
 from cloud.stream.embedded import EmbeddedStream
 from runtime.clock import ManualClock
@@ -122,13 +123,13 @@ async def test_a_failed_commit_fails_all_that_wait_and_nothing_of_it_stays(
 ) -> None:
     async with opened(engine) as stream:
         await stream.append([part(1, [1])])
-        real = stream._tables._write_held
+        real = RangeTable.write
 
-        def broken(connection: sqlite3.Connection) -> None:
-            real(connection)
+        def broken(table: RangeTable, connection: sqlite3.Connection) -> None:
+            real(table, connection)
             raise sqlite3.OperationalError("disk I/O error")
 
-        monkeypatch.setattr(stream._tables, "_write_held", broken)
+        monkeypatch.setattr(RangeTable, "write", broken)
         results = await asyncio.gather(
             *(stream.append([part(1, [n])]) for n in range(2, 6)), return_exceptions=True
         )
@@ -146,21 +147,21 @@ async def test_a_full_disk_is_told_apart(
 ) -> None:
     async with opened(engine) as stream:
 
-        def full(_connection: sqlite3.Connection) -> None:
+        def full(_table: RangeTable, _connection: sqlite3.Connection) -> None:
             error = sqlite3.OperationalError("database or disk is full")
             error.sqlite_errorcode = sqlite3.SQLITE_FULL
             raise error
 
-        monkeypatch.setattr(stream._tables, "_write_held", full)
+        monkeypatch.setattr(RangeTable, "write", full)
         with pytest.raises(StreamFull, match="disk is full"):
             await stream.append([part(1, [1])])
 
 
 async def test_more_sources_than_memory_keeps(
-    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+    engine: EmbeddedEngine,
 ) -> None:
-    monkeypatch.setattr("cloud.stream.tables._HELD_SETS_MAX", 3)
     async with opened(engine) as stream:
+        stream._tables.held = RangeTable("held", sets_max=3)
         for seq in range(1, 4):
             for n in range(10):
                 await stream.append([part(1, [seq], gateway=f"gw-{n}")])

@@ -1,0 +1,431 @@
+"""Drives one sink: reads the stream, writes in order, retries, sets aside what cannot be taken.
+
+Invariants:
+- A partition's entries reach the sink in order; a failing one holds up its own partition only.
+- A position is passed only after the sink's `write` returned, or after the entry was made durable
+  as a dead letter.
+- What is in memory is bounded: one write's entries (`sinks.write_bytes_max` encoded and
+  `_WRITE_READINGS_MAX` decoded), whatever the lag.
+
+A failed write of many entries is cut in halves until the entries to blame stand alone; each of
+them is tried `sinks.tries_max` times, with pauses. `SinkUnavailable` blames no entry: everything
+waits and is tried again for as long as it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from bridge.errors import BatchError
+from cloud.config import SinksConfig
+from cloud.sinks.contract import DecodedEntry, Sink, SinkUnavailable
+from cloud.sinks.decoded import DecodedEntries
+from cloud.stream.contract import PARTITIONS, Backlog, Entry, Stream, StreamError
+
+__all__ = ["SinkRunner", "SinkStats"]
+
+log = structlog.get_logger(component="sinks")
+
+_WRITE_READINGS_MAX = 20_000
+_WRITE_PAYLOAD_BYTES_MAX = 32 << 20
+_READ_ENTRIES_MAX = 512
+_SLICE_READINGS = 1_000  # decoded between two turns of the event loop: about 3 ms
+_CURSOR_INTERVAL_S = 0.5  # between commits of cursors the stream keeps
+_CAUSE_CHARS_MAX = 500
+
+
+@dataclass(slots=True)
+class _Failure:
+    """The entry a partition cannot get past for now."""
+
+    position: int
+    tries: int
+    retry_at_s: float  # loop time
+    cause: str
+
+
+@dataclass(slots=True, frozen=True)
+class SinkStats:
+    """How one sink does."""
+
+    name: str
+    readings: int  # written since start
+    entries: int
+    writes: int
+    errors: int
+    dead_letters: int  # set aside since start
+    cause: str  # why it is held up now, "" when it is not
+    positions: Mapping[int, int]
+    lag: Mapping[int, Backlog]  # partitions that are behind
+
+
+class SinkRunner:
+    """One sink at work.
+
+    Args:
+        sink: The sink; from `start` on nobody else may call it.
+        stream: Where entries come from.
+        decoded: Shared by all runners.
+        config: Bounds and pauses.
+    """
+
+    def __init__(
+        self, sink: Sink, stream: Stream, decoded: DecodedEntries, config: SinksConfig
+    ) -> None:
+        self.sink = sink
+        self.name = sink.name
+        self._stream = stream
+        self._decoded = decoded
+        self._config = config
+        self._positions: dict[int, int] = dict.fromkeys(range(PARTITIONS), 0)
+        self._committed: dict[int, int] = {}  # of the stream-kept cursors
+        self._own_cursors = False
+        self._failures: dict[int, _Failure] = {}
+        self._unavailable = ""
+        self._unavailable_tries = 0
+        self._first_partition = 0
+        self._idle = False
+        self._stopping = False
+        self._writing = asyncio.Lock()  # the loop and `redrive` take turns
+        self._moved = asyncio.Event()
+        self._cursors_due_s = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self._readings = self._entries = self._writes = self._errors = self._dead_letters = 0
+
+    # ---- start and stop --------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the sink, find where it stood and go on from there."""
+        await self.sink.open(self._stream.epoch)
+        kept = await self.sink.cursors()
+        self._own_cursors = kept is not None
+        if kept is None:
+            kept = await self._stream.cursors(self.name)
+            self._committed = dict(kept)
+        ends = (await self._stream.stats()).last_positions
+        for partition, position in kept.items():
+            if position > ends.get(partition, 0):
+                # the stream is older than the sink: its next entries would get old positions
+                log.warning("stream_behind_sink", sink=self.name, partition=partition,
+                            position=position, stream=ends.get(partition, 0))  # fmt: skip
+                self._positions[partition] = 0
+            else:
+                self._positions[partition] = position
+        self._task = asyncio.create_task(self._run(), name=f"sink-{self.name}")
+
+    async def stop(self) -> None:
+        """Finish the write under way, save cursors, close the sink."""
+        self._stopping = True
+        if self._task is not None:
+            if self._idle:
+                self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+            await self._commit_cursors(now=True)
+        await self.sink.close()
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """How far the sink has got, by partition; what lies before may be trimmed.
+
+        Cursors the stream keeps count once they are committed.
+        """
+        return dict(self._positions if self._own_cursors else self._committed)
+
+    async def drained(self) -> None:
+        """Return when the sink has taken everything that was in the stream at the call."""
+        ends = (await self._stream.stats()).last_positions
+        while any(self._positions[partition] < end for partition, end in ends.items()):
+            self._moved.clear()
+            await self._moved.wait()
+
+    async def stats(self) -> SinkStats:
+        """Return counters, positions and lag as they are now."""
+        backlog = await self._stream.backlog(self._positions)
+        causes = [self._unavailable, *(f.cause for f in self._failures.values())]
+        return SinkStats(
+            self.name,
+            self._readings,
+            self._entries,
+            self._writes,
+            self._errors,
+            self._dead_letters,
+            next(filter(None, causes), ""),
+            dict(self._positions),
+            {partition: lag for partition, lag in backlog.items() if lag.entries},
+        )
+
+    # ---- the loop --------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        full = False
+        while not self._stopping:
+            try:
+                if not full:
+                    await self._wait()
+                retries, chunk, full = await self._collect()
+                for one in retries:
+                    await self._deliver([one])
+                if chunk:
+                    await self._deliver(chunk)
+                await self._commit_cursors()
+                self._unavailable, self._unavailable_tries = "", 0
+            except (SinkUnavailable, StreamError) as error:
+                full = False
+                await self._pause(error)
+            except Exception as error:
+                log.exception("sink_error", sink=self.name)
+                full = False
+                await self._pause(error)
+
+    async def _wait(self) -> None:
+        """Wait for entries, for a retry that is due, or for cursors to be saved."""
+        waiting = {p: at for p, at in self._positions.items() if p not in self._failures}
+        due_s = [failure.retry_at_s for failure in self._failures.values()]
+        if self._cursors_dirty():
+            due_s.append(self._cursors_due_s)
+        self._idle = True
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(min(due_s, default=None)):
+                    await self._stream.wait(waiting)
+                if self.sink.linger_s:
+                    await asyncio.sleep(self.sink.linger_s)
+        finally:
+            self._idle = False
+
+    async def _pause(self, error: Exception) -> None:
+        self._errors += 1
+        self._unavailable = _cause(error)
+        pause_s = self._pause_s(self._unavailable_tries)
+        if self._unavailable_tries % 10 == 0:
+            log.warning("sink_waits", sink=self.name, error=self._unavailable, pause_s=pause_s)
+        self._unavailable_tries += 1
+        self._idle = True
+        try:
+            await asyncio.sleep(pause_s)
+        finally:
+            self._idle = False
+
+    def _pause_s(self, tries: int) -> float:
+        pause_s: float = self._config.retry_s * 2 ** min(tries, 20)
+        return min(pause_s, self._config.retry_max_s)
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    async def _collect(self) -> tuple[list[DecodedEntry], list[DecodedEntry], bool]:
+        """Read and decode what comes next.
+
+        Returns:
+            Entries to be tried again, each alone; the others; True when there is more to read.
+        """
+        now_s = asyncio.get_running_loop().time()
+        chunk = _Chunk(self._config.write_bytes_max)
+        retries: list[DecodedEntry] = []
+        partitions = range(self._first_partition, self._first_partition + PARTITIONS)
+        for partition in (number % PARTITIONS for number in partitions):
+            failure = self._failures.get(partition)
+            if failure is not None:
+                if failure.retry_at_s <= now_s:
+                    retries += await self._decode_next(partition)
+                continue
+            if chunk.full:
+                self._first_partition = partition  # here the next write begins
+                break
+            entries = await self._stream.read(
+                partition,
+                self._positions[partition],
+                entries_max=_READ_ENTRIES_MAX,
+                bytes_max=max(1, min(chunk.bytes_left, self._config.write_bytes_max // 4)),
+            )
+            await self._decode_into(chunk, entries)
+        return retries, chunk.entries, chunk.full
+
+    async def _decode_into(self, chunk: _Chunk, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if chunk.full:
+                return
+            try:
+                decoded = self._decoded.get(entry)
+            except BatchError as error:
+                # those before it are not written yet: it is blamed when it comes first
+                if entry is entries[0]:
+                    await self._failed(entry, error)
+                return
+            if chunk.add(decoded):
+                await asyncio.sleep(0)
+
+    async def _decode_next(self, partition: int) -> list[DecodedEntry]:
+        entries = await self._stream.read(
+            partition, self._positions[partition], entries_max=1, bytes_max=1
+        )
+        if not entries:  # trimmed by hand meanwhile
+            del self._failures[partition]
+            return []
+        try:
+            return [self._decoded.get(entries[0])]
+        except BatchError as error:
+            await self._failed(entries[0], error)
+            return []
+
+    # ---- writing ---------------------------------------------------------------------------------
+
+    async def _deliver(self, chunk: Sequence[DecodedEntry]) -> None:
+        """Write `chunk`, halving it on failure until the entries to blame stand alone."""
+        todo = [list(chunk)]
+        while todo:
+            entries = todo.pop()
+            # an entry before it may have failed a moment ago
+            entries = [one for one in entries if self._in_turn(one.entry)]
+            if not entries:
+                continue
+            try:
+                await self._write(entries, _ends(entries))
+            except (SinkUnavailable, StreamError):
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever a sink raises blames an entry
+                if len(entries) == 1:
+                    await self._failed(entries[0].entry, error)
+                else:
+                    middle = len(entries) // 2
+                    todo += (entries[middle:], entries[:middle])
+
+    def _in_turn(self, entry: Entry) -> bool:
+        failure = self._failures.get(entry.partition)
+        return failure is None or entry.position <= failure.position
+
+    async def _write(self, entries: Sequence[DecodedEntry], ends: Mapping[int, int]) -> None:
+        async with self._writing:
+            await self.sink.write(entries, ends)
+        self._writes += 1
+        self._entries += len(entries)
+        self._readings += sum(one.entry.count for one in entries)
+        for partition, end in ends.items():
+            failure = self._failures.get(partition)
+            if failure is not None and failure.position <= end:
+                del self._failures[partition]
+        self._move(ends)
+
+    def _move(self, ends: Mapping[int, int]) -> None:
+        if not self._cursors_dirty():
+            self._cursors_due_s = asyncio.get_running_loop().time() + _CURSOR_INTERVAL_S
+        self._positions.update(ends)
+        self._moved.set()
+
+    async def _failed(self, entry: Entry, error: Exception) -> None:
+        """Count a failure of one entry; set it aside when it has had its tries."""
+        self._errors += 1
+        before = self._failures.get(entry.partition)
+        tries = before.tries + 1 if before and before.position == entry.position else 1
+        cause = _cause(error)
+        if tries < self._config.tries_max:
+            retry_at_s = asyncio.get_running_loop().time() + self._pause_s(tries - 1)
+            self._failures[entry.partition] = _Failure(entry.position, tries, retry_at_s, cause)
+            return
+        await self._stream.set_aside(self.name, entry, cause, tries)
+        ends = {entry.partition: entry.position}
+        if self._own_cursors:
+            async with self._writing:
+                await self.sink.pass_over(ends)
+        self._dead_letters += 1
+        self._failures.pop(entry.partition, None)
+        self._move(ends)
+        log.error("dead_letter", sink=self.name, partition=entry.partition,
+                  position=entry.position, gateway=entry.gateway, seqs=entry.seq_ranges[:8],
+                  readings=entry.count, cause=cause)  # fmt: skip
+
+    # ---- cursors the stream keeps ----------------------------------------------------------------
+
+    def _cursors_dirty(self) -> bool:
+        if self._own_cursors:
+            return False
+        committed = self._committed
+        return any(at > committed.get(p, 0) for p, at in self._positions.items())
+
+    async def _commit_cursors(self, *, now: bool = False) -> None:
+        """Save the cursors, at most every so often: an entry that comes twice does no harm."""
+        if not self._cursors_dirty():
+            return
+        loop = asyncio.get_running_loop()
+        if not now and loop.time() < self._cursors_due_s:
+            return
+        reached = {p: at for p, at in self._positions.items() if at > self._committed.get(p, 0)}
+        await self._stream.commit_cursors(self.name, reached)
+        self._committed.update(reached)
+
+    # ---- dead letters ----------------------------------------------------------------------------
+
+    async def redrive(self) -> tuple[int, int]:
+        """Offer the sink its dead letters once more.
+
+        Returns:
+            How many it took, and how many are still dead.
+
+        Raises:
+            SinkUnavailable: the sink can take nothing now.
+        """
+        letters = await self._stream.dead_letters(self.name)
+        taken = 0
+        for letter in letters:
+            entry = letter.entry
+            try:
+                decoded = self._decoded.get(entry)
+                async with self._writing:
+                    await self.sink.write([decoded], {})
+            except SinkUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - it stays dead, for this cause
+                log.warning("still_dead", sink=self.name, partition=entry.partition,
+                            position=entry.position, cause=_cause(error))  # fmt: skip
+                continue
+            await self._stream.forget_dead_letter(self.name, entry.partition, entry.position)
+            taken += 1
+        return taken, len(letters) - taken
+
+
+class _Chunk:
+    """The entries of one write, within bounds."""
+
+    __slots__ = ("_payload_bytes", "_readings", "_slice", "bytes_left", "entries", "full")
+
+    def __init__(self, bytes_max: int) -> None:
+        self.entries: list[DecodedEntry] = []
+        self.bytes_left = bytes_max
+        self.full = False
+        self._readings = 0
+        self._payload_bytes = 0
+        self._slice = 0
+
+    def add(self, decoded: DecodedEntry) -> bool:
+        """Take an entry; return True when it is time to let others have the event loop."""
+        self.entries.append(decoded)
+        self.bytes_left -= len(decoded.entry.body)
+        self._readings += decoded.entry.count
+        self._payload_bytes += sum(map(len, decoded.readings.payloads))
+        self.full = (
+            self.bytes_left <= 0
+            or self._readings >= _WRITE_READINGS_MAX
+            or self._payload_bytes >= _WRITE_PAYLOAD_BYTES_MAX
+        )
+        self._slice += decoded.entry.count
+        if self._slice < _SLICE_READINGS:
+            return False
+        self._slice = 0
+        return True
+
+
+def _ends(entries: Sequence[DecodedEntry]) -> dict[int, int]:
+    """Return the last position of each partition among `entries`."""
+    return {one.entry.partition: one.entry.position for one in entries}
+
+
+def _cause(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    if not isinstance(error, (BatchError, SinkUnavailable, StreamError)):
+        text = f"{type(error).__name__}: {text}"
+    return text.replace("\n", " ")[:_CAUSE_CHARS_MAX]
