@@ -53,6 +53,7 @@ T = TypeVar("T")
 _INSERT = f"INSERT INTO readings ({', '.join(READINGS_COLUMNS)})"
 _ONCE = "ON CONFLICT (gateway, epoch, seq) DO NOTHING"
 _EXPIRE_ROWS = 2_000  # a transaction: writes wait for it
+_EXPIRE_ROWS_BY_SIZE = 200  # then the size is looked at again
 _EXPIRE_INTERVAL_S = 10.0
 # faults of values, not of the store: an entry is to blame
 _BLAME_ENTRY = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError,
@@ -160,9 +161,10 @@ class StorageSink:
             self._tables.expire, before_us=before_us, file_bytes_max=self._config.file_bytes_max
         )
         total = 0
-        deleted = _EXPIRE_ROWS
-        while deleted == _EXPIRE_ROWS:
+        more = True
+        while more:
             deleted, size = await self._run(step)
+            more = deleted > 0
             total += deleted
             self.stats = replace(self.stats, expired=self.stats.expired + deleted, file_bytes=size)
         return total
@@ -303,13 +305,13 @@ class _StorageTables:
         """Delete some of the oldest rows that came in before a time, or while the file is large.
 
         Returns:
-            How many went, `_EXPIRE_ROWS` when there may be more; the bytes in use.
+            How many went, 0 when nothing is left to do; the bytes in use.
         """
         size = file_bytes(connection)
         large = 0 < file_bytes_max < size
         oldest = connection.execute(
             "SELECT rowid, gateway, epoch, seq, received_us FROM readings ORDER BY rowid LIMIT ?",
-            (_EXPIRE_ROWS,),
+            (_EXPIRE_ROWS_BY_SIZE if large else _EXPIRE_ROWS,),
         ).fetchall()
         gone: dict[tuple[str, int], list[Range]] = {}
         last = None

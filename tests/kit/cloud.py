@@ -1,0 +1,97 @@
+"""The cloud's parts for tests: streams filled with readings, sinks that record or fail."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from bridge.batch import EntryEncoder
+from bridge.intervals import ranges_of
+from bridge.readings import Readings
+from bridge.select import split_by_partition
+from cloud.sinks.contract import DecodedEntry
+from cloud.stream.contract import Part, Stream
+
+__all__ = ["RecordingSink", "append_readings", "parts_of", "query"]
+
+EPOCH = 0xFEDC_BA98_7654_3210
+
+
+def parts_of(
+    readings: Readings, *, gateway: str = "gw", epoch: int = EPOCH, historical: bool = False
+) -> list[Part]:
+    """Return readings as the parts ingest would append."""
+    encoder = EntryEncoder()
+    return [
+        Part(
+            partition,
+            gateway,
+            epoch,
+            ranges_of(some.seqs),
+            len(some),
+            encoder.encode(gateway, epoch, some, historical=historical),
+        )
+        for partition, some in sorted(split_by_partition(readings).items())
+    ]
+
+
+async def append_readings(
+    stream: Stream, readings: Readings, *, gateway: str = "gw", epoch: int = EPOCH
+) -> None:
+    """Append readings and say they were assigned."""
+    await stream.append(
+        parts_of(readings, gateway=gateway, epoch=epoch),
+        assigned={(gateway, epoch): readings.seqs[-1]},
+    )
+
+
+def query(path: Path, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
+    """Return the rows of a query on a database file, opened read-only."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        return connection.execute(sql, parameters).fetchall()
+
+
+class RecordingSink:
+    """Remembers what it was given; fails when told to.
+
+    Attributes:
+        written: (partition, position) of every entry written, in order.
+        fault: Called with the entries of each write before it; may raise.
+    """
+
+    linger_s = 0.0
+
+    def __init__(self, name: str = "recording", *, own_cursors: bool = False) -> None:
+        self.name = name
+        self.written: list[tuple[int, int]] = []
+        self.readings: list[tuple[int, bytes]] = []
+        self.kept: dict[int, int] | None = {} if own_cursors else None
+        self.passed_over: list[dict[int, int]] = []
+        self.writes = 0
+        self.closed = False
+        self.fault: Callable[[Sequence[DecodedEntry]], None] = lambda _entries: None
+
+    async def open(self, stream_epoch: int) -> None:
+        self.stream_epoch = stream_epoch
+
+    async def cursors(self) -> Mapping[int, int] | None:
+        return self.kept
+
+    async def write(self, entries: Sequence[DecodedEntry], cursors: Mapping[int, int]) -> None:
+        self.writes += 1
+        self.fault(entries)
+        self.written += [(one.entry.partition, one.entry.position) for one in entries]
+        for one in entries:
+            self.readings += zip(one.readings.seqs, one.readings.payloads, strict=True)
+        if self.kept is not None:
+            self.kept.update(cursors)
+
+    async def pass_over(self, cursors: Mapping[int, int]) -> None:
+        assert self.kept is not None
+        self.passed_over.append(dict(cursors))
+        self.kept.update(cursors)
+
+    async def close(self) -> None:
+        self.closed = True
