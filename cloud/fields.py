@@ -78,7 +78,10 @@ class FieldPath:
 
         With an empty path: the document when the payload is JSON, else its text when it is UTF-8.
         """
-        document = json_document(payload)
+        return self.find_in(payload, json_document(payload))
+
+    def find_in(self, payload: bytes | str, document: object) -> object:
+        """As `find`, for a payload whose `json_document` is known: one parse for many paths."""
         if document is MISSING:
             return MISSING if self._steps else _text(payload)
         return self.of(document)

@@ -10,7 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["GatewayView", "GivenUpView", "LedgerView", "NodeView", "PartitionView"]
+__all__ = [
+    "AlertEventView",
+    "AlertView",
+    "AlertsView",
+    "GatewayView",
+    "GivenUpView",
+    "LedgerView",
+    "NodeView",
+    "PartitionView",
+]
 
 
 @dataclass(slots=True, frozen=True)
@@ -65,6 +74,64 @@ class PartitionView:
     last_position: int
     cursors: Mapping[str, int]  # by sink
     lag_entries: Mapping[str, int]  # by sink: entries it has not taken yet
+
+
+@dataclass(slots=True, frozen=True)
+class AlertView:
+    """One alert that is pending or firing."""
+
+    alert_id: str  # "" while pending
+    state: str  # "pending" or "firing"
+    rule: str
+    severity: str
+    device: str
+    topic: str  # "" when the rule is by device
+    value: float | str | None  # as of the newest reading
+    since_us: int  # when it became wrong
+    fired_us: int | None
+    clear_us: int | None  # firing, but well since then: waits to be resolved
+    flapping: bool
+    acked_by: str
+    acked_us: int | None
+    note: str
+    summary: str
+
+
+@dataclass(slots=True, frozen=True)
+class AlertEventView:
+    """Something that happened to an alert, as history keeps it."""
+
+    event_id: int  # rises
+    alert_id: str
+    state: str  # "firing", "resolved" or "acknowledged"
+    rule: str
+    severity: str
+    device: str
+    topic: str
+    value: float | str | None
+    at_us: int  # event time
+    decided_us: int
+    reason: str
+    historical: bool  # told by late readings: was never sent out
+    flapping: bool
+
+
+class AlertsView(Protocol):
+    """What the API asks of the alerts part."""
+
+    def active(self) -> Sequence[AlertView]:
+        """Return alerts pending or firing, the most severe and newest first."""
+        ...
+
+    async def history(
+        self, *, rule: str | None, device: str | None, before: int | None, limit: int
+    ) -> Sequence[AlertEventView]:
+        """Return what happened, newest first, from before event `before` if it is given."""
+        ...
+
+    async def acknowledge(self, alert_id: str, by: str, note: str) -> AlertView | None:
+        """Note that somebody has taken a firing alert on; None when there is no such alert."""
+        ...
 
 
 class NodeView(Protocol):

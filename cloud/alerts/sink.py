@@ -1,0 +1,422 @@
+"""The alerts sink: drives the rule engines with the stream's entries and with time.
+
+Each partition has an engine; this keeps them in step with alerts.db and sends out what they say.
+
+Invariants:
+- State, history, messages and cursor of one write are one transaction (`store`), so an entry
+  counts once whatever is killed when.
+- Time moves on in a partition only as far as its readings are known: a deadline is met once every
+  entry up to it was read. One lock holds readings, deadlines and acknowledgements apart.
+- Nothing is sent out while the sink is behind its stream: a transition of long ago is history,
+  and once the sink has caught up, what then stands is told if it was not.
+- After the node was down, deadlines wait as long as it was, at most a minute: devices were not
+  silent, nobody listened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import httpx
+import structlog
+
+from bridge.partition import partition_of
+from cloud.alerts.config import SEVERITIES, AlertsConfig
+from cloud.alerts.engine import Batch, EngineStats, RuleEngine, StoredSeries
+from cloud.alerts.outbox import MQTT, MqttTarget, Outbox, Publish, Target, WebhookTarget
+from cloud.alerts.rules import Bounds, Rule
+from cloud.alerts.series import FIRING, Series, Transition
+from cloud.alerts.store import AlertStore, Changes
+from cloud.alerts.teller import Teller, webhook_target
+from cloud.sinks.contract import DecodedEntry, SinkUnavailable
+from cloud.views import AlertEventView, AlertView
+from runtime.clock import Clock
+from runtime.logs import limited
+from runtime.metrics import Metrics
+
+__all__ = ["AlertSink", "Heads"]
+
+log = structlog.get_logger(component="alerts")
+
+# the last position of each partition of the stream
+Heads = Callable[[], Awaitable[Mapping[int, int]]]
+
+START_GRACE_MAX_US = 60_000_000
+ALIVE_EVERY_US = 5_000_000  # how exactly a restart knows since when nobody listened
+SLICE_S = 0.005  # how long readings may keep the event loop from others
+CURSORS_EVERY_US = 1_000_000
+IDLE_PAUSE_S = 1.0
+BUSY_PAUSE_S = 0.05
+
+
+class AlertSink:
+    """One consumer of the stream (cloud/sinks/contract.py) and the source of alerts.
+
+    Attributes:
+        name: Names the cursors and metrics.
+        linger_s: Alerts do not wait for more readings.
+        stats: What the engines saw.
+    """
+
+    name = "alerts"
+    linger_s = 0.0
+
+    def __init__(
+        self,
+        config: AlertsConfig,
+        path: Path,
+        clock: Clock,
+        heads: Heads,
+        publish: Publish | None,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """Prepare; `open` begins.
+
+        Args:
+            config: Rules, webhooks and bounds.
+            path: alerts.db.
+            clock: Its wall clock is compared with the times of readings.
+            heads: Tells how far the stream is, so that time stands still behind it.
+            publish: Publishes an alert on MQTT, retained at QoS 1; None = MQTT is not used.
+            transport: Replaces the network of webhooks, for tests.
+            rng: For pauses between attempts.
+        """
+        self.stats = EngineStats()
+        self._config = config
+        self._path = path
+        self._clock = clock
+        self._heads = heads
+        self._bounds = Bounds.of(config.limits)
+        self._rules = [Rule(rule) for rule in config.rule]
+        self._targets: dict[str, Target] = {MQTT: MqttTarget(publish)} if publish else {}
+        for webhook in config.webhook:
+            self._targets[webhook_target(webhook.name)] = WebhookTarget(webhook, transport)
+        self._rng = rng
+        self._engines: dict[int, RuleEngine] = {}
+        self._positions: dict[int, int] = {}  # what the engines have seen
+        self._applied: dict[int, int] = {}  # of a write whose commit failed: it will come again
+        self._changes = Changes()
+        self._teller = Teller(config, mqtt=publish is not None)
+        self._deaf = (0, 0)
+        self._alive_us = 0
+        self._dropped = 0
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._store: AlertStore | None = None
+        self._outbox: Outbox | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ---- the sink --------------------------------------------------------------------------------
+
+    async def open(self, stream_epoch: int) -> None:
+        """Load state and begin to watch deadlines and deliver messages.
+
+        Raises:
+            DatabaseError: alerts.db cannot be used; one line.
+        """
+        limits = self._config.limits
+        store = self._store = await AlertStore.open(
+            self._path, history_max=limits.history_max, outbox_max=limits.outbox_max
+        )
+        kept = await store.load()
+        await store.begin(stream_epoch)
+        now_us = self._clock.wall_us()
+        if kept.alive_us:
+            down_us = max(now_us - kept.alive_us, 0)
+            self._deaf = (kept.alive_us, now_us + min(down_us, START_GRACE_MAX_US))
+        if kept.stream_epoch == stream_epoch:
+            self._positions = {p: position for p, (position, _) in kept.cursors.items()}
+        times = {p: min(engine_us, now_us) for p, (_, engine_us) in kept.cursors.items()}
+        self._load(kept.series, times)
+        discarded = await store.discard_others(self._targets)
+        if discarded:
+            log.warning("messages_dropped", count=discarded, cause="their webhook was removed")
+        self._outbox = Outbox(store, self._targets, self._clock, self._rng)
+        await self._commit()
+        self._tasks = [
+            asyncio.create_task(self._watch(), name="alerts-deadlines"),
+            asyncio.create_task(self._outbox.run(), name="alerts-outbox"),
+        ]
+
+    async def cursors(self) -> Mapping[int, int]:
+        """Return the position reached in each partition."""
+        return dict(self._positions)
+
+    async def write(self, entries: Sequence[DecodedEntry], cursors: Mapping[int, int]) -> None:
+        """Run the rules over `entries` and commit the outcome with `cursors`.
+
+        Without any outcome the cursors wait for the next commit, a second at most: entries that
+        changed nothing change nothing when they come again.
+
+        Args:
+            entries: In stream order within each partition.
+            cursors: Where the sink then stands; empty for a dead letter that is tried once more.
+
+        Raises:
+            SinkUnavailable: alerts.db cannot be written now.
+        """
+        loop = asyncio.get_running_loop()
+        async with self._lock:
+            slice_ends_s = loop.time() + SLICE_S
+            for decoded in entries:
+                self._apply(decoded, again=not cursors)
+                if loop.time() >= slice_ends_s:
+                    await asyncio.sleep(0)
+                    slice_ends_s = loop.time() + SLICE_S
+            await self._advance(cursors)
+
+    async def pass_over(self, cursors: Mapping[int, int]) -> None:
+        """Move the cursors without data."""
+        async with self._lock:
+            await self._advance(cursors)
+
+    async def close(self) -> None:
+        """Stop watching and delivering, and release alerts.db; harmless when never opened."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        if self._outbox is not None:
+            await self._outbox.close()
+        if self._store is not None:
+            store, self._store = self._store, None
+            async with self._lock:
+                # of a write that was cut off only half is known: it will come again whole
+                changes = Changes() if self._applied else self._changes
+                try:
+                    await store.commit(changes, self._clock.wall_us())
+                except sqlite3.Error as error:
+                    log.warning("state_not_written", error=str(error))
+                await store.close()
+
+    # ---- for the API -----------------------------------------------------------------------------
+
+    def active(self) -> list[AlertView]:
+        """Return alerts pending or firing, the most severe and newest first."""
+        views = [
+            self._view(series) for engine in self._engines.values() for series in engine.active()
+        ]
+        views.sort(key=lambda view: (-SEVERITIES.index(view.severity), -view.since_us, view.rule))
+        return views
+
+    async def history(
+        self, *, rule: str | None, device: str | None, before: int | None, limit: int
+    ) -> list[AlertEventView]:
+        """Return what happened, newest first."""
+        assert self._store is not None
+        rows = await self._store.history(rule=rule, device=device, before=before, limit=limit)
+        return [
+            AlertEventView(
+                event_id=row.id,
+                **{
+                    name: getattr(row.transition, name)
+                    for name in AlertEventView.__slots__
+                    if name != "event_id"
+                },
+            )
+            for row in rows
+        ]
+
+    async def acknowledge(self, alert_id: str, by: str, note: str) -> AlertView | None:
+        """Note that somebody has taken a firing alert on; None when there is no such alert.
+
+        Raises:
+            SinkUnavailable: alerts.db cannot be written now.
+        """
+        async with self._lock:
+            for engine in self._engines.values():
+                transition = engine.acknowledge(alert_id, by, note)
+                if transition is not None:
+                    self._note(engine, [transition])
+                    await self._commit()
+                    key = (transition.rule, transition.device, transition.topic)
+                    return self._view(engine.series[key])
+        return None
+
+    def register(self, metrics: Metrics) -> None:
+        """Show figures of this part."""
+        metrics.wrap(
+            "tidegate_alerts",
+            self.stats,
+            counters={
+                "evaluated": "Readings measured by a rule.",
+                "late": "Readings for a rule that came late: history only.",
+                "unreadable": "Readings without a value where the rule looks for one.",
+                "clock_refused": "Readings too far in the future to count.",
+                "refused_series": "Readings of devices beyond alerts.limits.series_max.",
+            },
+            gauges={"series": "Pairs of rule and device that are watched."},
+        )
+        metrics.gauge(
+            "tidegate_alerts_active_alerts", "Alerts by state.", self._count_active, ("state",)
+        )
+        for what, text in (
+            ("delivered", "Messages delivered."),
+            ("failed", "Attempts to deliver that failed."),
+            ("dropped", "Messages that their target refused for good."),
+        ):
+            metrics.counter(
+                f"tidegate_alerts_messages_{what}", text, self._read_outbox(what), ("target",)
+            )
+        metrics.counter(
+            "tidegate_alerts_messages_overflowed",
+            "Messages dropped because the outbox was full.",
+            lambda: self._dropped,
+        )
+
+    # ---- readings --------------------------------------------------------------------------------
+
+    def _apply(self, decoded: DecodedEntry, *, again: bool) -> None:
+        entry = decoded.entry
+        if not again and entry.position <= self._applied.get(entry.partition, 0):
+            return  # its outcome waits in `_changes`
+        engine = self._engine(entry.partition)
+        batch = Batch(entry.gateway, entry.epoch, entry.appended_us, decoded.readings)
+        self._note(engine, engine.receive(batch, entry.appended_us))
+        if not again:
+            self._applied[entry.partition] = entry.position
+
+    async def _advance(self, cursors: Mapping[int, int]) -> None:
+        for partition, position in cursors.items():
+            engine = self._engines.get(partition)
+            self._changes.cursors[partition] = (position, engine.now_us if engine else 0)
+        if self._has_outcome():
+            await self._commit()
+        self._applied.clear()
+        self._positions.update(cursors)
+        self._wake.set()
+
+    def _has_outcome(self) -> bool:
+        changes = self._changes
+        kept = changes.series or changes.history or changes.outbox
+        return bool(kept) or any(engine.has_changes for engine in self._engines.values())
+
+    def _engine(self, partition: int) -> RuleEngine:
+        engine = self._engines.get(partition)
+        if engine is None:
+            engine = self._engines[partition] = RuleEngine(self._rules, self._bounds, self.stats)
+            engine.deaf(*self._deaf)
+        return engine
+
+    def _load(self, kept: Iterable[StoredSeries], times: Mapping[int, int]) -> None:
+        by_partition: dict[int, list[StoredSeries]] = {}
+        for item in kept:
+            by_partition.setdefault(partition_of(item.key[1]), []).append(item)
+        for partition, items in by_partition.items():
+            engine = self._engine(partition)
+            ended = engine.load(items, times.get(partition, 0))
+            self._note(engine, ended)
+            self._teller.check(engine.series)
+
+    # ---- time ------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Meet deadlines, for as long as the sink is open."""
+        while True:
+            pause_s = IDLE_PAUSE_S
+            try:
+                async with self._lock:
+                    pause_s = await self._tick()
+            except SinkUnavailable as error:
+                limited(log, "state_not_written", 60.0).error("state_not_written", error=str(error))
+            except Exception:  # noqa: BLE001 - a task's root: deadlines must go on
+                limited(log, "tick_failed", 60.0).exception("tick_failed")
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
+                self._wake.clear()
+                await asyncio.sleep(BUSY_PAUSE_S)  # many writes make one look at the deadlines
+            except TimeoutError:
+                pass
+
+    async def _tick(self) -> float:
+        """Meet the deadlines that are due; return how long there is nothing to do, seconds."""
+        now_us = self._clock.wall_us()
+        heads = await self._heads()
+        next_us = now_us + round(IDLE_PAUSE_S * 1_000_000)
+        for partition, engine in self._engines.items():
+            head, position = heads.get(partition, 0), self._positions.get(partition, 0)
+            if position != head and head:
+                continue  # a write is coming, and with it a wake-up
+            deadline_us = engine.next_deadline_us()
+            if deadline_us is not None and deadline_us <= now_us:
+                self._note(engine, engine.handle_timeout(now_us))
+                deadline_us = engine.next_deadline_us()
+            self._teller.settle(partition, engine, self._changes, now_us)
+            if deadline_us is not None:
+                next_us = min(next_us, deadline_us)
+        idle_us = now_us - self._alive_us
+        if (
+            self._has_outcome()
+            or (self._changes.cursors and idle_us >= CURSORS_EVERY_US)
+            or (self.stats.series and idle_us >= ALIVE_EVERY_US)
+        ):
+            await self._commit()
+        return max((next_us - self._clock.wall_us()) / 1_000_000, BUSY_PAUSE_S)
+
+    # ---- what comes out --------------------------------------------------------------------------
+
+    def _note(self, engine: RuleEngine, transitions: Iterable[Transition]) -> None:
+        self._teller.note(engine, transitions, self._changes, self._clock.wall_us())
+
+    async def _commit(self) -> None:
+        """Make everything durable; what cannot be written now is kept for the next time."""
+        assert self._store is not None
+        changes = self._changes
+        for engine in self._engines.values():
+            if engine.has_changes:
+                changes.series.update((item.key, item) for item in engine.dump_changes())
+        now_us = self._clock.wall_us()
+        try:
+            dropped = await self._store.commit(changes, now_us)
+        except sqlite3.Error as error:
+            raise SinkUnavailable(f"{self._path}: {error}") from error
+        self._changes = Changes()
+        self._alive_us = now_us
+        if dropped:
+            self._dropped += dropped
+            limited(log, "outbox_full", 60.0).error("outbox_full", dropped=dropped)
+        if changes.outbox and self._outbox is not None:
+            self._outbox.wake()
+
+    # ---- views -----------------------------------------------------------------------------------
+
+    def _view(self, series: Series) -> AlertView:
+        firing = series.state == FIRING
+        return AlertView(
+            alert_id=series.alert_id,
+            state=series.state,
+            rule=series.rule.name,
+            severity=series.rule.config.severity,
+            device=series.device,
+            topic=series.topic,
+            value=series.value,
+            since_us=series.since_us,
+            fired_us=series.fired_us if firing else None,
+            clear_us=series.clear_us,
+            flapping=series.flapping,
+            acked_by=series.acked_by,
+            acked_us=series.acked_us or None,
+            note=series.note,
+            summary=series.rule.config.summary,
+        )
+
+    def _count_active(self) -> dict[tuple[str, ...], float]:
+        counts: dict[tuple[str, ...], float] = {("pending",): 0, ("firing",): 0}
+        for engine in self._engines.values():
+            for series in engine.active():
+                counts[series.state,] += 1
+        return counts
+
+    def _read_outbox(self, what: str) -> Callable[[], Mapping[tuple[str, ...], float]]:
+        def read() -> Mapping[tuple[str, ...], float]:
+            counts = getattr(self._outbox.stats, what) if self._outbox is not None else {}
+            return {(target,): counts.get(target, 0) for target in self._targets}
+
+        return read
