@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import zstandard
 
-from bridge.columnar import Columns, Limits, check_columns, pack, unpack
+from bridge.columnar import Columns, Limits, check_columns, pack, unpack, used_sources
 from bridge.envelope import (
     SEQ_MAX,
     VERSION,
@@ -470,9 +470,10 @@ def _columns(readings: Readings, resolution_us: int) -> Columns:
     times = readings.times_us
     if resolution_us != 1:
         times = [time_us // resolution_us for time_us in times]
+    sources, index = used_sources(readings.sources, readings.source_index)
     return Columns(
-        readings.sources,
-        readings.source_index,
+        sources,
+        index,
         times,
         readings.flags,
         readings.payloads,

@@ -19,7 +19,7 @@ from zlib import crc32
 from bridge.errors import BatchError
 from bridge.readings import FLAG_PROPERTIES, FLAG_QOS_MASK, FLAG_RETAIN, Source
 
-__all__ = ["Columns", "Limits", "check_columns", "pack", "unpack"]
+__all__ = ["Columns", "Limits", "check_columns", "pack", "unpack", "used_sources"]
 
 _TIME_UNITS_MAX = 1 << 62  # so that any difference of two times fits 64 bits
 _FLAGS_KNOWN = FLAG_QOS_MASK | FLAG_RETAIN | FLAG_PROPERTIES
@@ -41,7 +41,10 @@ class Limits:
 
 @dataclass(slots=True)
 class Columns:
-    """The readings of one batch without their seqs, in seq order; times in the link's units."""
+    """The readings of one batch without their seqs, in seq order; times in the link's units.
+
+    Invariant: every source is that of some reading.
+    """
 
     sources: Sequence[Source]
     source_index: Sequence[int]
@@ -85,9 +88,8 @@ def pack(columns: Columns, reference: int) -> bytes:
         raise ValueError("a reading's time is outside what the link carries")
     payloads = columns.payloads
     parts: list[bytes] = []
-    sources, index = _used_sources(columns.sources, columns.source_index)
-    _pack_sources(sources, parts)
-    parts.append(_pack_column(index))
+    _pack_sources(columns.sources, parts)
+    parts.append(_pack_column(columns.source_index))
     parts.append(_varint(_zigzag(times[0] - reference)))
     parts.append(_pack_column(list(map(sub, times[1:], times)), signed=True))
     parts.append(_pack_column(columns.flags))
@@ -97,7 +99,7 @@ def pack(columns: Columns, reference: int) -> bytes:
     return b"".join(parts)
 
 
-def _used_sources(
+def used_sources(
     sources: Sequence[Source], index: Sequence[int]
 ) -> tuple[Sequence[Source], Sequence[int]]:
     """Return the table without the sources no reading has, and the index into it."""

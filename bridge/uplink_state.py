@@ -383,10 +383,24 @@ class UplinkState:
         self._rewind()
         return self._suspect(sent, "too-large", cause)
 
+    def unreadable(
+        self, grant: Grant, *, first_seq: int, last_seq: int, cause: str
+    ) -> list[UplinkEvent]:
+        """Note that the journal's next readings of a lane cannot be read; nothing was sent.
+
+        They are set aside once everything before them is settled; until then call it again.
+        """
+        if grant.after_seq != self._lanes[grant.lane].acked_seq:
+            return []
+        self.last_error = cause
+        self._setting_aside = True
+        return [SetAside(grant.lane, grant.after_seq, first_seq, last_seq, cause)]
+
     def set_aside_done(self, event: SetAside, now_s: float) -> None:
         """Note that readings are safe among the dead letters: their lane moves on."""
         cursor = self._lanes[event.lane]
-        cursor.acked_seq = cursor.sent_seq = max(cursor.acked_seq, event.last_seq)
+        assert cursor.acked_seq == event.after_seq
+        cursor.acked_seq = cursor.sent_seq = event.last_seq
         cursor.chain.clear()
         self._clear_suspect(cursor)
         self._setting_aside = False
@@ -513,6 +527,8 @@ class UplinkState:
         if not sent.count:  # tombstones alone: there is nothing to set aside
             cursor.suspect = None
             self._hold_until_s = self._progress_s + self._backoff.next_s()
+            return []
+        if sent.after_seq != cursor.acked_seq:  # what lies before it has to be settled first
             return []
         self._setting_aside = True
         return [SetAside(sent.lane, sent.after_seq, sent.first_seq, sent.last_seq, cause)]

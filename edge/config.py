@@ -5,11 +5,26 @@ Defaults suit a small ARM board with an SD card and a link that may be away for 
 
 from __future__ import annotations
 
+import re
+import socket
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
 
+from bridge.devices import DEFAULT_PATTERNS, DeviceIds
+from bridge.uplink_state import UplinkLimits
 from runtime.config import section, setting
+from runtime.logs import LogsConfig
 
-__all__ = ["CaptureConfig", "JournalConfig", "LaneConfig"]
+__all__ = [
+    "CaptureConfig",
+    "EdgeConfig",
+    "EdgeHttpConfig",
+    "Endpoint",
+    "JournalConfig",
+    "LaneConfig",
+    "UplinkConfig",
+]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -109,3 +124,194 @@ class CaptureConfig:
     urgent: tuple[str, ...] = setting(
         (), help="Topic filters of captured readings that go in the urgent lane."
     )
+
+
+@dataclass(slots=True, frozen=True)
+class Endpoint:
+    """Where a cloud node takes batches."""
+
+    host: str
+    port: int
+    tls: bool
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, url: str) -> Endpoint:
+        """Return the endpoint of `mqtt://HOST[:PORT]` (port 1883) or `mqtts://` (8883).
+
+        Raises:
+            ValueError: `url` is something else.
+        """
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError:
+            port = 0
+        plain = not (parts.path.strip("/") or parts.query or parts.fragment or parts.username)
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == 0 or not plain:
+            raise ValueError(f"endpoint {url!r} is not mqtt://HOST:PORT or mqtts://HOST:PORT")
+        tls = parts.scheme == "mqtts"
+        return cls(parts.hostname, port or (8883 if tls else 1883), tls)
+
+
+@dataclass(slots=True, frozen=True)
+class UplinkConfig:
+    """The way to the cloud: where to, in what pieces, how patient."""
+
+    endpoints: tuple[str, ...] = setting(
+        (),
+        help="Cloud nodes as mqtt://HOST:PORT or mqtts://HOST:PORT, tried in this order; "
+        "without any, readings stay in the journal.",
+    )
+    username: str = setting("", help="MQTT user name for the cloud; empty sends none.")
+    password: str = setting("", secret=True, help="Password that goes with the user name.")
+    tls_ca_file: Path | None = setting(
+        None, help="Certificates trusted for mqtts, as PEM; the system's when not given."
+    )
+    tls_cert_file: Path | None = setting(
+        None, help="This gateway's certificate chain for mqtts, as PEM."
+    )
+    tls_key_file: Path | None = setting(
+        None, help="The key of that certificate, as PEM; may lie in the same file."
+    )
+    batch_readings: int = setting(
+        500,
+        minimum=1,
+        maximum=10_000,
+        help="Most readings in one batch; more of them cost fewer bytes a reading.",
+    )
+    batch_bytes: int = setting(
+        256 * KIB,
+        unit="bytes",
+        minimum=1 * KIB,
+        maximum=8 * MIB,
+        help="Most bytes of payloads and topics in one batch, before compression; "
+        "a single reading may be more.",
+    )
+    linger_ms: float = setting(
+        50,
+        unit="ms",
+        minimum=0,
+        maximum=60_000,
+        help="How long a reading may wait for others to share its batch; urgent ones never wait.",
+    )
+    window_bytes: int = setting(
+        1 * MIB,
+        unit="bytes",
+        minimum=4 * KIB,
+        maximum=64 * MIB,
+        help="Most bytes of batches on their way without an acknowledgement.",
+    )
+    ack_timeout_s: float = setting(
+        30,
+        unit="s",
+        minimum=1,
+        help="When bytes on their way stand still for this long the connection is dialled anew.",
+    )
+    connect_timeout_s: float = setting(
+        10,
+        unit="s",
+        minimum=0.1,
+        maximum=300,
+        help="How long one endpoint may take to accept the connection.",
+    )
+    keep_alive_s: int = setting(
+        30, unit="s", minimum=5, maximum=65_535, help="MQTT keep alive of an idle connection."
+    )
+    backoff_min_s: float = setting(
+        0.5, unit="s", minimum=0.01, help="Shortest pause before dialling or sending again."
+    )
+    backoff_max_s: float = setting(
+        60, unit="s", minimum=0.01, help="Longest pause before dialling or sending again."
+    )
+    time_resolution_ms: float = setting(
+        1,
+        unit="ms",
+        minimum=0.001,
+        maximum=60_000,
+        help="Times of readings are cut down to multiples of this; coarser ones cost fewer bytes.",
+    )
+    historical_s: float = setting(
+        60,
+        unit="s",
+        minimum=1,
+        help="Readings that wait for longer than this are sent marked as historical: they are "
+        "stored as all others and never raise an alert as if they were live.",
+    )
+    zstd_level: int = setting(
+        3, minimum=1, maximum=19, help="Effort of compression: higher is smaller and slower."
+    )
+
+    def __post_init__(self) -> None:
+        for url in self.endpoints:
+            Endpoint.parse(url)
+        if self.password and not self.username:
+            raise ValueError("'password' is given without 'username'")
+        if self.tls_key_file is not None and self.tls_cert_file is None:
+            raise ValueError("'tls_key_file' is given without 'tls_cert_file'")
+        if self.backoff_max_s < self.backoff_min_s:
+            raise ValueError("'backoff_max_s' is less than 'backoff_min_s'")
+
+    @property
+    def limits(self) -> UplinkLimits:
+        """What the uplink's state machine keeps to."""
+        return UplinkLimits(
+            batch_readings=self.batch_readings,
+            batch_bytes=self.batch_bytes,
+            window_bytes=self.window_bytes,
+            ack_timeout_s=self.ack_timeout_s,
+            backoff_min_s=self.backoff_min_s,
+            backoff_max_s=self.backoff_max_s,
+        )
+
+
+@dataclass(slots=True, frozen=True)
+class EdgeHttpConfig:
+    """Metrics, health and status by HTTP."""
+
+    enabled: bool = setting(True, help="Serve /metrics, /healthz, /readyz and /status.")
+    host: str = setting("127.0.0.1", help="Address the HTTP port is bound to.")
+    port: int = setting(8081, minimum=0, maximum=65_535, help="HTTP port; 0 takes a free one.")
+
+
+_GATEWAY = re.compile(r"[^\x00-\x1f\x7f/+#$][^\x00-\x1f\x7f/+#]*")
+
+
+@dataclass(slots=True, frozen=True)
+class EdgeConfig:
+    """A gateway."""
+
+    data: Path = setting(
+        Path("tidegate-data"), flag="--data", help="Folder that holds all state, in its edge/."
+    )
+    gateway: str = setting(
+        "", help="This gateway's id, unique among those of one cloud; the host's name if empty."
+    )
+    host: str = setting("0.0.0.0", help="Address the MQTT port is bound to.")  # noqa: S104 - devices come from the network
+    port: int = setting(1883, minimum=0, maximum=65_535, help="MQTT port; 0 takes a free one.")
+    devices: tuple[str, ...] = setting(
+        DEFAULT_PATTERNS,
+        help="Patterns that find the device id in a topic, such as 'tele/{device}/SENSOR'; the "
+        "first match wins, else the MQTT client id counts.",
+    )
+    capture: CaptureConfig = section(CaptureConfig, help="Which publishes become readings.")
+    journal: JournalConfig = section(JournalConfig, help="The journal on the disk.")
+    uplink: UplinkConfig = section(UplinkConfig, help="The way to the cloud.")
+    http: EdgeHttpConfig = section(EdgeHttpConfig, help="Metrics, health and status by HTTP.")
+    logs: LogsConfig = section(LogsConfig, help="What is logged and how.")
+
+    def __post_init__(self) -> None:
+        DeviceIds(self.devices)
+        name = self.gateway_id
+        if not _GATEWAY.fullmatch(name) or len(name.encode()) > 128:
+            raise ValueError(
+                f"'gateway' {name!r} is not 1 to 128 bytes without '/', '+', '#' and controls"
+            )
+
+    @property
+    def gateway_id(self) -> str:
+        """The gateway's id: as configured, else the host's name."""
+        return self.gateway or socket.gethostname()

@@ -1,0 +1,212 @@
+"""Commits of the journal as readings: frames taken apart, sources and devices found.
+
+One `ReadingsBuffer` serves one lane. It holds readings between the journal, whose commits may be
+of any size, and the batches, which have theirs. Nothing is made per reading but its payload.
+
+Invariant: `seqs`, and with it every column, rises; what was taken is never given again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import add
+
+from bridge.devices import DeviceIds
+from bridge.readings import FLAG_PROPERTIES, FLAG_RETAIN, Readings, Source
+from edge.contract import Commit
+from edge.segments import Segment, SegmentError, unpack_body
+from mqtt.errors import MqttError
+from mqtt.frames import parse_publishes
+
+__all__ = ["CommitError", "ReadingsBuffer", "packet_bytes", "readings_of"]
+
+_SOURCES_MAX = 16_384  # past it a new table begins
+# flags of a reading by the first byte of its PUBLISH: QoS and RETAIN, without DUP
+_FLAGS = [
+    ((first >> 1) & 3) | (FLAG_RETAIN if first & 1 else 0) for first in range(256)
+]  # fmt: skip
+
+
+class CommitError(Exception):
+    """A commit whose body cannot be read as publishes.
+
+    Attributes:
+        commit: It, whole.
+    """
+
+    def __init__(self, commit: Commit, cause: str) -> None:
+        super().__init__(f"readings {commit.first_seq} and {commit.count - 1} after it: {cause}")
+        self.commit = commit
+
+
+class ReadingsBuffer:
+    """Readings of one lane, in order, filled by commits and taken by batches."""
+
+    __slots__ = (
+        "_by_client",
+        "_device_ids",
+        "_flags",
+        "_index",
+        "_payloads",
+        "_properties",
+        "_seqs",
+        "_sources",
+        "_start",
+        "_times_us",
+    )
+
+    def __init__(self, device_ids: DeviceIds) -> None:
+        self._device_ids = device_ids
+        self._sources: list[Source] = []
+        self._by_client: dict[str, dict[bytes, int]] = {}
+        self.clear()
+
+    def __len__(self) -> int:
+        return len(self._seqs) - self._start
+
+    def clear(self) -> None:
+        """Forget all readings."""
+        self._start = 0
+        self._seqs: list[int] = []
+        self._index: list[int] = []
+        self._times_us: list[int] = []
+        self._flags: list[int] = []
+        self._payloads: list[bytes] = []
+        self._properties: list[bytes] = []
+
+    def fill(self, commit: Commit, after_seq: int) -> None:
+        """Add a commit's readings past `after_seq`.
+
+        Raises:
+            CommitError: its body is no row of publishes, or not as many as it says.
+        """
+        if not len(self):
+            self.clear()
+            if len(self._sources) > _SOURCES_MAX:
+                self._sources = []
+                self._by_client.clear()
+        elif self._start:
+            self._drop(0, self._start)
+            self._start = 0
+        before = len(self._seqs)
+        try:
+            for segment in unpack_body(commit.body):
+                self._fill_segment(segment)
+        except (SegmentError, MqttError, UnicodeDecodeError) as error:
+            self._cut(before)
+            raise CommitError(commit, str(error)) from error
+        found = len(self._payloads) - before
+        if found != commit.count:
+            self._cut(before)
+            raise CommitError(commit, f"{found} publishes where {commit.count} were committed")
+        self._seqs += range(commit.first_seq, commit.first_seq + commit.count)
+        skip = after_seq - commit.first_seq + 1
+        if skip > 0:
+            self._drop(before, before + skip)
+
+    def _fill_segment(self, segment: Segment) -> None:
+        parts = parse_publishes(segment.frames, segment.version)
+        if not parts:
+            return
+        firsts, topics, _, blocks, payloads = zip(*parts, strict=True)
+        by_topic = self._by_client.setdefault(segment.client_id, {})
+        for topic in topics:
+            if topic not in by_topic:
+                self._add_source(by_topic, topic, segment.client_id)
+        self._index += map(by_topic.__getitem__, topics)
+        self._times_us += [segment.time_us] * len(parts)
+        flags = list(map(_FLAGS.__getitem__, firsts))
+        if segment.version >= 5 and any(blocks):
+            flags = [
+                flag | FLAG_PROPERTIES if block else flag
+                for flag, block in zip(flags, blocks, strict=True)
+            ]
+        self._flags += flags
+        self._properties += blocks
+        self._payloads += payloads
+
+    def _add_source(self, by_topic: dict[bytes, int], topic: bytes, client_id: str) -> None:
+        name = topic.decode()
+        by_topic[topic] = len(self._sources)
+        self._sources.append((name, self._device_ids.device(name, client_id)))
+
+    def _columns(self) -> tuple[list[int] | list[bytes], ...]:
+        return (
+            self._seqs,
+            self._index,
+            self._times_us,
+            self._flags,
+            self._payloads,
+            self._properties,
+        )
+
+    def _cut(self, length: int) -> None:
+        for column in self._columns():
+            del column[length:]
+
+    def _drop(self, first: int, end: int) -> None:
+        for column in self._columns():
+            del column[first:end]
+
+    def take(self, readings_max: int, bytes_max: int, late_us: int) -> Readings | None:
+        """Return the next readings, None when there are none.
+
+        Args:
+            readings_max: At most so many.
+            bytes_max: Of topics and payloads at most so many, but one reading at least.
+            late_us: Readings from before this time and others are never given together.
+        """
+        start = self._start
+        end = min(start + readings_max, len(self._seqs))
+        if start == end:
+            return None
+        late = [time_us < late_us for time_us in self._times_us[start:end]]
+        if late[0] is not late[-1]:
+            end = start + late.index(not late[0])
+        payloads = self._payloads[start:end]
+        index = self._index[start:end]
+        sizes = list(accumulate(_sizes(self._sources, index, payloads)))
+        if sizes[-1] > bytes_max:
+            n = max(1, sum(size <= bytes_max for size in sizes))
+            end = start + n
+            payloads, index = payloads[:n], index[:n]
+        self._start = end
+        return Readings(
+            self._seqs[start:end],
+            self._sources,
+            index,
+            self._times_us[start:end],
+            self._flags[start:end],
+            payloads,
+            self._properties[start:end],
+        )
+
+
+def readings_of(commits: Sequence[Commit], device_ids: DeviceIds) -> Readings:
+    """Return all readings of commits of one lane, oldest first.
+
+    Raises:
+        CommitError: a body cannot be read.
+    """
+    buffer = ReadingsBuffer(device_ids)
+    for commit in commits:
+        buffer.fill(commit, 0)
+    taken = buffer.take(max(1, len(buffer)), 1 << 62, -(1 << 62))
+    return taken if taken is not None else Readings(range(0), [], [], [], [], [], [])
+
+
+def packet_bytes(readings: Readings) -> int:
+    """Return what the readings took as MQTT packets of their own, QoS 1 without properties.
+
+    A header of 2 to 4 bytes counts as 3; with topic length and packet id that makes 7 beside
+    topic, payload and property block: what a bridge would send before TLS and TCP.
+    """
+    sizes = sum(_sizes(readings.sources, readings.source_index, readings.payloads))
+    return sizes + 7 * len(readings) + sum(map(len, readings.properties))
+
+
+def _sizes(sources: Sequence[Source], index: Sequence[int], payloads: Sequence[bytes]) -> list[int]:
+    """Return bytes of topic and payload a reading; topics count as characters, near enough."""
+    topics = {place: len(sources[place][0]) for place in set(index)}
+    return list(map(add, map(topics.__getitem__, index), map(len, payloads)))

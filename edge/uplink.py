@@ -1,0 +1,531 @@
+"""The uplink: readings go from the journal to the cloud, and leave the journal once they are safe.
+
+Three tasks: *pump* dials, sends and takes answers; *watch* wakes it when the journal has news; and
+*trim* forgets in the journal what the cloud acknowledged, so that no disk write delays the link.
+What to send, when to give up on what, and how long to wait is decided by bridge/uplink_state.py;
+here are the clock, the socket and the journal.
+
+Nothing waits for the uplink: with no cloud in reach the journal grows, and devices are served as
+ever. A batch is made in one go on the loop, which `batch_readings` and `batch_bytes` bound:
+benchmarks/uplink.py measures how long that holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from bridge.batch import Encoder, EntryEncoder
+from bridge.devices import DeviceIds
+from bridge.envelope import Tombstone as LinkTombstone
+from bridge.errors import LinkError
+from bridge.readings import Readings
+from bridge.uplink_state import (
+    Durable,
+    Grant,
+    Redial,
+    Rng,
+    Sent,
+    SetAside,
+    UplinkEvent,
+    UplinkState,
+)
+from edge.config import Endpoint, UplinkConfig
+from edge.contract import JournalReader, Lane, Tombstone
+from edge.readings import CommitError, packet_bytes
+from edge.uplink_connection import ConnectionOptions, UplinkConnection
+from edge.uplink_reader import LaneReader
+from edge.uplink_status import UplinkStatus
+from runtime.clock import Clock
+from runtime.logs import limited
+
+__all__ = ["Uplink"]
+
+_TOMBSTONES_A_BATCH = 512
+_TICK_S = 1.0  # how often bytes on their way are looked at
+_STOP_S = 2.0  # how long a stop waits for answers
+_BEHIND_S = 1.0  # readings this much older than linger are backlog: nothing is gained by waiting
+_RATE_WINDOW_S = 10.0
+_LOG_EVERY_S = 30.0
+_NOTHING = Readings(range(0), [], [], [], [], [], [])
+
+
+class Uplink:
+    """Carries one gateway's readings to the cloud.
+
+    Args:
+        config: Where to and how.
+        gateway: The gateway's id.
+        journal: What to carry.
+        device_ids: Finds the device of a topic.
+        clock: Gives time to the state machine and to the status.
+        rng: Spreads reconnects; the system's generator when not given.
+        backlog: Returns how many readings wait in the journal and the wall time of the oldest in
+            microseconds (0 without any), for the status; estimated when not given.
+    """
+
+    def __init__(
+        self,
+        config: UplinkConfig,
+        gateway: str,
+        journal: JournalReader,
+        device_ids: DeviceIds,
+        clock: Clock,
+        *,
+        rng: Rng | None = None,
+        backlog: Callable[[], tuple[int, int]] | None = None,
+    ) -> None:
+        self._config = config
+        self._gateway = gateway
+        self._journal = journal
+        self._clock = clock
+        self._backlog = backlog or self._estimated_backlog
+        self._endpoints = [Endpoint.parse(url) for url in config.endpoints]
+        self._state = UplinkState(
+            config.limits, len(Lane), max(1, len(self._endpoints)), rng or random.SystemRandom()
+        )
+        self._readers = [LaneReader(journal, lane, device_ids) for lane in Lane]
+        self._resolution_us = max(1, round(config.time_resolution_ms * 1000))
+        self._encoder = Encoder(
+            gateway, journal.epoch, resolution_us=self._resolution_us, level=config.zstd_level
+        )
+        self._connection: UplinkConnection | None = None
+        self._sent: dict[int, tuple[Sent, int]] = {}  # by packet id, with its packet_bytes
+        self._asides: list[tuple[SetAside, bytes]] = []  # to do; b"" = encode the readings
+        self._waiting_since_s: list[float | None] = [None] * len(Lane)
+        self._behind = [False] * len(Lane)
+        self._reported: set[Tombstone] = set()  # in flight, or settled and not forgotten yet
+        self._reported_in = -1  # the generation `_reported` belongs to
+        self._settled: list[Tombstone] = []
+        self._trims: dict[Lane, int] = {}
+        self._acked_mark = 0  # the peer's TCP count at the last look
+        self._status = UplinkStatus()
+        self._closed_bytes = (0, 0)
+        self._rate_at_s = clock.monotonic_s()
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._log = structlog.get_logger(component="uplink").bind(gateway=gateway)
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Begin; without endpoints nothing is ever sent."""
+        self._wake = asyncio.Event()
+        self._trim_wake = asyncio.Event()
+        if not self._endpoints:
+            return
+        works = {"pump": self._pump, "watch": self._watch, "trim": self._trim}
+        self._tasks = [
+            asyncio.create_task(self._for_ever(work), name=f"uplink-{name}")
+            for name, work in works.items()
+        ]
+
+    async def stop(self) -> None:
+        """End in order; what is not acknowledged stays in the journal."""
+        self._stopping = True  # 1. no new batch
+        if self._connection is not None:  # 2. answers to what is on its way; pump says DISCONNECT
+            self._wake.set()
+            await asyncio.wait(self._tasks[:1], timeout=_STOP_S)
+        for task in self._tasks:  # 3. the tasks
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await self._trim_once()  # 4. what was acknowledged last
+        self._tasks = []
+        self._set_link("off")
+
+    async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run one of the tasks; whatever goes wrong is logged, and it begins again."""
+        while not self._stopping:
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - a task's root
+                self._state.last_error = f"uplink: {error!r}"
+                limited(self._log, ("failed", work), _LOG_EVERY_S).exception("uplink_failed")
+            await asyncio.sleep(self._config.backoff_min_s)
+
+    # ---- connection
+
+    async def _pump(self) -> None:
+        while not self._stopping:
+            await self._finish_asides()
+            wait_s = self._state.dial_at_s - self._clock.monotonic_s()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            connection = await self._dial()
+            if connection is None:
+                continue
+            try:
+                await self._converse(connection)
+            finally:
+                await connection.close()
+                self._end(connection)
+
+    async def _dial(self) -> UplinkConnection | None:
+        """Return a connection to the endpoint whose turn it is, None when it cannot be had."""
+        state = self._state
+        endpoint = self._endpoints[state.endpoint]
+        if self._status.link == "off":
+            self._set_link("connecting")
+        self._status.dials += 1
+        self._status.endpoint = str(endpoint)
+        try:
+            connection = UplinkConnection(
+                endpoint, self._options(endpoint), self._on_puback, self._wake.set
+            )
+            await connection.dial()
+        except (LinkError, OSError) as error:
+            state.connection_lost(self._clock.monotonic_s(), str(error))
+            self._set_link("offline")
+            limited(self._log, "dial_failed", _LOG_EVERY_S).warning("dial_failed", error=str(error))
+            return None
+        state.connection_made(
+            self._clock.monotonic_s(),
+            receive_maximum=connection.receive_maximum,
+            packet_bytes_max=connection.packet_bytes_max,
+        )
+        self._connection = connection
+        self._acked_mark = 0
+        self._sent.clear()
+        self._status.connections += 1
+        self._set_link("online")
+        self._log.info("connected", endpoint=str(endpoint), backlog=self._backlog()[0])
+        return connection
+
+    def _options(self, endpoint: Endpoint) -> ConnectionOptions:
+        config = self._config
+        return ConnectionOptions(
+            gateway=self._gateway,
+            username=config.username,
+            password=config.password,
+            keep_alive_s=config.keep_alive_s,
+            connect_timeout_s=config.connect_timeout_s,
+            # made anew each time, so that renewed certificates are used
+            tls=_tls_context(config) if endpoint.tls else None,
+        )
+
+    def _end(self, connection: UplinkConnection) -> None:
+        """Forget a connection; what it had in flight is sent again on the next."""
+        moved = connection.link_bytes()
+        out, into = self._closed_bytes
+        self._closed_bytes = (out + moved.out, into + moved.into)
+        self._connection = None
+        cause = f"{connection.endpoint}: {connection.cause}"
+        now_s = self._clock.monotonic_s()
+        self._handle(self._state.connection_lost(now_s, cause, connection.reason_code))
+        self._set_link("offline")
+        if not self._stopping:
+            self._log.warning("connection_lost", cause=cause)
+
+    async def _converse(self, connection: UplinkConnection) -> None:
+        """Send batches until the connection is lost, or all is answered when stopping."""
+        while not connection.lost:
+            if self._stopping and not self._state.batches_in_flight:
+                return
+            await self._finish_asides()
+            self._wake.clear()
+            now_s = self._clock.monotonic_s()
+            can_send = not self._stopping and self._state.can_send(now_s)
+            lane, wait_s = self._next_lane(now_s) if can_send else (None, _TICK_S)
+            if lane is not None:
+                await self._send(connection, lane)
+                await asyncio.sleep(0)  # the broker's turn
+                continue
+            self._look_at_link(connection, now_s)
+            if self._state.holding(now_s):
+                wait_s = min(wait_s, self._state.resume_s() - now_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+
+    def _look_at_link(self, connection: UplinkConnection, now_s: float) -> None:
+        """Tell a slow link, whose bytes still move, from a dead one, which is dropped."""
+        moved = connection.link_bytes()
+        if moved.outstanding and moved.acked > self._acked_mark:
+            self._state.progressed(now_s)
+        self._acked_mark = moved.acked
+        for event in self._state.handle_timeout(now_s):
+            assert isinstance(event, Redial)
+            connection.abort(event.cause)
+
+    # ---- sending
+
+    def _next_lane(self, now_s: float) -> tuple[Lane | None, float]:
+        """Return the lane to send now, or None and how long to wait unless something happens."""
+        linger_s = self._config.linger_ms / 1000
+        wait_s = _TICK_S
+        for lane in Lane:
+            after_seq = self._state.sent_seq(lane)
+            if not self._readers[lane].has_more(after_seq):
+                self._waiting_since_s[lane] = None
+                continue
+            since_s = self._waiting_since_s[lane]
+            if since_s is None:
+                since_s = self._waiting_since_s[lane] = now_s
+            full = self._journal.last_seq - after_seq >= self._config.batch_readings
+            hurried = lane is Lane.URGENT or self._behind[lane] or self._readers[lane].cut
+            left_s = since_s + linger_s - now_s
+            if full or hurried or left_s <= 0:
+                return lane, 0.0
+            wait_s = min(wait_s, left_s)
+        if self._unreported():
+            return Lane.LIVE, 0.0
+        return None, wait_s
+
+    def _unreported(self) -> list[Tombstone]:
+        """Return tombstones the cloud has to be told of and that are not on their way."""
+        stones = self._journal.tombstones()
+        if not stones:
+            return []
+        if self._reported_in != self._state.generation:
+            self._reported_in = self._state.generation
+            self._reported = set(self._settled)
+        return [stone for stone in stones if stone not in self._reported][:_TOMBSTONES_A_BATCH]
+
+    async def _send(self, connection: UplinkConnection, lane: Lane) -> None:
+        """Make the next batch of a lane and send it."""
+        state = self._state
+        grant = state.grant(lane)
+        now_us = self._clock.wall_us()
+        late_us = now_us - int(self._config.historical_s * 1_000_000)
+        try:
+            readings = await self._readers[lane].take(
+                grant.after_seq, grant.readings_max, grant.bytes_max, late_us
+            )
+        except CommitError as error:
+            self._unreadable(grant, error)
+            return
+        if grant.generation != state.generation or connection.lost:
+            return
+        self._waiting_since_s[lane] = None
+        stones = self._unreported()
+        if readings is None:
+            if not stones:
+                return
+            readings = _NOTHING
+        elif readings.times_us:
+            waited_s = (now_us - readings.times_us[-1]) / 1e6
+            self._behind[lane] = waited_s > self._config.linger_ms / 1000 + _BEHIND_S
+        historical = bool(readings.times_us) and readings.times_us[0] < late_us
+        payload = self._encode(grant, readings, stones, historical=historical)
+        first, last = _span(readings, grant)
+        if state.too_large(connection.packet_bytes(len(payload))):
+            cause = f"{len(payload)} bytes; the cloud takes at most {connection.packet_bytes_max}"
+            self._handle(
+                state.refused_here(
+                    grant, first_seq=first, last_seq=last, count=len(readings), cause=cause
+                )
+            )
+            return
+        sent = state.sent(
+            grant,
+            self._clock.monotonic_s(),
+            first_seq=first,
+            last_seq=last,
+            count=len(readings),
+            batch_bytes=len(payload),
+            tombstones=[_link_tombstone(stone) for stone in stones],
+        )
+        self._reported.update(stones)
+        self._publish(connection, payload, sent, packet_bytes(readings))
+
+    def _encode(
+        self, grant: Grant, readings: Readings, stones: Sequence[Tombstone], *, historical: bool
+    ) -> bytes:
+        if grant.fresh:
+            self._encoder.reset()
+        return self._encoder.encode(
+            readings,
+            lane=grant.lane,
+            historical=historical,
+            mode=grant.mode,
+            assigned=self._journal.last_seq,
+            tombstones=[_link_tombstone(stone) for stone in stones],
+        )
+
+    def _publish(self, connection: UplinkConnection, payload: bytes, sent: Sent, size: int) -> None:
+        try:
+            packet_id = connection.publish(payload)
+        except LinkError as error:
+            connection.abort(str(error))
+            return
+        self._sent[packet_id] = (sent, size)
+
+    # ---- answers
+
+    def _on_puback(self, packet_id: int, reason_code: int, reason: str) -> None:
+        found = self._sent.pop(packet_id, None)
+        if found is None:
+            return
+        sent, size = found
+        refusals = self._state.refusals
+        events = self._state.answered(sent, reason_code, reason, self._clock.monotonic_s())
+        if sent.durable:
+            self._status.batches_sent += 1
+            self._status.packet_bytes += size
+        if self._state.refusals > refusals:
+            limited(self._log, "batch_refused", _LOG_EVERY_S).warning(
+                "batch_refused",
+                reason_code=f"0x{reason_code:02x}",
+                reason=reason,
+                first_seq=sent.first_seq,
+                count=sent.count,
+            )
+        self._handle(events)
+        self._wake.set()
+
+    def _handle(self, events: Sequence[UplinkEvent]) -> None:
+        for event in events:
+            if isinstance(event, Durable):
+                self._trims[Lane(event.lane)] = event.seq
+                self._settled += [_edge_tombstone(stone) for stone in event.tombstones]
+                self._count(event.readings)
+                self._trim_wake.set()
+            elif isinstance(event, SetAside):
+                self._asides.append((event, b""))
+                self._wake.set()
+
+    # ---- dead letters
+
+    def _unreadable(self, grant: Grant, error: CommitError) -> None:
+        """Set a commit aside that holds no publishes, once what lies before it is settled."""
+        commit = error.commit
+        last_seq = commit.first_seq + commit.count - 1
+        events = self._state.unreadable(
+            grant, first_seq=commit.first_seq, last_seq=last_seq, cause=str(error)
+        )
+        self._asides += [(event, commit.body) for event in events if isinstance(event, SetAside)]
+
+    async def _finish_asides(self) -> None:
+        """Move refused readings to the dead letters; raises what the journal raises."""
+        while self._asides:
+            event, body = self._asides[0]
+            lane = Lane(event.lane)
+            count = event.last_seq - event.first_seq + 1
+            if not body:
+                readings = await self._readers[lane].take(event.after_seq, 1, 1, 0)
+                if readings is not None:
+                    epoch = self._journal.epoch
+                    body = EntryEncoder().encode(self._gateway, epoch, readings, lane=lane)
+            await self._journal.set_aside(lane, event.first_seq, event.last_seq, event.cause, body)
+            self._asides.pop(0)
+            self._state.set_aside_done(event, self._clock.monotonic_s())
+            self._status.dead_letters += count
+            self._log.error(
+                "readings_set_aside",
+                first_seq=event.first_seq,
+                last_seq=event.last_seq,
+                cause=event.cause,
+            )
+
+    # ---- the journal
+
+    async def _watch(self) -> None:
+        while True:
+            await self._journal.wait()
+            self._wake.set()
+
+    async def _trim(self) -> None:
+        while True:
+            await self._trim_wake.wait()
+            self._trim_wake.clear()
+            await self._trim_once()
+
+    async def _trim_once(self) -> None:
+        """Forget in the journal what is safe; on failure it is all still to do."""
+        try:
+            for lane, seq in list(self._trims.items()):
+                await self._journal.trim(lane, seq)
+                if self._trims.get(lane) == seq:
+                    del self._trims[lane]
+            if self._settled:
+                settled = list(self._settled)
+                await self._journal.forget_tombstones(settled)
+                del self._settled[: len(settled)]
+        except BaseException:
+            self._trim_wake.set()
+            raise
+
+    # ---- status
+
+    def status(self) -> UplinkStatus:
+        """Return the figures of this moment; the object is the same each time."""
+        status, state = self._status, self._state
+        now_s = self._clock.monotonic_s()
+        out, into = self._closed_bytes
+        if self._connection is not None:
+            moved = self._connection.link_bytes()
+            out, into = out + moved.out, into + moved.into
+            status.rtt_ms = moved.rtt_ms
+        status.bytes_out, status.bytes_in = out, into
+        status.last_error = state.last_error
+        status.refusals = state.refusals
+        status.batches_in_flight = state.batches_in_flight
+        status.bytes_in_flight = state.bytes_in_flight
+        if status.link in ("online", "waiting"):
+            self._set_link("waiting" if state.holding(now_s) else "online")
+        status.backlog_readings, oldest_us = self._backlog()
+        status.oldest_age_s = max(0, self._clock.wall_us() - oldest_us) / 1e6 if oldest_us else 0.0
+        self._count(0)
+        rate = status.rate_readings_s
+        status.drain_s = status.backlog_readings / rate if rate > 0.01 else None
+        return status
+
+    def _set_link(self, link: str) -> None:
+        if self._status.link != link:
+            self._status.link = link
+            self._status.since_us = self._clock.wall_us()
+
+    def _count(self, readings: int) -> None:
+        """Add acknowledged readings to the total and to the smoothed rate."""
+        now_s = self._clock.monotonic_s()
+        faded = math.exp(-(now_s - self._rate_at_s) / _RATE_WINDOW_S)
+        self._rate_at_s = now_s
+        self._status.readings_sent += readings
+        rate = self._status.rate_readings_s * faded + readings / _RATE_WINDOW_S
+        self._status.rate_readings_s = rate
+
+    def _estimated_backlog(self) -> tuple[int, int]:
+        """Return at most how many readings wait; lanes share seqs, so it may be fewer."""
+        waiting = 0
+        for lane in Lane:
+            acked_seq = self._state.acked_seq(lane)
+            if self._journal.pending(lane, acked_seq):
+                waiting += self._journal.last_seq - acked_seq
+        return min(waiting, self._journal.last_seq), 0
+
+
+def _span(readings: Readings, grant: Grant) -> tuple[int, int]:
+    """Return first and last seq of a batch; of one without readings the seq it comes after."""
+    if not len(readings):
+        return grant.after_seq, grant.after_seq
+    return readings.seqs[0], readings.seqs[-1]
+
+
+def _link_tombstone(stone: Tombstone) -> LinkTombstone:
+    return LinkTombstone(
+        int(stone.lane), stone.first_seq, stone.last_seq, stone.count, stone.reason, stone.time_us
+    )
+
+
+def _edge_tombstone(stone: LinkTombstone) -> Tombstone:
+    return Tombstone(
+        Lane(stone.lane), stone.first_seq, stone.last_seq, stone.count, stone.reason, stone.time_us
+    )
+
+
+def _tls_context(config: UplinkConfig) -> ssl.SSLContext:
+    """Return the context for mqtts; raises OSError when a file cannot be used."""
+    context = ssl.create_default_context(
+        cafile=str(config.tls_ca_file) if config.tls_ca_file else None
+    )
+    if config.tls_cert_file is not None:
+        key = str(config.tls_key_file) if config.tls_key_file else None
+        context.load_cert_chain(str(config.tls_cert_file), key)
+    return context

@@ -1,0 +1,406 @@
+"""One MQTT 5 connection of the uplink, on paho-mqtt driven by the event loop.
+
+paho is used through its interface for foreign event loops (`loop_read`, `loop_write`, `loop_misc`
+and the socket callbacks). aiomqtt, which wraps the same, hides the reason code of a PUBACK, on
+which everything here depends. A new paho client is made for each connection, so nothing unsent or
+unacknowledged of an old one can ever be sent again by the library.
+
+Everything runs on the loop but a TLS handshake, which paho does blocking and which therefore has a
+thread of its own for its short life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import ssl
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from bridge.envelope import CONTENT_TYPE
+from bridge.errors import LinkError
+from edge.config import Endpoint
+
+if TYPE_CHECKING:  # paho defines it for type checkers only
+    from paho.mqtt.client import SocketLike
+
+__all__ = ["ConnectionOptions", "LinkBytes", "UplinkConnection"]
+
+_TOPIC_ALIAS = 1
+_TICK_S = 1.0  # how often paho looks at its keep alive
+_TCP_INFO = struct.Struct("8x24I4Q6I4Q2I2Q")  # Linux 4.19, up to tcpi_bytes_retrans
+_IP_TCP_HEADER_BYTES = 52  # IPv4 20, TCP with timestamps 32
+_SILENT = logging.getLogger("tidegate.paho")
+_SILENT.setLevel(logging.CRITICAL + 1)  # what it tells, we are told by its callbacks
+
+
+@dataclass(slots=True, frozen=True)
+class ConnectionOptions:
+    """What a connection needs besides an endpoint."""
+
+    gateway: str
+    username: str = ""
+    password: str = ""
+    keep_alive_s: int = 30
+    connect_timeout_s: float = 10.0
+    tls: ssl.SSLContext | None = None
+
+
+@dataclass(slots=True)
+class LinkBytes:
+    """What a connection has moved.
+
+    On Linux these are the kernel's own counts, TLS, TCP/IP headers and retransmissions included;
+    elsewhere the bytes of MQTT packets as far as they are known.
+    """
+
+    out: int = 0
+    into: int = 0
+    acked: int = 0  # bytes of the stream the peer's TCP has acknowledged
+    outstanding: bool = False  # something is written and not acknowledged by the peer's TCP
+    rtt_ms: float = 0.0
+
+
+class _PahoClient(paho.Client):
+    """paho on a socket that is connected already, so that connecting never blocks."""
+
+    ready_socket: socket.socket
+
+    def _create_socket_connection(self) -> socket.socket:
+        return self.ready_socket
+
+
+class UplinkConnection:
+    """A connection that was accepted by the server.
+
+    Attributes:
+        endpoint: Where to.
+        receive_maximum: Unacknowledged publishes the server takes.
+        packet_bytes_max: The largest packet it takes; None without a limit.
+        lost: Set once the connection is gone; `cause` and `reason_code` then say why.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        options: ConnectionOptions,
+        on_puback: Callable[[int, int, str], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.endpoint = endpoint
+        self.receive_maximum = 65_535
+        self.packet_bytes_max: int | None = None
+        self.lost = False
+        self.cause = ""
+        self.reason_code = 0
+        self._options = options
+        self._on_puback = on_puback
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._accepted: asyncio.Future[None] = self._loop.create_future()
+        self._topic = f"tidegate/v1/up/{options.gateway}"
+        self._first_properties = _properties(PacketTypes.PUBLISH)
+        self._first_properties.ContentType = CONTENT_TYPE
+        self._later_properties: Properties | None = None
+        self._later_topic = self._topic
+        self._first = True
+        self._packet_bytes_out = 0
+        self._bytes = LinkBytes()
+        self._socket: SocketLike | None = None
+        self._tick: asyncio.TimerHandle | None = None
+        self._paho = self._make_client()
+
+    def _make_client(self) -> _PahoClient:
+        options = self._options
+        client = _PahoClient(
+            CallbackAPIVersion.VERSION2,
+            client_id=f"tidegate-{options.gateway}",
+            protocol=paho.MQTTv5,
+            reconnect_on_failure=False,
+        )
+        client.max_inflight_messages_set(0)  # the window is ours
+        client.enable_logger(_SILENT)
+        if options.username:
+            client.username_pw_set(options.username, options.password)
+        client.on_connect = self._connected
+        client.on_disconnect = self._disconnected
+        client.on_publish = self._published
+        client.on_socket_open = self._socket_open
+        client.on_socket_close = self._socket_close
+        client.on_socket_register_write = self._register_write
+        client.on_socket_unregister_write = self._unregister_write
+        return client
+
+    # ---- dialling
+
+    async def dial(self) -> None:
+        """Connect and wait for the server's CONNACK.
+
+        Raises:
+            LinkError: it could not be had in time, or was refused; the connection is closed.
+        """
+        timeout_s = self._options.connect_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                sock = await self._open_socket()
+                await self._handshake(sock)
+                await self._accepted
+        except TimeoutError:
+            raise self._failed(f"no answer within {timeout_s:g} s") from None
+        except (OSError, ValueError) as error:
+            raise self._failed(_reason(error)) from None
+        except LinkError as error:
+            raise self._failed(str(error)) from None
+        except BaseException:
+            self._drop("cancelled")
+            raise
+
+    def _failed(self, detail: str) -> LinkError:
+        self._drop(detail)
+        return LinkError(f"{self.endpoint}: {detail}")
+
+    async def _open_socket(self) -> socket.socket:
+        """Connect to the first address of the endpoint that accepts."""
+        infos = await self._loop.getaddrinfo(
+            self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM
+        )
+        failure: OSError = OSError(errno.EADDRNOTAVAIL, "the name has no address")
+        for family, kind, protocol, _, address in infos:
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.setblocking(False)
+                await self._loop.sock_connect(sock, address)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError as error:
+                sock.close()
+                failure = error
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return sock
+        raise failure
+
+    async def _handshake(self, sock: socket.socket) -> None:
+        """Hand the socket to paho, which shakes hands if it is TLS and sends CONNECT."""
+        self._paho.ready_socket = sock
+        if not self.endpoint.tls:
+            self._start_paho()
+            return
+        self._paho.tls_set_context(self._options.tls or ssl.create_default_context())
+        with sock.dup() as twin:  # TLS detaches the original
+            handshake = self._loop.run_in_executor(None, self._start_paho)
+            try:
+                await asyncio.shield(handshake)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    twin.shutdown(socket.SHUT_RDWR)  # ends the thread's wait
+                handshake.add_done_callback(self._close_late)
+                raise
+
+    def _close_late(self, handshake: asyncio.Future[None]) -> None:
+        """Close what a handshake left behind that nobody waited for any more."""
+        if not handshake.cancelled():
+            handshake.exception()
+        late: Any = self._paho.socket()
+        if late is not None:
+            late.close()
+
+    def _start_paho(self) -> None:
+        properties = _properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = 0
+        self._paho.connect(
+            self.endpoint.host,
+            self.endpoint.port,
+            keepalive=self._options.keep_alive_s,
+            clean_start=True,
+            properties=properties,
+        )
+
+    # ---- sending
+
+    def publish(self, payload: bytes) -> int:
+        """Send one batch; return its packet id.
+
+        Raises:
+            LinkError: the connection is gone.
+        """
+        first, self._first = self._first, False
+        topic = self._topic if first else self._later_topic
+        properties = self._first_properties if first else self._later_properties
+        info = self._paho.publish(topic, payload, qos=1, properties=properties)
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise LinkError(f"{self.endpoint}: {paho.error_string(info.rc)}")
+        self._packet_bytes_out += len(payload) + 8
+        return info.mid
+
+    def packet_bytes(self, payload_bytes: int) -> int:
+        """Return how large a PUBLISH with such a payload gets at most."""
+        return payload_bytes + len(self._topic.encode()) + len(CONTENT_TYPE) + 20
+
+    async def close(self) -> None:
+        """Say DISCONNECT and close; safe at any time."""
+        if not self.lost:
+            with contextlib.suppress(OSError, ValueError):
+                self._paho.disconnect()
+                self._paho.loop_write()
+        self._drop("closed")
+
+    def abort(self, cause: str) -> None:
+        """Close without a word: the peer does not answer anyway."""
+        self._drop(cause)
+
+    def link_bytes(self) -> LinkBytes:
+        """Return what was moved until now."""
+        if self._socket is not None:
+            self._sample(self._socket)
+        return self._bytes
+
+    # ---- paho's callbacks
+
+    def _connected(
+        self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, properties: Any
+    ) -> None:
+        if self._accepted.done():
+            return
+        if reason.is_failure:
+            self._accepted.set_exception(LinkError(f"refused: {reason} (0x{reason.value:02x})"))
+            return
+        self.receive_maximum = getattr(properties, "ReceiveMaximum", 65_535)
+        self.packet_bytes_max = getattr(properties, "MaximumPacketSize", None)
+        if getattr(properties, "TopicAliasMaximum", 0) >= _TOPIC_ALIAS:
+            self._first_properties.TopicAlias = _TOPIC_ALIAS
+            self._later_properties = _properties(PacketTypes.PUBLISH)
+            self._later_properties.TopicAlias = _TOPIC_ALIAS
+            self._later_topic = ""
+        self._accepted.set_result(None)
+
+    def _published(
+        self, _client: Any, _data: Any, packet_id: int, reason: ReasonCode, properties: Any
+    ) -> None:
+        self._on_puback(packet_id, reason.value, getattr(properties, "ReasonString", ""))
+
+    def _disconnected(
+        self, _client: Any, _data: Any, flags: Any, reason: ReasonCode, _properties: Any
+    ) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self.reason_code = reason.value
+            self._drop(f"the server ended the connection: {reason} (0x{reason.value:02x})")
+        else:
+            self._drop(f"the connection was lost: {reason}")
+
+    def _socket_open(self, _client: Any, _data: Any, sock: SocketLike) -> None:
+        self._loop.call_soon_threadsafe(self._watch, sock)
+
+    def _watch(self, sock: SocketLike) -> None:
+        if self.lost or sock.fileno() < 0:
+            return
+        self._socket = sock
+        self._loop.add_reader(sock.fileno(), self._read)
+        self._tick = self._loop.call_later(_TICK_S, self._misc)
+
+    def _socket_close(self, _client: Any, _data: Any, sock: SocketLike) -> None:
+        if self._socket is sock:
+            self._sample(sock)
+            self._socket = None
+            self._loop.remove_reader(sock.fileno())
+            self._loop.remove_writer(sock.fileno())
+
+    def _register_write(self, _client: Any, _data: Any, sock: SocketLike) -> None:
+        self._loop.call_soon_threadsafe(self._watch_write, sock)
+
+    def _watch_write(self, sock: SocketLike) -> None:
+        if self._socket is sock and self._paho.want_write():
+            self._loop.add_writer(sock.fileno(), self._write)
+
+    def _unregister_write(self, _client: Any, _data: Any, sock: SocketLike) -> None:
+        if self._socket is sock:
+            self._loop.remove_writer(sock.fileno())
+
+    # ---- the loop's callbacks
+
+    def _read(self) -> None:
+        try:
+            while not self.lost:
+                self._paho.loop_read()
+                pending = getattr(self._socket, "pending", None)  # TLS decrypts ahead
+                if pending is None or not pending():
+                    break
+        except Exception as error:  # noqa: BLE001 - whatever a peer's bytes do to paho
+            self._drop(f"the server sent what cannot be read: {_reason(error)}")
+
+    def _write(self) -> None:
+        try:
+            self._paho.loop_write()
+        except OSError as error:
+            self._drop(_reason(error))
+
+    def _misc(self) -> None:
+        if self.lost:
+            return
+        self._tick = self._loop.call_later(_TICK_S, self._misc)
+        self._paho.loop_misc()
+
+    def _drop(self, cause: str) -> None:
+        """Close the socket and tell the owner, once."""
+        if self.lost:
+            return
+        self.lost, self.cause = True, cause
+        if self._tick is not None:
+            self._tick.cancel()
+        sock: Any = self._socket
+        self._socket = None
+        if sock is not None:
+            self._sample(sock)
+            self._loop.remove_reader(sock.fileno())
+            self._loop.remove_writer(sock.fileno())
+        ready = getattr(self._paho, "ready_socket", None)
+        theirs: Any = self._paho.socket()
+        for one in {sock, ready, theirs} - {None}:
+            with contextlib.suppress(OSError):
+                one.close()
+        if not self._accepted.done():
+            self._accepted.set_exception(LinkError(cause))
+            self._accepted.exception()  # retrieved, should nobody wait any more
+        self._on_lost()
+
+    def _sample(self, sock: Any) -> None:
+        """Take the kernel's counts of the socket."""
+        counts = self._bytes
+        counts.out = self._packet_bytes_out
+        if sys.platform != "linux":
+            return
+        try:
+            raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            info = _TCP_INFO.unpack(raw)
+        except (OSError, struct.error):
+            return
+        unacked, rtt_us = info[4], info[15]
+        acked, received, segments_out, segments_in, not_sent = info[26:31]
+        counts.out = info[40] + segments_out * _IP_TCP_HEADER_BYTES
+        counts.into = received + segments_in * _IP_TCP_HEADER_BYTES
+        counts.acked = acked
+        counts.outstanding = bool(unacked or not_sent)
+        counts.rtt_ms = rtt_us / 1000
+
+
+def _properties(packet_type: int) -> Properties:
+    return Properties(packet_type)  # type: ignore[no-untyped-call]  # paho has no types there
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

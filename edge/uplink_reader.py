@@ -1,0 +1,93 @@
+"""What the uplink reads of one lane: commits from the journal, cut into batches.
+
+Memory stays flat whatever the backlog: at most one read of the journal (`READ_BYTES`, or a single
+larger commit) and what is left of its readings.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from bridge.devices import DeviceIds
+from bridge.readings import Readings
+from edge.contract import Commit, JournalReader, Lane
+from edge.readings import CommitError, ReadingsBuffer
+
+__all__ = ["READ_BYTES", "LaneReader"]
+
+READ_BYTES = 256 * 1024
+
+
+class LaneReader:
+    """Reads one lane of the journal in order; a rewind begins anew from the journal."""
+
+    __slots__ = ("_buffer", "_commits", "_journal", "_lane", "_read_to", "_taken_to", "cut")
+
+    def __init__(self, journal: JournalReader, lane: Lane, device_ids: DeviceIds) -> None:
+        self._journal = journal
+        self._lane = lane
+        self._buffer = ReadingsBuffer(device_ids)
+        self._commits: deque[Commit] = deque()
+        self._taken_to = 0  # last seq given out
+        self._read_to = 0  # last seq read from the journal
+        self.cut = False  # bytes or lateness cut the last batch short: more is at hand
+
+    def has_more(self, after_seq: int) -> bool:
+        """Return True when readings past `after_seq` wait, here or in the journal."""
+        if after_seq == self._taken_to and (len(self._buffer) or self._commits):
+            return True
+        return self._journal.pending(self._lane, after_seq)
+
+    async def take(
+        self, after_seq: int, readings_max: int, bytes_max: int, late_us: int
+    ) -> Readings | None:
+        """Return the next readings past `after_seq`; None when there are none.
+
+        Limits as for `ReadingsBuffer.take`.
+
+        Raises:
+            CommitError: the next commit cannot be read.
+        """
+        if after_seq != self._taken_to:
+            self._rewind(after_seq)
+        while len(self._buffer) < readings_max:
+            if not self._commits and not await self._read():
+                break
+            before = len(self._buffer)
+            self._fill(readings_max, bytes_max)
+            if len(self._buffer) and (len(self._buffer) == before or not self._commits):
+                break  # what there is goes now: another read may have to wait for the disk
+        readings = self._buffer.take(readings_max, bytes_max, late_us)
+        if readings is not None:
+            self._taken_to = readings.seqs[-1]
+        self.cut = bool(len(self._buffer) and readings and len(readings) < readings_max)
+        return readings
+
+    def _rewind(self, after_seq: int) -> None:
+        self._buffer.clear()
+        self._commits.clear()
+        self._taken_to = self._read_to = after_seq
+        self.cut = False
+
+    async def _read(self) -> bool:
+        if not self._journal.pending(self._lane, self._read_to):
+            return False
+        commits = await self._journal.read(self._lane, self._read_to, bytes_max=READ_BYTES)
+        if not commits:
+            return False
+        self._commits.extend(commits)
+        last = commits[-1]
+        self._read_to = last.first_seq + last.count - 1
+        return True
+
+    def _fill(self, readings_max: int, bytes_max: int) -> None:
+        """Take commits apart until a batch is full or a slice of work is done."""
+        done_bytes = 0
+        while self._commits and len(self._buffer) < readings_max and done_bytes < bytes_max:
+            try:
+                self._buffer.fill(self._commits[0], self._taken_to)
+            except CommitError:
+                if not len(self._buffer):
+                    raise
+                return  # what lies before it goes first
+            done_bytes += len(self._commits.popleft().body)

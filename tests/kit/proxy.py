@@ -1,0 +1,198 @@
+"""A TCP proxy that misbehaves on demand: cuts, delays, throttles, swallows, falls silent.
+
+    async with Proxy("127.0.0.1", port) as proxy:
+        proxy.cut_after(up=1_000)      # the next connections break after 1,000 bytes upwards
+        ...
+        proxy.heal()
+
+"up" is from the client to the server, "down" the way back. Nothing here is random: a test that
+wants seeded faults draws the numbers itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import Self
+
+__all__ = ["Direction", "Proxy"]
+
+_CHUNK = 16 * 1024
+
+
+@dataclass
+class Direction:
+    """One way through the proxy; the byte counts go over all connections.
+
+    Attributes:
+        bytes: Forwarded so far.
+        cut_at: Connections are cut when so many bytes of theirs were forwarded; None = never.
+        delay_s: Each piece waits so long.
+        bytes_s: Throttle; 0 = none.
+        swallow: Read and forget: the sender's TCP is happy, the receiver hears nothing.
+        paused: Read nothing: the sender's TCP buffers fill.
+    """
+
+    bytes: int = 0
+    cut_at: int | None = None
+    delay_s: float = 0.0
+    bytes_s: float = 0.0
+    swallow: bool = False
+    paused: bool = False
+
+
+class Proxy:
+    """Listens on a port of its own and forwards to one server.
+
+    Attributes:
+        up: Faults on the way to the server.
+        down: Faults on the way back.
+        connections: Accepted so far.
+        cuts: Connections cut so far.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._server: asyncio.Server | None = None
+        self._lines: set[_Line] = set()
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+        self.up = Direction()
+        self.down = Direction()
+        self.connections = 0
+        self.cuts = 0
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Self:
+        await self.listen()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.refuse()
+        self.heal()
+        await asyncio.gather(*(line.task for line in set(self._lines)), return_exceptions=True)
+
+    async def listen(self) -> None:
+        """Accept connections, on the same port as before if there was one."""
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def refuse(self) -> None:
+        """Cut everything and accept nothing until `listen`."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self.cut()
+
+    def cut(self) -> None:
+        """Cut every connection now, as a power cut would: with a reset."""
+        for line in set(self._lines):
+            line.cut()
+
+    def cut_after(self, *, up: int | None = None, down: int | None = None) -> None:
+        """Let every connection break after so many bytes of its own in a direction."""
+        self.up.cut_at, self.down.cut_at = up, down
+
+    def silence(self) -> None:
+        """Keep connections open and forward nothing any more, in either direction."""
+        self.up.swallow = self.down.swallow = True
+
+    def heal(self) -> None:
+        """Undo all faults; connections that live go on."""
+        for way in (self.up, self.down):
+            way.cut_at, way.delay_s, way.bytes_s = None, 0.0, 0.0
+            way.swallow = way.paused = False
+        self._resumed.set()
+
+    def pause(self) -> None:
+        """Read nothing from the client until `heal`."""
+        self.up.paused = True
+        self._resumed.clear()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        line = _Line(self, writer, task)
+        self._lines.add(line)
+        try:
+            there, back = await asyncio.open_connection(*self._target)
+        except OSError:
+            line.cut()
+            self._lines.discard(line)
+            return
+        line.writers.append(back)
+        try:
+            await asyncio.gather(
+                self._forward(line, self.up, reader, back),
+                self._forward(line, self.down, there, writer),
+            )
+        finally:
+            self._lines.discard(line)
+            for one in line.writers:
+                one.close()
+
+    async def _forward(
+        self,
+        line: _Line,
+        way: Direction,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        forwarded = 0
+        with contextlib.suppress(OSError):
+            while not line.ended:
+                if way.paused:
+                    await self._resumed.wait()
+                chunk = await reader.read(_CHUNK)
+                if way.delay_s:
+                    await asyncio.sleep(way.delay_s)
+                if not chunk:
+                    break
+                if way.swallow:
+                    continue
+                if way.cut_at is not None and forwarded + len(chunk) >= way.cut_at:
+                    chunk = chunk[: max(0, way.cut_at - forwarded)]
+                    writer.write(chunk)
+                    await writer.drain()
+                    way.bytes += len(chunk)
+                    line.cut()
+                    break
+                if way.bytes_s:
+                    await asyncio.sleep(len(chunk) / way.bytes_s)
+                writer.write(chunk)
+                await writer.drain()
+                forwarded += len(chunk)
+                way.bytes += len(chunk)
+        line.end()
+
+
+class _Line:
+    """One connection through the proxy."""
+
+    def __init__(
+        self, proxy: Proxy, writer: asyncio.StreamWriter, task: asyncio.Task[None]
+    ) -> None:
+        self.proxy = proxy
+        self.writers = [writer]
+        self.task = task
+        self.ended = False
+
+    def cut(self) -> None:
+        if not self.ended:
+            self.proxy.cuts += 1
+            self.ended = True
+            for writer in self.writers:
+                writer.transport.abort()
+
+    def end(self) -> None:
+        """One side said it is done: pass that on."""
+        self.ended = True
+        for writer in self.writers:
+            with contextlib.suppress(OSError):
+                writer.close()
