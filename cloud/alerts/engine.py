@@ -95,9 +95,13 @@ class RuleEngine:
 
         Args:
             batch: The readings of one entry.
-            now_us: Everything of this partition up to here is known; usually `received_us`.
+            now_us: Everything of this partition before this is known; usually `received_us`.
         """
-        transitions = self.handle_timeout(max(now_us, batch.received_us))
+        now_us = max(now_us, batch.received_us)
+        transitions: list[Transition] = []
+        if now_us > self.now_us:
+            transitions = self.handle_timeout(now_us - 1)  # more may come of that very time
+            self.now_us = now_us
         readings = batch.readings
         rules_by_source = [self._rules_for(source) for source in readings.sources]
         if not any(rules_by_source):
