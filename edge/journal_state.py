@@ -45,15 +45,17 @@ class LaneState:
     readings: int = 0
     bytes: int = 0  # bodies, and ROW_BYTES a row
     head: Head | None = None  # None = no rows
+    trimmed: int = 0  # of `readings`: known to be gone, their rows not yet deleted
 
     def depth(self) -> int:
         """Return how many readings are not gone; rows about to be deleted may still count."""
         if self.gone_seq >= self.last_seq:
             return 0
+        part = 0
         head = self.head
-        if head is None or head.first_seq > self.gone_seq:
-            return self.readings
-        return self.readings - min(head.count, self.gone_seq - head.first_seq + 1)
+        if not self.trimmed and head and head.first_seq <= self.gone_seq:
+            part = min(head.count, self.gone_seq - head.first_seq + 1)
+        return self.readings - self.trimmed - part
 
 
 @dataclass(slots=True)

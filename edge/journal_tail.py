@@ -1,6 +1,6 @@
 """The newest commits in memory, so that an uplink that keeps up never reads the disk.
 
-Invariant: the tail holds every row of a lane whose readings lie past `after(lane)`; which rows those
+Invariant: the tail holds every row of a lane whose readings lie past `after(lane)`; how many those
 are is bounded by bytes, over both lanes.
 """
 
@@ -63,11 +63,14 @@ class Tail:
             at += 1
         return found
 
-    def forget(self, lane: Lane, up_to_seq: int) -> None:
-        """Drop commits of a lane that are gone up to a seq."""
+    def forget(self, lane: Lane, up_to_seq: int) -> int:
+        """Drop commits of a lane that are gone up to a seq; return how many readings they had."""
         lasts = self._lasts[lane]
+        readings = 0
         while self._starts[lane] < len(lasts) and lasts[self._starts[lane]] <= up_to_seq:
+            readings += self._commits[lane][self._starts[lane]].count
             self._pop(lane)
+        return readings
 
     def __iter__(self) -> Iterator[Commit]:
         """Iterate over all commits, lane by lane, oldest first."""

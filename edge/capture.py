@@ -1,0 +1,316 @@
+"""Capture: the broker's publishes become readings of the journal, and are settled once durable.
+
+Theory of operation. Runs gather in an open commit. When none is under way the open one is closed
+and written: at once after a pause, else not before `commit_window_ms` have passed since the last
+one began; meanwhile the next gathers (group commit). Everything here is per run or per commit,
+nothing per message. A commit that fails refuses its runs; the journal is then tried with small
+writes, with growing pauses, until it works again.
+
+Invariants:
+- `run.settled` is called exactly once for a run that `take` took, never for one it refused.
+- `settled(run, 0)` is called only after `Journal.append` returned for the commit with that run.
+- Runs of one lane are committed in the order they were taken.
+- `waiting_bytes` is what gathered and is not settled; `saturated` bounds it to about twice
+  `waiting_bytes_max`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from edge.config import CaptureConfig, JournalConfig
+from edge.contract import Lane
+from edge.journal_schema import JournalError
+from edge.segments import pack_runs
+from mqtt.broker.seams import PublishRun
+from mqtt.reason_codes import ReasonCode
+from mqtt.topics import matches
+from runtime.clock import Clock
+
+__all__ = ["Capture", "CaptureStats", "Committer"]
+
+log = structlog.get_logger(component="capture")
+
+COMMIT_BYTES = 1024 * 1024  # more than this goes in the next commit: bounds one body, and its delay
+RUN_BYTES = 128  # what a run may add to the body beside its packets, and holds of memory
+RETRY_MIN_S, RETRY_MAX_S = 0.1, 5.0
+RELIEF_BYTES = 256 * 1024  # room a lane must have again before clients are asked back
+NEVER = 1 << 62
+FULL = int(ReasonCode.QUOTA_EXCEEDED)
+BROKEN = int(ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
+
+
+class Committer(Protocol):
+    """What capture needs of the journal."""
+
+    async def append(self, parts: list[tuple[Lane, int, bytes]]) -> None:
+        """Commit; durable on return, nothing happened when it raises JournalError."""
+        ...
+
+    def lane_room(self, lane: Lane) -> int:
+        """Return how many bytes a lane takes before it refuses."""
+        ...
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """Call back whenever `lane_room` may have risen."""
+        ...
+
+    def look_again(self) -> None:
+        """Measure the room anew soon."""
+        ...
+
+    async def probe(self) -> None:
+        """Write something small; raises JournalError while the journal cannot be written."""
+        ...
+
+
+@dataclass(slots=True)
+class CaptureStats:
+    """Figures since the start."""
+
+    runs: int = 0
+    readings: int = 0
+    refused_full: int = 0  # runs refused because a limit is reached
+    refused_broken: int = 0  # runs refused because the journal could not be written
+    waiting_bytes: int = 0
+
+
+class Capture:
+    """mqtt.broker.seams.Capture on a journal."""
+
+    def __init__(
+        self, journal: Committer, capture: CaptureConfig, config: JournalConfig, clock: Clock
+    ) -> None:
+        """Begin to take runs; needs the running loop.
+
+        Args:
+            journal: Where readings become durable.
+            capture: Which topics are captured, and in which lane.
+            config: Commit window and bound of what may wait.
+            clock: For the commit window.
+        """
+        self.stats = CaptureStats()
+        self._journal = journal
+        self._topics = capture
+        self._clock = clock
+        self._window_s = config.commit_window_ms / 1000
+        self._waiting_bytes_max = config.waiting_bytes_max
+        self._loop = asyncio.get_running_loop()
+        self._gathered: list[list[PublishRun]] = [[] for _ in Lane]
+        self._gathered_bytes = 0
+        self._committing_bytes = 0
+        self._room = [0 for _ in Lane]  # what each lane still takes; below 0 while failing
+        self._wanted = [0 for _ in Lane]  # the largest run refused since the last relief
+        self._failing = 0  # the reason code while the journal cannot be written, else 0
+        self._retry_s = 0.0
+        self._began_s = -self._window_s  # when the last commit began
+        self._wake_at = NEVER  # gathered bytes that end the present wait
+        self._signal: asyncio.Future[None] = self._loop.create_future()
+        self._callbacks: list[Callable[[], None]] = []
+        self._closing = False
+        journal.on_room(self._measure)
+        self._measure()
+        self._task = self._loop.create_task(self._drive(), name="capture")
+
+    # --- the broker's side -----------------------------------------------------------------------
+
+    def lane(self, topic_name: str) -> int | None:
+        """Return the lane that captures `topic_name`, or None when it is not captured."""
+        topics = self._topics
+        if any(matches(each, topic_name) for each in topics.ignore):
+            return None
+        if not any(matches(each, topic_name) for each in topics.topics):
+            return None
+        urgent = any(matches(each, topic_name) for each in topics.urgent)
+        return Lane.URGENT if urgent else Lane.LIVE
+
+    def exclusive(self, lane: int) -> bool:  # noqa: ARG002 - both lanes alike
+        """Return False: subscribers on the gateway see what is captured."""
+        return False
+
+    def take(self, run: PublishRun) -> int:
+        """Take a run, or return the reason code that refuses it."""
+        # benchmarks/journal.py pays for the bare arithmetic: this runs once a run
+        size = len(run.frames) + RUN_BYTES
+        lane = run.lane
+        room = self._room[lane] - size
+        if room < 0:
+            return self._refuse(lane, size)
+        self._room[lane] = room
+        self._gathered[lane].append(run)
+        gathered = self._gathered_bytes = self._gathered_bytes + size
+        if gathered >= self._wake_at:
+            self._wake()
+        return 0
+
+    def saturated(self) -> bool:
+        """Return True when enough is waiting for the disk."""
+        waiting: int = self._gathered_bytes + self._committing_bytes
+        return waiting >= self._waiting_bytes_max
+
+    def when_relieved(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, on the loop, when taking can go on."""
+        self._callbacks.append(callback)
+        self._relieve()
+
+    async def close(self) -> None:
+        """Take no more, commit what has gathered, and settle it."""
+        if not self._closing:
+            self._closing = True
+            self._room = [-1 for _ in Lane]
+            self._wake()
+        await self._task
+
+    # --- commits ---------------------------------------------------------------------------------
+
+    async def _drive(self) -> None:
+        """Commit what gathers, until closed."""
+        while True:
+            if not self._gathered_bytes and not self._closing:
+                await self._wait(1, None)
+            rest_s = self._began_s + self._window_s - self._clock.monotonic_s()
+            if rest_s > 0 and self._gathered_bytes < COMMIT_BYTES and not self._closing:
+                await self._wait(COMMIT_BYTES, rest_s)
+            if not self._gathered_bytes:
+                if self._closing:
+                    return
+                continue
+            self._began_s = self._clock.monotonic_s()
+            runs = self._next_commit()
+            code = await self._commit(runs)
+            self._settle(runs, code)
+            if code:
+                await self._recover(code)
+
+    def _next_commit(self) -> list[list[PublishRun]]:
+        """Return the runs of the next commit by lane."""
+        if self._gathered_bytes <= 2 * COMMIT_BYTES:
+            runs = self._gathered
+            self._gathered = [[] for _ in Lane]
+            self._committing_bytes, self._gathered_bytes = self._gathered_bytes, 0
+            return runs
+        runs = []
+        size = 0
+        for gathered in self._gathered:
+            at = 0
+            while at < len(gathered) and size < COMMIT_BYTES:
+                size += len(gathered[at].frames) + RUN_BYTES
+                at += 1
+            runs.append(gathered[:at])
+            del gathered[:at]
+        self._committing_bytes = size
+        self._gathered_bytes -= size
+        return runs
+
+    async def _commit(self, runs: list[list[PublishRun]]) -> int:
+        """Commit runs; return 0 when durable, else the reason code that refuses them."""
+        try:
+            parts = [
+                (lane, *pack_runs(of_lane))
+                for lane, of_lane in zip(Lane, runs, strict=True)
+                if of_lane
+            ]
+            await self._journal.append(parts)
+        except JournalError as error:
+            if not self._failing:
+                log.exception("commit_failed", error=str(error), kind=error.kind)
+            return FULL if error.kind == "full" else BROKEN
+        except Exception:  # this task's root: a client must get an answer whatever happened
+            log.exception("commit_broke")
+            return BROKEN
+        stats = self.stats
+        stats.readings += sum(count for _, count, _ in parts)
+        stats.runs += sum(len(of_lane) for of_lane in runs)
+        self._retry_s = 0.0
+        return 0
+
+    def _settle(self, runs: list[list[PublishRun]], code: int) -> None:
+        """Tell the broker what became of runs."""
+        for of_lane in runs:
+            for run in of_lane:
+                try:
+                    run.settled(run, code)
+                except Exception:  # one connection's fault must not cost the others their answer
+                    log.exception("settle_broke", client_id=run.client.client_id)
+        self._committing_bytes = 0
+        if code:
+            self._count_refused(code, sum(len(of_lane) for of_lane in runs))
+        self._measure()
+
+    async def _recover(self, code: int) -> None:
+        """Refuse everything until the journal can be written again."""
+        self._failing = code
+        runs = self._gathered
+        self._gathered = [[] for _ in Lane]
+        self._gathered_bytes = 0
+        self._settle(runs, code)
+        while not self._closing:
+            self._retry_s = min(max(self._retry_s * 2, RETRY_MIN_S), RETRY_MAX_S)
+            await self._wait(NEVER, self._retry_s)
+            try:
+                await self._journal.probe()
+            except JournalError:
+                continue
+            break
+        self._failing = 0
+        self._measure()
+
+    async def _wait(self, wake_at: int, delay_s: float | None) -> None:
+        """Wait until `wake_at` bytes have gathered, the delay is over, or the end has come."""
+        self._signal = self._loop.create_future()
+        self._wake_at = wake_at
+        timer = None if delay_s is None else self._loop.call_later(delay_s, self._wake)
+        await self._signal
+        if timer is not None:
+            timer.cancel()
+
+    def _wake(self) -> None:
+        self._wake_at = NEVER
+        if not self._signal.done():
+            self._signal.set_result(None)
+
+    # --- refusal and relief ----------------------------------------------------------------------
+
+    def _refuse(self, lane: int, size: int) -> int:
+        code = self._failing or (BROKEN if self._closing else FULL)
+        if not self._wanted[lane] and not self._failing:
+            self._journal.look_again()
+        self._wanted[lane] = max(self._wanted[lane], size)
+        self._count_refused(code, 1)
+        return code
+
+    def _count_refused(self, code: int, runs: int) -> None:
+        if code == FULL:
+            self.stats.refused_full += runs
+        else:
+            self.stats.refused_broken += runs
+
+    def _measure(self) -> None:
+        """Set what each lane still takes, and ask clients back when that has become enough."""
+        waiting = self.stats.waiting_bytes = self._gathered_bytes + self._committing_bytes
+        for lane in Lane:
+            if self._failing or self._closing:
+                self._room[lane] = -1
+            else:
+                # whatever waits may be of this lane: too little for a moment rather than too much
+                self._room[lane] = self._journal.lane_room(lane) - waiting
+        self._relieve()
+
+    def _relieve(self) -> None:
+        """Call those back who wait for relief, when there is some."""
+        if not self._callbacks or self._failing or self._closing:
+            return
+        if self._gathered_bytes + self._committing_bytes > self._waiting_bytes_max // 2:
+            return
+        for lane in Lane:
+            if self._wanted[lane] and self._room[lane] < self._wanted[lane] + RELIEF_BYTES:
+                return
+        self._wanted = [0 for _ in Lane]
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            self._loop.call_soon(callback)

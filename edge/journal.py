@@ -1,0 +1,481 @@
+"""The journal: readings on this machine's disk from their capture until the cloud has them.
+
+A commit takes what was captured since the last one, gives each reading its seq, and is durable when
+`append` returns; then, and only then, are its publishes acknowledged (capture.py). The uplink reads
+by lane (contract.py's JournalReader) and trims what the cloud has acknowledged.
+docs/journal-format.md is the file; docs/adr/0002-sqlite-journal.md says why SQLite.
+
+Invariants:
+- One writer at a time (`_writing`): what the state says is what the file holds.
+- A seq is given out at most once, and only when reserved (journal_state.py).
+- What a limit removes has a tombstone, in the same transaction (journal_keeper.py).
+- Memory does not grow with the backlog: the tail is bounded, the rest is read when asked for.
+- A damaged file is replaced while the edge goes on; what was lost has a tombstone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import structlog
+
+from edge.config import JournalConfig
+from edge.contract import Commit, Lane, Tombstone
+from edge.journal_file import JournalFile
+from edge.journal_keeper import Keeper
+from edge.journal_open import Opened, lock_journal, open_journal
+from edge.journal_schema import ROW_BYTES, JournalError, Row, key_of, row_crc32
+from edge.journal_state import Head, JournalStats, LaneStats
+from edge.journal_tail import Tail
+from runtime.clock import Clock
+
+__all__ = ["Journal", "Part"]
+
+log = structlog.get_logger(component="journal")
+
+Part: TypeAlias = tuple[Lane, int, bytes]  # lane, count of readings, body
+
+MAINTENANCE_S = 1.0
+_REPAIRABLE = ("damaged", "closed")  # "closed": an earlier repair did not get through
+RESERVE_MIN, RESERVE_MAX = 4096, 1 << 20
+RESERVE_PACE_S = 1.0  # a reservation that lasted less is followed by one twice as large
+
+
+class Journal:
+    """One journal, open. It keeps what edge/contract.py's JournalReader asks for."""
+
+    def __init__(
+        self, path: Path, config: JournalConfig, clock: Clock, lock: int, keeper: Keeper, tail: Tail
+    ) -> None:
+        """Use `Journal.open`."""
+        self._path = path
+        self._config = config
+        self._clock = clock
+        self._lock = lock  # descriptor that holds the lock file
+        self._keeper = keeper
+        self._tail = tail
+        self._writing = asyncio.Lock()
+        self._reading = keeper.reading
+        self._waiters: list[asyncio.Future[None]] = []
+        self._on_room: Callable[[], None] = lambda: None
+        self._due = asyncio.Event()
+        self._closing = False
+        self._maintenance: asyncio.Task[None] | None = None
+        self._reserve_size = RESERVE_MIN
+        self._reserved_at_s = clock.monotonic_s()
+        self._commits = 0
+        self._failed_commits = 0
+        self._readings = 0
+        self._body_bytes = 0
+        self._damaged_rows = 0
+        self._dead_letters = 0
+        self._commit_s = 0.0
+
+    @classmethod
+    async def open(cls, path: Path, config: JournalConfig, clock: Clock) -> Journal:
+        """Open the journal at `path` (`DIR/edge/journal.db`), made if it is not there.
+
+        Raises:
+            JournalError: it is in use, somebody else's, or cannot be written; not when damaged.
+        """
+        lock = lock_journal(path)
+        try:
+            opened = await asyncio.to_thread(open_journal, path, config.durability, clock)
+            file = await JournalFile.connect(path, durable=config.durability == "power-loss")
+            try:
+                lasts = {lane: state.last_seq for lane, state in opened.state.lanes.items()}
+                tail = Tail(config.tail_bytes_max, lasts)
+                keeper = Keeper(path, config, clock, file, opened.state, tail)
+                await keeper.survey()
+            except BaseException:
+                await file.close()
+                raise
+        except BaseException:
+            os.close(lock)
+            raise
+        journal = cls(path, config, clock, lock, keeper, tail)
+        journal._maintenance = asyncio.create_task(journal._keep(), name="journal-maintenance")
+        return journal
+
+    # --- capture's side --------------------------------------------------------------------------
+
+    async def append(self, parts: Sequence[Part]) -> None:
+        """Commit readings: durable when this returns, none of them when it raises.
+
+        Args:
+            parts: At most one a lane, in lane order; seqs are given out in this order.
+
+        Raises:
+            JournalError: kind "full" when a limit or the disk is reached; others are in its docs.
+        """
+        async with self._writing:
+            try:
+                await self._commit(parts)
+            except JournalError as error:
+                self._failed_commits += 1
+                if error.kind in _REPAIRABLE and not self._closing:
+                    await self._repair(error)
+                raise
+        self._notify()
+
+    def lane_room(self, lane: Lane) -> int:
+        """Return how many bytes of rows `lane` takes now before it refuses."""
+        return self._keeper.lane_room(lane)
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever `lane_room` may have risen."""
+        self._on_room = callback
+
+    def look_again(self) -> None:
+        """Have the room measured anew soon: something was refused for want of it."""
+        self._due.set()
+
+    async def probe(self) -> None:
+        """Write something small after a failure.
+
+        Raises:
+            JournalError: the journal still cannot be written.
+        """
+        async with self._writing:
+            try:
+                await self._keeper.file.keep_totals(self._keeper.state.lanes)
+                await self._keeper.survey()
+            except JournalError as error:
+                if error.kind not in _REPAIRABLE:
+                    raise
+                await self._repair(error)
+
+    # --- the uplink's side: JournalReader --------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """The random 64-bit id made with this journal file."""
+        return self._keeper.state.epoch
+
+    @property
+    def last_seq(self) -> int:
+        """The highest seq made durable; 0 when nothing was ever captured."""
+        return self._keeper.state.last_seq
+
+    def pending(self, lane: Lane, after_seq: int) -> bool:
+        """Return True when `lane` holds readings past `after_seq`. Never blocks."""
+        state = self._keeper.state.lanes[lane]
+        return state.last_seq > after_seq and state.last_seq > state.gone_seq
+
+    async def wait(self) -> None:
+        """Return after the next commit or tombstone."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    async def read(self, lane: Lane, after_seq: int, *, bytes_max: int) -> list[Commit]:
+        """Return commits with readings past `after_seq`, oldest first; at least one if any.
+
+        Recent ones come from a bounded tail in memory, older ones from disk. The first commit
+        may begin before `after_seq`: the caller skips what it has had.
+
+        Raises:
+            JournalError: the disk could not be read; a damaged file is replaced meanwhile.
+        """
+        while self.pending(lane, after_seq):
+            state = self._keeper.state.lanes[lane]
+            after = max(after_seq, state.gone_seq)
+            found = self._tail.read(lane, after, bytes_max)
+            if found is not None:
+                return found
+            file = self._keeper.file
+            try:
+                async with self._reading:
+                    rows = await file.read(lane, after, state.last_seq, bytes_max)
+            except JournalError as error:
+                if error.kind not in _REPAIRABLE or self._closing:
+                    raise
+                async with self._writing:
+                    if file is self._keeper.file:  # else somebody has repaired it meanwhile
+                        await self._repair(error)
+                continue
+            commits = _checked(lane, rows)
+            if commits:
+                return commits
+            await self._give_up_unreadable(lane, after, rows)
+        return []
+
+    async def trim(self, lane: Lane, up_to_seq: int) -> None:
+        """Forget readings of `lane` up to `up_to_seq`: the cloud has made them durable."""
+        self._keeper.trim(lane, up_to_seq)
+        if self._keeper.trim_due():
+            self._due.set()
+
+    async def set_aside(
+        self, lane: Lane, first_seq: int, last_seq: int, cause: str, body: bytes
+    ) -> None:
+        """Move refused readings to the dead letters, with a tombstone; durable on return.
+
+        Their rows stay until they are trimmed; setting them aside again changes nothing.
+        """
+        count = last_seq - first_seq + 1
+        now_us = self._clock.wall_us()
+        tombstone = Tombstone(lane, first_seq, last_seq, count, "refused", now_us)
+        async with self._writing:
+            keeper = self._keeper
+            await keeper.file.add_dead_letter(tombstone, cause, body)
+            keeper.record(tombstone)
+            self._dead_letters += 1
+            await keeper.file.trim_dead_letters(self._config.dead_letters_bytes_max)
+        log.error(
+            "readings_refused",
+            lane=lane.name.lower(),
+            first_seq=first_seq,
+            last_seq=last_seq,
+            cause=cause,
+        )
+        self._notify()
+
+    def tombstones(self) -> Sequence[Tombstone]:
+        """Return the tombstones the cloud has not acknowledged yet, oldest first."""
+        return self._keeper.tombstones()
+
+    async def forget_tombstones(self, up_to: Sequence[Tombstone]) -> None:
+        """Drop tombstones the cloud has made durable."""
+        async with self._writing:
+            await self._keeper.forget_tombstones(up_to)
+
+    # --- both ------------------------------------------------------------------------------------
+
+    def stats(self) -> JournalStats:
+        """Return figures; sizes on the disk are those of the last look, at most a second old."""
+        keeper = self._keeper
+        state = keeper.state
+        now_us = self._clock.wall_us()
+        boot_us = self._boot_us()
+        lanes = {}
+        for lane, each in state.lanes.items():
+            depth = each.depth()
+            age_us = each.head.age_us(now_us, state.boot, boot_us) if each.head and depth else 0
+            lanes[lane] = LaneStats(depth, each.bytes, age_us / 1e6, each.last_seq, each.gone_seq)
+        return JournalStats(
+            lanes=lanes,
+            file_bytes=keeper.space.file_bytes,
+            disk_free_bytes=keeper.space.disk_free_bytes,
+            tail_bytes=self._tail.bytes,
+            tombstones=len(state.tombstones),
+            commits=self._commits,
+            readings=self._readings,
+            body_bytes=self._body_bytes,
+            failed_commits=self._failed_commits,
+            evicted=dict(keeper.evicted),
+            dead_letters=self._dead_letters,
+            damaged_rows=self._damaged_rows,
+            commit_s=self._commit_s,
+            epoch=state.epoch,
+            last_seq=state.last_seq,
+        )
+
+    async def maintain(self) -> None:
+        """Do what is due: carry out trims, keep limits, note totals; called once a second."""
+        keeper = self._keeper
+        if keeper.trim_due():
+            await self.flush()
+        async with self._writing:
+            before = len(keeper.state.tombstones)
+            await keeper.evict_old()
+            await keeper.tidy()
+        if len(keeper.state.tombstones) != before:
+            self._notify()
+        self._on_room()
+
+    async def flush(self) -> None:
+        """Carry out all trims now."""
+        for lane in Lane:
+            more = True
+            while more:  # the lock is free between two steps: commits go first
+                async with self._writing:
+                    more = await self._keeper.flush_trims(lane)
+
+    async def close(self) -> None:
+        """Finish what is under way, mark the file as clean and release it."""
+        if self._closing:
+            return
+        self._closing = True
+        self._due.set()
+        if self._maintenance is not None:
+            await self._maintenance
+        try:
+            await self.flush()
+            async with self._writing:
+                state = self._keeper.state
+                await self._keeper.file.mark_clean(state.last_seq, state.lanes)
+        except JournalError as error:
+            log.exception("journal_close", error=str(error))
+        finally:
+            async with self._writing, self._reading:
+                with suppress(JournalError):
+                    await self._keeper.file.close()
+            os.close(self._lock)
+            self._notify()
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    async def _commit(self, parts: Sequence[Part]) -> None:
+        keeper = self._keeper
+        await keeper.make_room(parts)
+        state = keeper.state
+        total = sum(count for _, count, _ in parts)
+        if state.next_seq + total - 1 > state.reserved_seq:
+            await self._reserve(total)
+        now_us = self._clock.wall_us()
+        boot_us = self._boot_us()
+        rows: list[Row] = []
+        seq = state.next_seq
+        for lane, count, body in parts:
+            rows.append(_row(lane, seq, count, now_us, state.boot, boot_us, body))
+            seq += count
+        began_s = self._clock.monotonic_s()
+        await keeper.file.insert(rows)
+        self._commit_s = self._clock.monotonic_s() - began_s
+        seq = state.next_seq
+        for lane, count, body in parts:
+            head = Head(seq, count, now_us, state.boot, boot_us)
+            state.appended(lane, count, len(body), head)
+            self._tail.push(Commit(lane, seq, count, now_us, body))
+            self._body_bytes += len(body)
+            seq += count
+        state.next_seq = seq
+        state.last_seq = seq - 1
+        self._commits += 1
+        self._readings += total
+
+    async def _reserve(self, total: int) -> None:
+        """Reserve seqs ahead, the more the faster they go: a sync a second at most."""
+        state = self._keeper.state
+        now_s = self._clock.monotonic_s()
+        lasted_s = now_s - self._reserved_at_s
+        size = self._reserve_size * 2 if lasted_s < RESERVE_PACE_S else self._reserve_size // 2
+        self._reserve_size = min(max(size, RESERVE_MIN), RESERVE_MAX)
+        self._reserved_at_s = now_s
+        seq = state.next_seq + total - 1 + self._reserve_size
+        await self._keeper.file.reserve(seq)
+        state.reserved_seq = seq
+
+    async def _give_up_unreadable(
+        self, lane: Lane, after_seq: int, rows: Sequence[tuple[int, int, int, int, bytes]]
+    ) -> None:
+        """Deal with a read that brought nothing: a row that does not check, or none at all."""
+        async with self._writing:
+            keeper = self._keeper
+            state = keeper.state.lanes[lane]
+            if state.gone_seq > after_seq:
+                return  # it was trimmed or evicted meanwhile
+            if not rows:
+                newest = await keeper.file.newest_seq(lane)
+                if newest <= after_seq:
+                    state.last_seq = max(newest, state.gone_seq)
+                return
+            key, count = rows[0][:2]
+            first_seq = key - key_of(lane, 0)
+            follows = rows[1][0] - key_of(lane, 0) if len(rows) > 1 else state.last_seq + 1
+            count = min(max(count, 1), follows - first_seq)
+            now_us = self._clock.wall_us()
+            tombstone = Tombstone(lane, first_seq, first_seq + count - 1, count, "damaged", now_us)
+            after = replace(
+                state,
+                readings=max(0, state.readings - count),
+                bytes=max(0, state.bytes - len(rows[0][4]) - ROW_BYTES),
+            )
+            state.head = await keeper.file.give_up_row(lane, after, tombstone)
+            state.readings = after.readings if state.head else 0
+            state.bytes = after.bytes if state.head else 0
+            keeper.record(tombstone)
+            self._damaged_rows += 1
+        log.error(
+            "readings_lost",
+            lane=lane.name.lower(),
+            first_seq=first_seq,
+            last_seq=tombstone.last_seq,
+            count_max=count,
+            reason="damaged",
+        )
+        self._notify()
+
+    async def _repair(self, error: JournalError) -> None:
+        """Replace a file that turned out to be damaged; what is in memory goes in the new one."""
+        log.error("journal_repair", error=str(error))
+        keeper = self._keeper
+        state = keeper.state
+        boot_us = self._boot_us()
+        rows = [
+            _row(c.lane, c.first_seq, c.count, c.time_us, state.boot, boot_us, c.body)
+            for c in self._tail
+        ]
+        async with self._reading:
+            with suppress(JournalError):
+                await keeper.file.close()
+            durability = self._config.durability
+            opened: Opened = await asyncio.to_thread(
+                open_journal, self._path, durability, self._clock, known=state, rows=rows
+            )
+            keeper.file = await JournalFile.connect(self._path, durable=durability == "power-loss")
+            keeper.state = opened.state
+        await keeper.survey()
+        self._notify()
+
+    async def _keep(self) -> None:
+        """Maintain until closed."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(MAINTENANCE_S):
+                    await self._due.wait()
+            self._due.clear()
+            if self._closing:
+                return
+            try:
+                await self._maintain_or_repair()
+            except JournalError as error:
+                log.warning("journal_maintenance_failed", error=str(error))
+            except Exception:  # the task's root: the journal goes on without its upkeep
+                log.exception("journal_maintenance_broke")
+
+    async def _maintain_or_repair(self) -> None:
+        file = self._keeper.file
+        try:
+            await self.maintain()
+        except JournalError as error:
+            if error.kind not in _REPAIRABLE:
+                raise
+            async with self._writing:
+                if file is self._keeper.file:
+                    await self._repair(error)
+
+    def _notify(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _boot_us(self) -> int:
+        return round(self._clock.monotonic_s() * 1e6)
+
+
+def _row(
+    lane: Lane, seq: int, count: int, time_us: int, boot: int, boot_us: int, body: bytes
+) -> Row:
+    key = key_of(lane, seq)
+    crc32 = row_crc32(key, count, time_us, body)
+    return (key, count, len(body), time_us, boot, boot_us, crc32, body)
+
+
+def _checked(lane: Lane, rows: Sequence[tuple[int, int, int, int, bytes]]) -> list[Commit]:
+    """Return the rows up to the first that does not check."""
+    low = key_of(lane, 0)
+    commits: list[Commit] = []
+    for key, count, time_us, crc32, body in rows:
+        if crc32 != row_crc32(key, count, time_us, body):
+            break
+        commits.append(Commit(lane, key - low, count, time_us, body))
+    return commits

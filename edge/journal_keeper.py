@@ -1,0 +1,355 @@
+"""What leaves the journal: trims, evictions with their tombstones, and the room they make.
+
+Theory of operation. A trim only moves the lane's `gone_seq`; its rows are deleted later, many in
+one transaction, so that an acknowledgement from the cloud costs no sync. A limit that is reached
+evicts the oldest rows of a lane that drops, a little more than is needed. Deleted pages are written
+again before the file grows; once next to nothing is in use, the file is rewritten small.
+
+Invariants:
+- The caller holds the journal's writing lock in every coroutine.
+- State changes after the transaction that makes it true, and not at all when that fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from edge.config import JournalConfig, LaneConfig
+from edge.contract import Lane, Tombstone
+from edge.journal_file import JournalFile, Outline
+from edge.journal_schema import ROW_BYTES, JournalError
+from edge.journal_state import JournalState, LaneState
+from edge.journal_tail import Tail
+from edge.limits import WAL_BYTES_MAX, Room, Space, cost_bytes, lane_room_bytes, room_of, slack_of
+from runtime.clock import Clock
+
+__all__ = ["NO_LIMIT", "Keeper", "lane_config"]
+
+log = structlog.get_logger(component="journal")
+
+TRIM_DELAY_S = 5.0  # a trim lost in a crash costs a few readings sent twice, so it may wait
+BLIND_TRIM_DELAY_S = 1.0
+TRIM_BYTES = 8 * 1024 * 1024  # but not once this much could be freed
+DELETE_BYTES = 2 * 1024 * 1024  # freed in one transaction, so that a commit waits for little
+DELETE_ROWS = 512
+TOTALS_BYTES = 16 * 1024 * 1024  # appended between two notes of the totals
+COMPACT_FREE_BYTES = 32 * 1024 * 1024  # free pages worth giving back ...
+COMPACT_USED_BYTES = 2 * 1024 * 1024  # ... once so little is in use that copying it is nothing
+LOG_FACTOR = 4  # a log this much longer than its limit was held up by readers, and is cut off
+TOMBSTONES_MAX = 4096  # kept apart; past that neighbours are joined although handed out
+NO_LIMIT = 1 << 62
+
+
+def lane_config(config: JournalConfig, lane: Lane) -> LaneConfig:
+    """Return the limits of a lane."""
+    return config.urgent if lane is Lane.URGENT else config.live
+
+
+class Keeper:
+    """Keeps the journal within its limits.
+
+    Attributes:
+        file: The open file; replaced after a repair.
+        state: What is known of it; replaced after a repair.
+        space: What the files took when last looked at.
+        room: What may still be written by the journal as a whole, in pages' bytes.
+        evicted: Readings given up, by reason.
+        reading: Held by whoever reads the file, or keeps others from reading it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: JournalConfig,
+        clock: Clock,
+        file: JournalFile,
+        state: JournalState,
+        tail: Tail,
+    ) -> None:
+        """Keep `file` within the limits of `config`."""
+        self.file = file
+        self.state = state
+        self.space = Space(0, 0, 0, 0)
+        self.room = Room(0, "evicted-bytes")
+        self.evicted: dict[str, int] = {}
+        self.reading = asyncio.Lock()
+        self._path = path
+        self._config = config
+        self._clock = clock
+        self._tail = tail
+        self._handed_out = 0  # tombstones at the front of the list that the uplink has seen
+        self._flush_at_s: dict[Lane, float] = {}  # when trims not yet carried out are to be
+        self._trimmed_bytes = 0
+        self._uncounted_bytes = 0
+
+    # --- trims -----------------------------------------------------------------------------------
+
+    def trim(self, lane: Lane, up_to_seq: int) -> None:
+        """Take note that readings of `lane` up to a seq are safe in the cloud; needs no lock."""
+        state = self.state.lanes[lane]
+        up_to_seq = min(up_to_seq, state.last_seq)
+        if up_to_seq <= state.gone_seq:
+            return
+        in_tail = self._tail.after(lane) <= state.gone_seq
+        state.gone_seq = up_to_seq
+        before = self._tail.bytes
+        readings = self._tail.forget(lane, up_to_seq)
+        self._trimmed_bytes += before - self._tail.bytes
+        state.trimmed += readings
+        # rows that only the disk has are not counted until deleted: sooner, for true figures
+        delay_s = TRIM_DELAY_S if in_tail else BLIND_TRIM_DELAY_S
+        self._flush_at_s.setdefault(lane, self._clock.monotonic_s() + delay_s)
+
+    def trim_due(self) -> bool:
+        """Return True when trims have waited long enough, or would free enough."""
+        if not self._flush_at_s:
+            return False
+        at_s = min(self._flush_at_s.values())
+        return self._trimmed_bytes >= TRIM_BYTES or self._clock.monotonic_s() >= at_s
+
+    async def flush_trims(self, lane: Lane) -> bool:
+        """Delete some rows of a lane that are gone; return True when there may be more."""
+        if self._flush_at_s.pop(lane, None) is None:
+            return False
+        self._trimmed_bytes = 0
+        state = self.state.lanes[lane]
+        gone_seq = state.gone_seq
+        rows = await self.file.outlines(lane, DELETE_ROWS)
+        dead = [row for row in rows if row.head.first_seq + row.head.count - 1 <= gone_seq]
+        chosen = _of_bytes(dead, DELETE_BYTES)
+        await self._delete(lane, chosen, gone_seq, ())
+        more = len(chosen) < len(dead) or len(dead) == DELETE_ROWS
+        if more:
+            self._flush_at_s[lane] = self._clock.monotonic_s()
+        return more
+
+    # --- room ------------------------------------------------------------------------------------
+
+    async def make_room(self, parts: Sequence[tuple[Lane, int, bytes]]) -> None:
+        """Make room for a commit, evicting where the lane's policy says so.
+
+        Raises:
+            JournalError: kind "full": a limit is reached and nothing may be dropped for it.
+        """
+        need = 0
+        for lane, _, body in parts:
+            need += cost_bytes(len(body))
+            limit = lane_config(self._config, lane).bytes_max
+            over = self.state.lanes[lane].bytes + len(body) + ROW_BYTES - limit
+            if limit and over > 0:
+                await self._make_lane_room(lane, over, limit)
+        if need > self.room.bytes:
+            await self.survey()
+        if need > self.room.bytes:
+            await self._make_journal_room([lane for lane, _, _ in parts], need)
+        self.room = replace(self.room, bytes=self.room.bytes - need)
+        self._uncounted_bytes += need
+
+    def lane_room(self, lane: Lane) -> int:
+        """Return how many bytes of rows a lane takes before it refuses; needs no lock."""
+        if lane_config(self._config, lane).policy == "drop-oldest":
+            return NO_LIMIT
+        state = self.state.lanes[lane]
+        return lane_room_bytes(lane, state.bytes, self.room.bytes, self._config)
+
+    async def survey(self) -> None:
+        """Look at what the files take and what the disk has left."""
+        self.space = await self.file.space()
+        self.room = room_of(self.space, self._config)
+
+    async def _make_lane_room(self, lane: Lane, over: int, limit: int) -> None:
+        before = self.state.lanes[lane].bytes
+        while await self.flush_trims(lane):
+            pass
+        over -= before - self.state.lanes[lane].bytes
+        if over <= 0:
+            return
+        if lane_config(self._config, lane).policy != "drop-oldest":
+            raise self._full(f"the {lane.name.lower()} lane holds its {limit} bytes")
+        await self._evict(lane, over + slack_of(self._config, limit), "evicted-bytes")
+        if before - self.state.lanes[lane].bytes < over:
+            raise self._full(f"one commit is more than the {limit} bytes of its lane")
+
+    async def _make_journal_room(self, lanes: Sequence[Lane], need: int) -> None:
+        for lane in Lane:
+            while await self.flush_trims(lane):
+                pass
+        await self.survey()
+        for lane in reversed(lanes):  # of a commit of both, live goes before urgent
+            if lane_config(self._config, lane).policy != "drop-oldest":
+                continue
+            while need > self.room.bytes and self.state.lanes[lane].head is not None:
+                short = need - self.room.bytes
+                size = short + slack_of(self._config, 0)
+                await self._evict(lane, size, self.room.reason)
+                await self.survey()
+        if need > self.room.bytes:
+            what = "the disk's reserve" if self.room.reason == "evicted-disk" else "file_bytes_max"
+            raise self._full(f"{what} is reached")
+
+    def _full(self, what: str) -> JournalError:
+        hint = f"{what}; raise the limit, or let the lane drop its oldest readings"
+        return JournalError(self._path, self.state.next_seq, hint, "full")
+
+    # --- evictions -------------------------------------------------------------------------------
+
+    async def evict_old(self) -> None:
+        """Give up readings that are older than their lane allows."""
+        now_us = self._clock.wall_us()
+        boot_us = round(self._clock.monotonic_s() * 1e6)
+        boot = self.state.boot
+        for lane in Lane:
+            age_max_us = lane_config(self._config, lane).age_max_s * 1e6
+            head = self.state.lanes[lane].head
+            while age_max_us and head and head.age_us(now_us, boot, boot_us) > age_max_us:
+                rows = await self.file.outlines(lane, DELETE_ROWS)
+                young = (
+                    at
+                    for at, row in enumerate(rows)
+                    if row.head.age_us(now_us, boot, boot_us) <= age_max_us
+                )
+                old = rows[: next(young, len(rows))]
+                await self._give_up(lane, _of_bytes(old, DELETE_BYTES), "evicted-age")
+                head = self.state.lanes[lane].head
+
+    async def _evict(self, lane: Lane, size: int, reason: str) -> None:
+        """Give up the oldest rows of a lane that make up `size` bytes."""
+        target = self.state.lanes[lane].bytes - size
+        while self.state.lanes[lane].bytes > target:
+            left = self.state.lanes[lane].bytes - target
+            rows = await self.file.outlines(lane, DELETE_ROWS)
+            if not rows:
+                return
+            await self._give_up(lane, _of_bytes(rows, min(left, DELETE_BYTES)), reason)
+
+    async def _give_up(self, lane: Lane, rows: Sequence[Outline], reason: str) -> None:
+        """Delete the oldest rows of a lane with a tombstone for what was not trimmed."""
+        gone_seq = self.state.lanes[lane].gone_seq
+        lost = 0
+        first_seq = gone_seq + 1
+        for row in rows:
+            head = row.head
+            kept_from = max(head.first_seq, gone_seq + 1)
+            count = max(0, head.first_seq + head.count - kept_from)
+            if count and not lost:
+                first_seq = kept_from
+            lost += count
+        last = rows[-1].head
+        last_seq = last.first_seq + last.count - 1
+        if not lost:
+            await self._delete(lane, rows, gone_seq, ())
+            return
+        tombstone = Tombstone(lane, first_seq, last_seq, lost, reason, self._clock.wall_us())
+        joined = self._join(tombstone)
+        await self._delete(lane, rows, max(gone_seq, last_seq), (joined,))
+        tombstones = self.state.tombstones
+        if joined.first_seq != tombstone.first_seq:
+            tombstones.pop()
+        tombstones.append(joined)
+        self._handed_out = min(self._handed_out, len(tombstones) - 1)
+        self.evicted[reason] = self.evicted.get(reason, 0) + lost
+        log.warning(
+            "readings_evicted",
+            lane=lane.name.lower(),
+            first_seq=first_seq,
+            last_seq=last_seq,
+            count=lost,
+            reason=reason,
+        )
+
+    def _join(self, tombstone: Tombstone) -> Tombstone:
+        """Return the newest tombstone grown by this one, if it may grow, else this one."""
+        tombstones = self.state.tombstones
+        if not tombstones:
+            return tombstone
+        newest = tombstones[-1]
+        if (newest.lane, newest.reason) != (tombstone.lane, tombstone.reason):
+            return tombstone
+        # what was trimmed in between is not lost
+        if newest.last_seq < self.state.lanes[tombstone.lane].gone_seq:
+            return tombstone
+        if len(tombstones) <= self._handed_out and len(tombstones) <= TOMBSTONES_MAX:
+            return tombstone
+        count = newest.count + tombstone.count
+        return replace(newest, last_seq=tombstone.last_seq, count=count)
+
+    # --- tombstones ------------------------------------------------------------------------------
+
+    def tombstones(self) -> list[Tombstone]:
+        """Return the tombstones not acknowledged; none of them grows after this."""
+        self._handed_out = len(self.state.tombstones)
+        return list(self.state.tombstones)
+
+    async def forget_tombstones(self, sent: Sequence[Tombstone]) -> None:
+        """Drop tombstones; one that has grown since it was handed out stays."""
+        known = set(self.state.tombstones)
+        gone = [tombstone for tombstone in sent if tombstone in known]
+        if not gone:
+            return
+        await self.file.replace_tombstones(gone)
+        known = set(gone)
+        kept = [tombstone for tombstone in self.state.tombstones if tombstone not in known]
+        self._handed_out = max(0, self._handed_out - len(known))
+        self.state.tombstones[:] = kept
+
+    def record(self, tombstone: Tombstone) -> None:
+        """Take note of a tombstone that is in the file already."""
+        same = (tombstone.lane, tombstone.first_seq, tombstone.reason)
+        kept = [t for t in self.state.tombstones if (t.lane, t.first_seq, t.reason) != same]
+        self.state.tombstones[:] = [*kept, tombstone]
+        self._handed_out = min(self._handed_out, len(kept))
+
+    # --- upkeep ----------------------------------------------------------------------------------
+
+    async def tidy(self) -> None:
+        """Look at the space, note the totals, and give room back where it is cheap."""
+        await self.survey()
+        if self._uncounted_bytes >= TOTALS_BYTES:
+            await self.file.keep_totals(self.state.lanes)
+            self._uncounted_bytes = 0
+        space = self.space
+        compact = (
+            space.free_page_bytes >= COMPACT_FREE_BYTES and space.used_bytes <= COMPACT_USED_BYTES
+        )
+        if compact or space.wal_bytes > WAL_BYTES_MAX * LOG_FACTOR:
+            async with self.reading:
+                await (self.file.compact() if compact else self.file.restart_log())
+            await self.survey()
+
+    async def _delete(
+        self, lane: Lane, rows: Sequence[Outline], gone_seq: int, tombstones: Sequence[Tombstone]
+    ) -> None:
+        """Delete the oldest rows of a lane, and keep `gone_seq` with them."""
+        state = self.state.lanes[lane]
+        through = rows[-1].head.first_seq if rows else -1
+        after = LaneState(
+            state.last_seq,
+            gone_seq,
+            state.readings - sum(row.head.count for row in rows),
+            state.bytes - sum(row.bytes + ROW_BYTES for row in rows),
+        )
+        head = await self.file.delete(lane, through, after, tombstones)
+        state.gone_seq = max(state.gone_seq, gone_seq)
+        state.head = head
+        # a damaged count may have been taken for true: an empty lane holds nothing
+        state.readings = after.readings if head else 0
+        state.bytes = after.bytes if head else 0
+        dead = sum(row.head.count for row in rows)
+        state.trimmed = max(0, state.trimmed - dead) if head else 0
+        self._tail.forget(lane, gone_seq)
+
+
+def _of_bytes(rows: Sequence[Outline], size: int) -> list[Outline]:
+    """Return rows from the front until they make up `size`: at least one if there is any."""
+    chosen: list[Outline] = []
+    for row in rows:
+        chosen.append(row)
+        size -= row.bytes + ROW_BYTES
+        if size <= 0:
+            break
+    return chosen
