@@ -79,10 +79,8 @@ class Decoder:
                     self._wanted = 0
                     break
                 first_byte, body, end = frame
-                if self.version is None and first_byte >> 4 != 1:  # [MQTT-3.1.0-1]
-                    raise ProtocolError(
-                        ReasonCode.PROTOCOL_ERROR, "the first packet is not CONNECT", "MQTT-3.1.0-1"
-                    )
+                if self.version is None and first_byte != 0x10:
+                    raise _not_connect(first_byte)
                 if end - pos > self.maximum_packet_size:  # [MQTT-3.1.2-24] [MQTT-3.2.2-15]
                     raise ProtocolError(
                         ReasonCode.PACKET_TOO_LARGE,
@@ -111,3 +109,14 @@ class Decoder:
         if version >= 5 and header_size > 2 and len(body) < 1 << 7 * (header_size - 2):
             raise MalformedPacket("remaining length is over-long", "MQTT-1.5.5-1")
         return packet
+
+
+def _not_connect(first_byte: int) -> MqttError:
+    """Return the fault of a first byte that begins no CONNECT: no need to wait for its body."""
+    if first_byte >> 4 == 1:  # [MQTT-2.1.3-1]
+        return MalformedPacket(
+            f"reserved flags of CONNECT are {first_byte & 15:04b}", "MQTT-2.1.3-1"
+        )
+    return ProtocolError(  # [MQTT-3.1.0-1]
+        ReasonCode.PROTOCOL_ERROR, "the first packet is not CONNECT", "MQTT-3.1.0-1"
+    )
