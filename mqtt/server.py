@@ -53,7 +53,7 @@ from mqtt.server_events import Acknowledged, Arrivals, Event, Send, ServerLimits
 from mqtt.server_messages import Message, PropertyBlocks, PublishProperties
 from mqtt.server_routes import Route
 from mqtt.server_sender import ServerSender
-from mqtt.session import PENDING
+from mqtt.session import PENDING, Session
 
 __all__ = ["ServerConnection"]
 
@@ -97,12 +97,12 @@ class ServerConnection(ServerSender):
         "_tail",
         "blocks",
         "client",
-        "inbound",
         "keep_alive_s",
         "last_received_s",
         "limits",
         "owner",
         "routes",
+        "session",
     )
 
     def __init__(
@@ -123,7 +123,7 @@ class ServerConnection(ServerSender):
         self.client: ClientInfo | None = None  # None until accepted
         self.keep_alive_s = 0.0  # 0 = off
         self.last_received_s = now_s
-        self.inbound: dict[int, bool] | None = None  # the session's, see `mqtt.session`
+        self.session: Session | None = None  # None until accepted
         self._settled = settled
         self._tail = b""  # the start of a packet whose rest has not come
         self._need = 0  # bytes `_tail` and `_parts` must reach to be looked at again
@@ -483,9 +483,10 @@ class ServerConnection(ServerSender):
         """Return True when a QoS 2 packet identifier is in use: the publish is not to be
         delivered again [MQTT-4.3.3-10]; else take note of it."""
         packet_id = data[id_at] << 8 | data[id_at + 1]
-        inbound = self.inbound
+        assert self.session is not None
+        inbound = self.session.inbound
         if inbound is None:
-            return False
+            inbound = self.session.inbound = {}
         if packet_id in inbound:
             return True
         inbound[packet_id] = PENDING
@@ -584,17 +585,26 @@ class ServerConnection(ServerSender):
             "MQTT-3.3.4-7",
         )
 
+    def forget_routes(self) -> None:
+        """Ask again where this client's publishes may go: permissions have changed."""
+        self.routes.clear()
+        self._prefix = _NO_PREFIX
+
     # -- answering CONNECT --------------------------------------------------------------------
 
-    def accept(self, client: ClientInfo, connect: Connect, connack: Connack) -> None:
+    def accept(
+        self, client: ClientInfo, session: Session, connect: Connect, connack: Connack
+    ) -> None:
         """Send CONNACK and take packets; call `receive_data(b"", now_s)` for those that wait.
 
         Args:
             client: Goes into each run.
+            session: Knows the QoS 2 publishes that came on earlier connections.
             connect: The CONNECT that is being answered.
             connack: The answer; the keep-alive that holds is read from it [MQTT-3.1.2-21].
         """
         self.client = client
+        self.session = session
         self.state = State.CONNECTED
         self.keep_alive_s = float(connack.properties.get(SERVER_KEEP_ALIVE, connect.keep_alive))
         self.obey(connect, self.limits.topic_aliases_sent_max)

@@ -38,6 +38,7 @@ class ServerSender:
     __slots__ = (
         "_aliases_out",
         "_aliases_out_max",
+        "bytes_sent",
         "packet_size_max",
         "problem_information",
         "receive_maximum",
@@ -57,6 +58,7 @@ class ServerSender:
         self.problem_information = True  # the client's wish
         self.writable = True  # False while the driver's write buffer is full
         self.unacknowledged = 0
+        self.bytes_sent = 0
         self._aliases_out: dict[bytes, int] | None = None
         self._aliases_out_max = 0
 
@@ -115,6 +117,7 @@ class ServerSender:
             data = encode(packet, self.version)
             if len(data) > limit:
                 return False
+        self.bytes_sent += len(data)
         self.send(data)
         return True
 
@@ -130,13 +133,15 @@ class ServerSender:
         else:
             head = b"\x40\x02" if qos == 1 else b"\x50\x02"
             data = head + head.join(packet_ids)
-        if qos == 1 or reason_code >= 0x80:
+        # A v5 client counts a QoS 2 publish until PUBCOMP (section 4.9).
+        if qos == 1 or reason_code >= 0x80 or self.version < 5:
             self.unacknowledged -= len(packet_ids)
+        self.bytes_sent += len(data)
         self.send(data)
 
     def complete(self, packet_id: int, known: bool) -> None:
         """Answer a PUBREL [MQTT-4.3.3-11]."""
-        if self.unacknowledged:
+        if self.unacknowledged and self.version >= 5:
             self.unacknowledged -= 1
         if known or self.version < 5:
             self.send(b"\x70\x02" + packet_id.to_bytes(2, "big"))

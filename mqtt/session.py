@@ -17,13 +17,14 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from mqtt.packets import Subscription
 from mqtt.primitives import encode_variable_integer
 from mqtt.server_messages import Message
 
 __all__ = [
+    "ASKED",
     "NEVER_EXPIRES",
     "PENDING",
     "SETTLED",
@@ -39,8 +40,9 @@ __all__ = [
 ]
 
 NEVER_EXPIRES: Final = 0xFFFF_FFFF
-PENDING: Final = False  # inbound QoS 2: received, not yet durable
-SETTLED: Final = True  # inbound QoS 2: PUBREC may be sent (again)
+PENDING: Final = 0  # inbound QoS 2: received, not yet durable
+SETTLED: Final = 1  # inbound QoS 2: PUBREC may be sent (again)
+ASKED: Final = 2  # inbound QoS 2: not yet durable, and the PUBLISH came again meanwhile
 
 _PACKET_IDS: Final = 0xFFFF
 _DUP: Final = 0x08
@@ -52,6 +54,7 @@ class Link(Protocol):
     version: int
     receive_maximum: int  # the client's
     writable: bool
+    bytes_sent: int
 
     def send(self, data: bytes, /) -> object:
         """Send bytes to the client."""
@@ -88,6 +91,7 @@ class SessionPolicy:
     queue_bytes_max: int = 16 << 20
     inflight_max: int = 100  # unacknowledged at once, however large the client's receive maximum
     drops: dict[str, int] = field(default_factory=dict)
+    sent: list[int] = field(default_factory=lambda: [0, 0, 0])  # PUBLISH packets by QoS
     queued_bytes: int = 0  # of all sessions
 
     def dropped(self, reason: str, count: int = 1) -> None:
@@ -100,6 +104,7 @@ class Subscribed:
 
     __slots__ = (
         "identifier",
+        "identifier_number",
         "no_local",
         "qos",
         "retain_as_published",
@@ -114,8 +119,14 @@ class Subscribed:
         self.qos = subscription.qos
         self.no_local = subscription.no_local
         self.retain_as_published = subscription.retain_as_published
+        self.identifier_number = identifier  # 0 for none
         self.identifier = identifier_property(identifier)
         self.share: ShareGroup | None = None
+
+    @property
+    def options(self) -> int:
+        """QoS, no local and retain as published, as a v5 SUBSCRIBE has them."""
+        return self.qos | self.no_local << 2 | self.retain_as_published << 3
 
 
 class ShareGroup:
@@ -191,6 +202,7 @@ class Session:
         "link",
         "next_packet_id",
         "outbound",
+        "owner",
         "policy",
         "queued_bytes",
         "recorder",
@@ -211,7 +223,7 @@ class Session:
         self.link: Link | None = None  # None while the client is away
         self.recorder: Recorder | None = None  # None when nothing of it is stored
         self.subscriptions: dict[str, Subscribed] | None = None  # by filter as subscribed
-        self.inbound: dict[int, bool] | None = None  # QoS 2 packet id -> PENDING or SETTLED
+        self.inbound: dict[int, int] | None = None  # QoS 2 packet id -> PENDING, SETTLED
         self.outbound: dict[int, Delivery] | None = None  # by packet id, in sending order
         self.unsent: deque[int] | None = None
         self.next_packet_id = 1
@@ -219,7 +231,8 @@ class Session:
         self.window_used = 0
         self.will: Message | None = None
         self.will_delay_s = 0
-        self.timer: object = None  # the driver's
+        self.owner: Any = None  # the driver's connection, set before `link` is
+        self.timer: Any = None  # the driver's, while the client is away
 
     # -- the connection -----------------------------------------------------------------------
 
@@ -312,12 +325,29 @@ class Session:
                 delivery.held = False
         self.send_waiting(now_s)
 
-    def acknowledged(self, packet_id: int) -> Delivery | None:
-        """A PUBACK or PUBCOMP came, or a PUBREC that refuses; None when the id is not known."""
-        delivery = self.outbound.pop(packet_id, None) if self.outbound else None
-        if delivery is not None:
-            self._ended(packet_id, delivery)
-        return delivery
+    def acknowledged(self, packet_id: int, qos: int = 0) -> bool:
+        """A PUBACK or PUBCOMP came, or a PUBREC that refuses; False when the id is not known.
+
+        Args:
+            packet_id: Of a delivery.
+            qos: What kind of delivery the acknowledgement is for; 0 for any.
+        """
+        outbound = self.outbound
+        delivery = outbound.get(packet_id) if outbound else None
+        if delivery is None or outbound is None or (qos and delivery.qos != qos):
+            return False
+        del outbound[packet_id]
+        self._ended(packet_id, delivery)
+        return True
+
+    def restore(self, packet_id: int, delivery: Delivery) -> None:
+        """Put back a delivery that the store held: it may have been sent before."""
+        if self.outbound is None:
+            self.outbound = {}
+        delivery.dup = True  # [MQTT-3.3.1-1]
+        self.outbound[packet_id] = delivery
+        self.queued_bytes += delivery.message.size
+        self.policy.queued_bytes += delivery.message.size
 
     def received(self, packet_id: int) -> bool:
         """A PUBREC came: True when PUBREL is the answer, False when the id is not known."""
@@ -361,6 +391,8 @@ class Session:
         if frame is None:  # [MQTT-3.1.2-25]
             self.policy.dropped("too_large")
             return False
+        self.policy.sent[0] += 1
+        link.bytes_sent += len(frame)
         link.send(frame)
         return True
 
@@ -378,6 +410,8 @@ class Session:
             return False
         delivery.dup = delivery.counted = True
         self.window_used += 1
+        self.policy.sent[delivery.qos] += 1
+        link.bytes_sent += len(frame)
         link.send(frame)
         return True
 

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Capture", "ClientInfo", "PublishRun"]
+from mqtt.broker.changes import Change, StoredState
+
+__all__ = ["Access", "Capture", "ClientInfo", "Hooks", "PublishRun", "SessionStore"]
 
 
 @dataclass(slots=True)
@@ -78,4 +80,70 @@ class Capture(Protocol):
 
     def when_relieved(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, on the loop, when taking can go on after refusal or saturation."""
+        ...
+
+
+class SessionStore(Protocol):
+    """Keeps sessions and retained messages over restarts, by group commits.
+
+    Changes are applied in the order they were put, all that are put between two turns of the loop
+    in one transaction or in the same order in several.
+    """
+
+    async def open(self) -> StoredState:
+        """Return what is held; called once, before anything is put."""
+        ...
+
+    def put(self, change: Change) -> None:
+        """Take a change; it is durable when the next `when_durable` says so."""
+        ...
+
+    def when_durable(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, on the loop, when all that was put so far is durable.
+
+        It is not called while committing fails: what waits for it stays unanswered.
+        """
+        ...
+
+    def saturated(self) -> bool:
+        """Return True when enough is waiting for the disk: the broker then stops reading."""
+        ...
+
+    def when_relieved(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, on the loop, when the store is not saturated any more."""
+        ...
+
+    async def close(self) -> None:
+        """Make what was put durable and close."""
+        ...
+
+
+class Access(Protocol):
+    """Says who may do what: 0, or the reason code that refuses."""
+
+    async def connect(self, client: ClientInfo, password: bytes | None) -> int:
+        """Return 0 when the client may connect, else a CONNACK reason code (0x86, 0x87, ...)."""
+        ...
+
+    def publish(self, client: ClientInfo, topic_name: str) -> int:
+        """Return 0 when the client may publish to `topic_name`.
+
+        Asked once a (client, topic): the verdict is kept until `Broker.access_changed`.
+        """
+        ...
+
+    def subscribe(self, client: ClientInfo, topic_filter: str) -> int:
+        """Return 0 when the client may subscribe to `topic_filter`, without `$share/{name}/`."""
+        ...
+
+
+class Hooks(Protocol):
+    """Told of clients that come and go; called on the loop, must not block."""
+
+    def client_connected(self, client: ClientInfo) -> None:
+        """The client was sent CONNACK 0x00."""
+        ...
+
+    def client_disconnected(self, client: ClientInfo, reason_code: int) -> None:
+        """The connection is gone; the reason is the DISCONNECT's or the fault's, 0x80 if none."""
         ...

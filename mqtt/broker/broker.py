@@ -1,0 +1,247 @@
+"""The broker as its host sees it: start, listen, publish, stop, count.
+
+    broker = Broker(BrokerConfig(), capture=journal, store=SqliteSessionStore(path))
+    await broker.start()
+    port = await broker.listen("127.0.0.1", 1883)
+    ...
+    await broker.stop()
+
+Listeners are objects of their own with one `Connection` a client, so that another transport is
+another `create_server`. MQTT 5.0 section 4.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from mqtt.broker.config import BrokerConfig
+from mqtt.broker.connection import Connection
+from mqtt.broker.core import BrokerStats, Core
+from mqtt.broker.requests import HANDLERS
+from mqtt.broker.seams import Access, Capture, Hooks, SessionStore
+from mqtt.broker.sys_topics import publish_sys_topics
+from mqtt.reason_codes import ReasonCode
+from mqtt.server_messages import Message
+from runtime.clock import Clock, SystemClock
+
+__all__ = ["Broker", "Outgoing"]
+
+_PUBLISH_SLICE = 256  # messages of `publish_many` before the loop gets a turn
+_RETAINED_SWEEP_TICKS = 120
+
+
+@dataclass(slots=True, frozen=True)
+class Outgoing:
+    """A message that the host publishes itself.
+
+    `properties` is an MQTT 5 property block without length, expiry and topic alias, as
+    `mqtt.properties.encode_property_block` returns it; 3.1.1 subscribers do not see it.
+    """
+
+    topic_name: str
+    payload: bytes
+    qos: int = 0
+    retain: bool = False
+    properties: bytes = b""
+    expiry_s: int | None = None
+
+
+class Broker:
+    """An MQTT 3.1.1 and 5.0 broker in the running event loop.
+
+    Args:
+        config: Limits.
+        capture: Takes publishes that must be durable before they are acknowledged.
+        store: Keeps sessions and retained messages over restarts; None: they live as long as
+            the broker.
+        access: Who may do what; None: everybody everything.
+        hooks: Told of clients that come and go.
+        clock: Time.
+    """
+
+    def __init__(
+        self,
+        config: BrokerConfig | None = None,
+        *,
+        capture: Capture | None = None,
+        store: SessionStore | None = None,
+        access: Access | None = None,
+        hooks: Hooks | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.config = config or BrokerConfig()
+        self._core = Core(self.config, clock or SystemClock(), capture, store, access, hooks)
+        self._core.handlers = HANDLERS
+        self._servers: list[asyncio.Server] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Read what the store holds and let time run. Raises what the store raises."""
+        core = self._core
+        if core.store is not None and core.recorder is not None:
+            state = await core.store.open()
+            core.registry.restore(state, core.now_s)
+            for row in state.retained:
+                message = Message(
+                    row.topic,
+                    row.payload,
+                    row.qos,
+                    True,
+                    row.properties,
+                    core.recorder.monotonic_expiry_s(row.expires_us),
+                    row.publisher,
+                )
+                core.router.restore_retained(message)
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._run_timers(), name="mqtt-timers"))
+        if self.config.sys_interval_s:
+            self._tasks.append(loop.create_task(self._run_sys_topics(), name="mqtt-sys-topics"))
+
+    async def listen(
+        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, backlog: int = 1024
+    ) -> int:
+        """Accept MQTT over TCP, or TLS, at an address; return the port, which may be given as 0.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            self.connection, host, port, ssl=tls, backlog=backlog, reuse_address=True
+        )
+        self._servers.append(server)
+        bound: int = server.sockets[0].getsockname()[1]
+        self._core.log.info("mqtt.listening", host=host, port=bound, tls=tls is not None)
+        return bound
+
+    def connection(self) -> Connection:
+        """Return the protocol of a new connection: what a listener of any kind asks for."""
+        return Connection(self._core)
+
+    async def stop(self, timeout_s: float = 5.0) -> None:
+        """Stop in order; sessions that last and retained messages are on disk when it returns."""
+        core = self._core
+        # 1. No new connections.
+        core.stopping = True
+        for server in self._servers:
+            server.close()
+        # 2. Clients are told and closed [MQTT-4.13.1-1]; their sessions stay or end as they must.
+        for connection in list(core.connections):
+            connection.disconnect(ReasonCode.SERVER_SHUTTING_DOWN)
+        # 3. What is written goes out, within the time given; the rest is cut off.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while core.closing:
+                    await core.closing_changed()
+        for connection in list(core.closing):
+            connection.transport.abort()
+        # 4. Timers and checks end.
+        for task in [*self._tasks, *core.tasks]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *core.tasks, return_exceptions=True)
+        self._tasks.clear()
+        # 5. Listeners are gone.
+        for server in self._servers:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await server.wait_closed()
+        self._servers.clear()
+        # 6. The store writes what it was given and closes.
+        if core.store is not None:
+            await core.store.close()
+
+    async def publish_many(self, messages: Iterable[Outgoing], *, patience_s: float = 1.0) -> int:
+        """Publish messages of the host's own; return how many had a subscriber.
+
+        Returns once all are with their subscribers' connections or in their queues, and on disk
+        where the session is a stored one. Backpressure: it waits, at most `patience_s` a slow
+        client, while clients that the messages go to do not keep up.
+
+        Raises:
+            MqttError: a topic name is not valid; what came before it was published.
+        """
+        core = self._core
+        router = core.router
+        recorder = core.recorder
+        before = recorder.position if recorder is not None else 0
+        delivered = 0
+        for index, outgoing in enumerate(messages, 1):
+            topic = outgoing.topic_name.encode()
+            route = router.routes[topic]
+            expires_s = 0.0
+            if outgoing.expiry_s is not None:
+                expires_s = core.clock.monotonic_s() + outgoing.expiry_s
+            message = Message(
+                topic,
+                outgoing.payload,
+                outgoing.qos,
+                outgoing.retain,
+                outgoing.properties,
+                expires_s,
+            )
+            if outgoing.retain:
+                router.retain(message, route.name)
+            delivered += router.deliver(message, route, core.now_s)
+            if index % _PUBLISH_SLICE == 0 or core.slow:
+                await asyncio.sleep(0)
+                if core.slow:
+                    await core.wait_until_writable(patience_s)
+        if recorder is not None and recorder.position != before:
+            durable = asyncio.Event()
+            recorder.when_durable(durable.set)
+            await durable.wait()
+        return delivered
+
+    def has_subscribers(self, topic_name: str) -> bool:
+        """Return True when a message to `topic_name` would go to somebody."""
+        router = self._core.router
+        return router.receivers(router.routes[topic_name.encode()])
+
+    def access_changed(self, client_ids: Sequence[str] | None = None) -> None:
+        """Forget the verdicts on publishing: all, or those of some clients."""
+        if self._core.access is None:
+            return
+        for connection in self._core.connections:
+            client = connection.machine.client
+            if client is not None and (client_ids is None or client.client_id in client_ids):
+                connection.machine.forget_routes()
+
+    def stats(self) -> BrokerStats:
+        """Return the counters and gauges of this moment."""
+        core = self._core
+        sent = core.closed_bytes_sent + sum(c.machine.bytes_sent for c in core.connections)
+        return replace(
+            core.stats,
+            connections=len(core.connections),
+            sessions=len(core.registry.sessions),
+            subscriptions=len(core.router.tree),
+            retained_messages=len(core.router.retained),
+            queued_bytes=core.policy.queued_bytes,
+            messages_received=list(core.stats.messages_received),
+            messages_sent=list(core.policy.sent),
+            bytes_sent=sent,
+            drops=dict(core.policy.drops),
+        )
+
+    async def _run_timers(self) -> None:
+        """Let time pass on the wheel until cancelled."""
+        core = self._core
+        ticks = 0
+        while True:
+            await asyncio.sleep(core.wheel.tick_s)
+            core.tick()
+            ticks += 1
+            if ticks % _RETAINED_SWEEP_TICKS == 0:
+                core.router.expire_retained(core.now_s)
+
+    async def _run_sys_topics(self) -> None:
+        """Publish $SYS topics now and then until cancelled."""
+        started_s = self._core.clock.monotonic_s()
+        while True:
+            uptime_s = self._core.clock.monotonic_s() - started_s
+            publish_sys_topics(self._core.router, self.stats(), uptime_s, self._core.now_s)
+            await asyncio.sleep(self.config.sys_interval_s)

@@ -1,0 +1,171 @@
+"""What a session store is told to keep, change by change, and what it gives back when opened.
+
+A change is a named tuple; a store applies changes in the order they were put, each group in one
+transaction. Times are wall clock microseconds since 1970 UTC, 0 for never or not yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+__all__ = [
+    "Change",
+    "DeliveryEnded",
+    "DeliveryReleased",
+    "DeliverySaved",
+    "InboundEnded",
+    "InboundSaved",
+    "MessageEnded",
+    "MessageSaved",
+    "RetainedEnded",
+    "RetainedSaved",
+    "SessionEnded",
+    "SessionSaved",
+    "StoredState",
+    "SubscriptionEnded",
+    "SubscriptionSaved",
+]
+
+
+class SessionSaved(NamedTuple):
+    """A session was made, or its version, expiry, will or connection changed."""
+
+    client_id: str
+    version: int
+    expiry_s: int
+    away_since_us: int  # 0 while connected
+    will_topic: bytes | None
+    will_payload: bytes
+    will_properties: bytes
+    will_flags: int  # QoS, and RETAIN as bit 2
+    will_delay_s: int
+    will_expiry_s: int  # -1 for none
+
+
+class SessionEnded(NamedTuple):
+    """A session ended, and all that hangs on it but its messages, which end one by one."""
+
+    client_id: str
+
+
+class SubscriptionSaved(NamedTuple):
+    """A subscription was made or changed."""
+
+    client_id: str
+    topic_filter: str
+    options: int  # as in SUBSCRIBE: QoS, no local, retain as published, retain handling
+    identifier: int  # 0 for none
+
+
+class SubscriptionEnded(NamedTuple):
+    """A subscription ended."""
+
+    client_id: str
+    topic_filter: str
+
+
+class MessageSaved(NamedTuple):
+    """A message that deliveries refer to."""
+
+    message_id: int
+    topic: bytes
+    payload: bytes
+    properties: bytes
+    qos: int
+    retain: int
+    expires_us: int
+    publisher: str | None
+
+
+class MessageEnded(NamedTuple):
+    """No delivery refers to a message any more."""
+
+    message_id: int
+
+
+class DeliverySaved(NamedTuple):
+    """A message was queued for a session; the order of saving is the order of sending."""
+
+    client_id: str
+    packet_id: int
+    message_id: int
+    qos: int
+    retain: int
+    identifiers: bytes
+    share: str  # the shared subscription's filter, "" for none
+    released: int = 0
+
+
+class DeliveryReleased(NamedTuple):
+    """PUBREC came for a delivery."""
+
+    client_id: str
+    packet_id: int
+
+
+class DeliveryEnded(NamedTuple):
+    """A delivery was acknowledged for good, or dropped."""
+
+    client_id: str
+    packet_id: int
+
+
+class InboundSaved(NamedTuple):
+    """A QoS 2 publish was received under this packet identifier."""
+
+    client_id: str
+    packet_id: int
+
+
+class InboundEnded(NamedTuple):
+    """PUBREL came: the identifier is free again."""
+
+    client_id: str
+    packet_id: int
+
+
+class RetainedSaved(NamedTuple):
+    """A topic's retained message."""
+
+    topic: bytes
+    payload: bytes
+    properties: bytes
+    qos: int
+    expires_us: int
+    publisher: str | None
+
+
+class RetainedEnded(NamedTuple):
+    """A topic has no retained message any more."""
+
+    topic: bytes
+
+
+Change: TypeAlias = (
+    SessionSaved
+    | SessionEnded
+    | SubscriptionSaved
+    | SubscriptionEnded
+    | MessageSaved
+    | MessageEnded
+    | DeliverySaved
+    | DeliveryReleased
+    | DeliveryEnded
+    | InboundSaved
+    | InboundEnded
+    | RetainedSaved
+    | RetainedEnded
+)
+
+
+@dataclass(slots=True)
+class StoredState:
+    """Everything a store holds, as changes; deliveries in sending order."""
+
+    sessions: list[SessionSaved] = field(default_factory=list)
+    subscriptions: list[SubscriptionSaved] = field(default_factory=list)
+    messages: list[MessageSaved] = field(default_factory=list)
+    deliveries: list[DeliverySaved] = field(default_factory=list)
+    inbound: list[InboundSaved] = field(default_factory=list)
+    retained: list[RetainedSaved] = field(default_factory=list)

@@ -1,0 +1,182 @@
+"""From CONNECT to CONNACK: may this client connect, whose session is it, what is it told.
+
+MQTT 5.0 and 3.1.1 sections 3.1, 3.2, 4.8 and 4.12. The order is: leave to connect, end of the
+connection that had the client id, session, CONNACK once the store has what changed, then what
+the client sent behind its CONNECT, then what waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from functools import partial
+
+from mqtt.broker.connection import Connection
+from mqtt.broker.seams import ClientInfo
+from mqtt.packets import Connack, Connect
+from mqtt.properties import (
+    ASSIGNED_CLIENT_IDENTIFIER,
+    AUTHENTICATION_METHOD,
+    MAXIMUM_PACKET_SIZE,
+    RECEIVE_MAXIMUM,
+    SERVER_KEEP_ALIVE,
+    SESSION_EXPIRY_INTERVAL,
+    TOPIC_ALIAS_MAXIMUM,
+    USER_PROPERTY,
+    Properties,
+)
+from mqtt.reason_codes import ReasonCode
+from mqtt.server_routes import ClientRoutes
+from mqtt.session import Session
+from mqtt.topics import topic_name_fault
+
+__all__ = ["on_connect"]
+
+_CLIENT_ID_BYTES_MAX = 1024
+
+
+def on_connect(connection: Connection, connect: Connect) -> None:
+    """Answer a CONNECT, now or when the access check is through."""
+    core = connection.core
+    refusal = _refusal(connection, connect)
+    if refusal:
+        _refuse(connection, *refusal)
+        return
+    client = ClientInfo(
+        connect.client_id,
+        connect.protocol_version,
+        connect.username,
+        connection.peer(),
+        tuple(connect.properties.get(USER_PROPERTY, ())),
+    )
+    if core.access is None:
+        _connect(connection, connect, client)
+        return
+    connection.pause_connecting()
+    core.spawn(
+        asyncio.get_running_loop().create_task(
+            _check_access(connection, connect, client), name=f"mqtt-access-{client.peer}"
+        )
+    )
+
+
+def _refusal(connection: Connection, connect: Connect) -> tuple[int, str] | None:
+    """Return why a CONNECT is refused whoever it comes from, None when it is not."""
+    core = connection.core
+    if AUTHENTICATION_METHOD in connect.properties:  # [MQTT-4.12.0-1]
+        return ReasonCode.BAD_AUTHENTICATION_METHOD, "no authentication method is offered"
+    if core.stopping:
+        return ReasonCode.SERVER_SHUTTING_DOWN, ""
+    if len(core.connections) > core.config.connections_max:
+        return ReasonCode.SERVER_BUSY, "too many connections"
+    if len(connect.client_id.encode()) > _CLIENT_ID_BYTES_MAX:  # [MQTT-3.1.3-8]
+        return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "client id is too long"
+    will = connect.will
+    if will is not None and (
+        topic_name_fault(will.topic_name, levels_max=core.config.topic_levels_max)
+        or will.topic_name.startswith(("$SYS/", "$share/"))
+    ):
+        return ReasonCode.TOPIC_NAME_INVALID, "topic of the will"
+    return None
+
+
+async def _check_access(connection: Connection, connect: Connect, client: ClientInfo) -> None:
+    """Ask the host's access rules; what they cannot tell in time is a no."""
+    core = connection.core
+    access = core.access
+    assert access is not None
+    refusal = int(ReasonCode.SERVER_UNAVAILABLE)
+    try:
+        async with asyncio.timeout(core.config.connect_timeout_s):
+            refusal = await access.connect(client, connect.password)
+    except Exception as error:  # noqa: BLE001 - a plugin's fault must not let anybody in
+        core.log.warning("mqtt.access_failed", client_id=client.client_id, error=repr(error))
+    if connection.closed:
+        return
+    will = connect.will
+    if not refusal and will is not None:
+        refusal = access.publish(client, will.topic_name)
+    if refusal:
+        _refuse(connection, refusal, "")
+    else:
+        connection.machine.routes = ClientRoutes(
+            core.router.routes, partial(access.publish, client)
+        )
+        _connect(connection, connect, client)
+    connection.resume_connecting()
+
+
+def _refuse(connection: Connection, reason_code: int, reason: str) -> None:
+    core = connection.core
+    core.log.warning(
+        "mqtt.connect_refused", cause=int(reason_code), peer=connection.peer(), reason=reason
+    )
+    connection.machine.refuse(reason_code, reason)
+    connection.close(reason_code)
+
+
+def _connect(connection: Connection, connect: Connect, client: ClientInfo) -> None:
+    """Find the session, ending the connection it is on [MQTT-3.1.4-3], and answer."""
+    core = connection.core
+    properties: Properties = {}
+    if not connect.client_id:  # [MQTT-3.1.3-6] [MQTT-3.1.3-7]
+        connect.client_id = client.client_id = f"auto-{secrets.token_hex(10)}"
+        properties[ASSIGNED_CLIENT_IDENTIFIER] = client.client_id  # [MQTT-3.2.2-16]
+    known = core.registry.sessions.get(connect.client_id)
+    if known is not None and known.owner is not None:
+        known.owner.disconnect(ReasonCode.SESSION_TAKEN_OVER)
+    recorder = core.recorder
+    before = recorder.position if recorder is not None else 0
+    session, present = core.registry.open(connect, core.now_s)
+    session.owner = connection
+    connection.session = session
+    if connect.protocol_version >= 5:
+        _tell_limits(connection, connect, session, properties)
+    else:
+        properties = {}
+    connack = Connack(present, 0, properties)  # [MQTT-3.2.2-2] [MQTT-3.2.2-3]
+    established = partial(_established, connection, connect, client, connack)
+    if recorder is None or recorder.position == before:
+        established()
+        return
+    connection.pause_connecting()
+    recorder.when_durable(established)
+
+
+def _tell_limits(
+    connection: Connection, connect: Connect, session: Session, properties: Properties
+) -> None:
+    """Fill in what a v5 client is told in CONNACK (section 3.2.2.3)."""
+    core = connection.core
+    config = core.config
+    limits = core.limits
+    asked = connect.properties.get(SESSION_EXPIRY_INTERVAL, 0)
+    if session.expiry_s != asked:
+        properties[SESSION_EXPIRY_INTERVAL] = session.expiry_s
+    if limits.receive_maximum != 0xFFFF:
+        properties[RECEIVE_MAXIMUM] = limits.receive_maximum
+    properties[MAXIMUM_PACKET_SIZE] = limits.maximum_packet_size
+    if limits.topic_alias_maximum:
+        properties[TOPIC_ALIAS_MAXIMUM] = limits.topic_alias_maximum
+    longest_s = config.keep_alive_max_s
+    if longest_s and not 0 < connect.keep_alive <= longest_s:  # [MQTT-3.1.2-21]
+        properties[SERVER_KEEP_ALIVE] = longest_s
+
+
+def _established(
+    connection: Connection, connect: Connect, client: ClientInfo, connack: Connack
+) -> None:
+    """Send CONNACK and let the session and its client meet."""
+    session = connection.session
+    if connection.closed or session is None or session.owner is not connection:
+        return
+    core = connection.core
+    machine = connection.machine
+    machine.accept(client, session, connect, connack)
+    connection.schedule()
+    session.attach(machine)
+    if core.hooks is not None:
+        core.hooks.client_connected(client)
+    session.send_waiting(core.now_s)
+    connection.resume_connecting()
+    connection.handle_waiting()

@@ -1,0 +1,496 @@
+"""One client's connection: a transport on one side, the pure machine and the session on the other.
+
+Anything with the methods of `asyncio.Transport` can be below it: TCP and TLS transports are, a
+WebSocket one only has to look like it. `data_received` is the hot path: one pass of the machine
+over the read, captured runs handed on, one write when they are settled (benchmarks/fan_in.py).
+
+Invariants:
+- a captured publish with QoS 1 or 2 is answered only from `settle` (STYLE 13), and one that went
+  to a stored session not before the store has it;
+- events are handled in the order of the wire: while one waits, those behind it wait in `_backlog`
+  and nothing more is read;
+- `_paused` names every reason for not reading; the transport is paused exactly while there is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from mqtt.broker.seams import PublishRun
+from mqtt.errors import MqttError, ProtocolError
+from mqtt.frames import parse_publishes
+from mqtt.reason_codes import ReasonCode
+from mqtt.server import ServerConnection
+from mqtt.server_events import Event, RunToken, State
+from mqtt.server_messages import Message
+from mqtt.session import ASKED, SETTLED, Session
+
+if TYPE_CHECKING:
+    from mqtt.broker.core import Core
+
+__all__ = ["Connection", "settle"]
+
+# Reasons for not reading.
+_CAPTURE: Final = 1  # the capture is saturated, or has refused a 3.1.1 client's run
+_STORE: Final = 2
+_CONNECTING: Final = 4  # the answer to CONNECT waits for the access check or the store
+_INFLIGHT: Final = 8  # a 3.1.1 client has sent more than a v5 one may
+_WRITE: Final = 16  # the client does not read what it is answered
+
+_CLOSE_TIMEOUT_S: Final = 5.0
+_FEED_AT_ONCE: Final = 200
+
+
+class Connection(asyncio.Protocol):
+    """The driver of one `ServerConnection`."""
+
+    __slots__ = (
+        "_backlog",
+        "_feed",
+        "_paused",
+        "closed",
+        "core",
+        "machine",
+        "reason_code",
+        "send_will",
+        "session",
+        "slow_since_s",
+        "timer_tick",
+        "transport",
+    )
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.machine: ServerConnection
+        self.transport: Any = None  # asyncio.Transport, or what looks like one
+        self.session: Session | None = None
+        self.closed = False  # no more events are handled, nothing is sent
+        self.send_will = True  # False after a DISCONNECT that deletes it
+        self.reason_code = int(ReasonCode.UNSPECIFIED_ERROR)  # why it ended
+        self.slow_since_s = 0.0  # when the write buffer filled
+        self.timer_tick = 0
+        self._paused = 0
+        self._backlog: list[Event] | None = None
+        self._feed: Iterator[object] | None = None  # retained messages still to be sent
+
+    # -- asyncio.Protocol ---------------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        """Make the machine; the client has until the deadline to send CONNECT."""
+        core = self.core
+        self.transport = transport
+        machine = self.machine = ServerConnection(
+            core.limits, core.router.routes, core.blocks, transport.write, settle, core.now_s, self
+        )
+        transport.set_write_buffer_limits(high=core.config.write_buffer_bytes)
+        core.connections.add(self)
+        core.stats.connections_total += 1
+        core.wheel.set(self, machine.next_deadline_s() or core.now_s)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sent."""
+        core = self.core
+        core.stats.bytes_received += len(data)
+        events = self.machine.receive_data(data, core.now_s)
+        if self._backlog is not None:
+            self._backlog += events
+            return
+        self._handle(events)
+
+    def eof_received(self) -> bool:
+        """The client will send no more: close."""
+        return False
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """The transport is gone."""
+        self.core.wheel.cancel(self)
+        self._leave()
+        self.core.closed_for_good(self)
+
+    def pause_writing(self) -> None:
+        """The client does not keep up: nothing optional is sent until it does."""
+        self.machine.writable = False
+        self.slow_since_s = self.core.now_s
+        self.core.slow.add(self)
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self.machine.writable = True
+        self.core.slow.discard(self)
+        self.core.writable_again()
+        self.resume(_WRITE)
+        if not self.closed and self.session is not None:
+            self.session.send_waiting(self.core.now_s)
+            self.pump()
+
+    # -- events -------------------------------------------------------------------------------
+
+    def _handle(self, events: list[Event]) -> None:
+        for index, event in enumerate(events):
+            if self.closed:
+                return
+            if type(event) is PublishRun:
+                if not self._take(event):
+                    self._backlog = events[index:]
+                    return
+            else:
+                self.core.handlers[type(event)](self, event)
+        machine = self.machine
+        if machine.unacknowledged > machine.limits.receive_maximum:
+            self.pause(_INFLIGHT)
+        if not machine.writable and self._unsent_bytes() > 4 * self.core.config.write_buffer_bytes:
+            self.pause(_WRITE)
+
+    def _unsent_bytes(self) -> int:
+        size: int = self.transport.get_write_buffer_size()
+        return size
+
+    def handle_waiting(self) -> None:
+        """Handle what came with the CONNECT, once it is answered."""
+        self._handle(self.machine.receive_data(b"", self.core.now_s))
+
+    def _take(self, run: PublishRun) -> bool:
+        """Hand a run to the capture; False when it is to be offered again later."""
+        core = self.core
+        capture = core.capture
+        assert capture is not None
+        run.time_us = core.wall_us()
+        _, flags, _, routes = run.token
+        refusal = capture.take(run)
+        if refusal:
+            return self._refused(run, refusal)
+        stats = core.stats
+        stats.captured += run.count
+        stats.messages_received[flags & 3] += run.count
+        if routes or flags & 2:
+            self._share(run)
+        if capture.saturated():
+            self.pause(_CAPTURE)
+            core.when_capture_relieved(self._capture_relieved)
+        return True
+
+    def _refused(self, run: PublishRun, reason_code: int) -> bool:
+        """Answer a run that the capture did not take; 3.1.1 has no answer, so it waits."""
+        machine, flags, ids, _ = run.token
+        core = self.core
+        qos = flags & 3
+        if not qos:
+            core.policy.dropped("capture_refused_qos0", run.count)
+        elif machine.version >= 5:
+            core.stats.capture_refusals += run.count
+            _answer(machine, qos, ids, reason_code)
+        else:
+            core.stats.capture_refusals += run.count
+            self.pause(_CAPTURE)
+            core.when_capture_relieved(self._capture_relieved)
+            return False
+        return True
+
+    def _capture_relieved(self) -> None:
+        """The capture takes runs again."""
+        if self.closed:
+            return
+        backlog, self._backlog = self._backlog, None
+        if backlog is not None:
+            self._handle(backlog)
+        if self._backlog is None:
+            self.resume(_CAPTURE)
+
+    def _share(self, run: PublishRun) -> None:
+        """Give a captured run to local subscribers too; keep it as retained where it asks so."""
+        token: RunToken = run.token
+        machine, flags, ids, routes = token
+        core = self.core
+        router = core.router
+        recorder = core.recorder
+        before = recorder.position if recorder is not None else 0
+        if flags & 2 and self.session is not None and self.session.recorder is not None:
+            assert recorder is not None
+            for packet_id in ids:
+                recorder.inbound_saved(self.session, int.from_bytes(packet_id, "big"))
+        retain = flags & 4
+        if retain or any(router.receivers(route) for route in routes):
+            client_id = run.client.client_id
+            for first, topic, _, block, payload in parse_publishes(run.frames, machine.version):
+                route = router.routes[topic]
+                if route.exclusive:
+                    continue
+                message = Message(topic, payload, first >> 1 & 3, retain != 0, b"", 0.0, client_id)
+                if block:
+                    known = core.blocks[block]
+                    message.properties = known.forward
+                    if known.expiry_s is not None:
+                        message.expires_s = core.clock.monotonic_s() + known.expiry_s
+                if retain:
+                    router.retain(message, route.name)
+                router.deliver(message, route, core.now_s)
+        if recorder is not None and recorder.position != before:
+            run.token = _HeldRun(token, run)
+            recorder.when_durable(run.token.stored)
+
+    # -- pausing ------------------------------------------------------------------------------
+
+    def pause(self, reason: int) -> None:
+        """Stop reading for one more reason."""
+        if not self._paused and not self.closed:
+            self.transport.pause_reading()
+        self._paused |= reason
+
+    def resume(self, reason: int) -> None:
+        """Read again if this was the last reason not to."""
+        if self._paused & reason:
+            self._paused &= ~reason
+            if not self._paused and not self.closed:
+                self.transport.resume_reading()
+
+    def pause_connecting(self) -> None:
+        """Read nothing until the CONNECT is answered."""
+        self.pause(_CONNECTING)
+
+    def resume_connecting(self) -> None:
+        """The CONNECT is answered."""
+        self.resume(_CONNECTING)
+
+    def check_store(self) -> None:
+        """Stop reading while the session store has enough to do."""
+        store = self.core.store
+        if store is not None and store.saturated() and not self._paused & _STORE:
+            self.pause(_STORE)
+            self.core.when_store_relieved(partial(self.resume, _STORE))
+
+    def settled(self) -> None:
+        """Publishes of a paused connection were answered: it may have room again."""
+        machine = self.machine
+        if self._paused & _INFLIGHT and (
+            machine.unacknowledged <= machine.limits.receive_maximum // 2
+        ):
+            self.resume(_INFLIGHT)
+
+    @property
+    def paused(self) -> int:
+        """Why nothing is read, 0 while it is."""
+        return self._paused
+
+    # -- what waits to be sent ----------------------------------------------------------------
+
+    def feed(self, source: Iterator[object]) -> None:
+        """Send what an iterator offers to the session, as fast as the client takes it."""
+        before = self._feed
+        if before is not None:
+            self._feed = _chain(before, source)
+            return
+        self._feed = source
+        self.pump()
+
+    def pump(self) -> None:
+        """Send more retained messages, if any are left and the client has room."""
+        source, session = self._feed, self.session
+        if source is None or session is None:
+            return
+        room = self.core.policy.inflight_max
+        for _ in range(_FEED_AT_ONCE):
+            if self.closed or not self.machine.writable or len(session.outbound or ()) >= room:
+                return  # resume_writing or an acknowledgement goes on
+            if next(source, _END) is _END:
+                self._feed = None
+                return
+        asyncio.get_running_loop().call_soon(self.pump)
+
+    # -- ending -------------------------------------------------------------------------------
+
+    def fail(self, fault: MqttError) -> None:
+        """End the connection for a fault of the client."""
+        core = self.core
+        core.stats.protocol_faults += 1
+        core.log.warning(
+            "mqtt.fault",
+            cause=int(fault.reason_code),
+            client_id=self.session.client_id if self.session is not None else None,
+            peer=self.peer(),
+            reason=str(fault),
+        )
+        self.machine.fail(fault)
+        self.close(fault.reason_code)
+
+    def disconnect(self, reason_code: int, reason: str = "") -> None:
+        """End the connection from our side, telling a v5 client why."""
+        self.machine.disconnect(reason_code, reason)
+        self.close(reason_code)
+
+    def close(self, reason_code: int) -> None:
+        """Close the transport after what is written; whoever does not read is cut off soon."""
+        if self.closed:
+            return
+        self.reason_code = reason_code
+        self.machine.state = State.CLOSED
+        core = self.core
+        self._leave()
+        core.closing.add(self)
+        core.wheel.set(self, core.now_s + _CLOSE_TIMEOUT_S)
+        self.transport.close()
+
+    def cut_off_slow(self) -> None:
+        """The client has not read for too long."""
+        self.core.log.warning(
+            "mqtt.slow_client_cut_off",
+            client_id=self.session.client_id if self.session is not None else None,
+            peer=self.peer(),
+            unsent_bytes=self._unsent_bytes(),
+        )
+        self.disconnect(ReasonCode.QUOTA_EXCEEDED, "reads too slowly")
+        self.transport.abort()
+
+    def on_timer(self, now_s: float) -> None:
+        """A deadline may have passed: CONNECT, keep-alive, or closing."""
+        if self.closed:
+            self.transport.abort()
+            return
+        machine = self.machine
+        if self._paused:  # not the client's fault that nothing is received
+            machine.last_received_s = now_s
+        fault = machine.handle_timeout(now_s)
+        if fault is not None:
+            self.fail(fault)
+            return
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Put the next deadline into the wheel."""
+        due_s = self.machine.next_deadline_s()
+        if due_s is not None:
+            self.core.wheel.set(self, due_s)
+        else:
+            self.core.wheel.cancel(self)
+
+    def peer(self) -> str:
+        """Return the client's address, for logs."""
+        address = self.transport.get_extra_info("peername")
+        if isinstance(address, tuple):
+            return f"{address[0]}:{address[1]}"
+        return str(address or "")
+
+    def _leave(self) -> None:
+        """The connection counts no more; its session goes on or ends by its own terms."""
+        if self.closed:
+            return
+        self.closed = True
+        self._backlog = self._feed = None
+        core = self.core
+        core.connections.discard(self)
+        if self in core.slow:
+            core.slow.discard(self)
+            core.writable_again()
+        core.closed_bytes_sent += self.machine.bytes_sent
+        session = self.session
+        machine = self.machine
+        machine.state = State.CLOSED
+        if session is None or session.owner is not self:
+            return
+        session.owner = None
+        connected = session.link is not None
+        session.detach()
+        core.registry.leave(session, core.now_s, machine.client, send_will=self.send_will)
+        if connected and core.hooks is not None and machine.client is not None:
+            core.hooks.client_disconnected(machine.client, self.reason_code)
+
+
+class _HeldRun:
+    """A run whose answer waits for the session store as well as for the capture."""
+
+    __slots__ = ("_codes", "_is_stored", "_run", "token")
+
+    def __init__(self, token: RunToken, run: PublishRun) -> None:
+        self.token = token
+        self._run = run
+        self._codes: int | Sequence[int] | None = None
+        self._is_stored = False
+
+    def settled(self, codes: int | Sequence[int]) -> None:
+        """The capture has settled the run."""
+        self._codes = codes
+        if self._is_stored:
+            _settle(self.token, codes)
+
+    def stored(self) -> None:
+        """The session store has what came of the run."""
+        self._is_stored = True
+        if self._codes is not None:
+            _settle(self.token, self._codes)
+
+
+def settle(run: PublishRun, codes: int | Sequence[int]) -> None:
+    """Answer a captured run: `PublishRun.settled` of every run."""
+    token = run.token
+    if type(token) is tuple:
+        machine, flags, ids, _ = token
+        if flags & 3 == 1 and codes == 0 and machine.state is State.CONNECTED:
+            machine.acknowledge(1, ids)
+            if machine.owner.paused:
+                machine.owner.settled()
+        else:
+            _settle(token, codes)
+    else:
+        token.settled(codes)
+
+
+def _settle(token: RunToken, codes: int | Sequence[int]) -> None:
+    machine, flags, ids, _ = token
+    if not ids:
+        return
+    qos = flags & 3
+    if isinstance(codes, int):
+        _answer(machine, qos, ids, codes)
+        return
+    for packet_id, code in zip(ids, codes, strict=True):
+        _answer(machine, qos, [packet_id], code)
+
+
+def _answer(machine: ServerConnection, qos: int, ids: list[bytes], code: int) -> None:
+    """Answer publishes, and let QoS 2 identifiers go on or be free again."""
+    connection = machine.owner
+    assert isinstance(connection, Connection)
+    if qos == 2:
+        _settle_inbound(machine, connection, ids, code)
+    if machine.state is not State.CONNECTED:
+        return
+    if code >= 0x80 and machine.version < 5:
+        # 3.1.1 cannot refuse: without an answer the client sends again [MQTT-3.1.1:3.3.5-2].
+        connection.fail(ProtocolError(code, "publish could not be stored"))
+        return
+    machine.acknowledge(qos, ids, code)
+    connection.settled()
+
+
+def _settle_inbound(
+    machine: ServerConnection, connection: Connection, ids: list[bytes], code: int
+) -> None:
+    session = connection.session
+    inbound = session.inbound if session is not None else None
+    if session is None or inbound is None:
+        return
+    for packet_id in ids:
+        number = int.from_bytes(packet_id, "big")
+        state = inbound.get(number)
+        if state is None:
+            continue
+        if code >= 0x80:
+            del inbound[number]
+            if session.recorder is not None:
+                connection.core.forget_inbound(session, number)
+        else:
+            inbound[number] = SETTLED
+        # It was sent again on another connection before it was durable: answer it there.
+        link = session.link
+        if state == ASKED and isinstance(link, ServerConnection) and link is not machine:
+            link.acknowledge(2, [packet_id], code)
+
+
+def _chain(first: Iterator[object], second: Iterator[object]) -> Iterator[object]:
+    yield from first
+    yield from second
+
+
+_END: Final = object()

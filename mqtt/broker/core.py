@@ -1,0 +1,219 @@
+"""What all connections of one broker share, and the little that goes on between them.
+
+Invariant: `now_s` is at most one tick of the wheel old; it is what sessions and machines take for
+the time, so that a read costs no clock. `Core` starts nothing: `mqtt.broker.broker` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mqtt.broker.config import BrokerConfig
+from mqtt.broker.logs import BoundedLog
+from mqtt.broker.recorder import StoreRecorder
+from mqtt.broker.registry import SessionRegistry
+from mqtt.broker.router import Router
+from mqtt.broker.seams import Access, Capture, ClientInfo, Hooks, PublishRun, SessionStore
+from mqtt.broker.timers import TimerWheel
+from mqtt.server_messages import Message, PropertyBlocks, publish_parts
+from mqtt.session import Session, SessionPolicy
+from runtime.clock import Clock
+
+if TYPE_CHECKING:
+    from mqtt.broker.connection import Connection
+
+__all__ = ["BrokerStats", "Core"]
+
+
+@dataclass(slots=True)
+class BrokerStats:
+    """Counters since the start, and gauges at the moment they were asked for."""
+
+    connections: int = 0
+    connections_total: int = 0
+    sessions: int = 0
+    subscriptions: int = 0
+    retained_messages: int = 0
+    queued_bytes: int = 0  # messages waiting for their subscribers, all sessions
+    messages_received: list[int] = field(default_factory=lambda: [0, 0, 0])  # by QoS
+    messages_sent: list[int] = field(default_factory=lambda: [0, 0, 0])
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    captured: int = 0  # publishes taken by the capture
+    capture_refusals: int = 0  # publishes it refused
+    protocol_faults: int = 0
+    drops: dict[str, int] = field(default_factory=dict)  # messages, by reason
+
+
+class Core:
+    """The state of one broker."""
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        clock: Clock,
+        capture: Capture | None,
+        store: SessionStore | None,
+        access: Access | None,
+        hooks: Hooks | None,
+    ) -> None:
+        self.config = config
+        self.limits = config.limits()
+        self.clock = clock
+        self.wall_us = clock.wall_us
+        self.now_s = clock.monotonic_s()
+        self.capture = capture
+        self.store = store
+        self.access = access
+        self.hooks = hooks
+        self.stats = BrokerStats()
+        self.log = BoundedLog(clock.monotonic_s)
+        self.wheel = TimerWheel(self.now_s)
+        self.blocks = PropertyBlocks()
+        self.policy = SessionPolicy(
+            config.queue_messages_max, config.queue_bytes_max, config.inflight_max
+        )
+        self.recorder = StoreRecorder(store, clock) if store is not None else None
+        self.router = Router(
+            self.policy,
+            self.recorder,
+            capture,
+            config.topic_levels_max,
+            config.retained_messages_max,
+            config.retained_bytes_max,
+        )
+        self.registry = SessionRegistry(
+            self.policy,
+            self.router,
+            self.recorder,
+            self.wheel,
+            self.publish_will,
+            config.session_expiry_max_s,
+        )
+        self.connections: set[Connection] = set()
+        self.closing: set[Connection] = set()  # closed by us, their last bytes still going out
+        self.slow: set[Connection] = set()  # whose write buffers are full
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.stopping = False
+        self.closed_bytes_sent = 0  # on connections that are gone
+        # Event type -> what is done about it; set by the broker.
+        self.handlers: dict[type, Callable[[Connection, Any], None]] = {}
+        self._writable: asyncio.Event | None = None  # somebody waits for slow clients
+        self._closed: asyncio.Event | None = None  # somebody waits for closing connections
+        self._waiting_for_capture: list[Callable[[], None]] = []
+        self._waiting_for_store: list[Callable[[], None]] = []
+
+    def tick(self) -> None:
+        """Let time pass: deadlines, slow clients."""
+        self.now_s = self.clock.monotonic_s()
+        self.wheel.advance(self.now_s)
+        limit_s = self.config.slow_timeout_s
+        for connection in [c for c in self.slow if self.now_s - c.slow_since_s > limit_s]:
+            connection.cut_off_slow()
+
+    def spawn(self, task: asyncio.Task[None]) -> None:
+        """Keep a task alive until it is done or the broker stops."""
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    # -- pressure -----------------------------------------------------------------------------
+
+    def when_capture_relieved(self, callback: Callable[[], None]) -> None:
+        """Call back when the capture takes runs again; it is asked once for all who wait."""
+        assert self.capture is not None
+        if not self._waiting_for_capture:
+            self.capture.when_relieved(self._capture_relieved)
+        self._waiting_for_capture.append(callback)
+
+    def when_store_relieved(self, callback: Callable[[], None]) -> None:
+        """Call back when the store is not saturated any more."""
+        assert self.store is not None
+        if not self._waiting_for_store:
+            self.store.when_relieved(self._store_relieved)
+        self._waiting_for_store.append(callback)
+
+    def writable_again(self) -> None:
+        """A slow client has caught up or is gone."""
+        if self._writable is not None:
+            self._writable.set()
+
+    async def wait_until_writable(self, timeout_s: float) -> None:
+        """Wait until no connected client is slow; those that stay so are not waited for again."""
+        patience = [c for c in self.slow if c.slow_since_s + timeout_s > self.now_s]
+        if not patience:
+            return
+        if self._writable is None:
+            self._writable = asyncio.Event()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while any(c in self.slow for c in patience):
+                    self._writable.clear()
+                    await self._writable.wait()
+        except TimeoutError:
+            return
+
+    async def closing_changed(self) -> None:
+        """Return when a connection has closed for good."""
+        self._closed = asyncio.Event()
+        await self._closed.wait()
+
+    def closed_for_good(self, connection: Connection) -> None:
+        """The transport of a connection is gone."""
+        self.closing.discard(connection)
+        if self._closed is not None:
+            self._closed.set()
+
+    def forget_inbound(self, session: Session, packet_id: int) -> None:
+        """A QoS 2 publish of a stored session was refused: its identifier is free."""
+        if self.recorder is not None:
+            self.recorder.inbound_ended(session, packet_id)
+
+    def _capture_relieved(self) -> None:
+        waiting, self._waiting_for_capture = self._waiting_for_capture, []
+        for callback in waiting:
+            callback()
+
+    def _store_relieved(self) -> None:
+        waiting, self._waiting_for_store = self._waiting_for_store, []
+        for callback in waiting:
+            callback()
+
+    # -- wills --------------------------------------------------------------------------------
+
+    def publish_will(self, session: Session, will: Message, client: ClientInfo | None) -> None:
+        """Publish a will like any other message of its client: captured, retained, routed."""
+        if will.expires_s:
+            will.expires_s += self.clock.monotonic_s()
+        route = self.router.routes[will.topic]
+        if route.verdict:
+            self.policy.dropped("not_authorized")
+            return
+        if route.lane >= 0 and self.capture is not None:
+            info = client or ClientInfo(session.client_id, session.version)
+            if self.capture.take(will_run(will, info, route.lane, self.wall_us())):
+                self.policy.dropped("will_refused")
+            if route.exclusive:
+                return
+        if will.retain:  # [MQTT-3.1.2-14] [MQTT-3.1.2-15]
+            self.router.retain(will, route.name)
+        self.router.deliver(will, route, self.now_s)
+
+
+def will_run(will: Message, client: ClientInfo, lane: int, time_us: int) -> PublishRun:
+    """Return a will as a run of one PUBLISH, as if its client had sent it with QoS 0 or 1.
+
+    The broker is the sender, so nobody waits for an answer.
+    """
+    first_byte = 0x30 | min(will.qos, 1) << 1 | will.retain
+    head, tail = publish_parts(
+        first_byte, client.protocol_version, will.topic, will.properties, will.payload
+    )
+    frame = head + b"\0\1" + tail if first_byte & 0x06 else head
+    return PublishRun(client, lane, frame, 1, time_us, _nobody_waits)
+
+
+def _nobody_waits(run: PublishRun, reason_code: object) -> None:
+    """Settle a run that has no client to answer."""

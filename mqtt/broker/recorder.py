@@ -1,0 +1,192 @@
+"""Turns what happens to sessions and retained messages into changes for the session store.
+
+Only sessions that outlive their connection are stored. A message that waits for several of them
+is stored once. Invariant: `position` rises with every change, so that a caller who compares it
+before and after knows whether an answer has to wait for the disk (STYLE 13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mqtt.broker.changes import (
+    Change,
+    DeliveryEnded,
+    DeliveryReleased,
+    DeliverySaved,
+    InboundEnded,
+    InboundSaved,
+    MessageEnded,
+    MessageSaved,
+    RetainedEnded,
+    RetainedSaved,
+    SessionEnded,
+    SessionSaved,
+    SubscriptionEnded,
+    SubscriptionSaved,
+)
+from mqtt.broker.seams import SessionStore
+from mqtt.server_messages import Message
+from mqtt.session import Delivery, Session, Subscribed
+from runtime.clock import Clock
+
+__all__ = ["StoreRecorder"]
+
+
+class StoreRecorder:
+    """The `mqtt.session.Recorder` of a broker with a session store."""
+
+    def __init__(self, store: SessionStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._held: dict[Session, list[int]] = {}
+        self.position = 0
+        self.next_message_id = 1
+
+    def put(self, change: Change) -> None:
+        """Hand a change to the store."""
+        self.position += 1
+        self._store.put(change)
+
+    def when_durable(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when everything put so far is on disk."""
+        self._store.when_durable(callback)
+
+    # -- sessions -----------------------------------------------------------------------------
+
+    def session_saved(self, session: Session, *, away: bool) -> None:
+        """Keep the session's own row: at CONNECT, and when its connection ends."""
+        will = session.will
+        expiry_s = -1
+        if will is not None and will.expires_s:
+            expiry_s = round(will.expires_s)  # a will's expiry is counted from its publication
+        self.put(
+            SessionSaved(
+                session.client_id,
+                session.version,
+                session.expiry_s,
+                self._clock.wall_us() if away else 0,
+                None if will is None else will.topic,
+                b"" if will is None else will.payload,
+                b"" if will is None else will.properties,
+                0 if will is None else will.qos | will.retain << 2,
+                session.will_delay_s,
+                expiry_s,
+            )
+        )
+
+    def session_ended(self, session: Session) -> None:
+        """Forget a session; its deliveries have ended before."""
+        self.put(SessionEnded(session.client_id))
+
+    def subscription_saved(self, entry: Subscribed) -> None:
+        """Keep a subscription."""
+        self.put(
+            SubscriptionSaved(
+                entry.session.client_id, entry.topic_filter, entry.options, entry.identifier_number
+            )
+        )
+
+    def subscription_ended(self, session: Session, topic_filter: str) -> None:
+        """Forget a subscription."""
+        self.put(SubscriptionEnded(session.client_id, topic_filter))
+
+    def inbound_saved(self, session: Session, packet_id: int) -> None:
+        """Keep the identifier of a QoS 2 publish."""
+        self.put(InboundSaved(session.client_id, packet_id))
+
+    def inbound_ended(self, session: Session, packet_id: int) -> None:
+        """Forget the identifier of a QoS 2 publish."""
+        self.put(InboundEnded(session.client_id, packet_id))
+
+    # -- deliveries: the Recorder of `mqtt.session` -------------------------------------------
+
+    def delivery_saved(self, session: Session, packet_id: int, delivery: Delivery) -> None:
+        """Keep a queued message; what is held until then is let go by itself."""
+        message = delivery.message
+        if not message.store_id:
+            message.store_id = self.next_message_id
+            self.next_message_id += 1
+        if not message.store_refs:
+            self.put(
+                MessageSaved(
+                    message.store_id,
+                    message.topic,
+                    message.payload,
+                    message.properties,
+                    message.qos,
+                    int(message.retain),
+                    self.wall_expiry_us(message.expires_s),
+                    message.publisher,
+                )
+            )
+        message.store_refs += 1
+        share = delivery.share.topic_filter if delivery.share else ""
+        self.put(
+            DeliverySaved(
+                session.client_id,
+                packet_id,
+                message.store_id,
+                delivery.qos,
+                int(delivery.retain),
+                delivery.identifiers,
+                share,
+            )
+        )
+        if delivery.held:
+            if not self._held:
+                self._store.when_durable(self._unhold)
+            self._held.setdefault(session, []).append(packet_id)
+
+    def delivery_released(self, session: Session, packet_id: int) -> None:
+        """Keep that PUBREC came."""
+        self.put(DeliveryReleased(session.client_id, packet_id))
+
+    def delivery_ended(self, session: Session, packet_id: int, delivery: Delivery) -> None:
+        """Forget a delivery, and its message with the last one."""
+        self.put(DeliveryEnded(session.client_id, packet_id))
+        message = delivery.message
+        message.store_refs -= 1
+        if not message.store_refs:
+            self.put(MessageEnded(message.store_id))
+
+    # -- retained -----------------------------------------------------------------------------
+
+    def retained_saved(self, message: Message) -> None:
+        """Keep a topic's retained message."""
+        self.put(
+            RetainedSaved(
+                message.topic,
+                message.payload,
+                message.properties,
+                message.qos,
+                self.wall_expiry_us(message.expires_s),
+                message.publisher,
+            )
+        )
+
+    def retained_ended(self, topic: bytes) -> None:
+        """Forget a topic's retained message."""
+        self.put(RetainedEnded(topic))
+
+    # -- times --------------------------------------------------------------------------------
+
+    def wall_expiry_us(self, expires_s: float) -> int:
+        """Return a monotonic deadline as wall time, 0 for none."""
+        if not expires_s:
+            return 0
+        left_s = expires_s - self._clock.monotonic_s()
+        return self._clock.wall_us() + round(left_s * 1e6)
+
+    def monotonic_expiry_s(self, expires_us: int) -> float:
+        """Return a wall clock deadline as monotonic time, 0.0 for none."""
+        if not expires_us:
+            return 0.0
+        left_s = (expires_us - self._clock.wall_us()) / 1e6
+        return self._clock.monotonic_s() + left_s
+
+    def _unhold(self) -> None:
+        held, self._held = self._held, {}
+        now_s = self._clock.monotonic_s()
+        for session, packet_ids in held.items():
+            session.unhold(packet_ids, now_s)

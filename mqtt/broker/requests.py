@@ -1,0 +1,340 @@
+"""What a broker does about each packet of a client that is no captured PUBLISH.
+
+One handler an event type, in `HANDLERS`. Anything that changes a stored session or a retained
+message is answered once the store has it. MQTT 5.0 and 3.1.1 sections 3.3-3.15.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from mqtt.broker.connecting import on_connect
+from mqtt.broker.connection import Connection
+from mqtt.errors import (
+    LocalProtocolError,
+    MalformedPacket,
+    MqttError,
+    ProtocolError,
+    UnsupportedProtocolVersion,
+)
+from mqtt.packets import (
+    PUBACK,
+    PUBCOMP,
+    PUBLISH,
+    PUBREC,
+    PUBREL,
+    Auth,
+    Connect,
+    Disconnect,
+    Suback,
+    Subscribe,
+    Subscription,
+    Unsuback,
+    Unsubscribe,
+)
+from mqtt.properties import SESSION_EXPIRY_INTERVAL, SUBSCRIPTION_IDENTIFIER
+from mqtt.reason_codes import ReasonCode
+from mqtt.server_events import Acknowledged, Arrivals
+from mqtt.session import ASKED, SETTLED, Session, identifier_property
+from mqtt.topics import split_shared, topic_filter_fault
+
+__all__ = ["HANDLERS"]
+
+
+def _when_safe(connection: Connection, before: int, answer: Callable[[], None]) -> None:
+    """Answer now, or once the store has what was put since `before`."""
+    recorder = connection.core.recorder
+    if recorder is None or recorder.position == before:
+        answer()
+        return
+    recorder.when_durable(partial(_answer_later, connection, answer))
+    connection.check_store()
+
+
+def _answer_later(connection: Connection, answer: Callable[[], None]) -> None:
+    if not connection.closed:
+        answer()
+
+
+def _position(connection: Connection) -> int:
+    recorder = connection.core.recorder
+    return recorder.position if recorder is not None else 0
+
+
+# -- PUBLISH that is not captured -------------------------------------------------------------
+
+
+def _on_arrivals(connection: Connection, arrivals: Arrivals) -> None:
+    """Route messages and answer them, all at once if nothing has to be stored."""
+    before = _position(connection)
+    received = connection.core.stats.messages_received
+    answers: list[tuple[int, int, int]] = []  # (QoS, reason code, packet id)
+    for message, packet_id, route in zip(
+        arrivals.messages, arrivals.packet_ids, arrivals.routes, strict=True
+    ):
+        qos = message.qos
+        received[qos] += 1
+        code = route.verdict or _publish(connection, message, route)
+        if qos:
+            answers.append((qos, code, packet_id))
+            if qos == 2:
+                _note_inbound(connection, packet_id, code)
+        if route.verdict:
+            connection.core.policy.dropped("not_authorized")
+    if answers:
+        _when_safe(connection, before, partial(_answer_publishes, connection, answers))
+
+
+def _publish(connection: Connection, message: Any, route: Any) -> int:
+    core = connection.core
+    if message.expires_s:  # the machine's time may be a tick old
+        message.expires_s += core.clock.monotonic_s() - core.now_s
+    if (
+        message.retain
+        and not core.router.retain(message, route.name)
+        and message.qos
+        and connection.machine.version >= 5
+    ):
+        return int(ReasonCode.QUOTA_EXCEEDED)
+    if core.router.deliver(message, route, core.now_s):
+        return 0
+    return int(ReasonCode.NO_MATCHING_SUBSCRIBERS)
+
+
+def _note_inbound(connection: Connection, packet_id: int, code: int) -> None:
+    session = connection.session
+    if session is None or session.inbound is None:
+        return
+    if code >= 0x80 and connection.machine.version >= 5:
+        session.inbound.pop(packet_id, None)  # [MQTT-4.3.3-9] the exchange ends here
+    elif session.recorder is not None and connection.core.recorder is not None:
+        connection.core.recorder.inbound_saved(session, packet_id)
+
+
+def _answer_publishes(connection: Connection, answers: list[tuple[int, int, int]]) -> None:
+    """Send PUBACKs and PUBRECs in the order of the publishes [MQTT-4.6.0-2] [MQTT-4.6.0-3]."""
+    machine = connection.machine
+    session = connection.session
+    inbound = session.inbound if session is not None else None
+    kind = (0, 0)
+    ids: list[bytes] = []
+    for qos, code, packet_id in answers:
+        if qos == 2 and inbound is not None and packet_id in inbound:
+            inbound[packet_id] = SETTLED
+        if (qos, code) != kind and ids:
+            machine.acknowledge(*kind[:1], ids, kind[1])
+            ids = []
+        kind = (qos, code)
+        ids.append(packet_id.to_bytes(2, "big"))
+    machine.acknowledge(kind[0], ids, kind[1])
+    connection.settled()
+
+
+# -- acknowledgements -------------------------------------------------------------------------
+
+
+def _on_acknowledged(connection: Connection, event: Acknowledged) -> None:
+    session = connection.session
+    if session is not None:
+        _ACKNOWLEDGED[event.packet_type](connection, session, event)
+
+
+def _on_puback(connection: Connection, session: Session, event: Acknowledged) -> None:
+    for packet_id in event.packet_ids:
+        session.acknowledged(packet_id, 1)
+    session.send_waiting(connection.core.now_s)
+    connection.pump()
+
+
+def _on_pubrec(connection: Connection, session: Session, event: Acknowledged) -> None:
+    before = _position(connection)
+    if event.reason_code >= 0x80:  # [MQTT-4.3.3-4] the client does not want it
+        for packet_id in event.packet_ids:
+            session.acknowledged(packet_id, 2)
+        session.send_waiting(connection.core.now_s)
+        return
+    known = [(packet_id, session.received(packet_id)) for packet_id in event.packet_ids]
+
+    def release() -> None:
+        for packet_id, is_known in known:
+            connection.machine.release(packet_id, is_known)
+
+    _when_safe(connection, before, release)
+
+
+def _on_pubrel(connection: Connection, session: Session, event: Acknowledged) -> None:
+    before = _position(connection)
+    known: list[tuple[int, bool]] = []
+    recorder = connection.core.recorder
+    for packet_id in event.packet_ids:
+        state = session.inbound.pop(packet_id, None) if session.inbound is not None else None
+        known.append((packet_id, state is not None))
+        if state is not None and session.recorder is not None and recorder is not None:
+            recorder.inbound_ended(session, packet_id)
+
+    def complete() -> None:
+        for packet_id, is_known in known:
+            connection.machine.complete(packet_id, is_known)
+
+    # A PUBCOMP that the store does not know of could make the next message look like this one.
+    _when_safe(connection, before, complete)
+
+
+def _on_pubcomp(connection: Connection, session: Session, event: Acknowledged) -> None:
+    for packet_id in event.packet_ids:
+        session.acknowledged(packet_id, 2)
+    session.send_waiting(connection.core.now_s)
+    connection.pump()
+
+
+def _on_publish_again(connection: Connection, session: Session, event: Acknowledged) -> None:
+    """QoS 2 publishes sent again: not delivered again [MQTT-4.3.3-10], but answered."""
+    inbound = session.inbound
+    if inbound is None:
+        return
+    for packet_id in event.packet_ids:
+        if inbound.get(packet_id) == SETTLED:
+            connection.machine.acknowledge(2, [packet_id.to_bytes(2, "big")])
+        else:
+            inbound[packet_id] = ASKED
+
+
+_ACKNOWLEDGED: Final[dict[int, Callable[[Connection, Session, Acknowledged], None]]] = {
+    PUBACK: _on_puback,
+    PUBREC: _on_pubrec,
+    PUBREL: _on_pubrel,
+    PUBCOMP: _on_pubcomp,
+    PUBLISH: _on_publish_again,
+}
+
+
+# -- SUBSCRIBE and UNSUBSCRIBE ----------------------------------------------------------------
+
+
+def _on_subscribe(connection: Connection, packet: Subscribe) -> None:
+    session = connection.session
+    core = connection.core
+    assert session is not None
+    before = _position(connection)
+    identifier = packet.properties.get(SUBSCRIPTION_IDENTIFIER, [0])[0]
+    codes: list[int] = []
+    retained = []
+    for subscription in packet.subscriptions:
+        code = _refusal(connection, session, subscription)
+        codes.append(code or subscription.qos)  # [MQTT-3.8.4-6] [MQTT-3.8.4-7]
+        if code:
+            continue
+        existed = core.router.subscribe(session, subscription, identifier)
+        entry = session.subscriptions[subscription.topic_filter] if session.subscriptions else None
+        if session.recorder is not None and core.recorder is not None and entry is not None:
+            core.recorder.subscription_saved(entry)
+        shared = split_shared(subscription.topic_filter)[0] is not None
+        handling = subscription.retain_handling
+        # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
+        if not shared and (handling == 0 or (handling == 1 and not existed)):
+            retained.append(
+                core.router.retained_for(
+                    session, subscription, identifier_property(identifier), core.now_s
+                )
+            )
+
+    def answer() -> None:
+        connection.machine.send_packet(Suback(packet.packet_id, codes))  # [MQTT-3.8.4-1..2]
+        for source in retained:
+            connection.feed(source)
+
+    _when_safe(connection, before, answer)
+
+
+def _refusal(connection: Connection, session: Session, subscription: Subscription) -> int:
+    """Return why a subscription is refused, 0 when it is not."""
+    core = connection.core
+    config = core.config
+    topic_filter = subscription.topic_filter
+    if topic_filter_fault(topic_filter, levels_max=config.topic_levels_max) is not None:
+        return int(ReasonCode.TOPIC_FILTER_INVALID)
+    subscriptions = session.subscriptions
+    if (
+        subscriptions is not None
+        and len(subscriptions) >= config.subscriptions_max
+        and topic_filter not in subscriptions
+    ):
+        return int(ReasonCode.QUOTA_EXCEEDED)
+    client = connection.machine.client
+    if core.access is not None and client is not None:
+        return core.access.subscribe(client, split_shared(topic_filter)[1])
+    return 0
+
+
+def _on_unsubscribe(connection: Connection, packet: Unsubscribe) -> None:
+    session = connection.session
+    core = connection.core
+    assert session is not None
+    before = _position(connection)
+    codes: list[int] = []
+    for topic_filter in packet.topic_filters:
+        existed = core.router.unsubscribe(session, topic_filter)
+        codes.append(0 if existed else int(ReasonCode.NO_SUBSCRIPTION_EXISTED))
+        if existed and session.recorder is not None and core.recorder is not None:
+            core.recorder.subscription_ended(session, topic_filter)
+    unsuback = Unsuback(packet.packet_id, codes if connection.machine.version >= 5 else [])
+
+    def answer() -> None:
+        connection.machine.send_packet(unsuback)  # [MQTT-3.10.4-4..6]
+
+    _when_safe(connection, before, answer)
+
+
+# -- the end ----------------------------------------------------------------------------------
+
+
+def _on_disconnect(connection: Connection, packet: Disconnect) -> None:
+    session = connection.session
+    code = packet.reason_code
+    expiry_s = packet.properties.get(SESSION_EXPIRY_INTERVAL)
+    if session is not None and expiry_s is not None:
+        if expiry_s and not session.expiry_s:  # section 3.14.2.2.2
+            connection.machine.disconnect(ReasonCode.PROTOCOL_ERROR)
+            connection.fail(
+                ProtocolError(
+                    ReasonCode.PROTOCOL_ERROR,
+                    "DISCONNECT sets a session expiry that CONNECT did not",
+                    "MQTT-3.14.2.2.2",
+                )
+            )
+            return
+        if expiry_s != session.expiry_s:
+            connection.core.registry.change_expiry(session, expiry_s)
+    connection.send_will = code != 0  # [MQTT-3.14.4-3] [MQTT-3.1.2-10]
+    connection.close(code)
+
+
+def _on_auth(connection: Connection, _packet: Auth) -> None:
+    """No authentication method was agreed on at CONNECT, so none can go on."""
+    connection.fail(
+        ProtocolError(
+            ReasonCode.PROTOCOL_ERROR, "AUTH without an authentication method", "MQTT-4.12.0-6"
+        )
+    )
+
+
+def _on_fault(connection: Connection, fault: MqttError) -> None:
+    connection.fail(fault)
+
+
+HANDLERS: Final[dict[type, Callable[[Connection, Any], None]]] = {
+    Arrivals: _on_arrivals,
+    Acknowledged: _on_acknowledged,
+    Connect: on_connect,
+    Subscribe: _on_subscribe,
+    Unsubscribe: _on_unsubscribe,
+    Disconnect: _on_disconnect,
+    Auth: _on_auth,
+    MqttError: _on_fault,
+    ProtocolError: _on_fault,
+    MalformedPacket: _on_fault,
+    LocalProtocolError: _on_fault,
+    UnsupportedProtocolVersion: _on_fault,
+}

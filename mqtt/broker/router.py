@@ -1,0 +1,251 @@
+"""Who gets a message: subscriptions, shared subscriptions, retained messages, fan-out.
+
+MQTT 5.0 sections 3.3.1.3, 3.3.4, 3.8.4, 4.7 and 4.8. The router knows sessions, not connections:
+a session sends or queues by itself. Invariant: `tree` and each session's `subscriptions` tell the
+same story, as do `_groups` and the groups in `tree`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mqtt.broker.recorder import StoreRecorder
+from mqtt.broker.seams import Capture
+from mqtt.packets import Subscription
+from mqtt.server_messages import Message
+from mqtt.server_routes import Route, RouteTable, SubscriptionKey
+from mqtt.session import Delivery, Session, SessionPolicy, ShareGroup, Subscribed
+from mqtt.topics import NameTree, TopicTree, split_shared
+
+__all__ = ["Router"]
+
+
+class Router:
+    """Subscriptions and retained messages of one broker.
+
+    Args:
+        policy: Counts what is dropped.
+        recorder: Where retained messages are kept, None without a store.
+        capture: Asked for lanes when a route is made.
+        levels_max: Levels of a topic name.
+        retained_messages_max: Retained messages that are kept.
+        retained_bytes_max: Their bytes.
+    """
+
+    def __init__(
+        self,
+        policy: SessionPolicy,
+        recorder: StoreRecorder | None = None,
+        capture: Capture | None = None,
+        levels_max: int = 128,
+        retained_messages_max: int = 100_000,
+        retained_bytes_max: int = 64 << 20,
+    ) -> None:
+        self.policy = policy
+        self.tree: TopicTree[SubscriptionKey, Subscribed | ShareGroup] = TopicTree()
+        self.routes = RouteTable(
+            self.tree,
+            capture.lane if capture is not None else None,
+            capture.exclusive if capture is not None else None,
+            levels_max=levels_max,
+        )
+        self.retained: NameTree[Message] = NameTree()
+        self.retained_bytes = 0
+        self._recorder = recorder
+        self._retained_messages_max = retained_messages_max
+        self._retained_bytes_max = retained_bytes_max
+        self._groups: dict[str, ShareGroup] = {}  # by filter with `$share/{name}/`
+
+    # -- subscriptions ------------------------------------------------------------------------
+
+    def subscribe(self, session: Session, subscription: Subscription, identifier: int = 0) -> bool:
+        """Add or replace a subscription [MQTT-3.8.4-3]; return whether it existed."""
+        topic_filter = subscription.topic_filter
+        entry = Subscribed(session, subscription, identifier)
+        share_name, plain = split_shared(topic_filter)
+        if share_name is None:
+            self.tree.add(plain, session, entry)
+        else:
+            group = self._groups.get(topic_filter)
+            if group is None:
+                group = self._groups[topic_filter] = ShareGroup(topic_filter)
+                self.tree.add(plain, (share_name,), group)
+            group.members[session] = entry
+            entry.share = group
+        if session.subscriptions is None:
+            session.subscriptions = {}
+        existed = topic_filter in session.subscriptions
+        session.subscriptions[topic_filter] = entry
+        self.routes.subscriptions_changed(topic_filter)
+        return existed
+
+    def unsubscribe(self, session: Session, topic_filter: str) -> bool:
+        """Remove a subscription [MQTT-3.10.4-1]; return whether there was one."""
+        entry = session.subscriptions.pop(topic_filter, None) if session.subscriptions else None
+        if entry is None:
+            return False
+        share_name, plain = split_shared(topic_filter)
+        if entry.share is None:
+            self.tree.remove(plain, session)
+        else:
+            entry.share.members.pop(session, None)
+            if not entry.share.members:
+                self.tree.remove(plain, (share_name,))
+                self._groups.pop(topic_filter, None)
+        self.routes.subscriptions_changed(topic_filter)
+        return True
+
+    def forget(self, session: Session) -> None:
+        """Remove all subscriptions of a session that ends."""
+        for topic_filter in list(session.subscriptions or ()):
+            self.unsubscribe(session, topic_filter)
+
+    def group(self, topic_filter: str) -> ShareGroup | None:
+        """Return the shared subscription with this filter, if it has members."""
+        return self._groups.get(topic_filter)
+
+    # -- routing ------------------------------------------------------------------------------
+
+    def receivers(self, route: Route) -> bool:
+        """Return True when somebody is subscribed to a route's topic."""
+        if route.generation != self.routes.generation:
+            self.routes.refresh(route)
+        return bool(route.targets or route.shares)
+
+    def deliver(self, message: Message, route: Route, now_s: float) -> bool:
+        """Give a message to every matching session; False when there is none."""
+        if route.generation != self.routes.generation:
+            self.routes.refresh(route)
+        targets = route.targets
+        shares = route.shares
+        if not targets and not shares:
+            return False
+        qos = message.qos
+        retain = message.retain
+        publisher = message.publisher
+        for target in targets:
+            session = target.session
+            if target.no_local and publisher == session.client_id:  # [MQTT-3.8.3-3]
+                continue
+            session.offer(
+                message,
+                min(target.qos, qos),  # [MQTT-3.8.4-8]
+                retain and target.retain_as_published,  # [MQTT-3.3.1-12] [MQTT-3.3.1-13]
+                target.identifiers,
+                now_s,
+            )
+        for group in shares:
+            self.deliver_shared(message, group, now_s)
+        return True
+
+    def deliver_shared(
+        self, message: Message, group: ShareGroup, now_s: float, besides: Session | None = None
+    ) -> bool:
+        """Give a message to one member of a shared subscription; False when there is none."""
+        entry = group.choose(besides=besides)
+        if entry is None:
+            return False
+        return entry.session.offer(
+            message,
+            min(message.qos, entry.qos),
+            message.retain and entry.retain_as_published,
+            entry.identifier,
+            now_s,
+            group,
+        )
+
+    def reassign(self, session: Session, now_s: float) -> None:
+        """Give what a member of shared subscriptions has not acknowledged to other members.
+
+        Only to a connected one: else it waits here for whoever comes back first.
+        """
+        for packet_id, delivery in session.undelivered_shared():
+            group = delivery.share
+            assert group is not None
+            entry = group.choose(besides=session)
+            if entry is None or entry.session.link is None:
+                continue
+            session.acknowledged(packet_id)
+            self._hand_over(entry, delivery, now_s)
+
+    def _hand_over(self, entry: Subscribed, delivery: Delivery, now_s: float) -> None:
+        entry.session.offer(
+            delivery.message,
+            min(delivery.qos, entry.qos),
+            delivery.message.retain and entry.retain_as_published,
+            entry.identifier,
+            now_s,
+            entry.share,
+        )
+
+    # -- retained -----------------------------------------------------------------------------
+
+    def retain(self, message: Message, name: str) -> bool:
+        """Keep, replace or (empty payload) forget a retained message; False when over a limit."""
+        previous = self.retained.get(name)
+        size = len(message.payload)
+        if not message.payload:  # [MQTT-3.3.1-6] [MQTT-3.3.1-7]
+            if previous is not None:
+                self._forget_retained(name, previous)
+            return True
+        previous_size = previous.size if previous is not None else 0
+        if (
+            previous is None and len(self.retained) >= self._retained_messages_max
+        ) or self.retained_bytes - previous_size + message.size > self._retained_bytes_max:
+            self.policy.dropped("retained_full")
+            return False
+        kept = Message(  # [MQTT-3.3.1-5]
+            message.topic,
+            message.payload,
+            message.qos,
+            True,
+            message.properties,
+            message.expires_s,
+            message.publisher,
+        )
+        self.retained.set(name, kept)
+        self.retained_bytes += kept.size - previous_size
+        if self._recorder is not None and size and not name.startswith("$SYS/"):
+            self._recorder.retained_saved(kept)
+        return True
+
+    def restore_retained(self, message: Message) -> None:
+        """Put back what the store held."""
+        self.retained.set(message.topic.decode(), message)
+        self.retained_bytes += message.size
+
+    def retained_for(
+        self, session: Session, subscription: Subscription, identifier: bytes, now_s: float
+    ) -> Iterator[bool]:
+        """Offer what is retained under a filter, one at a time, as the caller asks for it.
+
+        Yields whether the session took it. [MQTT-3.3.1-8] [MQTT-3.3.1-9]
+        """
+        for name, message in self.retained.match(subscription.topic_filter):
+            if self.retained.get(name) is not message:
+                continue  # replaced or forgotten while the subscriber was slow
+            if message.expires_s and message.expires_s <= now_s:
+                self._forget_retained(name, message)
+                continue
+            yield session.offer(
+                message, min(message.qos, subscription.qos), True, identifier, now_s
+            )
+            message.forget_frames()
+
+    def expire_retained(self, now_s: float) -> None:
+        """Forget retained messages whose expiry has passed [MQTT-3.3.2-5]."""
+        expired = [
+            (name, message)
+            for name in self.retained
+            if (message := self.retained.get(name)) is not None
+            and message.expires_s
+            and message.expires_s <= now_s
+        ]
+        for name, message in expired:
+            self._forget_retained(name, message)
+
+    def _forget_retained(self, name: str, message: Message) -> None:
+        self.retained.pop(name)
+        self.retained_bytes -= message.size
+        if self._recorder is not None:
+            self._recorder.retained_ended(message.topic)
