@@ -1,0 +1,120 @@
+"""The cloud front's capture: which publishes are taken into the stream, and by which way.
+
+Two lanes, both consumed: what is in the stream reaches subscribers of this node through the live
+sink, after it is durable, the same way on every node. `tidegate/v1/up/{gateway}` carries batches
+of gateways; topics of `ingest.topics` are readings of devices connected to this node.
+
+Invariant: the bytes taken and not yet settled are bounded: past `ingest.waiting_bytes_max` the
+broker is told to stop reading until half of it is settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bridge.devices import DeviceIds
+from cloud.config import IngestConfig
+from cloud.ingest_batches import UP_PREFIX, BatchIngest, BatchTaken
+from cloud.ingest_devices import DeviceIngest
+from cloud.stream.contract import Stream
+from mqtt.broker.seams import PublishRun
+from mqtt.reason_codes import ReasonCode
+from mqtt.topics import matches
+from runtime.clock import Clock
+
+__all__ = ["DEVICES_LANE", "UP_LANE", "CloudCapture"]
+
+UP_LANE = 0
+DEVICES_LANE = 1
+_OWN_PREFIX = "tidegate/"
+
+
+class CloudCapture:
+    """Takes publishes for the stream; the broker's `Capture`.
+
+    Args:
+        stream: Where entries go.
+        config: What is captured, and limits.
+        node_id: The gateway id of devices connected here.
+        clock: Wall clock.
+        taken: Called for each batch that became durable.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        config: IngestConfig,
+        node_id: str,
+        clock: Clock,
+        *,
+        taken: Callable[[BatchTaken], None] = lambda _taken: None,
+    ) -> None:
+        self._config = config
+        self._waiting_bytes = 0
+        self._relieved: list[Callable[[], None]] = []
+        self._closing = False
+        self.batches = BatchIngest(
+            stream,
+            clock,
+            batch_bytes_max=config.batch_bytes_max,
+            released=self._release,
+            taken=taken,
+        )
+        self.devices = DeviceIngest(
+            stream, node_id, DeviceIds(config.devices), released=self._release
+        )
+
+    async def start(self) -> None:
+        """Begin to take.
+
+        Raises:
+            StreamError: the stream cannot be read.
+        """
+        await self.devices.start()
+
+    async def close(self) -> None:
+        """Refuse what comes, finish the batches that were taken."""
+        self._closing = True
+        await self.batches.close()
+        await self.devices.close()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of publishes taken and not yet settled."""
+        return self._waiting_bytes
+
+    # ---- the broker's side -----------------------------------------------------------------------
+
+    def lane(self, topic_name: str) -> int | None:
+        if topic_name.startswith(UP_PREFIX):
+            return UP_LANE
+        if topic_name.startswith((_OWN_PREFIX, "$")):
+            return None
+        if any(matches(topic_filter, topic_name) for topic_filter in self._config.topics):
+            return DEVICES_LANE
+        return None
+
+    def exclusive(self, lane: int) -> bool:  # noqa: ARG002 - both lanes are
+        return True
+
+    def take(self, run: PublishRun) -> int:
+        if self._closing:
+            return ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR
+        if run.lane == DEVICES_LANE and self.devices.full:
+            return ReasonCode.QUOTA_EXCEEDED
+        self._waiting_bytes += len(run.frames)
+        (self.batches if run.lane == UP_LANE else self.devices).take(run)
+        return 0
+
+    def saturated(self) -> bool:
+        return self._waiting_bytes >= self._config.waiting_bytes_max
+
+    def when_relieved(self, callback: Callable[[], None]) -> None:
+        self._relieved.append(callback)
+
+    def _release(self, size: int) -> None:
+        self._waiting_bytes -= size
+        if self._relieved and self._waiting_bytes <= self._config.waiting_bytes_max // 2:
+            callbacks, self._relieved = self._relieved, []
+            for callback in callbacks:
+                callback()

@@ -1,0 +1,324 @@
+"""Batches from gateways: decoded, freed of what is held, split by partition, appended, answered.
+
+Invariants (docs/link-format.md section 1.2):
+- The batches of a connection are decoded in the order they came, appended in that order, and
+  their runs are settled in that order.
+- A publish is answered 0 only after every reading of its batch is in the stream, by this append
+  or an earlier one.
+- Any refusal drops the connection's context, and what was decoded behind the refused batch is
+  refused too, so nothing overtakes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from bridge.batch import Batch, Decoder, EntryEncoder
+from bridge.columnar import Limits
+from bridge.envelope import LinkLane, Tombstone
+from bridge.errors import BatchError
+from bridge.intervals import Range, ranges_of
+from bridge.readings import Readings
+from bridge.select import split_by_partition, without
+from cloud.ingest_sources import HeldSeqs, SourceState
+from cloud.stream.contract import GivenUp, Part, Stream, StreamError, StreamFull
+from mqtt.broker.seams import ClientInfo, PublishRun
+from mqtt.errors import MalformedPacket
+from mqtt.frames import parse_publishes
+from mqtt.reason_codes import ReasonCode
+from runtime.clock import Clock
+from runtime.logs import limited
+
+__all__ = ["UP_PREFIX", "BatchIngest", "BatchStats", "BatchTaken", "encode_parts"]
+
+log = structlog.get_logger(component="ingest")
+
+UP_PREFIX = "tidegate/v1/up/"
+_STATE_KEY = "ingest"
+_LOG_EVERY_S = 10.0
+
+
+@dataclass(slots=True)
+class BatchStats:
+    """Counters since start."""
+
+    batches: int = 0
+    readings: int = 0  # new to the stream
+    duplicates: int = 0  # readings that were held already
+    batch_bytes: int = 0
+    entry_bytes: int = 0
+    tombstones: int = 0
+    refused: dict[str, int] = field(default_factory=dict)  # by word
+
+
+@dataclass(slots=True, frozen=True)
+class BatchTaken:
+    """A batch that has just become durable, for those who watch gateways."""
+
+    client: ClientInfo
+    batch: Batch
+    now_us: int
+
+
+@dataclass(slots=True)
+class _Run:
+    """A run being worked on: one code a publish, None while it is under way."""
+
+    run: PublishRun
+    codes: list[int | None]
+
+    def done(self) -> bool:
+        return None not in self.codes
+
+
+class _Line:
+    """One connection: its decoder and its runs in order of arrival."""
+
+    __slots__ = ("decoder", "gateway", "generation", "task", "todo", "unsettled")
+
+    def __init__(self) -> None:
+        self.gateway = ""
+        self.decoder: Decoder | None = None
+        self.generation = 0  # of the context; a refusal begins the next
+        self.todo: deque[_Run] = deque()  # not decoded yet
+        self.unsettled: deque[_Run] = deque()  # not answered yet, those of `todo` included
+        self.task: asyncio.Task[None] | None = None
+
+    def drop_context(self) -> None:
+        self.generation += 1
+        if self.decoder is not None:
+            self.decoder.drop_context()
+
+
+class BatchIngest:
+    """Takes runs of the uplink lane.
+
+    Args:
+        stream: Where entries go.
+        clock: Wall clock for what is watched.
+        batch_bytes_max: Longest batch accepted.
+        released: Called with the bytes of a run once it is settled.
+        taken: Called for each batch that became durable.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        clock: Clock,
+        *,
+        batch_bytes_max: int,
+        released: Callable[[int], None],
+        taken: Callable[[BatchTaken], None] = lambda _taken: None,
+    ) -> None:
+        self.stats = BatchStats()
+        self._stream = stream
+        self._clock = clock
+        self._limits = Limits(batch_bytes=batch_bytes_max)
+        self._released = released
+        self._taken = taken
+        self._held = HeldSeqs(stream)
+        self._encoder = EntryEncoder()
+        self._lines: set[_Line] = set()  # with work to do
+        self._appends: set[asyncio.Task[None]] = set()
+
+    def take(self, run: PublishRun) -> None:
+        """Take a run; it is settled when all its batches are durable or refused."""
+        line: _Line = run.client.state.setdefault(_STATE_KEY, None) or _Line()
+        run.client.state[_STATE_KEY] = line
+        work = _Run(run, [None] * run.count)
+        line.todo.append(work)
+        line.unsettled.append(work)
+        if line.task is None:
+            self._lines.add(line)
+            line.task = asyncio.create_task(self._work(line), name="ingest-line")
+
+    async def close(self) -> None:
+        """Finish what was taken; nothing may be taken any more."""
+        while self._lines or self._appends:
+            tasks = [line.task for line in self._lines if line.task is not None]
+            await asyncio.gather(*tasks, *self._appends, return_exceptions=True)
+
+    # ---- one connection --------------------------------------------------------------------------
+
+    async def _work(self, line: _Line) -> None:
+        """Handle the runs of one connection for as long as there are any."""
+        try:
+            while line.todo:
+                work = line.todo.popleft()
+                await self._handle(line, work)
+                self._settle(line)
+        finally:
+            line.task = None
+            self._lines.discard(line)
+
+    async def _handle(self, line: _Line, work: _Run) -> None:
+        run = work.run
+        try:
+            publishes = parse_publishes(run.frames, run.client.protocol_version)
+        except MalformedPacket:
+            log.exception("unreadable_run", client_id=run.client.client_id)
+            work.codes = [ReasonCode.UNSPECIFIED_ERROR] * run.count
+            line.drop_context()
+            return
+        for index, (_, topic, _, _, payload) in enumerate(publishes):
+            try:
+                await self._take_batch(line, work, index, topic, payload)
+            except BatchError as error:
+                self._refuse(line, work, index, ReasonCode.PAYLOAD_FORMAT_INVALID, error)
+            except StreamError as error:
+                self._refuse(line, work, index, _code(error), error)
+            except Exception as error:
+                log.exception("ingest_error", client_id=run.client.client_id)
+                code = ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR
+                self._refuse(line, work, index, code, error)
+            await asyncio.sleep(0)  # a batch is some milliseconds of work: let others have a turn
+
+    async def _take_batch(
+        self, line: _Line, work: _Run, index: int, topic: bytes, payload: bytes
+    ) -> None:
+        """Decode one batch and start its append."""
+        gateway = topic.decode()[len(UP_PREFIX) :]
+        if not gateway or "/" in gateway:
+            error = BatchError("malformed", "the topic does not end in a gateway's id")
+            self._refuse(line, work, index, ReasonCode.TOPIC_NAME_INVALID, error)
+            return
+        if line.decoder is None or line.gateway != gateway:
+            line.gateway = gateway
+            line.decoder = Decoder(gateway, limits=self._limits)
+        batch = line.decoder.decode(payload)
+        generation = line.generation
+        source = (gateway, batch.epoch)
+        state = await self._held.settled(source, batch.seq_ranges)
+        _check_order(line, generation)
+        self.stats.batches += 1
+        self.stats.batch_bytes += len(payload)
+        held = state.held
+        assert held is not None
+        new = without(batch.readings, held) if len(batch.readings) else None
+        self.stats.duplicates += len(batch.readings) - (0 if new is None else len(new))
+        if new is None and not batch.tombstones and batch.assigned <= state.assigned:
+            self._finish(work, index, batch)
+            return
+        ranges = ranges_of(new.seqs) if new is not None else ()
+        state.begin(ranges)
+        task = asyncio.create_task(
+            self._append(line, generation, work, index, batch, new, ranges, state),
+            name="ingest-append",
+        )
+        self._appends.add(task)
+        task.add_done_callback(self._appends.discard)
+
+    async def _append(
+        self,
+        line: _Line,
+        generation: int,
+        work: _Run,
+        index: int,
+        batch: Batch,
+        new: Readings | None,
+        ranges: tuple[Range, ...],
+        state: SourceState,
+    ) -> None:
+        stored = False
+        try:
+            _check_order(line, generation)
+            parts = encode_parts(self._encoder, batch, new) if new is not None else []
+            await self._stream.append(
+                parts,
+                [_given_up(batch, stone) for stone in batch.tombstones],
+                {(batch.gateway, batch.epoch): batch.assigned},
+            )
+            stored = True
+        except BatchError as error:
+            self._refuse(line, work, index, ReasonCode.PAYLOAD_FORMAT_INVALID, error)
+        except StreamError as error:
+            self._refuse(line, work, index, _code(error), error)
+        except Exception as error:
+            log.exception("ingest_error", gateway=batch.gateway)
+            self._refuse(line, work, index, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR, error)
+        finally:
+            state.end(ranges, stored=stored)
+        if stored:
+            state.assigned = max(state.assigned, batch.assigned)
+            self.stats.readings += 0 if new is None else len(new)
+            self.stats.entry_bytes += sum(len(part.body) for part in parts)
+            self.stats.tombstones += len(batch.tombstones)
+            self._finish(work, index, batch)
+        self._settle(line)
+
+    # ---- answers ---------------------------------------------------------------------------------
+
+    def _finish(self, work: _Run, index: int, batch: Batch) -> None:
+        work.codes[index] = 0
+        self._taken(BatchTaken(work.run.client, batch, self._clock.wall_us()))
+
+    def _refuse(self, line: _Line, work: _Run, index: int, code: int, error: Exception) -> None:
+        line.drop_context()
+        work.codes[index] = code
+        word = error.reason if isinstance(error, BatchError) else type(error).__name__
+        self.stats.refused[word] = self.stats.refused.get(word, 0) + 1
+        limited(log, ("refused", line.gateway, word), _LOG_EVERY_S).warning(
+            "batch_refused", gateway=line.gateway, code=f"0x{code:02x}", error=str(error)
+        )
+
+    def _settle(self, line: _Line) -> None:
+        """Answer runs from the oldest on, as far as they are done."""
+        while line.unsettled and line.unsettled[0].done():
+            work = line.unsettled.popleft()
+            codes = [code or 0 for code in work.codes]
+            work.run.settled(work.run, codes if any(codes) else 0)
+            self._released(len(work.run.frames))
+
+
+def encode_parts(encoder: EntryEncoder, batch: Batch, readings: Readings) -> list[Part]:
+    """Return `readings` of `batch` as parts, one a partition."""
+    # the link's resolution is not in a batch; without need, microseconds cost 1-2 bytes a reading
+    resolution_us = 1 if any(time_us % 1000 for time_us in readings.times_us) else 1000
+    return [
+        Part(
+            partition,
+            batch.gateway,
+            batch.epoch,
+            ranges_of(some.seqs),
+            len(some),
+            encoder.encode(
+                batch.gateway,
+                batch.epoch,
+                some,
+                lane=batch.lane,
+                historical=batch.historical,
+                resolution_us=resolution_us,
+            ),
+        )
+        for partition, some in split_by_partition(readings).items()
+    ]
+
+
+def _given_up(batch: Batch, stone: Tombstone) -> GivenUp:
+    return GivenUp(
+        batch.gateway,
+        batch.epoch,
+        LinkLane(stone.lane).name.lower(),
+        stone.first_seq,
+        stone.last_seq,
+        stone.count,
+        stone.reason,
+        stone.time_us,
+    )
+
+
+def _check_order(line: _Line, generation: int) -> None:
+    """Raise when a batch was refused since this one was decoded."""
+    if generation != line.generation:
+        raise BatchError("context", "a batch before this one was refused")
+
+
+def _code(error: StreamError) -> int:
+    if isinstance(error, StreamFull):
+        return ReasonCode.QUOTA_EXCEEDED
+    return ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR
