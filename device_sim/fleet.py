@@ -28,7 +28,7 @@ from runtime.clock import Clock
 
 __all__ = ["Fleet"]
 
-_TICK_S: Final = 0.05
+_TICK_S: Final = 0.02
 _WAKE_MIN_S: Final = 0.001  # readings due within it are sent together
 _DIALS_MAX: Final = 256
 _CLOSE_TIMEOUT_S: Final = 5.0

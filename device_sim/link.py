@@ -251,6 +251,7 @@ class Link(asyncio.Protocol):
             session,
             inflight_max=settings.window,
             outbound_max=0xFFFF,
+            topic_aliases_max=0,  # as devices do
             connect_timeout_s=settings.connect_timeout_s,
         )
         properties = {}
@@ -420,6 +421,7 @@ class Link(asyncio.Protocol):
         self._held_until_s = 0.0
         if not self._host.settings.clean_start:
             self._note_redelivered(session_present=event.connack.session_present)
+        self._arm()  # keep-alive begins
 
     def _note_redelivered(self, *, session_present: bool) -> None:
         """Tell the truth what MQTT sends again by itself, under the old stamps.

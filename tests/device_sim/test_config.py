@@ -62,5 +62,5 @@ def test_without_a_rate_a_device_reads_every_five_seconds() -> None:
     ],
 )
 def test_settings_that_contradict_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="topic_prefix|storm"):
+    with pytest.raises(ValueError, match=r"topic_prefix|storm"):
         SimConfig(**wrong)  # type: ignore[arg-type]

@@ -70,7 +70,9 @@ def test_a_mixed_fleet_speaks_every_shape() -> None:
 
 
 def test_unknown_profile_names_those_there_are() -> None:
-    with pytest.raises(ValueError, match="unknown profile 'toaster'; there are: mixed, zigbee2mqtt"):
+    with pytest.raises(
+        ValueError, match="unknown profile 'toaster'; there are: mixed, zigbee2mqtt"
+    ):
         make_model("toaster", 0, 1)
 
 
@@ -92,9 +94,7 @@ def test_temperature_follows_the_day() -> None:
 
 def test_some_readings_say_that_a_sensor_failed() -> None:
     payloads = [
-        model.reading(n, START_S + n * 600)[1]
-        for model in fleet("mixed", 60)
-        for n in range(60)
+        model.reading(n, START_S + n * 600)[1] for model in fleet("mixed", 60) for n in range(60)
     ]
     assert any(b"null" in payload for payload in payloads)
     assert any(payload == b"nan" for payload in payloads)

@@ -1,0 +1,41 @@
+"""A mosquitto of a test's own: an independent broker on a free loopback port."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.kit.processes import free_ports, wait_until_listening
+
+__all__ = ["mosquitto"]
+
+_SETTINGS = """
+listener {port} 127.0.0.1
+allow_anonymous true
+max_inflight_messages 0
+max_queued_messages 0
+"""
+
+
+@contextmanager
+def mosquitto(folder: Path) -> Iterator[int]:
+    """Run mosquitto while entered; gives its port. Skips the calling test where it is absent."""
+    program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    if program is None:
+        pytest.skip("mosquitto is not installed on this machine")
+    (port,) = free_ports(1)
+    config = folder / "mosquitto.conf"
+    config.write_text(_SETTINGS.format(port=port))
+    with (folder / "mosquitto.log").open("wb") as log:
+        process = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log)
+    try:
+        wait_until_listening(port)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
