@@ -18,6 +18,7 @@ import math
 import random
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -66,8 +67,8 @@ class Uplink:
         device_ids: Finds the device of a topic.
         clock: Gives time to the state machine and to the status.
         rng: Spreads reconnects; the system's generator when not given.
-        backlog: Returns how many readings wait in the journal and the wall time of the oldest in
-            microseconds (0 without any), for the status; estimated when not given.
+        backlog: Returns how many readings wait in the journal and the age of the oldest in
+            seconds, for the status; estimated when not given.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Uplink:
         clock: Clock,
         *,
         rng: Rng | None = None,
-        backlog: Callable[[], tuple[int, int]] | None = None,
+        backlog: Callable[[], tuple[int, float]] | None = None,
     ) -> None:
         self._config = config
         self._gateway = gateway
@@ -383,10 +384,9 @@ class Uplink:
     def _handle(self, events: Sequence[UplinkEvent]) -> None:
         for event in events:
             if isinstance(event, Durable):
-                self._trims[Lane(event.lane)] = event.seq
                 self._settled += [_edge_tombstone(stone) for stone in event.tombstones]
                 self._count(event.readings)
-                self._trim_wake.set()
+                self._forget(Lane(event.lane), event.seq)
             elif isinstance(event, SetAside):
                 self._asides.append((event, b""))
                 self._wake.set()
@@ -416,6 +416,7 @@ class Uplink:
             await self._journal.set_aside(lane, event.first_seq, event.last_seq, event.cause, body)
             self._asides.pop(0)
             self._state.set_aside_done(event, self._clock.monotonic_s())
+            self._forget(lane, event.last_seq)
             self._status.dead_letters += count
             self._log.error(
                 "readings_set_aside",
@@ -430,6 +431,11 @@ class Uplink:
         while True:
             await self._journal.wait()
             self._wake.set()
+
+    def _forget(self, lane: Lane, seq: int) -> None:
+        """Have readings of `lane` up to `seq` trimmed soon."""
+        self._trims[lane] = seq
+        self._trim_wake.set()
 
     async def _trim(self) -> None:
         while True:
@@ -455,7 +461,7 @@ class Uplink:
     # ---- status
 
     def status(self) -> UplinkStatus:
-        """Return the figures of this moment; the object is the same each time."""
+        """Return the figures of this moment."""
         status, state = self._status, self._state
         now_s = self._clock.monotonic_s()
         out, into = self._closed_bytes
@@ -470,12 +476,11 @@ class Uplink:
         status.bytes_in_flight = state.bytes_in_flight
         if status.link in ("online", "waiting"):
             self._set_link("waiting" if state.holding(now_s) else "online")
-        status.backlog_readings, oldest_us = self._backlog()
-        status.oldest_age_s = max(0, self._clock.wall_us() - oldest_us) / 1e6 if oldest_us else 0.0
+        status.backlog_readings, status.oldest_age_s = self._backlog()
         self._count(0)
         rate = status.rate_readings_s
         status.drain_s = status.backlog_readings / rate if rate > 0.01 else None
-        return status
+        return replace(status)
 
     def _set_link(self, link: str) -> None:
         if self._status.link != link:
@@ -491,14 +496,14 @@ class Uplink:
         rate = self._status.rate_readings_s * faded + readings / _RATE_WINDOW_S
         self._status.rate_readings_s = rate
 
-    def _estimated_backlog(self) -> tuple[int, int]:
+    def _estimated_backlog(self) -> tuple[int, float]:
         """Return at most how many readings wait; lanes share seqs, so it may be fewer."""
         waiting = 0
         for lane in Lane:
             acked_seq = self._state.acked_seq(lane)
             if self._journal.pending(lane, acked_seq):
                 waiting += self._journal.last_seq - acked_seq
-        return min(waiting, self._journal.last_seq), 0
+        return min(waiting, self._journal.last_seq), 0.0
 
 
 def _span(readings: Readings, grant: Grant) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from dataclasses import dataclass
 from typing import Self
 
@@ -58,6 +59,7 @@ class Proxy:
         self._lines: set[_Line] = set()
         self._resumed = asyncio.Event()
         self._resumed.set()
+        self._accepted = asyncio.Event()
         self.up = Direction()
         self.down = Direction()
         self.connections = 0
@@ -79,7 +81,12 @@ class Proxy:
 
     async def listen(self) -> None:
         """Accept connections, on the same port as before if there was one."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # small, so that a throttled line pushes back as a real one does
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CHUNK)
+        sock.bind(("127.0.0.1", self.port))
+        self._server = await asyncio.start_server(self._accept, sock=sock, limit=_CHUNK)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def refuse(self) -> None:
@@ -114,8 +121,16 @@ class Proxy:
         self.up.paused = True
         self._resumed.clear()
 
+    async def until_connections(self, count: int) -> None:
+        """Wait until so many connections were accepted in all."""
+        async with asyncio.timeout(15):
+            while self.connections < count:
+                self._accepted.clear()
+                await self._accepted.wait()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._accepted.set()
         task = asyncio.current_task()
         assert task is not None
         line = _Line(self, writer, task)

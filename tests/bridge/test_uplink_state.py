@@ -1,0 +1,497 @@
+"""The uplink's decisions, told answer by answer; then a whole journal through a hostile link."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge.envelope import Mode, Tombstone
+from bridge.uplink_state import (
+    DecorrelatedJitter,
+    Durable,
+    Grant,
+    Redial,
+    Sent,
+    SetAside,
+    UplinkEvent,
+    UplinkLimits,
+    UplinkState,
+)
+
+URGENT, LIVE = 0, 1
+LIMITS = UplinkLimits(batch_readings=100, window_bytes=1000, window_batches=4)
+STONE = Tombstone(LIVE, 5, 6, 2, "evicted-age", 7)
+
+
+class Middle:
+    """A generator that always draws the middle."""
+
+    def uniform(self, a: float, b: float, /) -> float:
+        return (a + b) / 2
+
+
+def connected(limits: UplinkLimits = LIMITS, *, endpoints: int = 1) -> UplinkState:
+    state = UplinkState(limits, 2, endpoints, Middle())
+    state.connection_made(0.0, receive_maximum=65_535, packet_bytes_max=None)
+    return state
+
+
+def send(
+    state: UplinkState, count: int = 100, *, lane: int = LIVE, now_s: float = 0.0, size: int = 10
+) -> Sent:
+    grant = state.grant(lane)
+    count = min(count, grant.readings_max)
+    return state.sent(
+        grant,
+        now_s,
+        first_seq=grant.after_seq + 1,
+        last_seq=grant.after_seq + count,
+        count=count,
+        batch_bytes=size,
+    )
+
+
+# ---- the window ----------------------------------------------------------------------------------
+
+
+def test_batches_follow_one_another_until_the_window_is_full() -> None:
+    state = connected()
+    sent = []
+    while state.can_send(0.0):
+        sent.append(send(state))
+    assert [(one.first_seq, one.last_seq) for one in sent] == [
+        (1, 100), (101, 200), (201, 300), (301, 400),
+    ]  # fmt: skip
+    assert state.answered(sent[0], 0, "", 1.0) == [Durable(LIVE, 100, 100, [])]
+    assert state.can_send(1.0)
+
+
+def test_the_window_counts_bytes_and_lets_one_large_batch_through() -> None:
+    state = connected()
+    send(state, size=999)
+    assert state.can_send(0.0)
+    send(state, size=5000)
+    assert not state.can_send(0.0)
+    assert state.bytes_in_flight == 5999
+
+
+def test_receive_maximum_of_the_server_is_kept() -> None:
+    state = UplinkState(LIMITS, 2, 1, Middle())
+    state.connection_made(0.0, receive_maximum=2, packet_bytes_max=None)
+    send(state)
+    send(state)
+    assert not state.can_send(0.0)
+
+
+def test_only_the_first_batch_of_a_connection_starts_a_context() -> None:
+    state = connected()
+    assert state.grant(LIVE).fresh
+    send(state)
+    assert not state.grant(LIVE).fresh
+
+
+def test_lanes_have_cursors_of_their_own() -> None:
+    state = connected()
+    live = send(state, lane=LIVE)
+    urgent = send(state, 3, lane=URGENT)
+    assert state.answered(urgent, 0, "", 1.0) == [Durable(URGENT, 3, 3, [])]
+    assert (state.acked_seq(LIVE), state.sent_seq(LIVE)) == (0, 100)
+    assert state.answered(live, 0, "", 1.0) == [Durable(LIVE, 100, 100, [])]
+
+
+def test_an_acknowledgement_out_of_order_waits_for_those_before_it() -> None:
+    state = connected()
+    first, second = send(state), send(state)
+    assert state.answered(second, 0, "", 1.0) == []
+    assert state.acked_seq(LIVE) == 0
+    assert state.answered(first, 0, "", 1.0) == [Durable(LIVE, 200, 200, [])]
+
+
+def test_tombstones_are_durable_with_the_batch_that_told_of_them() -> None:
+    state = connected()
+    sent = state.sent(
+        state.grant(LIVE), 0.0, first_seq=0, last_seq=0, count=0, batch_bytes=30,
+        tombstones=[STONE],
+    )  # fmt: skip
+    assert state.answered(sent, 0, "", 1.0) == [Durable(LIVE, 0, 0, [STONE])]
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [0x10, 0x80, 0x83, 0x87, 0x90, 0x97])
+def test_not_now_waits_longer_each_time_and_sends_the_same_again(code: int) -> None:
+    state = connected()
+    now_s, pauses = 0.0, []
+    for _ in range(20):
+        sent = send(state, now_s=now_s)
+        assert state.answered(sent, code, "later", now_s) == []
+        assert not state.can_send(now_s)
+        assert state.holding(now_s)
+        pauses.append(state.resume_s() - now_s)
+        now_s = state.resume_s()
+        assert state.can_send(now_s)
+        assert state.grant(LIVE).fresh
+        assert state.sent_seq(LIVE) == 0
+    assert pauses[0] == pytest.approx(1.0)
+    assert max(pauses) <= LIMITS.backoff_max_s
+    assert pauses[-1] > 20
+    assert state.refusals == 20
+
+
+def test_a_success_ends_the_growing_of_pauses() -> None:
+    state = connected()
+    now_s = 0.0
+    for _ in range(10):
+        state.answered(send(state), 0x97, "", now_s)
+        now_s = state.resume_s()
+    state.answered(send(state), 0, "", now_s)
+    state.answered(send(state), 0x97, "", now_s)
+    assert state.resume_s() - now_s == pytest.approx(1.0)
+
+
+def test_what_is_refused_in_the_wake_of_a_refusal_counts_once() -> None:
+    state = connected()
+    first, second, third = send(state), send(state), send(state)
+    state.answered(first, 0, "", 0.0)
+    assert state.answered(second, 0x97, "", 0.0) == []
+    assert state.answered(third, 0x99, "context: gone", 0.0) == []
+    assert state.refusals == 1
+    assert state.sent_seq(LIVE) == state.acked_seq(LIVE) == 100
+
+
+def test_a_late_success_of_a_stale_batch_moves_nothing() -> None:
+    state = connected()
+    first, second = send(state), send(state)
+    state.answered(second, 0x97, "", 0.0)
+    assert state.answered(first, 0, "", 0.0) == []
+    assert state.acked_seq(LIVE) == 0
+
+
+def refuse_until(state: UplinkState, poison: int, now_s: float) -> list[tuple[Grant, int]]:
+    """Let a cloud refuse whatever holds seq `poison`; return each batch tried with its count."""
+    tried: list[tuple[Grant, int]] = []
+    for _ in range(200):
+        assert state.can_send(now_s)
+        grant = state.grant(LIVE, Mode.STRUCTURED)
+        sent = state.sent(
+            grant, now_s, first_seq=grant.after_seq + 1,
+            last_seq=grant.after_seq + min(100, grant.readings_max),
+            count=min(100, grant.readings_max), batch_bytes=10,
+        )  # fmt: skip
+        tried.append((grant, sent.count))
+        bad = sent.first_seq <= poison <= sent.last_seq
+        for event in state.answered(sent, 0x99 if bad else 0, "check: no" if bad else "", now_s):
+            if isinstance(event, SetAside):
+                assert (event.first_seq, event.last_seq) == (poison, poison)
+                state.set_aside_done(event, now_s)
+                return tried
+    raise AssertionError("never set aside")
+
+
+@pytest.mark.parametrize("poison", [1, 2, 50, 99, 100])
+def test_the_one_reading_that_is_refused_is_found_and_set_aside(poison: int) -> None:
+    state = connected()
+    tried = refuse_until(state, poison, 0.0)
+    modes = [grant.mode for grant, _ in tried]
+    assert modes[:3] == [Mode.STRUCTURED, Mode.STRUCTURED, Mode.COLUMNAR]
+    assert all(grant.fresh for grant, _ in tried[:3])
+    assert [count for _, count in tried[:3]] == [100, 100, 100]
+    assert set(modes[2:]) == {Mode.COLUMNAR}
+    assert len(tried) < 40
+    assert state.acked_seq(LIVE) == poison
+    assert state.holding(0.0)
+    now_s = state.resume_s()
+    while state.acked_seq(LIVE) < 200:
+        assert state.can_send(now_s)
+        state.answered(send(state), 0, "", now_s)
+    assert state.grant(LIVE, Mode.STRUCTURED).mode == Mode.STRUCTURED
+
+
+def test_while_a_batch_is_suspect_one_is_in_flight() -> None:
+    state = connected()
+    state.answered(send(state), 0x99, "check: no", 0.0)
+    sent = send(state)
+    assert not state.can_send(0.0)
+    state.answered(sent, 0, "", 0.0)
+    assert state.can_send(0.0)
+    send(state)
+    assert state.can_send(0.0), "the suspect is settled: the window is open again"
+
+
+def test_a_cloud_that_refuses_everything_cannot_empty_the_journal_quickly() -> None:
+    state = connected()
+    now_s, aside = 0.0, 0
+    while now_s < 3600:
+        if not state.can_send(now_s):
+            now_s = state.resume_s()
+        for event in state.answered(send(state), 0x99, "malformed: all", now_s):
+            assert isinstance(event, SetAside)
+            aside += 1
+            state.set_aside_done(event, now_s)
+    assert 0 < aside < 150
+
+
+def test_a_foreign_version_is_waited_out_and_never_set_aside() -> None:
+    state = connected()
+    for _ in range(50):
+        now_s = state.resume_s()
+        assert state.answered(send(state, 1), 0x99, "version: 1", now_s) == []
+        assert state.holding(now_s)
+
+
+def test_an_unknown_mode_keeps_the_connection_in_mode_0() -> None:
+    state = connected()
+    grant = state.grant(LIVE, Mode.STRUCTURED)
+    sent = state.sent(grant, 0.0, first_seq=1, last_seq=9, count=9, batch_bytes=10)
+    state.answered(sent, 0x99, "mode: 1", 0.0)
+    assert state.grant(LIVE, Mode.STRUCTURED).mode == Mode.COLUMNAR
+    assert state.can_send(0.0)
+    state.connection_lost(0.0, "gone")
+    state.connection_made(1.0, receive_maximum=10, packet_bytes_max=None)
+    assert state.grant(LIVE, Mode.STRUCTURED).mode == Mode.STRUCTURED
+
+
+def test_packets_larger_than_the_server_takes_are_halved_and_in_the_end_set_aside() -> None:
+    state = connected()
+    state.connection_lost(0.0, "gone")
+    state.connection_made(0.0, receive_maximum=10, packet_bytes_max=100)
+    assert state.too_large(101)
+    assert not state.too_large(100)
+    counts = []
+    events: list[UplinkEvent] = []
+    while not events:
+        grant = state.grant(LIVE)
+        counts.append(grant.readings_max)
+        events = state.refused_here(
+            grant, first_seq=1, last_seq=grant.readings_max, count=grant.readings_max, cause="big"
+        )
+    assert counts == [100, 50, 25, 12, 6, 3, 1]
+    assert events == [SetAside(LIVE, 0, 1, 1, "big")]
+    assert not state.can_send(0.0), "nothing leaves before the reading is among the dead letters"
+
+
+def test_nothing_is_set_aside_before_what_lies_before_it_is_settled() -> None:
+    state = connected()
+    ahead = send(state, 10)
+    grant = state.grant(LIVE)
+    facts = {"first_seq": 11, "last_seq": 11, "cause": "big"}
+    assert state.unreadable(grant, **facts) == []
+    assert state.refused_here(grant, count=1, **facts) == []
+    assert state.acked_seq(LIVE) == 0
+    state.answered(ahead, 0, "", 0.0)
+    while state.acked_seq(LIVE) < 10:
+        again = send(state, 10 - state.acked_seq(LIVE))
+        state.answered(again, 0, "", 0.0)
+    events = state.refused_here(state.grant(LIVE), count=1, **facts)
+    assert events == [SetAside(LIVE, 10, 11, 11, "big")]
+
+
+def test_refused_tombstones_are_tried_for_ever_at_a_growing_pace() -> None:
+    state = connected()
+    for _ in range(20):
+        now_s = state.resume_s()
+        sent = state.sent(
+            state.grant(LIVE), now_s, first_seq=0, last_seq=0, count=0, batch_bytes=30,
+            tombstones=[STONE],
+        )  # fmt: skip
+        assert state.answered(sent, 0x99, "malformed: no", now_s) == []
+    assert state.resume_s() > 5
+
+
+# ---- connections ---------------------------------------------------------------------------------
+
+
+def test_everything_in_flight_is_read_again_after_a_loss() -> None:
+    state = connected()
+    first, second = send(state), send(state)
+    state.answered(first, 0, "", 0.0)
+    state.connection_lost(1.0, "reset")
+    assert not state.can_send(1.0)
+    state.connection_made(2.0, receive_maximum=10, packet_bytes_max=None)
+    assert state.grant(LIVE).after_seq == 100
+    assert state.grant(LIVE).fresh
+    assert state.batches_in_flight == 0
+    assert state.answered(second, 0, "", 2.0) == [], "an answer of a connection that is gone"
+
+
+def test_endpoints_are_tried_in_order_and_pauses_lie_between_rounds() -> None:
+    state = UplinkState(LIMITS, 2, 3, Middle())
+    dials = []
+    now_s = 0.0
+    for _ in range(9):
+        now_s = max(now_s, state.dial_at_s)
+        dials.append((state.endpoint, now_s))
+        state.connection_lost(now_s, "refused")
+    assert [endpoint for endpoint, _ in dials] == [0, 1, 2] * 3
+    rounds = [dials[place][1] for place in (0, 3, 6)]
+    assert [when for _, when in dials] == sorted(rounds * 3)
+    assert rounds[0] < rounds[1] < rounds[2]
+    assert rounds[2] - rounds[1] > rounds[1] - rounds[0]
+
+
+def test_an_endpoint_that_accepts_and_acknowledges_nothing_is_left_for_the_next() -> None:
+    state = UplinkState(LIMITS, 2, 2, Middle())
+    state.connection_made(0.0, receive_maximum=10, packet_bytes_max=None)
+    send(state)
+    state.connection_lost(30.0, "silent")
+    assert state.endpoint == 1
+    assert state.dial_at_s == 30.0
+    state.connection_made(30.0, receive_maximum=10, packet_bytes_max=None)
+    state.answered(send(state), 0, "", 31.0)
+    state.connection_lost(40.0, "reset")
+    assert state.endpoint == 0, "after a connection that worked the first is tried first"
+    assert state.dial_at_s > 40.0
+
+
+def test_batches_shrink_while_connections_break_before_one_gets_through() -> None:
+    state = connected()
+    sizes = []
+    for _ in range(10):
+        sizes.append(send(state).count)
+        state.connection_lost(0.0, "reset")
+        state.connection_made(0.0, receive_maximum=10, packet_bytes_max=None)
+    assert sizes == [100, 50, 25, 12, 6, 3, 1, 1, 1, 1]
+    grown = []
+    for _ in range(12):
+        sent = send(state)
+        grown.append(sent.count)
+        state.answered(sent, 0, "", 0.0)
+    assert grown[-1] == 100
+    assert grown == sorted(grown)
+
+
+def test_packet_too_large_from_the_server_is_a_refusal_of_the_batch() -> None:
+    state = connected()
+    events: list[UplinkEvent] = []
+    for _ in range(12):
+        sent = send(state)
+        events = state.connection_lost(0.0, "0x95", 0x95)
+        if events:
+            break
+        state.connection_made(0.0, receive_maximum=10, packet_bytes_max=None)
+    assert sent.count == 1
+    assert events == [SetAside(LIVE, 0, 1, 1, "0x95")]
+
+
+# ---- the watchdog --------------------------------------------------------------------------------
+
+
+def test_a_silent_peer_is_dialled_anew() -> None:
+    state = connected()
+    assert state.next_deadline_s() is None, "idle is no silence"
+    send(state, now_s=100.0)
+    assert state.next_deadline_s() == 130.0
+    assert state.handle_timeout(129.9) == []
+    (event,) = state.handle_timeout(130.0)
+    assert isinstance(event, Redial)
+
+
+def test_bytes_that_move_put_the_watchdog_off() -> None:
+    state = connected()
+    send(state, now_s=0.0)
+    state.progressed(25.0)
+    assert state.handle_timeout(40.0) == []
+    assert len(state.handle_timeout(55.0)) == 1
+
+
+def test_delays_are_jittered_within_floor_and_ceiling() -> None:
+    jitter = DecorrelatedJitter(0.5, 60.0, random.Random(7))
+    drawn = [jitter.next_s() for _ in range(1000)]
+    assert min(drawn) >= 0.5
+    assert max(drawn) <= 60.0
+    assert len(set(drawn)) > 100
+    jitter.reset()
+    assert jitter.next_s() <= 1.5
+
+
+# ---- the whole -----------------------------------------------------------------------------------
+
+FAULTS = st.sampled_from(["ok"] * 6 + ["later", "bad", "lost", "late-ok", "forget"])
+
+
+@settings(max_examples=200)
+@given(st.lists(FAULTS, max_size=300), st.integers(0, 2**32), st.sets(st.integers(1, 400)))
+def test_whatever_the_link_does_each_reading_arrives_or_is_set_aside_in_order(
+    faults: list[str], seed: int, poison: set[int]
+) -> None:
+    """A journal of two interleaved lanes; the cloud refuses batches that hold a poisoned seq."""
+    rng = random.Random(seed)
+    lanes: list[list[int]] = [[], []]
+    for seq in range(1, 401):
+        lanes[rng.random() < 0.8].append(seq)
+    limits = UplinkLimits(batch_readings=16, window_bytes=500, window_batches=4)
+    state = UplinkState(limits, 2, 1, rng)
+    arrived: list[list[int]] = [[], []]
+    aside: set[int] = set()
+    in_flight: list[tuple[Sent, list[int]]] = []
+    now_s = 0.0
+
+    def handle(events: list[UplinkEvent]) -> None:
+        for event in events:
+            if isinstance(event, SetAside):
+                assert event.first_seq == event.last_seq, "only what was refused alone"
+                aside.add(event.first_seq)
+                state.set_aside_done(event, now_s)
+            elif isinstance(event, Durable):
+                done = [seq for seq in lanes[event.lane] if seq <= event.seq]
+                assert set(done) <= set(arrived[event.lane]) | aside, "trimmed what is not safe"
+
+    def answer(fault: str) -> None:
+        sent, seqs = in_flight.pop(0)
+        if fault == "later":
+            handle(state.answered(sent, 0x97, "", now_s))
+        elif fault == "bad" or poison & set(seqs):
+            handle(state.answered(sent, 0x99, "check: no", now_s))
+        else:
+            arrived[sent.lane] += seqs
+            handle(state.answered(sent, 0, "", now_s))
+            return
+        # the cloud has dropped the context: all that is behind is refused as well
+        for behind, _ in in_flight:
+            handle(state.answered(behind, 0x99, "context: gone", now_s))
+        in_flight.clear()
+
+    script = iter(faults)
+    for _ in range(20_000):
+        now_s += 1.0
+        if not state.connected:
+            now_s = max(now_s, state.dial_at_s)
+            state.connection_made(now_s, receive_maximum=3, packet_bytes_max=None)
+        if state.holding(now_s):
+            now_s = state.resume_s()
+        ready = [lane for lane in (0, 1) if lanes[lane][-1:] > [state.sent_seq(lane)]]
+        if ready and state.can_send(now_s):
+            grant = state.grant(ready[0])
+            seqs = [s for s in lanes[ready[0]] if s > grant.after_seq][: grant.readings_max]
+            in_flight.append((
+                state.sent(
+                    grant, now_s, first_seq=seqs[0], last_seq=seqs[-1], count=len(seqs),
+                    batch_bytes=100,
+                ),
+                seqs,
+            ))  # fmt: skip
+            if rng.random() < 0.5:
+                continue
+        if in_flight:
+            fault = next(script, "ok")
+            if fault in ("lost", "forget"):
+                if fault == "forget":  # taken, and its answer lost
+                    sent, seqs = in_flight[0]
+                    if not poison & set(seqs):
+                        arrived[sent.lane] += seqs
+                in_flight.clear()
+                handle(state.connection_lost(now_s, "cut"))
+            else:
+                answer(fault)
+        elif not ready:
+            break
+    for lane in (0, 1):
+        first_arrivals = list(dict.fromkeys(arrived[lane]))
+        assert first_arrivals == sorted(first_arrivals), "a lane's order"
+        assert set(first_arrivals) | (aside & set(lanes[lane])) == set(lanes[lane])
+        assert state.acked_seq(lane) == (lanes[lane][-1] if lanes[lane] else 0)
+    assert poison <= aside
