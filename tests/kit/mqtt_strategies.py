@@ -33,6 +33,7 @@ from mqtt.reason_codes import ALLOWED, CONNECT_RETURN_CODES
 __all__ = [
     "packets",
     "properties",
+    "publishes",
     "splits",
     "texts",
     "topic_filters",
@@ -95,7 +96,7 @@ def _value(identifier: int, packet: int) -> st.SearchStrategy[object]:
 @st.composite
 def packets(draw: st.DrawFn, version: int) -> Packet:
     """Any packet that `version` allows either end to send."""
-    makers = [_connect, _connack, _publish, _ack, _subscribe, _suback, _unsubscribe, _unsuback]
+    makers = [_connect, _connack, publishes, _ack, _subscribe, _suback, _unsubscribe, _unsuback]
     makers += [_ping, _disconnect]
     if version == 5:
         makers.append(_auth)
@@ -145,7 +146,8 @@ def _connack(draw: st.DrawFn, version: int) -> Connack:
 
 
 @st.composite
-def _publish(draw: st.DrawFn, version: int) -> Publish:
+def publishes(draw: st.DrawFn, version: int) -> Publish:
+    """Any PUBLISH that `version` allows."""
     qos = draw(qos_levels)
     props = _props(draw, 3, version)
     topic_name = draw(topic_names)
