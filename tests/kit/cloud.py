@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-from bridge.batch import EntryEncoder
+from bridge.batch import Encoder, EntryEncoder
 from bridge.intervals import ranges_of
 from bridge.readings import Readings
 from bridge.select import split_by_partition
 from cloud.sinks.contract import DecodedEntry
 from cloud.stream.contract import Part, Stream
+from mqtt.broker.seams import Capture, ClientInfo, PublishRun
+from mqtt.frames import encode_publish
+from tests.kit.readings import START_US
 
-__all__ = ["RecordingSink", "append_readings", "parts_of", "query"]
+__all__ = ["EPOCH", "RecordingSink", "Uplink", "append_readings", "parts_of", "query"]
 
 EPOCH = 0xFEDC_BA98_7654_3210
 
@@ -95,3 +100,57 @@ class RecordingSink:
 
     async def close(self) -> None:
         self.closed = True
+
+
+class Uplink:
+    """A gateway's connection without a network: encodes batches and offers them as runs.
+
+    Attributes:
+        answers: The code of each publish, in the order they were settled.
+        encoder: Its context; `reset` it as a gateway does after a refusal.
+    """
+
+    def __init__(
+        self, capture: Capture, gateway: str = "gw", *, epoch: int = EPOCH, version: int = 5
+    ) -> None:
+        self.capture = capture
+        self.gateway = gateway
+        self.client = ClientInfo(gateway, version)
+        self.encoder = Encoder(gateway, epoch)
+        self.answers: list[int] = []
+        self._sent = 0
+        self._answered = asyncio.Event()
+
+    def batch(self, readings: Readings, **options: Any) -> bytes:
+        """Return the next batch of the connection."""
+        return self.encoder.encode(readings, **options)
+
+    def send(self, *batches: bytes, topic: str | None = None) -> int:
+        """Offer batches as one run; return the capture's answer."""
+        name = (topic or f"tidegate/v1/up/{self.gateway}").encode()
+        frames = b"".join(
+            encode_publish(0x32, name, 1, b"", batch, self.client.protocol_version)
+            for batch in batches
+        )
+        return self.offer(frames, len(batches), 0)
+
+    def offer(self, frames: bytes, count: int, lane: int, *, time_us: int = START_US) -> int:
+        """Offer PUBLISH packets as one run."""
+        refused = self.capture.take(
+            PublishRun(self.client, lane, frames, count, time_us, self._settled)
+        )
+        if not refused:
+            self._sent += count
+        return refused
+
+    def _settled(self, run: PublishRun, codes: int | Sequence[int]) -> None:
+        self.answers += [codes] * run.count if isinstance(codes, int) else codes
+        self._answered.set()
+
+    async def answered(self) -> list[int]:
+        """Return all answers, once everything that was taken has one."""
+        async with asyncio.timeout(10):
+            while len(self.answers) < self._sent:
+                self._answered.clear()
+                await self._answered.wait()
+        return self.answers

@@ -1,0 +1,411 @@
+"""Ingest of batches: order, dedup, refusals, nothing acknowledged before it is durable."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from bridge.batch import decode_entry
+from bridge.envelope import LinkLane, Tombstone
+from bridge.intervals import IntervalSet
+from cloud.config import IngestConfig, StreamConfig
+from cloud.ingest import UP_LANE, CloudCapture
+from cloud.stream.contract import (
+    PARTITIONS,
+    Entry,
+    GivenUp,
+    Part,
+    Source,
+    StreamError,
+    StreamFull,
+)
+from cloud.stream.embedded import EmbeddedStream
+from runtime.clock import ManualClock
+from tests.kit.cloud import EPOCH, Uplink
+from tests.kit.readings import one_per_row, rows
+
+
+class GatedStream(EmbeddedStream):
+    """A stream whose appends can be held up, and fail when told to.
+
+    Attributes:
+        gate: Appends wait for it; open unless cleared.
+        fault: What appends raise instead of storing; None when they store.
+        failing: Called with the parts of an append; True when `fault` is for it.
+    """
+
+    gate: asyncio.Event
+    fault: StreamError | None = None
+    calls = 0
+
+    def failing(self, _parts: Sequence[Part]) -> bool:
+        return True
+
+    async def append(
+        self,
+        parts: Sequence[Part],
+        given_up: Sequence[GivenUp] = (),
+        assigned: Mapping[Source, int] | None = None,
+    ) -> None:
+        self.calls += 1
+        await self.gate.wait()
+        if self.fault is not None and self.failing(parts):
+            raise self.fault
+        await super().append(parts, given_up, assigned)
+
+
+@pytest.fixture
+async def stream(tmp_path: Path) -> AsyncIterator[GatedStream]:
+    config = StreamConfig(disk_reserve_bytes=0)
+    opened = await GatedStream.open(tmp_path / "stream.db", config, ManualClock())
+    assert isinstance(opened, GatedStream)
+    opened.gate = asyncio.Event()
+    opened.gate.set()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def capture(stream: GatedStream) -> AsyncIterator[CloudCapture]:
+    made = CloudCapture(stream, IngestConfig(), "cloud-1", ManualClock())
+    await made.start()
+    yield made
+    stream.gate.set()
+    await made.close()
+
+
+async def entries_of(stream: EmbeddedStream) -> list[Entry]:
+    found: list[Entry] = []
+    for partition in range(PARTITIONS):
+        found += await stream.read(partition, 0, entries_max=10_000, bytes_max=1 << 30)
+    return found
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return once `condition()` holds, with what is ready by then done."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def held_rows(stream: EmbeddedStream) -> list[tuple[object, ...]]:
+    """Return every reading in the stream as a tuple, sorted by seq; as often as it is there."""
+    found: list[tuple[object, ...]] = []
+    for entry in await entries_of(stream):
+        found += rows(decode_entry(entry.body).readings)
+    return sorted(found, key=lambda row: str(row[0]).zfill(12))
+
+
+async def test_a_batch_is_in_the_stream_when_it_is_acknowledged(
+    stream: GatedStream, capture: CloudCapture
+) -> None:
+    readings = one_per_row(200, devices=50)
+    uplink = Uplink(capture)
+    stream.gate.clear()
+    assert uplink.send(uplink.batch(readings)) == 0
+    await until(lambda: stream.calls == 1)
+    assert uplink.answers == []
+    stream.gate.set()
+    assert await uplink.answered() == [0]
+    assert await held_rows(stream) == rows(readings)
+    (line,) = await stream.ledger()
+    assert (line.gateway, line.epoch, line.assigned) == ("gw", EPOCH, 200)
+    assert capture.waiting_bytes == 0
+
+
+async def test_each_part_can_be_read_alone_and_holds_its_partition_only(
+    stream: GatedStream, capture: CloudCapture
+) -> None:
+    from bridge.partition import partition_of
+
+    uplink = Uplink(capture)
+    uplink.send(uplink.batch(one_per_row(300, devices=100), historical=True))
+    await uplink.answered()
+    entries = await entries_of(stream)
+    assert len(entries) > 20
+    for entry in entries:
+        batch = decode_entry(entry.body)
+        assert (batch.gateway, batch.epoch, batch.historical) == ("gw", EPOCH, True)
+        assert batch.seq_ranges == entry.seq_ranges
+        devices = {batch.readings.sources[index][1] for index in batch.readings.source_index}
+        assert {partition_of(device) for device in devices} == {entry.partition}
+
+
+async def test_many_batches_in_one_run_keep_their_order(
+    stream: GatedStream, capture: CloudCapture
+) -> None:
+    uplink = Uplink(capture)
+    for run in range(5):
+        first = run * 60 + 1
+        uplink.send(*(uplink.batch(one_per_row(20, first_seq=first + n * 20)) for n in range(3)))
+    assert await uplink.answered() == [0] * 15
+    for partition in range(PARTITIONS):
+        entries = await stream.read(partition, 0, entries_max=1000, bytes_max=1 << 30)
+        firsts = [entry.seq_ranges[0][0] for entry in entries]
+        assert firsts == sorted(firsts)
+    assert list(await stream.held("gw", EPOCH)) == [(1, 300)]
+
+
+async def test_what_is_held_is_acknowledged_and_not_stored_again(
+    stream: GatedStream, capture: CloudCapture
+) -> None:
+    one = Uplink(capture)
+    one.send(one.batch(one_per_row(100)))
+    await one.answered()
+    again = Uplink(capture)
+    again.send(again.batch(one_per_row(100)), again.batch(one_per_row(100, first_seq=101)))
+    assert await again.answered() == [0, 0]
+    overlap = Uplink(capture)
+    overlap.send(overlap.batch(one_per_row(100, first_seq=151)))
+    assert await overlap.answered() == [0]
+    assert [row[0] for row in await held_rows(stream)] == list(range(1, 251))
+    assert capture.batches.stats.duplicates == 150
+    assert capture.batches.stats.readings == 250
+
+
+async def test_overlapping_ranges_from_two_connections_are_stored_once(
+    stream: GatedStream, capture: CloudCapture
+) -> None:
+    """A new connection repeats what the old one still has under way: it waits for the answer."""
+    stream.gate.clear()
+    old, new = Uplink(capture), Uplink(capture)
+    old.send(old.batch(one_per_row(100)))
+    await until(lambda: stream.calls == 1)
+    new.send(new.batch(one_per_row(150)))
+    await until(lambda: True)
+    assert new.answers == []
+    assert stream.calls == 1
+    stream.gate.set()
+    assert await old.answered() == [0]
+    assert await new.answered() == [0]
+    assert await held_rows(stream) == rows(one_per_row(150))
+
+
+async def test_what_overlaps_a_failed_append_is_not_acknowledged_on_its_word(
+    stream: GatedStream, capture: CloudCapture
+) -> None:
+    stream.gate.clear()
+    old, new = Uplink(capture), Uplink(capture)
+    old.send(old.batch(one_per_row(100)))
+    await until(lambda: stream.calls == 1)
+    new.send(new.batch(one_per_row(100)))
+    await until(lambda: True)
+    stream.fault = StreamError("no quorum")
+    stream.failing = lambda _parts: stream.calls == 1  # type: ignore[method-assign]
+    stream.gate.set()
+    assert await old.answered() == [0x83]
+    assert await new.answered() == [0]
+    assert await held_rows(stream) == rows(one_per_row(100))
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_random_repeats_over_restarts_store_each_reading_once(
+    tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    sent = IntervalSet()
+    for _ in range(3):
+        stream = await EmbeddedStream.open(
+            tmp_path / "stream.db", StreamConfig(disk_reserve_bytes=0), ManualClock()
+        )
+        capture = CloudCapture(stream, IngestConfig(), "cloud-1", ManualClock())
+        await capture.start()
+        for _ in range(4):
+            uplink = Uplink(capture)
+            seq = rng.randrange(1, 200)
+            for _ in range(rng.randrange(1, 6)):
+                count = rng.randrange(1, 60)
+                uplink.send(uplink.batch(one_per_row(count, first_seq=seq)))
+                sent.add(seq, seq + count - 1)
+                seq += count + rng.choice([0, 0, 3])
+            assert not any(await uplink.answered())
+        await capture.close()
+        seqs = [row[0] for row in await held_rows(stream)]
+        assert seqs == [n for first, last in sent for n in range(first, last + 1)]
+        await stream.close()
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+async def test_a_bad_batch_is_refused_alone_and_what_continues_it_too(
+    stream: GatedStream, capture: CloudCapture
+) -> None:
+    uplink = Uplink(capture)
+    good = uplink.batch(one_per_row(10))
+    bad = bytearray(uplink.batch(one_per_row(10, first_seq=11)))
+    bad[-1] ^= 1
+    behind = uplink.batch(one_per_row(10, first_seq=21))
+    uplink.encoder.reset()
+    fresh = uplink.batch(one_per_row(20, first_seq=11))
+    uplink.send(good, bytes(bad), behind, fresh)
+    assert await uplink.answered() == [0, 0x99, 0x99, 0]
+    assert [row[0] for row in await held_rows(stream)] == list(range(1, 31))
+    assert capture.batches.stats.refused["context"] == 1
+    assert sum(capture.batches.stats.refused.values()) == 2
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"\xff", b"\xa0", b"\x00" * 100, b"{}", bytes(range(256))],
+    ids=["empty", "break", "empty-map", "zeros", "json", "bytes"],
+)
+async def test_garbage_is_refused(
+    stream: GatedStream, capture: CloudCapture, payload: bytes
+) -> None:
+    uplink = Uplink(capture)
+    uplink.send(payload)
+    assert await uplink.answered() == [0x99]
+    assert await entries_of(stream) == []
+
+
+async def test_one_connections_garbage_does_not_disturb_another(
+    stream: GatedStream, capture: CloudCapture
+) -> None:
+    bad, good = Uplink(capture, "bad"), Uplink(capture, "good")
+    for n in range(5):
+        bad.send(b"\xff")
+        good.send(good.batch(one_per_row(10, first_seq=n * 10 + 1)))
+    assert await bad.answered() == [0x99] * 5
+    assert await good.answered() == [0] * 5
+    assert list(await stream.held("good", EPOCH)) == [(1, 50)]
+
+
+@pytest.mark.parametrize("topic", ["tidegate/v1/up/", "tidegate/v1/up/a/b"])
+async def test_a_topic_that_names_no_gateway(capture: CloudCapture, topic: str) -> None:
+    uplink = Uplink(capture)
+    uplink.send(uplink.batch(one_per_row(1)), topic=topic)
+    assert await uplink.answered() == [0x90]
+
+
+async def test_a_batch_of_another_gateway_than_the_topics(capture: CloudCapture) -> None:
+    uplink = Uplink(capture)
+    batch = uplink.batch(one_per_row(5))
+    uplink.send(batch, topic="tidegate/v1/up/other")
+    assert await uplink.answered() == [0x99]  # the check covers the gateway's name
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [(StreamFull("full"), 0x97), (StreamError("no quorum"), 0x83)]
+)
+async def test_a_stream_that_takes_nothing(
+    stream: GatedStream, capture: CloudCapture, fault: StreamError, code: int
+) -> None:
+    stream.fault = fault
+    uplink = Uplink(capture)
+    uplink.send(uplink.batch(one_per_row(10)))
+    assert await uplink.answered() == [code]
+    uplink.send(uplink.batch(one_per_row(10, first_seq=11)))
+    assert (await uplink.answered())[1] == 0x99  # its context is gone
+    stream.fault = None
+    uplink.encoder.reset()
+    uplink.send(uplink.batch(one_per_row(20)))
+    assert (await uplink.answered())[2] == 0
+    assert await held_rows(stream) == rows(one_per_row(20))
+
+
+async def test_nothing_overtakes_a_failed_batch(stream: GatedStream, capture: CloudCapture) -> None:
+    """The first append fails while those decoded behind it have not reached the stream yet."""
+    stream.gate.clear()
+    uplink = Uplink(capture)
+    uplink.send(*(uplink.batch(one_per_row(10, first_seq=n * 10 + 1)) for n in range(3)))
+    await until(lambda: stream.calls == 3)
+    stream.fault = StreamError("hiccup")
+    stream.gate.set()
+    uplink.send(uplink.batch(one_per_row(10, first_seq=31)))
+    codes = await uplink.answered()
+    assert codes[0] == 0x83
+    assert codes[3] == 0x99
+    stream.fault = None
+    uplink.send(uplink.batch(one_per_row(10, first_seq=41)))  # still the context that is gone
+    assert (await uplink.answered())[4] == 0x99
+    assert await entries_of(stream) == []
+
+
+async def test_a_failure_is_answered_in_order(stream: GatedStream, capture: CloudCapture) -> None:
+    uplink = Uplink(capture)
+    uplink.send(uplink.batch(one_per_row(10)))
+    await uplink.answered()
+    stream.gate.clear()
+    uplink.send(uplink.batch(one_per_row(10, first_seq=11)))
+    uplink.encoder.reset()
+    uplink.send(uplink.batch(one_per_row(10)))  # held: nothing to append, yet it waits its turn
+    await until(lambda: capture.batches.stats.duplicates == 10)
+    assert uplink.answers == [0]
+    stream.gate.set()
+    assert await uplink.answered() == [0, 0, 0]
+
+
+# ---- ledger --------------------------------------------------------------------------------------
+
+
+async def test_tombstones_and_assigned_reach_the_ledger(
+    stream: GatedStream, capture: CloudCapture
+) -> None:
+    uplink = Uplink(capture)
+    stone = Tombstone(LinkLane.LIVE, 5, 9, 5, "evicted-bytes", 123)
+    uplink.send(uplink.batch(one_per_row(4), assigned=40, tombstones=[stone]))
+    empty = one_per_row(0)
+    later = Tombstone(LinkLane.URGENT, 20, 21, 1, "damaged", 456)
+    uplink.send(uplink.batch(empty, assigned=50, tombstones=[later]))
+    uplink.send(uplink.batch(empty, assigned=60))
+    uplink.send(uplink.batch(empty))
+    assert await uplink.answered() == [0] * 4
+    (line,) = await stream.ledger()
+    assert line.assigned == 60
+    assert line.held == ((1, 4),)
+    assert line.given_up == (
+        GivenUp("gw", EPOCH, "live", 5, 9, 5, "evicted-bytes", 123),
+        GivenUp("gw", EPOCH, "urgent", 20, 21, 1, "damaged", 456),
+    )
+
+
+# ---- pressure ------------------------------------------------------------------------------------
+
+
+async def test_bytes_waiting_are_bounded_by_asking_the_broker_to_stop(stream: GatedStream) -> None:
+    capture = CloudCapture(
+        stream, IngestConfig(waiting_bytes_max=64 * 1024), "cloud-1", ManualClock()
+    )
+    await capture.start()
+    stream.gate.clear()
+    uplink = Uplink(capture)
+    seq = 1
+    while not capture.saturated():
+        uplink.send(uplink.batch(one_per_row(300, first_seq=seq)))
+        seq += 300
+    assert capture.waiting_bytes < 100 * 1024
+    relieved = asyncio.Event()
+    capture.when_relieved(relieved.set)
+    assert not relieved.is_set()
+    stream.gate.set()
+    async with asyncio.timeout(10):
+        await relieved.wait()
+    await uplink.answered()
+    assert capture.waiting_bytes == 0
+    await capture.close()
+    assert uplink.send(uplink.batch(one_per_row(1, first_seq=seq))) == 0x83
+
+
+def test_lanes(tmp_path: Path) -> None:
+    capture = CloudCapture(
+        None,  # type: ignore[arg-type]  # not asked for a lane
+        IngestConfig(topics=("#",)),
+        "cloud-1",
+        ManualClock(),
+    )
+    assert capture.lane("tidegate/v1/up/gw") == UP_LANE
+    assert capture.lane("tidegate/v1/down/gw") is None
+    assert capture.lane("$SYS/x") is None
+    assert capture.lane("devices/d1/state") == 1
+    assert capture.exclusive(0)
+    assert capture.exclusive(1)
+    default = CloudCapture(None, IngestConfig(), "cloud-1", ManualClock())  # type: ignore[arg-type]
+    assert default.lane("devices/d1/state") == 1
+    assert default.lane("alerts/x") is None
