@@ -61,73 +61,75 @@ class SimConfig:
     """A fleet, what it says, how it behaves, and against what the outcome is checked."""
 
     broker: str = setting(
-        "mqtt://127.0.0.1:1883", help="broker to load, mqtt://[user:password@]host:port"
+        "mqtt://127.0.0.1:1883", help="Broker to load, mqtt://[user:password@]host:port."
     )
-    devices: int = setting(50, minimum=1, maximum=1_000_000, help="simulated devices (profiles)")
-    profile: str = setting("mixed", choices=PROFILES, help="what the devices are and say")
+    devices: int = setting(50, minimum=1, maximum=1_000_000, help="Simulated devices (profiles).")
+    profile: str = setting("mixed", choices=PROFILES, help="What the devices are and say.")
     rate_per_s: float = setting(
         0.0,
         minimum=0,
         flag="--rate",
-        help="readings a second of all devices together; 0 = one a device every 5 s",
+        help="Readings a second of all devices together; 0 = one a device every 5 s.",
     )
     replay: Path | None = setting(
-        None, help="send a trace instead: .cborseq, .jsonl or .csv, also with .zst"
+        None, help="Send a trace instead: .cborseq, .jsonl or .csv, also with .zst."
     )
-    replay_loops: int = setting(1, minimum=1, help="times to send the trace, end to end")
+    replay_loops: int = setting(1, minimum=1, help="Times to send the trace, end to end.")
     group: str = setting(
-        "device", choices=("device", "topic"), help="a replayed device is a device or one topic"
+        "device", choices=("device", "topic"), help="A replayed device is a device or one topic."
     )
-    keep_qos: bool = setting(False, help="replay with the trace's own QoS and retain flags")
+    keep_qos: bool = setting(False, help="Replay with the trace's own QoS and retain flags.")
     topic_prefix: str = setting(
-        "devices/{client}/", help="put before each topic; {client} is the client id; may be empty"
+        "devices/{client}/", help="Put before each topic; {client} is the client id; may be empty."
     )
     client_prefix: str = setting(
-        "", help="put before each client id, so that several simulations can share a broker"
+        "", help="Put before each client id, so that several simulations can share a broker."
     )
     speed: float = setting(
-        1.0, minimum=0, help="simulated seconds a second; 0 = as fast as the windows allow"
+        1.0, minimum=0, help="Simulated seconds a second; 0 = as fast as the windows allow."
     )
-    duration_s: float = setting(60.0, minimum=0, unit="s", help="stop sending after; 0 = no limit")
-    count: int = setting(0, minimum=0, help="stop after so many readings in all; 0 = no limit")
-    qos: int = setting(1, minimum=0, maximum=2, help="QoS of every publish")
-    protocol_version: int = setting(5, minimum=4, maximum=5, help="4 = MQTT 3.1.1, 5 = MQTT 5.0")
-    clean_start: bool = setting(True, help="false keeps each device's session over reconnects")
+    duration_s: float = setting(
+        60.0, minimum=0, unit="s", flag="--duration", help="Stop sending after; 0 = no limit."
+    )
+    count: int = setting(0, minimum=0, help="Stop after so many readings in all; 0 = no limit.")
+    qos: int = setting(1, minimum=0, maximum=2, help="QoS of every publish.")
+    protocol_version: int = setting(5, minimum=4, maximum=5, help="4 = MQTT 3.1.1, 5 = MQTT 5.0.")
+    clean_start: bool = setting(True, help="False keeps each device's session over reconnects.")
     keep_alive_s: int = setting(
-        60, minimum=0, maximum=65535, unit="s", help="keep-alive of each connection; 0 = off"
+        60, minimum=0, maximum=65535, unit="s", help="Keep-alive of each connection; 0 = off."
     )
     connections: int = setting(
-        0, minimum=0, help="connections the devices share; 0 = one connection a device"
+        0, minimum=0, help="Connections the devices share; 0 = one connection a device."
     )
     window: int = setting(
-        8, minimum=1, maximum=65535, help="unacknowledged publishes a connection may have"
+        8, minimum=1, maximum=65535, help="Unacknowledged publishes a connection may have."
     )
-    ramp_s: float = setting(0.0, minimum=0, unit="s", help="spread the first connects over")
+    ramp_s: float = setting(0.0, minimum=0, unit="s", help="Spread the first connects over.")
     churn_per_s: float = setting(
-        0.0, minimum=0, help="connections cut and made again each second, without good-bye"
+        0.0, minimum=0, help="Connections cut and made again each second, without good-bye."
     )
     storm_at_s: float = setting(
-        0.0, minimum=0, unit="s", help="cut every connection at this time; 0 = never"
+        0.0, minimum=0, unit="s", help="Cut every connection at this time; 0 = never."
     )
     storm_every_s: float = setting(
-        0.0, minimum=0, unit="s", help="repeat the storm at this interval; 0 = once"
+        0.0, minimum=0, unit="s", help="Repeat the storm at this interval; 0 = once."
     )
-    stamp: bool = setting(True, help="add a stamp to payloads that can carry one")
-    seed: int = setting(1, minimum=0, maximum=2**63 - 1, help="same seed, same payloads")
+    stamp: bool = setting(True, help="Add a stamp to payloads that can carry one.")
+    seed: int = setting(1, minimum=0, maximum=2**63 - 1, help="Same seed, same payloads.")
     start_s: float = setting(
-        0.0, minimum=0, unit="s", help="simulated time at the start, since 1970; 0 = now"
+        0.0, minimum=0, unit="s", help="Simulated time at the start, since 1970; 0 = now."
     )
     connect_timeout_s: float = setting(
-        15.0, minimum=0.1, unit="s", help="give up when no connection was made in"
+        15.0, minimum=0.1, unit="s", help="Give up when no connection was made in."
     )
     drain_timeout_s: float = setting(
-        10.0, minimum=0, unit="s", help="wait for the last acknowledgements"
+        10.0, minimum=0, unit="s", help="Wait for the last acknowledgements."
     )
-    verify: str = setting("", help="check what was stored: path of storage.db, or http(s) URL")
+    verify: str = setting("", help="Check what was stored: path of storage.db, or http(s) URL.")
     verify_timeout_s: float = setting(
-        60.0, minimum=0, unit="s", help="wait for acknowledged readings to be stored"
+        60.0, minimum=0, unit="s", help="Wait for acknowledged readings to be stored."
     )
-    report: Path | None = setting(None, help="write the report as JSON to this file")
+    report: Path | None = setting(None, help="Write the report as JSON to this file.")
 
     def __post_init__(self) -> None:
         Address.of(self.broker)

@@ -38,5 +38,5 @@ def test_more_than_the_hard_limit_is_told_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (1024, 4096))
-    with pytest.raises(SimError, match="10000 connections need .* hard limit is 4096.*--connect"):
+    with pytest.raises(SimError, match=r"10000 connections need .* hard limit is 4096.*--connect"):
         allow_connections(10_000)
