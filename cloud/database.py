@@ -11,6 +11,7 @@ readers may still open the file read-only beside the one that writes.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import sqlite3
@@ -107,6 +108,13 @@ class Database(aiosqlite.Connection):
         """
         result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]
         return result  # aiosqlite types its public methods only
+
+    async def ended(self) -> None:
+        """Return when the thread has ended, after opening failed.
+
+        aiosqlite tells it to end but does not wait, and then it would call a closed event loop.
+        """
+        await asyncio.to_thread(self._thread.join)
 
 
 async def open_database(
@@ -228,10 +236,14 @@ def file_bytes(connection: sqlite3.Connection) -> int:
 async def _start(
     path: Path, kind: DatabaseKind, connect: Callable[[], sqlite3.Connection]
 ) -> Database:
+    database = Database(connect, iter_chunk_size=256)
     try:
-        return await Database(connect, iter_chunk_size=256)  # type: ignore[return-value]
-    except sqlite3.Error as error:
-        raise _explained(path, kind, error) from error
+        return await database  # type: ignore[return-value]
+    except BaseException as error:
+        await database.ended()
+        if isinstance(error, sqlite3.Error):
+            raise _explained(path, kind, error) from error
+        raise
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

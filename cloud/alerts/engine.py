@@ -166,11 +166,14 @@ class RuleEngine:
             self._queue(series)
         return transitions
 
-    def acknowledge(self, alert_id: str, by: str, note: str) -> Transition | None:
-        """Note that somebody has taken a firing alert on; None when it does not fire here."""
+    def acknowledge(self, alert_id: str, by: str, note: str, now_us: int) -> Transition | None:
+        """Note that somebody has taken a firing alert on; None when it does not fire here.
+
+        `now_us` is when they did; the engine's own time may be behind it, and stays there.
+        """
         for series in self.series.values():
             if series.state == FIRING and series.alert_id == alert_id:
-                transition = series.acknowledge(by, note, self.now_us)
+                transition = series.acknowledge(by, note, max(now_us, self.now_us))
                 self.touch(series)
                 return transition
         return None

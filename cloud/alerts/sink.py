@@ -230,8 +230,9 @@ class AlertSink:
             SinkUnavailable: alerts.db cannot be written now.
         """
         async with self._lock:
+            now_us = self._clock.wall_us()
             for engine in self._engines.values():
-                transition = engine.acknowledge(alert_id, by, note)
+                transition = engine.acknowledge(alert_id, by, note, now_us)
                 if transition is not None:
                     self._note(engine, [transition])
                     await self._commit()

@@ -286,8 +286,8 @@ def test_acknowledged_alert_is_not_repeated() -> None:
     assert lab.waits(100) == [("repeated", 100)]
     assert lab.waits(750) == [("repeated", 750)]  # once, not six times
     (series,) = lab.engine.active()
-    assert lab.engine.acknowledge("nobody", "ann", "") is None
-    done = lab.engine.acknowledge(series.alert_id, "ann", "on it")
+    assert lab.engine.acknowledge("nobody", "ann", "", us(750)) is None
+    done = lab.engine.acknowledge(series.alert_id, "ann", "on it", us(751))
     assert done is not None
     assert (done.state, done.alert_id) == ("acknowledged", series.alert_id)
     assert (series.acked_by, series.note) == ("ann", "on it")
@@ -335,7 +335,7 @@ def test_restart_keeps_pending_firing_and_acknowledged() -> None:
     assert lab.restarts() == []
     assert lab.waits(10) == [("firing", 10)]
     (series,) = lab.engine.active()
-    lab.engine.acknowledge(series.alert_id, "ann", "on it")
+    lab.engine.acknowledge(series.alert_id, "ann", "on it", us(751))
     lab.restarts()
     (series,) = lab.engine.active()
     assert (series.acked_by, series.alert_id != "") == ("ann", True)
