@@ -11,14 +11,14 @@ import pytest
 from device_sim.config import SimConfig
 from device_sim.run import run_sim
 from tests.kit.site import Site
-from tests.kit.traces import TRACES, read_shared_trace, shared_trace
+from tests.kit.traces import TRACES, read_records, trace_path
 
 
 @pytest.mark.parametrize("name", TRACES)
 async def test_a_trace_arrives_as_it_was_published(name: str, tmp_path: Path) -> None:
-    path = shared_trace(name)
+    path = trace_path(name)
     published: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
-    for record in read_shared_trace(name):
+    for record in read_records(name):
         published[record.topic].append((record.payload, record.qos))
     total = sum(map(len, published.values()))
     with Site(tmp_path) as site:
