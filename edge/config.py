@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from bridge.devices import DEFAULT_PATTERNS, DeviceIds
 from bridge.uplink_state import UplinkLimits
+from mqtt.broker.config import BrokerConfig
 from runtime.config import section, setting
 from runtime.logs import LogsConfig
 
@@ -297,6 +298,7 @@ class EdgeConfig:
         help="Patterns that find the device id in a topic, such as 'tele/{device}/SENSOR'; the "
         "first match wins, else the MQTT client id counts.",
     )
+    broker: BrokerConfig = section(BrokerConfig, help="What the MQTT broker allows its clients.")
     capture: CaptureConfig = section(CaptureConfig, help="Which publishes become readings.")
     journal: JournalConfig = section(JournalConfig, help="The journal on the disk.")
     uplink: UplinkConfig = section(UplinkConfig, help="The way to the cloud.")

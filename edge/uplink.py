@@ -149,7 +149,7 @@ class Uplink:
             except Exception as error:  # noqa: BLE001 - a task's root
                 self._state.last_error = f"uplink: {error!r}"
                 limited(self._log, ("failed", work), _LOG_EVERY_S).exception("uplink_failed")
-            await asyncio.sleep(self._config.backoff_min_s)
+                await asyncio.sleep(self._config.backoff_min_s)
 
     # ---- connection
 

@@ -1,0 +1,142 @@
+"""A gateway as one service: broker, capture, journal, uplink and HTTP, begun and ended in order.
+
+Devices are let in last, when everything behind them runs, and the journal is closed last, when
+nothing can write to it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from bridge.devices import DeviceIds
+from edge.capture import Capture
+from edge.config import EdgeConfig
+from edge.journal import Journal
+from edge.journal_schema import JournalError
+from edge.telemetry import Parts, edge_metrics, edge_status
+from edge.uplink import Uplink
+from mqtt.broker.broker import Broker
+from runtime.clock import Clock
+from runtime.http import HttpServer, telemetry_routes
+from runtime.metrics import Metrics
+from runtime.service import StartError
+
+__all__ = ["EdgeService"]
+
+
+class EdgeService:
+    """One gateway.
+
+    Attributes:
+        port: The MQTT port in use; 0 before `start`.
+        http_port: The HTTP port in use; 0 before `start` or without HTTP.
+        metrics: What `/metrics` shows; None before `start`.
+    """
+
+    def __init__(self, config: EdgeConfig, clock: Clock) -> None:
+        self.port = 0
+        self.http_port = 0
+        self.metrics: Metrics | None = None
+        self._config = config
+        self._clock = clock
+        self._parts: Parts | None = None
+        self._http: HttpServer | None = None
+        self._stops: list[Any] = []  # what was started, in that order
+        self._log = structlog.get_logger(component="edge").bind(gateway=config.gateway_id)
+
+    async def start(self) -> None:
+        """Begin to serve devices.
+
+        Raises:
+            StartError: a port cannot be had, or the data folder cannot be used.
+        """
+        config, clock = self._config, self._clock
+        journal = await self._open_journal()  # 1. the journal: readings of earlier runs are safe
+        self._stops.append(journal.close)
+        capture = Capture(journal, config.capture, config.journal, clock)  # 2. the way into it
+        broker = Broker(config.broker, capture=capture, clock=clock)  # 3. broker, no port yet
+        await broker.start()
+        self._stops += [broker.stop, capture.close]
+        uplink = self._make_uplink(journal)  # 4. the way out of it
+        await uplink.start()
+        self._stops.insert(1, uplink.stop)
+        self._parts = Parts(config.gateway_id, journal, capture, broker, uplink)
+        self.metrics = edge_metrics(self._parts)
+        await self._serve_http()  # 5. metrics and health
+        try:  # 6. devices
+            self.port = await broker.listen(config.host, config.port)
+        except OSError as error:
+            raise StartError(
+                f"mqtt: cannot listen on {config.host}:{config.port}: "
+                f"{error.strerror or error}; choose another port"
+            ) from None
+        self._log.info("edge_started", mqtt_port=self.port, http_port=self.http_port)
+
+    async def stop(self) -> None:
+        """End in the reverse order; what is not acknowledged stays in the journal.
+
+        1. HTTP ends. 2. Capture commits and settles what it has taken. 3. The broker sends the
+        last acknowledgements and ends the connections. 4. The uplink waits for its answers.
+        5. The journal is closed.
+        """
+        while self._stops:
+            await self._stops.pop()()
+        if self._parts is not None:
+            self._log.info("edge_stopped")
+        self._parts = None
+
+    def status(self) -> dict[str, Any]:
+        """Return the state of every part, as JSON has it; empty while not running."""
+        return edge_status(self._parts) if self._parts is not None else {}
+
+    async def _open_journal(self) -> Journal:
+        path = self._config.data / "edge" / "journal.db"
+        try:
+            await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+            return await Journal.open(path, self._config.journal, self._clock)
+        except JournalError as error:
+            raise StartError(f"journal: {error}") from None
+        except OSError as error:
+            raise StartError(
+                f"data folder {self._config.data}: {error.strerror or error}; "
+                "choose another with --data"
+            ) from None
+
+    def _make_uplink(self, journal: Journal) -> Uplink:
+        config = self._config
+
+        def backlog() -> tuple[int, float]:
+            lanes = journal.stats().lanes.values()
+            return sum(lane.readings for lane in lanes), max(lane.oldest_age_s for lane in lanes)
+
+        return Uplink(
+            config.uplink,
+            config.gateway_id,
+            journal,
+            DeviceIds(config.devices),
+            self._clock,
+            backlog=backlog,
+        )
+
+    async def _serve_http(self) -> None:
+        config = self._config.http
+        if not config.enabled:
+            return
+        assert self.metrics is not None
+        routes = telemetry_routes(
+            self.metrics, health=lambda: (), ready=self._not_ready, status=self.status
+        )
+        http = HttpServer(routes, host=config.host, port=config.port)
+        await http.start()
+        self._stops.append(http.stop)
+        self.http_port = http.port
+
+    def _not_ready(self) -> Sequence[str]:
+        """Return why devices cannot be served now; the cloud's absence is no reason."""
+        if not self.port:
+            return ("starting",)
+        return ()

@@ -1,0 +1,184 @@
+"""What a gateway shows of itself: metrics for Prometheus and a status for people and scripts.
+
+Nothing is counted here. Each figure is read, when asked for, from what the parts keep anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edge.capture import Capture
+from edge.journal import Journal
+from edge.uplink import Uplink
+from mqtt.broker.broker import Broker
+from runtime.metrics import Metrics, Value
+
+__all__ = ["Parts", "edge_metrics", "edge_status"]
+
+
+@dataclass(slots=True)
+class Parts:
+    """The running parts of a gateway."""
+
+    gateway: str
+    journal: Journal
+    capture: Capture
+    broker: Broker
+    uplink: Uplink
+
+
+def edge_status(parts: Parts) -> dict[str, Any]:
+    """Return everything an operator may ask first, as JSON has it."""
+    journal = parts.journal.stats()
+    mqtt = parts.broker.stats()
+    lanes = {lane.name.lower(): asdict(stats) for lane, stats in journal.lanes.items()}
+    return {
+        "gateway": parts.gateway,
+        "mqtt": {
+            "connections": mqtt.connections,
+            "sessions": mqtt.sessions,
+            "subscriptions": mqtt.subscriptions,
+            "retained_messages": mqtt.retained_messages,
+            "messages_received": sum(mqtt.messages_received),
+            "messages_sent": sum(mqtt.messages_sent),
+            "drops": mqtt.drops,
+        },
+        "capture": asdict(parts.capture.stats),
+        "journal": {
+            "epoch": f"{journal.epoch:016x}",
+            "last_seq": journal.last_seq,
+            "lanes": lanes,
+            "file_bytes": journal.file_bytes,
+            "disk_free_bytes": journal.disk_free_bytes,
+            "tombstones": journal.tombstones,
+            "evicted": {str(reason): count for reason, count in journal.evicted.items()},
+            "dead_letters": journal.dead_letters,
+            "damaged_rows": journal.damaged_rows,
+        },
+        "uplink": parts.uplink.status().as_dict(),
+    }
+
+
+def edge_metrics(parts: Parts) -> Metrics:
+    """Return the gateway's metrics."""
+    metrics = Metrics()
+    _uplink_metrics(metrics, parts.uplink)
+    _journal_metrics(metrics, parts.journal)
+    _broker_metrics(metrics, parts.broker)
+    metrics.wrap(
+        "tidegate_capture",
+        parts.capture.stats,
+        counters={
+            "runs": "Runs of publishes offered to the journal and taken.",
+            "readings": "Publishes taken as readings.",
+            "refused_full": "Runs refused because a limit is reached.",
+            "refused_broken": "Runs refused because the journal could not be written.",
+        },
+        gauges={"waiting_bytes": "Bytes of publishes that wait for a commit."},
+    )
+    return metrics
+
+
+def _uplink_metrics(metrics: Metrics, uplink: Uplink) -> None:
+    def read(name: str) -> Callable[[], Value]:
+        return lambda: float(getattr(uplink.status(), name) or 0)
+
+    counters = {
+        "bytes_out": "Bytes sent to the cloud, TLS and TCP/IP headers included.",
+        "bytes_in": "Bytes received from the cloud, TLS and TCP/IP headers included.",
+        "packet_bytes": "What the acknowledged readings take as MQTT packets of their own.",
+        "readings_sent": "Readings the cloud has acknowledged.",
+        "batches_sent": "Batches the cloud has acknowledged.",
+        "refusals": "Batches the cloud has refused.",
+        "dead_letters": "Readings set aside because the cloud refused them.",
+        "dials": "Attempts to connect to the cloud.",
+        "connections": "Connections the cloud has accepted.",
+    }
+    gauges = {
+        "backlog_readings": "Readings the cloud does not have yet.",
+        "oldest_age_s": "Age of the oldest of them, seconds.",
+        "rate_readings_s": "Readings acknowledged a second, over about ten seconds.",
+        "drain_s": "Seconds until the backlog is gone at that rate; 0 when unknown.",
+        "bytes_in_flight": "Bytes of batches without an answer yet.",
+        "rtt_ms": "Round trip of the connection as TCP sees it, milliseconds.",
+    }
+    for name, text in counters.items():
+        metrics.counter(f"tidegate_uplink_{name}", text, read(name))
+    for name, text in gauges.items():
+        metrics.gauge(f"tidegate_uplink_{name}", text, read(name))
+    metrics.gauge(
+        "tidegate_uplink_online",
+        "1 while connected to the cloud.",
+        lambda: float(uplink.status().link in ("online", "waiting")),
+    )
+
+
+def _journal_metrics(metrics: Metrics, journal: Journal) -> None:
+    def by_lane(name: str) -> Callable[[], Value]:
+        return lambda: {
+            (lane.name.lower(),): float(getattr(stats, name))
+            for lane, stats in journal.stats().lanes.items()
+        }
+
+    lane_gauges = {
+        "readings": "Readings kept.",
+        "bytes": "Bytes of readings kept.",
+        "oldest_age_s": "Age of the oldest reading kept, seconds.",
+    }
+    for name, text in lane_gauges.items():
+        metrics.gauge(f"tidegate_journal_lane_{name}", text, by_lane(name), ("lane",))
+
+    def read(name: str) -> Callable[[], Value]:
+        return lambda: float(getattr(journal.stats(), name))
+
+    counters = {
+        "commits": "Group commits.",
+        "body_bytes": "Bytes of publishes committed.",
+        "failed_commits": "Group commits that failed.",
+        "damaged_rows": "Rows given up because they could not be read.",
+    }
+    gauges = {
+        "file_bytes": "Bytes of the journal's files.",
+        "disk_free_bytes": "Bytes free on its file system.",
+        "tombstones": "Losses the cloud does not know of yet.",
+        "commit_s": "How long the last commit took, seconds.",
+        "last_seq": "The highest seq made durable.",
+    }
+    for name, text in counters.items():
+        metrics.counter(f"tidegate_journal_{name}", text, read(name))
+    for name, text in gauges.items():
+        metrics.gauge(f"tidegate_journal_{name}", text, read(name))
+    metrics.counter(
+        "tidegate_journal_evicted_readings",
+        "Readings dropped at a limit, by reason; each has a tombstone.",
+        lambda: {(reason,): float(n) for reason, n in journal.stats().evicted.items()},
+        ("reason",),
+    )
+
+
+def _broker_metrics(metrics: Metrics, broker: Broker) -> None:
+    def read(name: str) -> Callable[[], Value]:
+        return lambda: float(getattr(broker.stats(), name))
+
+    counters = {
+        "connections_total": "connections_accepted",
+        "bytes_received": "bytes_received",
+        "bytes_sent": "bytes_sent",
+        "captured": "captured_messages",
+        "capture_refusals": "capture_refusals",
+        "protocol_faults": "protocol_faults",
+    }
+    for attribute, name in counters.items():
+        text = f"MQTT: {name.replace('_', ' ')} since the start."
+        metrics.counter(f"tidegate_mqtt_{name}", text, read(attribute))
+    for name in ("connections", "sessions", "subscriptions", "retained_messages", "queued_bytes"):
+        text = f"MQTT: {name.replace('_', ' ')} now."
+        metrics.gauge(f"tidegate_mqtt_{name}", text, read(name))
+    metrics.counter(
+        "tidegate_mqtt_dropped_messages",
+        "MQTT: messages dropped for a subscriber, by reason.",
+        lambda: {(reason,): float(n) for reason, n in broker.stats().drops.items()},
+        ("reason",),
+    )
