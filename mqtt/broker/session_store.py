@@ -272,7 +272,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         owner = connection.execute("PRAGMA application_id").fetchone()[0]
         empty = not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if not (empty and not owner) and (owner, version) != (_APPLICATION_ID, _VERSION):
-            raise _foreign(version)
+            raise _foreign(version)  # noqa: TRY301 - closed below like any other failure
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         if empty:

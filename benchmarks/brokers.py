@@ -1,0 +1,150 @@
+"""Brokers for benchmarks, each in a process of its own: ours with the edge's journal, mosquitto's.
+
+    with ours(folder) as broker: ... broker.port, broker.pid
+    with mosquitto(folder) as broker: ...
+
+`python -m benchmarks.brokers FOLDER` serves ours until its standard input ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["RunningBroker", "mosquitto", "ours"]
+
+_MOSQUITTO = """
+listener {port} 127.0.0.1
+allow_anonymous true
+persistence false
+max_inflight_messages 0
+max_queued_messages 0
+set_tcp_nodelay true
+log_type none
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningBroker:
+    """A broker that takes connections on a loopback port."""
+
+    name: str
+    port: int
+    pid: int
+
+
+@contextmanager
+def ours(
+    folder: Path, *, captured: bool = True, durability: str = "power-loss"
+) -> Iterator[RunningBroker]:
+    """Run our broker with the edge's real capture and journal in `folder`.
+
+    Args:
+        folder: For the journal and the session store; made if it is not there.
+        captured: Whether `devices/#` is captured at all.
+        durability: `journal.durability`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.brokers", str(folder), str(int(captured)), durability],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError("our broker did not start")
+        yield RunningBroker("tidegate", int(line), process.pid)
+    finally:
+        process.stdin.close()
+        process.wait(30)
+        process.stdout.close()
+
+
+@contextmanager
+def mosquitto(folder: Path) -> Iterator[RunningBroker]:
+    """Run mosquitto without persistence. Raises FileNotFoundError if it is not installed."""
+    program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    if program is None:
+        raise FileNotFoundError("mosquitto is not installed")
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    config = folder / "mosquitto.conf"
+    config.write_text(_MOSQUITTO.format(port=port))
+    process = subprocess.Popen([program, "-c", str(config)])
+    try:
+        _wait_until_listening(port)
+        yield RunningBroker("mosquitto", port, process.pid)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _wait_until_listening(port: int) -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+async def _serve(folder: Path, captured: bool, durability: str) -> None:
+    from edge.capture import Capture  # noqa: PLC0415 - only the serving process needs them
+    from edge.config import CaptureConfig, JournalConfig  # noqa: PLC0415
+    from edge.journal import Journal  # noqa: PLC0415
+    from mqtt.broker.broker import Broker  # noqa: PLC0415
+    from mqtt.broker.config import BrokerConfig  # noqa: PLC0415
+    from mqtt.broker.session_store import SqliteSessionStore  # noqa: PLC0415
+    from runtime.clock import SystemClock  # noqa: PLC0415
+
+    clock = SystemClock()
+    config = JournalConfig(durability=durability)
+    journal = await Journal.open(folder / "journal.db", config, clock)
+    capture = Capture(journal, CaptureConfig(), config, clock) if captured else None
+    store = SqliteSessionStore(folder / "sessions.db")
+    broker = Broker(BrokerConfig(), capture=capture, store=store)
+    await broker.start()
+    print(await broker.listen("127.0.0.1", 0), flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await broker.stop()
+    if capture is not None:
+        await capture.close()
+    await journal.close()
+
+
+def main() -> None:
+    """Serve our broker until standard input ends."""
+    import logging  # noqa: PLC0415
+
+    import structlog  # noqa: PLC0415
+    import uvloop  # noqa: PLC0415
+
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    folder, captured, durability = sys.argv[1:4]
+    uvloop.run(_serve(Path(folder), captured == "1", durability))
+
+
+if __name__ == "__main__":
+    main()

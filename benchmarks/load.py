@@ -1,0 +1,312 @@
+"""An MQTT load generator that is not the bottleneck: frames are encoded before the clock starts.
+
+One process, one epoll, non-blocking sockets. Each connection publishes to its own topic with a
+window of unacknowledged messages; acknowledgements are counted by their bytes (4 each), and the
+next frames are slices of one block made beforehand. The report names the share of a core that
+the generator and the broker took, so that a reader can see which of them was the limit.
+
+    python -m benchmarks.load --port 1883 --connections 50 --window 20 --qos 1 --duration 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import select
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+__all__ = ["LoadReport", "LoadSpec", "cpu_s_of", "frame_of", "run_load", "spawn_load"]
+
+_ACK_BYTES = 4  # PUBACK, PUBREC and PUBCOMP without reason code, in 3.1.1 and in 5.0
+_PINGREQ = b"\xc0\x00"
+_CLOCK_TICKS_S = 100
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """What to send: `connections` x `window` messages of `payload_bytes`, for `duration_s`."""
+
+    port: int
+    host: str = "127.0.0.1"
+    connections: int = 50
+    window: int = 20
+    qos: int = 1
+    payload_bytes: int = 100
+    duration_s: float = 3.0
+    warmup_s: float = 0.5
+    count: int = 0  # stop after so many messages instead of after `duration_s`
+    topic: str = "devices/{client}/bench"
+    protocol_version: int = 4
+    client_prefix: str = "load"
+    pid: int = 0  # the broker's process, to report its share of a core
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What came back in the measured time; a message counts once its last acknowledgement is in."""
+
+    messages: int
+    seconds: float
+    messages_per_s: float
+    generator_core_share: float
+    broker_core_share: float  # 0.0 when no pid was given
+
+
+def frame_of(topic: str, payload: bytes, qos: int, packet_id: int, protocol_version: int) -> bytes:
+    """Return one PUBLISH; encoded here, so that the generator shares no code with a broker."""
+    name = topic.encode()
+    body = len(name).to_bytes(2, "big") + name
+    if qos:
+        body += packet_id.to_bytes(2, "big")
+    if protocol_version == 5:
+        body += b"\x00"
+    body += payload
+    return bytes([0x30 | qos << 1]) + _variable_length(len(body)) + body
+
+
+def cpu_s_of(pid: int) -> float:
+    """Return the processor seconds, user and system, that process `pid` has used; 0.0 if gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS_S
+
+
+def run_load(spec: LoadSpec) -> LoadReport:
+    """Run the load in this process and report it. Raises ConnectionError if the broker refuses."""
+    senders = {}
+    poller = select.epoll()
+    for index in range(spec.connections):
+        sender = _Sender(spec, index)
+        senders[sender.sock.fileno()] = sender
+        poller.register(sender.sock.fileno(), select.EPOLLIN)
+    try:
+        return _measure(spec, senders, poller)
+    finally:
+        poller.close()
+        for sender in senders.values():
+            sender.sock.close()
+
+
+def spawn_load(spec: LoadSpec, timeout_s: float = 120.0) -> LoadReport:
+    """Run the load in a process of its own and return its report."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.load", "--spec", json.dumps(asdict(spec))],
+        cwd=Path(__file__).parent.parent,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    if done.returncode:
+        raise RuntimeError(f"load generator failed: {done.stderr.strip()[-400:]}")
+    return LoadReport(**json.loads(done.stdout))
+
+
+class _Sender:
+    """One connection: what of its cyclic block of frames is sent, and what was acknowledged."""
+
+    __slots__ = ("block", "carry", "done", "frame_bytes", "position", "sock", "span", "unsent")
+
+    def __init__(self, spec: LoadSpec, index: int) -> None:
+        client_id = f"{spec.client_prefix}-{index}"
+        topic = spec.topic.format(client=client_id)
+        payload = (b"0123456789abcdef" * (spec.payload_bytes // 16 + 1))[: spec.payload_bytes]
+        ids = range(1, spec.window + 1)
+        frames = [frame_of(topic, payload, spec.qos, i, spec.protocol_version) for i in ids]
+        self.frame_bytes = len(frames[0])
+        self.span = self.frame_bytes * spec.window
+        self.block = memoryview(b"".join(frames) * 2)
+        self.position = 0  # in the first half of the block
+        self.unsent = 0  # bytes from `position` on that the window allows and the socket refused
+        self.carry = b""  # of an acknowledgement cut by a read
+        self.done = 0
+        self.sock = _connect(spec, client_id)
+
+    def push(self) -> bool:
+        """Send what the window allows; False when the socket is full."""
+        while self.unsent:
+            upto = min(self.position + self.unsent, 2 * self.span)
+            try:
+                sent = self.sock.send(self.block[self.position : upto])
+            except BlockingIOError:
+                return False
+            self.unsent -= sent
+            self.position = (self.position + sent) % self.span
+        return True
+
+
+def _connect(spec: LoadSpec, client_id: str) -> socket.socket:
+    sock = socket.create_connection((spec.host, spec.port), timeout=10)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    name = client_id.encode()
+    body = b"\x00\x04MQTT" + bytes([spec.protocol_version]) + b"\x02\x00\x00"
+    if spec.protocol_version == 5:
+        body += b"\x00"
+    body += len(name).to_bytes(2, "big") + name
+    sock.sendall(b"\x10" + _variable_length(len(body)) + body)
+    head = _receive_exactly(sock, 2)
+    connack = _receive_exactly(sock, head[1])
+    if head[0] != 0x20 or connack[1] != 0:
+        raise ConnectionError(f"CONNECT refused: {(head + connack).hex()}")
+    sock.setblocking(False)
+    return sock
+
+
+def _receive_exactly(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = sock.recv(count - len(data))
+        if not part:
+            raise ConnectionError("closed by the broker")
+        data += part
+    return data
+
+
+def _variable_length(value: int) -> bytes:
+    out = bytearray()
+    while value >= 128:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _measure(spec: LoadSpec, senders: dict[int, _Sender], poller: select.epoll) -> LoadReport:
+    step = _pump_qos0 if spec.qos == 0 else _pump_qos1 if spec.qos == 1 else _pump_qos2
+    step(senders, poller, time.monotonic() + spec.warmup_s, 0)
+    for sender in senders.values():
+        sender.done = 0
+    cpu, broker_cpu = time.process_time(), cpu_s_of(spec.pid)
+    start = time.monotonic()
+    step(senders, poller, start + spec.duration_s if not spec.count else 1e18, spec.count)
+    seconds = time.monotonic() - start
+    messages = sum(sender.done for sender in senders.values())
+    return LoadReport(
+        messages=messages,
+        seconds=round(seconds, 4),
+        messages_per_s=round(messages / seconds, 1),
+        generator_core_share=round((time.process_time() - cpu) / seconds, 3),
+        broker_core_share=round((cpu_s_of(spec.pid) - broker_cpu) / seconds, 3)
+        if spec.pid
+        else 0.0,
+    )
+
+
+def _start_window(senders: dict[int, _Sender], poller: select.epoll) -> None:
+    for fd, sender in senders.items():
+        if sender.position == 0 and not sender.unsent and not sender.carry and not sender.done:
+            sender.unsent = sender.span
+            if not sender.push():
+                poller.modify(fd, select.EPOLLIN | select.EPOLLOUT)
+
+
+def _pump_qos1(senders: dict[int, _Sender], poller: select.epoll, end: float, count: int) -> None:
+    """Keep every window full until `end` or `count`; one read and one write a wake-up."""
+    if not any(sender.position or sender.unsent for sender in senders.values()):
+        _start_window(senders, poller)
+    total = 0
+    clock, poll = time.monotonic, poller.poll
+    while clock() < end and not (count and total >= count):
+        for fd, event in poll(0.1):
+            sender = senders[fd]
+            if event & select.EPOLLOUT and sender.push():
+                poller.modify(fd, select.EPOLLIN)
+            if not event & select.EPOLLIN:
+                continue
+            data = sender.sock.recv(65536)
+            if not data:
+                raise ConnectionError("closed by the broker")
+            if sender.carry:
+                data = sender.carry + data
+            acked = len(data) // _ACK_BYTES
+            sender.carry = data[acked * _ACK_BYTES :]
+            sender.done += acked
+            total += acked
+            blocked = sender.unsent
+            sender.unsent += acked * sender.frame_bytes
+            if not blocked and not sender.push():
+                poller.modify(fd, select.EPOLLIN | select.EPOLLOUT)
+
+
+def _pump_qos2(senders: dict[int, _Sender], poller: select.epoll, end: float, count: int) -> None:
+    """Answer each PUBREC with a PUBREL; a PUBCOMP lets the next message go."""
+    if not any(sender.position or sender.unsent for sender in senders.values()):
+        _start_window(senders, poller)
+    total = 0
+    while time.monotonic() < end and not (count and total >= count):
+        for fd, _event in poller.poll(0.1):
+            sender = senders[fd]
+            data = sender.carry + sender.sock.recv(65536)
+            whole = len(data) - len(data) % _ACK_BYTES
+            sender.carry = data[whole:]
+            kinds = data[0:whole:_ACK_BYTES]
+            completed = kinds.count(0x70)
+            releases = bytearray()
+            for index, kind in enumerate(kinds):
+                if kind == 0x50:
+                    at = index * _ACK_BYTES
+                    releases += b"\x62\x02" + data[at + 2 : at + 4]
+            sender.sock.setblocking(True)
+            if releases:
+                sender.sock.sendall(releases)
+            sender.done += completed
+            total += completed
+            sender.unsent += completed * sender.frame_bytes
+            sender.push()
+            sender.sock.setblocking(False)
+
+
+def _pump_qos0(senders: dict[int, _Sender], poller: select.epoll, end: float, count: int) -> None:
+    """Send until `end`, then ask each connection with a PINGREQ whether the broker read it all."""
+    share = count // len(senders) if count else 0
+    for fd in senders:
+        poller.modify(fd, select.EPOLLOUT)
+    while time.monotonic() < end:
+        for fd, _event in poller.poll(0.1):
+            sender = senders[fd]
+            left = (share - sender.done) * sender.frame_bytes if share else sender.span
+            sender.unsent = min(sender.span, left) if not sender.unsent else sender.unsent
+            sender.done += sender.unsent // sender.frame_bytes if left > 0 else 0
+            sender.push()
+        if share and all(s.done >= share and not s.unsent for s in senders.values()):
+            break
+    for fd, sender in senders.items():
+        poller.modify(fd, select.EPOLLIN)
+        sender.sock.setblocking(True)
+        sender.push()
+        sender.sock.sendall(_PINGREQ)
+    for sender in senders.values():
+        _receive_exactly(sender.sock, 2)
+        sender.sock.setblocking(False)
+
+
+def main() -> None:
+    """Run from a command line; the report is one line of JSON on standard output."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--spec", help="all settings as JSON, as `spawn_load` passes them")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=1883)
+    parser.add_argument("--connections", type=int, default=50)
+    parser.add_argument("--window", type=int, default=20)
+    parser.add_argument("--qos", type=int, choices=(0, 1, 2), default=1)
+    parser.add_argument("--payload-bytes", type=int, default=100)
+    parser.add_argument("--duration-s", type=float, default=3.0)
+    parser.add_argument("--count", type=int, default=0)
+    parser.add_argument("--topic", default="devices/{client}/bench")
+    parser.add_argument("--protocol-version", type=int, choices=(4, 5), default=4)
+    parser.add_argument("--pid", type=int, default=0)
+    options = vars(parser.parse_args())
+    text = options.pop("spec")
+    spec = LoadSpec(**json.loads(text)) if text else LoadSpec(**options)
+    print(json.dumps(asdict(run_load(spec))))
+
+
+if __name__ == "__main__":
+    main()
