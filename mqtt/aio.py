@@ -13,7 +13,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 from mqtt.client import ClientConnection, State
 from mqtt.client_session import (
@@ -318,7 +318,7 @@ class Client(asyncio.Protocol):
         self._flush()
         return await asyncio.shield(self.closed)
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:

@@ -39,6 +39,7 @@ second half finds a dead server while we do nothing but publish with QoS 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from typing import Any, Final
@@ -535,7 +536,8 @@ class ClientConnection:
             code = fault.reason_code
             if code not in DISCONNECT_FROM_CLIENT:
                 code = ReasonCode.PROTOCOL_ERROR
-            self._outlet.send_packet(Disconnect(code))
+            with suppress(LocalProtocolError):  # the server may take no packet of that size
+                self._outlet.send_packet(Disconnect(code))
         self._close(Disconnected(fault.reason_code, str(fault), by_peer=False, error=fault))
 
     def _close(self, event: Disconnected) -> None:
