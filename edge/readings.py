@@ -162,7 +162,7 @@ class ReadingsBuffer:
         if start == end:
             return None
         late = [time_us < late_us for time_us in self._times_us[start:end]]
-        if late[0] is not late[-1]:
+        if (not late[0]) in late:
             end = start + late.index(not late[0])
         payloads = self._payloads[start:end]
         index = self._index[start:end]

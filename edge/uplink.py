@@ -181,7 +181,7 @@ class Uplink:
                 endpoint, self._options(endpoint), self._on_puback, self._wake.set
             )
             await connection.dial()
-        except (LinkError, OSError) as error:
+        except LinkError as error:
             state.connection_lost(self._clock.monotonic_s(), str(error))
             self._set_link("offline")
             limited(self._log, "dial_failed", _LOG_EVERY_S).warning("dial_failed", error=str(error))
@@ -526,11 +526,21 @@ def _edge_tombstone(stone: LinkTombstone) -> Tombstone:
 
 
 def _tls_context(config: UplinkConfig) -> ssl.SSLContext:
-    """Return the context for mqtts; raises OSError when a file cannot be used."""
-    context = ssl.create_default_context(
-        cafile=str(config.tls_ca_file) if config.tls_ca_file else None
-    )
-    if config.tls_cert_file is not None:
-        key = str(config.tls_key_file) if config.tls_key_file else None
-        context.load_cert_chain(str(config.tls_cert_file), key)
+    """Return the context for mqtts.
+
+    Raises:
+        LinkError: a file cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(
+            cafile=str(config.tls_ca_file) if config.tls_ca_file else None
+        )
+        if config.tls_cert_file is not None:
+            key = str(config.tls_key_file) if config.tls_key_file else None
+            context.load_cert_chain(str(config.tls_cert_file), key)
+    except OSError as error:  # ssl.SSLError is one, and neither names the file
+        files = (config.tls_ca_file, config.tls_cert_file, config.tls_key_file)
+        named = ", ".join(str(file) for file in files if file)
+        detail = error.strerror or error
+        raise LinkError(f"certificate files {named} cannot be used: {detail}") from None
     return context

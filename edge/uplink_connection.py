@@ -5,8 +5,8 @@ and the socket callbacks). aiomqtt, which wraps the same, hides the reason code 
 which everything here depends. A new paho client is made for each connection, so nothing unsent or
 unacknowledged of an old one can ever be sent again by the library.
 
-Everything runs on the loop but a TLS handshake, which paho does blocking and which therefore has a
-thread of its own for its short life.
+Connecting and the TLS handshake, which paho does blocking, are done here before paho gets the
+socket, so that everything runs on the loop and nothing holds it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class LinkBytes:
 
 
 class _PahoClient(paho.Client):
-    """paho on a socket that is connected already, so that connecting never blocks."""
+    """paho on a socket that is connected, and has its TLS, already: connecting never blocks."""
 
     ready_socket: socket.socket
 
@@ -155,7 +155,10 @@ class UplinkConnection:
         try:
             async with asyncio.timeout(timeout_s):
                 sock = await self._open_socket()
-                await self._handshake(sock)
+                if self.endpoint.tls:
+                    sock = await self._handshake(sock)
+                self._paho.ready_socket = sock
+                self._start_paho()
                 await self._accepted
         except TimeoutError:
             raise self._failed(f"no answer within {timeout_s:g} s") from None
@@ -193,32 +196,38 @@ class UplinkConnection:
                 return sock
         raise failure
 
-    async def _handshake(self, sock: socket.socket) -> None:
-        """Hand the socket to paho, which shakes hands if it is TLS and sends CONNECT."""
-        self._paho.ready_socket = sock
-        if not self.endpoint.tls:
-            self._start_paho()
-            return
-        self._paho.tls_set_context(self._options.tls or ssl.create_default_context())
-        with sock.dup() as twin:  # TLS detaches the original
-            handshake = self._loop.run_in_executor(None, self._start_paho)
-            try:
-                await asyncio.shield(handshake)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    twin.shutdown(socket.SHUT_RDWR)  # ends the thread's wait
-                handshake.add_done_callback(self._close_late)
-                raise
-
-    def _close_late(self, handshake: asyncio.Future[None]) -> None:
-        """Close what a handshake left behind that nobody waited for any more."""
-        if not handshake.cancelled():
-            handshake.exception()
-        late: Any = self._paho.socket()
-        if late is not None:
-            late.close()
+    async def _handshake(self, sock: socket.socket) -> socket.socket:
+        """Return `sock` with TLS on it, the server's certificate and name checked."""
+        context = self._options.tls or ssl.create_default_context()
+        tls = context.wrap_socket(
+            sock, server_hostname=self.endpoint.host, do_handshake_on_connect=False
+        )
+        loop, fd = self._loop, tls.fileno()
+        try:
+            while True:
+                ready = loop.create_future()
+                try:
+                    tls.do_handshake()
+                except ssl.SSLWantReadError:
+                    loop.add_reader(fd, _resolve, ready)
+                    try:
+                        await ready
+                    finally:
+                        loop.remove_reader(fd)
+                except ssl.SSLWantWriteError:
+                    loop.add_writer(fd, _resolve, ready)
+                    try:
+                        await ready
+                    finally:
+                        loop.remove_writer(fd)
+                else:
+                    return tls
+        except BaseException:
+            tls.close()
+            raise
 
     def _start_paho(self) -> None:
+        """Have paho send CONNECT on the socket."""
         properties = _properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = 0
         self._paho.connect(
@@ -302,7 +311,7 @@ class UplinkConnection:
             self._drop(f"the connection was lost: {reason}")
 
     def _socket_open(self, _client: Any, _data: Any, sock: SocketLike) -> None:
-        self._loop.call_soon_threadsafe(self._watch, sock)
+        self._loop.call_soon(self._watch, sock)
 
     def _watch(self, sock: SocketLike) -> None:
         if self.lost or sock.fileno() < 0:
@@ -319,7 +328,7 @@ class UplinkConnection:
             self._loop.remove_writer(sock.fileno())
 
     def _register_write(self, _client: Any, _data: Any, sock: SocketLike) -> None:
-        self._loop.call_soon_threadsafe(self._watch_write, sock)
+        self._loop.call_soon(self._watch_write, sock)
 
     def _watch_write(self, sock: SocketLike) -> None:
         if self._socket is sock and self._paho.want_write():
@@ -394,6 +403,11 @@ class UplinkConnection:
         counts.acked = acked
         counts.outstanding = bool(unacked or not_sent)
         counts.rtt_ms = rtt_us / 1000
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _properties(packet_type: int) -> Properties:

@@ -92,7 +92,7 @@ def setting(
         "flag": flag,
         "secret": secret,
     }
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata, repr=not secret)
 
 
 def section(cls: type, *, help: str) -> Any:  # noqa: A002

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Callable
 from typing import Self
 
@@ -45,6 +46,7 @@ class CloudPeer:
         topic_alias_maximum: int = 10,
         maximum_packet_size: int = 0,
         connack: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.script: Script = script or (lambda _batch, _n: (0, ""))
         self.accepted: list[Batch] = []
@@ -63,6 +65,7 @@ class CloudPeer:
             receive_maximum, topic_alias_maximum, maximum_packet_size
         )
         self._connack = connack
+        self._tls = tls
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,7 +81,9 @@ class CloudPeer:
 
     async def listen(self) -> None:
         """Accept connections, on the same port as before if there was one."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", self.port, ssl=self._tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:

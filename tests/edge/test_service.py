@@ -1,0 +1,172 @@
+"""The gateway as a whole: a device's PUBACK to the cloud's, over restarts and without a cloud."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import aiomqtt
+import pytest
+
+from edge.config import CaptureConfig, EdgeConfig, EdgeHttpConfig, JournalConfig, UplinkConfig
+from edge.service import EdgeService
+from runtime.clock import SystemClock
+from runtime.service import StartError
+from tests.kit.cloud_peer import CloudPeer
+
+
+def gateway(folder: Path, *endpoints: str) -> EdgeConfig:
+    return EdgeConfig(
+        data=folder,
+        gateway="gw-1",
+        host="127.0.0.1",
+        port=0,
+        capture=CaptureConfig(urgent=("alarms/#",), ignore=("local/#",)),
+        journal=JournalConfig(disk_reserve_bytes=0),
+        uplink=UplinkConfig(
+            endpoints=endpoints, linger_ms=5, backoff_min_s=0.01, backoff_max_s=0.05
+        ),
+        http=EdgeHttpConfig(port=0),
+    )
+
+
+@asynccontextmanager
+async def running(config: EdgeConfig) -> AsyncIterator[EdgeService]:
+    service = EdgeService(config, SystemClock())
+    try:
+        await service.start()
+        yield service
+    finally:
+        await service.stop()
+
+
+async def publish(service: EdgeService, topic: str, payloads: list[bytes]) -> None:
+    """Publish with QoS 1 as a device does; every one is acknowledged when this returns."""
+    async with aiomqtt.Client("127.0.0.1", service.port) as device:
+        for payload in payloads:
+            await device.publish(topic, payload, qos=1)
+
+
+def numbered(count: int) -> list[bytes]:
+    return [b"%d" % n for n in range(count)]
+
+
+async def get(service: EdgeService, path: str) -> tuple[int, bytes]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.http_port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n".encode())
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    return int(head.split()[1]), body
+
+
+async def test_what_devices_publish_reaches_the_cloud(tmp_path: Path) -> None:
+    async with CloudPeer() as cloud, running(gateway(tmp_path, cloud.url)) as service:
+        await publish(service, "devices/d1/t", numbered(50))
+        await publish(service, "alarms/fire", [b"!"])
+        await publish(service, "local/only", [b"stays"])
+        await cloud.until("all taken", lambda: len(cloud.rows) >= 51)
+    assert [payload for _, payload in cloud.rows if payload != b"!"] == numbered(50)
+    assert {batch.lane for batch in cloud.accepted} == {0, 1}
+    sources = {source for batch in cloud.accepted for source in batch.readings.sources}
+    assert ("devices/d1/t", "d1") in sources
+    assert not any(topic.startswith("local") for topic, _ in sources)
+
+
+async def test_readings_of_a_gateway_that_never_had_a_cloud_go_up_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    async with running(gateway(tmp_path)) as service:
+        await publish(service, "devices/d1/t", numbered(40))
+        assert service.status()["uplink"]["link"] == "off"
+        assert service.status()["uplink"]["backlog_readings"] == 40
+    async with CloudPeer() as cloud, running(gateway(tmp_path, cloud.url)) as service:
+        await publish(service, "devices/d1/t", [b"after"])
+        await cloud.until("all taken", lambda: len(cloud.rows) == 41)
+    assert [payload for _, payload in cloud.rows] == [*numbered(40), b"after"]
+    assert cloud.rows[0][0] == 1
+    assert len({batch.epoch for batch in cloud.accepted}) == 1
+
+
+async def test_a_link_that_is_cut_again_and_again_never_holds_a_device_up(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    async with CloudPeer() as cloud, running(gateway(tmp_path, cloud.url)) as service:
+        for n in range(20):
+            await publish(service, f"devices/d{n % 3}/t", [b"%d" % (n * 10 + k) for k in range(10)])
+            if rng.random() < 0.5:
+                cloud.cut()
+        await cloud.until("all taken", lambda: len(cloud.rows) == 200)
+    assert [payload for _, payload in cloud.rows] == numbered(200)
+    assert cloud.connections > 3
+
+
+async def test_http_tells_health_status_and_metrics(tmp_path: Path) -> None:
+    async with CloudPeer() as cloud, running(gateway(tmp_path, cloud.url)) as service:
+        await publish(service, "devices/d1/t", numbered(10))
+        await cloud.until("all taken", lambda: len(cloud.rows) == 10)
+        async with asyncio.timeout(10):
+            while service.status()["uplink"]["readings_sent"] < 10:
+                await asyncio.sleep(0.005)
+        assert (await get(service, "/healthz"))[0] == 200
+        assert (await get(service, "/readyz"))[0] == 200
+        code, body = await get(service, "/status")
+        status = json.loads(body)
+        assert code == 200
+        assert status["gateway"] == "gw-1"
+        assert status["capture"]["readings"] == 10
+        assert status["uplink"]["readings_sent"] == 10
+        assert status["journal"]["lanes"]["live"]["readings"] == 0
+        _, metrics = await get(service, "/metrics")
+    assert b"tidegate_uplink_readings_sent_total 10.0" in metrics
+    assert b"tidegate_uplink_online 1.0" in metrics
+    assert b'tidegate_journal_lane_readings{lane="live"} 0.0' in metrics
+    assert b"tidegate_metrics_read_errors_total 0.0" in metrics
+
+
+@pytest.mark.parametrize("which", ["mqtt", "http"])
+async def test_a_port_in_use_is_told_in_one_line_and_everything_is_released(
+    tmp_path: Path, which: str
+) -> None:
+    blocker = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
+    port = blocker.sockets[0].getsockname()[1]
+    config = gateway(tmp_path)
+    taken = (
+        replace(config, port=port)
+        if which == "mqtt"
+        else replace(config, http=EdgeHttpConfig(port=port))
+    )
+    with pytest.raises(StartError) as caught:
+        async with running(taken):
+            raise AssertionError("started on a port that is in use")
+    assert f"{which}: cannot listen on 127.0.0.1:{port}" in str(caught.value)
+    blocker.close()
+    await blocker.wait_closed()
+    async with running(config) as service:
+        assert service.port
+
+
+async def test_a_data_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StartError, match=r"data folder .*file"):
+        async with running(gateway(tmp_path / "file")):
+            raise AssertionError("started in a file")
+
+
+async def test_two_gateways_cannot_share_a_journal(tmp_path: Path) -> None:
+    async with running(gateway(tmp_path)):
+        with pytest.raises(StartError, match="journal"):
+            async with running(gateway(tmp_path)):
+                raise AssertionError("started twice on one journal")
+
+
+async def test_stop_before_start_and_twice_is_harmless(tmp_path: Path) -> None:
+    service = EdgeService(gateway(tmp_path), SystemClock())
+    await service.stop()
+    assert service.status() == {}
+    await service.start()
+    await service.stop()
+    await service.stop()

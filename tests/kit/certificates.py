@@ -1,0 +1,50 @@
+"""A certificate authority of a test's own, made with the openssl program."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+__all__ = ["Certificates", "make_certificates"]
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """PEM files: an authority, and a server (localhost, 127.0.0.1) and a client it signed."""
+
+    ca: Path
+    server: Path
+    server_key: Path
+    client: Path
+    client_key: Path
+
+
+def make_certificates(folder: Path) -> Certificates:
+    """Make them in `folder`, valid for a day. Skips the calling test where openssl is absent."""
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("openssl is not installed on this machine")
+
+    def run(*arguments: str) -> None:
+        subprocess.run([program, *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    run("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "1",
+        "-subj", "/CN=test authority")  # fmt: skip
+    extensions = folder / "server.ext"
+    extensions.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    for name in ("server", "client"):
+        run("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        more = ("-extfile", str(extensions)) if name == "server" else ()
+        run("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
+            "-CAcreateserial", "-out", f"{name}.pem", "-days", "1", *more)  # fmt: skip
+    return Certificates(
+        *(
+            folder / name
+            for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key")
+        )
+    )
