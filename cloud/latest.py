@@ -1,0 +1,267 @@
+"""Latest values: the newest reading of every topic of every device, in memory.
+
+Invariants:
+- A value never goes back in event time: a reading replaces another only if its
+  (time, gateway, epoch, seq) is greater; a time in the future counts as the arrival, so that a
+  clock in 2099 does not hold the place for ever. Giving a reading twice changes nothing.
+- Memory is bounded by devices, topics a device and payload bytes; what was not updated for
+  longest goes first, and is counted.
+
+After a restart `rebuild` reads storage.db; what the stream holds beyond it comes again by
+`receive`, in any order.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridge.readings import FLAG_QOS_MASK, Readings
+from cloud.database import open_read_only
+from cloud.sinks.schema import STORAGE_KIND, epoch_from_sql, payload_from_sql
+from runtime.metrics import Metrics
+
+__all__ = ["DeviceSummary", "Latest", "LatestLimits", "LatestReading"]
+
+REBUILD_ROWS_PER_DEVICE = 64
+REBUILD_DEVICES_AT_ONCE = 100  # a turn of the database's thread
+
+
+@dataclass(slots=True, frozen=True)
+class LatestLimits:
+    """Bounds on memory."""
+
+    devices: int = 100_000
+    topics_per_device: int = 64
+    payload_bytes: int = 65_536  # of one value; a longer payload is kept as its first bytes
+    total_payload_bytes: int = 256 << 20
+
+
+@dataclass(slots=True, frozen=True)
+class LatestReading:
+    """The newest reading of one topic of one device, with its identity."""
+
+    device: str
+    topic: str
+    gateway: str
+    epoch: int
+    seq: int
+    time_us: int  # at the edge
+    received_us: int  # at the cloud
+    qos: int
+    payload: bytes
+    payload_bytes: int  # of the whole payload; more than len(payload) when that was cut
+
+    @property
+    def order(self) -> tuple[int, str, int, int]:
+        """Its place in time."""
+        return min(self.time_us, self.received_us), self.gateway, self.epoch, self.seq
+
+
+@dataclass(slots=True, frozen=True)
+class DeviceSummary:
+    """One device in a list of them."""
+
+    device: str
+    gateway: str  # of its newest reading
+    time_us: int  # of its newest reading
+    received_us: int
+    topics: int
+
+
+class Latest:
+    """The table of latest values.
+
+    Attributes:
+        evicted: Values dropped because a bound was reached.
+    """
+
+    def __init__(self, limits: LatestLimits | None = None) -> None:
+        self.evicted = 0
+        self._limits = limits or LatestLimits()
+        # the device updated longest ago comes first
+        self._devices: OrderedDict[str, dict[str, LatestReading]] = OrderedDict()
+        self._payload_bytes = 0
+        self._sorted: list[str] | None = []  # device ids; None = to be made again
+
+    def __len__(self) -> int:
+        return len(self._devices)
+
+    # ---- taking readings -------------------------------------------------------------------------
+
+    def receive(self, gateway: str, epoch: int, received_us: int, readings: Readings) -> None:
+        """Take the readings of one stream entry."""
+        newest = [-1] * len(readings.sources)  # index of the newest reading of each source
+        times = readings.times_us
+        if times and max(times) > received_us:
+            times = [min(time_us, received_us) for time_us in times]
+        for index, source in enumerate(readings.source_index):
+            best = newest[source]
+            if best < 0 or times[index] >= times[best]:  # seq rises: the later of equals is newer
+                newest[source] = index
+        for source, index in enumerate(newest):
+            if index >= 0:
+                topic, device = readings.sources[source]
+                payload = readings.payloads[index]
+                self._take(
+                    LatestReading(
+                        device,
+                        topic,
+                        gateway,
+                        epoch,
+                        readings.seqs[index],
+                        readings.times_us[index],
+                        received_us,
+                        readings.flags[index] & FLAG_QOS_MASK,
+                        payload[: self._limits.payload_bytes],
+                        len(payload),
+                    )
+                )
+
+    def _take(self, reading: LatestReading) -> None:
+        topics = self._devices.get(reading.device)
+        if topics is None:
+            topics = self._devices[reading.device] = {}
+            self._sorted = None
+        old = topics.get(reading.topic)
+        if old is not None:
+            if reading.order <= old.order:
+                return
+            self._payload_bytes -= len(old.payload)
+        topics[reading.topic] = reading
+        self._payload_bytes += len(reading.payload)
+        self._devices.move_to_end(reading.device)
+        if len(topics) > self._limits.topics_per_device:
+            oldest = min(topics.values(), key=lambda one: one.order)
+            del topics[oldest.topic]
+            self._payload_bytes -= len(oldest.payload)
+            self.evicted += 1
+        while len(self._devices) > 1 and (
+            len(self._devices) > self._limits.devices
+            or self._payload_bytes > self._limits.total_payload_bytes
+        ):
+            self._evict()
+
+    def _evict(self) -> None:
+        _, topics = self._devices.popitem(last=False)
+        self._payload_bytes -= sum(len(one.payload) for one in topics.values())
+        self.evicted += len(topics)
+        self._sorted = None
+
+    # ---- answers ---------------------------------------------------------------------------------
+
+    def device(self, device: str) -> list[LatestReading]:
+        """Return the newest reading of each topic of a device, by topic; empty if unknown."""
+        topics = self._devices.get(device, {})
+        return [topics[topic] for topic in sorted(topics)]
+
+    def devices(self, *, match: str = "*", after: str = "", limit: int) -> list[DeviceSummary]:
+        """Return devices by id.
+
+        Args:
+            match: A glob of ids.
+            after: Only ids greater than this; "" is all.
+            limit: At most so many.
+        """
+        if self._sorted is None:
+            self._sorted = sorted(self._devices)
+        wanted = re.compile(fnmatch.translate(match)).match if match != "*" else None
+        found: list[DeviceSummary] = []
+        for device in self._sorted:
+            if device > after and (wanted is None or wanted(device)):
+                found.append(_summary(device, self._devices[device]))
+                if len(found) >= limit:
+                    break
+        return found
+
+    def register(self, metrics: Metrics) -> None:
+        """Show figures of this part."""
+        metrics.gauge("tidegate_latest_devices", "Devices with latest values.", lambda: len(self))
+        metrics.gauge(
+            "tidegate_latest_payload_bytes",
+            "Bytes of their payloads.",
+            lambda: self._payload_bytes,
+        )
+        metrics.counter(
+            "tidegate_latest_evicted_values",
+            "Latest values dropped because a bound was reached.",
+            lambda: self.evicted,
+        )
+
+    # ---- after a restart -------------------------------------------------------------------------
+
+    async def rebuild(self, path: Path, now_us: int) -> int:
+        """Take the newest rows of every device from storage.db; return how many devices it has.
+
+        Of each device the newest 64 rows are looked at: a topic that is silent for longer than
+        those comes back with its next reading. Rows in the future are left out.
+
+        Raises:
+            DatabaseError: the file cannot be read.
+        """
+        database = await open_read_only(path, STORAGE_KIND)
+        try:
+            devices, after = 0, ""
+            while True:
+                start = after
+
+                def work(
+                    connection: sqlite3.Connection, start: str = start
+                ) -> tuple[list[str], list[LatestReading]]:
+                    return _newest_rows(connection, start, now_us, self._limits.payload_bytes)
+
+                names, rows = await database.run(work)
+                if not names:
+                    return devices
+                self._take_all(rows)
+                devices += len(names)
+                after = names[-1]
+        finally:
+            await database.close()
+
+    def _take_all(self, readings: Iterable[LatestReading]) -> None:
+        for reading in readings:
+            self._take(reading)
+
+
+def _summary(device: str, topics: Mapping[str, LatestReading]) -> DeviceSummary:
+    newest = max(topics.values(), key=lambda one: one.order)
+    return DeviceSummary(device, newest.gateway, newest.time_us, newest.received_us, len(topics))
+
+
+def _newest_rows(
+    connection: sqlite3.Connection, after: str, now_us: int, payload_bytes: int
+) -> tuple[list[str], list[LatestReading]]:
+    """Return the next devices past `after`, and the newest row of each of their topics."""
+    names: list[str] = []
+    rows: list[LatestReading] = []
+    while len(names) < REBUILD_DEVICES_AT_ONCE:
+        # one step of the index a device, however many rows it has
+        row = connection.execute(
+            "SELECT device FROM readings WHERE device > ? ORDER BY device LIMIT 1", (after,)
+        ).fetchone()
+        if row is None:
+            break
+        after = row[0]
+        names.append(after)
+        newest: dict[str, LatestReading] = {}
+        for topic, gateway, epoch, seq, time_us, received_us, qos, payload in connection.execute(
+            "SELECT topic, gateway, epoch, seq, time_us, received_us, qos, payload FROM readings "
+            "WHERE device = ? AND time_us <= ? ORDER BY time_us DESC LIMIT ?",
+            (after, now_us, REBUILD_ROWS_PER_DEVICE),
+        ):
+            whole = payload_from_sql(payload)
+            reading = LatestReading(
+                after, topic, gateway, epoch_from_sql(epoch), seq, time_us, received_us, qos,
+                whole[:payload_bytes], len(whole),
+            )  # fmt: skip
+            best = newest.get(topic)
+            if best is None or reading.order > best.order:
+                newest[topic] = reading
+        rows += newest.values()
+    return names, rows
