@@ -20,6 +20,7 @@ from edge.journal_schema import JournalError
 from edge.telemetry import Parts, edge_metrics, edge_status
 from edge.uplink import Uplink
 from mqtt.broker.broker import Broker
+from mqtt.broker.session_store import SessionStoreError, SqliteSessionStore
 from runtime.clock import Clock
 from runtime.http import HttpServer, telemetry_routes
 from runtime.metrics import Metrics
@@ -57,13 +58,13 @@ class EdgeService:
         config, clock = self._config, self._clock
         journal = await self._open_journal()  # 1. the journal: readings of earlier runs are safe
         self._stops.append(journal.close)
-        capture = Capture(journal, config.capture, config.journal, clock)  # 2. the way into it
-        broker = Broker(config.broker, capture=capture, clock=clock)  # 3. broker, no port yet
-        await broker.start()
-        self._stops += [broker.stop, capture.close]
-        uplink = self._make_uplink(journal)  # 4. the way out of it
+        uplink = self._make_uplink(journal)  # 2. the way out of it
         await uplink.start()
-        self._stops.insert(1, uplink.stop)
+        self._stops.append(uplink.stop)
+        capture = Capture(journal, config.capture, config.journal, clock)  # 3. the way into it
+        self._stops.append(capture.close)
+        broker = await self._start_broker(capture)  # 4. broker and sessions, no port yet
+        self._stops.insert(-1, broker.stop)
         self._parts = Parts(config.gateway_id, journal, capture, broker, uplink)
         self.metrics = edge_metrics(self._parts)
         await self._serve_http()  # 5. metrics and health
@@ -105,6 +106,15 @@ class EdgeService:
                 f"data folder {self._config.data}: {error.strerror or error}; "
                 "choose another with --data"
             ) from None
+
+    async def _start_broker(self, capture: Capture) -> Broker:
+        store = SqliteSessionStore(self._config.data / "edge" / "sessions.db")
+        broker = Broker(self._config.broker, capture=capture, store=store, clock=self._clock)
+        try:
+            await broker.start()
+        except SessionStoreError as error:
+            raise StartError(f"sessions: {error}") from None
+        return broker
 
     def _make_uplink(self, journal: Journal) -> Uplink:
         config = self._config

@@ -156,6 +156,34 @@ async def test_a_data_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None
             raise AssertionError("started in a file")
 
 
+async def test_retained_messages_and_sessions_outlive_a_restart(tmp_path: Path) -> None:
+    async with running(gateway(tmp_path)) as service:
+        async with aiomqtt.Client(
+            "127.0.0.1", service.port, identifier="screen", clean_session=False
+        ) as screen:
+            await screen.subscribe("devices/+/state", qos=1)
+        async with aiomqtt.Client("127.0.0.1", service.port) as device:
+            await device.publish("devices/d1/state", b"on", qos=1, retain=True)
+            await device.publish("devices/d1/state", b"off", qos=1)
+    async with running(gateway(tmp_path)) as service:
+        client = aiomqtt.Client("127.0.0.1", service.port, identifier="screen", clean_session=False)
+        async with client as screen, asyncio.timeout(10):
+            waiting = [await anext(screen.messages) for _ in range(2)]
+        async with aiomqtt.Client("127.0.0.1", service.port) as other, asyncio.timeout(10):
+            await other.subscribe("#")
+            retained = await anext(other.messages)
+    assert [message.payload for message in waiting] == [b"on", b"off"]
+    assert (retained.payload, retained.retain) == (b"on", True)
+
+
+async def test_a_session_file_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "edge").mkdir()
+    (tmp_path / "edge" / "sessions.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(StartError, match="sessions:"):
+        async with running(gateway(tmp_path)):
+            raise AssertionError("started on a file that is no database")
+
+
 async def test_two_gateways_cannot_share_a_journal(tmp_path: Path) -> None:
     async with running(gateway(tmp_path)):
         with pytest.raises(StartError, match="journal"):
