@@ -17,7 +17,7 @@ from bridge.intervals import IntervalSet, Range
 from cloud.database import execute_rows
 from cloud.sinks.schema import epoch_to_sql
 
-__all__ = ["RangeTable", "joined"]
+__all__ = ["RangeTable", "apart", "joined"]
 
 
 class RangeTable:
@@ -110,5 +110,19 @@ def joined(ranges: list[Range]) -> list[Range]:
             end = last
         elif last > end:
             end = last
+    result.append((start, end))
+    return result
+
+
+def apart(ranges: list[Range]) -> list[Range]:
+    """Return one or more ranges sorted, those that touch made one, those that overlap left so."""
+    ranges.sort()
+    result: list[Range] = []
+    start, end = ranges[0][0], ranges[0][0] - 1
+    for first, last in ranges:
+        if first != end + 1:
+            result.append((start, end))
+            start = first
+        end = last
     result.append((start, end))
     return result

@@ -36,6 +36,7 @@ _WRITE_PAYLOAD_BYTES_MAX = 32 << 20
 _READ_ENTRIES_MAX = 512
 _SLICE_READINGS = 1_000  # decoded between two turns of the event loop: about 3 ms
 _CURSOR_INTERVAL_S = 0.5  # between commits of cursors the stream keeps
+_NOTHING_S = 0.005
 _CAUSE_CHARS_MAX = 500
 
 
@@ -107,16 +108,31 @@ class SinkRunner:
         if kept is None:
             kept = await self._stream.cursors(self.name)
             self._committed = dict(kept)
+        await self._take_positions(kept)
+        self._task = asyncio.create_task(self._run(), name=f"sink-{self.name}")
+
+    async def _take_positions(self, kept: Mapping[int, int]) -> None:
+        """Start at the cursors kept, unless the stream does not agree with them."""
         ends = (await self._stream.stats()).last_positions
-        for partition, position in kept.items():
-            if position > ends.get(partition, 0):
+        for partition, end in ends.items():
+            position = kept.get(partition, 0)
+            if position > end:
                 # the stream is older than the sink: its next entries would get old positions
                 log.warning("stream_behind_sink", sink=self.name, partition=partition,
-                            position=position, stream=ends.get(partition, 0))  # fmt: skip
-                self._positions[partition] = 0
-            else:
-                self._positions[partition] = position
-        self._task = asyncio.create_task(self._run(), name=f"sink-{self.name}")
+                            position=position, stream=end)  # fmt: skip
+                position = 0
+            if position < end and not await self._stream.read(
+                partition, position, entries_max=1, bytes_max=1
+            ):
+                if position:  # a new sink is not meant to see what was trimmed before it
+                    log.warning("trimmed_before_sink", sink=self.name, partition=partition,
+                                position=position, stream=end)  # fmt: skip
+                position = end
+            self._positions[partition] = position
+        for partition, position in kept.items():
+            if partition not in ends and position:
+                log.warning("stream_behind_sink", sink=self.name, partition=partition,
+                            position=position, stream=0)  # fmt: skip
 
     async def stop(self) -> None:
         """Finish the write under way, save cursors, close the sink."""
@@ -173,6 +189,8 @@ class SinkRunner:
                     await self._deliver([one])
                 if chunk:
                     await self._deliver(chunk)
+                elif not retries:
+                    await asyncio.sleep(_NOTHING_S)  # woken, yet nothing came: never spin
                 await self._commit_cursors()
                 self._unavailable, self._unavailable_tries = "", 0
             except (SinkUnavailable, StreamError) as error:

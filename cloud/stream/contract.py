@@ -76,7 +76,10 @@ class Entry:
 
 @dataclass(slots=True, frozen=True)
 class GivenUp:
-    """Readings that will never come, and why: a tombstone as it stands in the ledger."""
+    """Readings that will never come, and why: a tombstone as it stands in the ledger.
+
+    `count` of the seqs in the range are given up; the others are of other lanes, or came.
+    """
 
     gateway: str
     epoch: int
@@ -158,7 +161,8 @@ class StreamLog(Protocol):
 
         Args:
             parts: At most one a partition, gateway and epoch.
-            given_up: Tombstones to record in the ledger; repeating one changes nothing.
+            given_up: Tombstones to record in the ledger. Of two that agree in source, lane, first
+                seq and reason the one that reaches further stands: edges extend them.
             assigned: Highest seq each (gateway, epoch) says it has assigned; never goes back.
 
         Raises:
@@ -224,8 +228,8 @@ class StreamLedger(Protocol):
     async def ranges_after(self, positions: Mapping[int, int]) -> dict[Source, list[Range]]:
         """Return the seqs of entries past `positions`: what still waits for a sink that is there.
 
-        A partition that `positions` lacks counts from its beginning. Ranges rise and do not
-        touch.
+        A partition that `positions` lacks counts from its beginning. Ranges rise; they overlap
+        only where a seq is in more than one entry.
         """
         ...
 

@@ -263,7 +263,7 @@ class EmbeddedStream:
             rows = self._partitions
             for partition, position in positions.items():
                 row = rows.get(partition)
-                if row is not None and row.last_position > position:
+                if row is not None and row.entries and row.last_position > position:
                     return
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._appended.append(waiter)

@@ -15,7 +15,7 @@ import cbor2
 
 from bridge.envelope import unfold_runs
 from bridge.intervals import Range
-from cloud.ranges import joined
+from cloud.ranges import apart
 from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
 from cloud.stream.contract import Backlog, DeadLetter, Entry, GivenUp, Source, SourceLedger
 
@@ -79,7 +79,7 @@ def first_unread(
 def ranges_after(
     connection: sqlite3.Connection, positions: Mapping[int, int]
 ) -> dict[Source, list[Range]]:
-    """Return the seqs of entries past the positions, by source."""
+    """Return the seqs of entries past the positions, by source; doubled ones overlap."""
     found: dict[Source, list[Range]] = {}
     partitions = [p for (p,) in connection.execute("SELECT partition FROM partitions")]
     for partition in partitions:
@@ -90,7 +90,7 @@ def ranges_after(
         for gateway, epoch, seqs, count in rows:
             ranges = found.setdefault((gateway, epoch_from_sql(epoch)), [])
             ranges.extend(unfold_runs(cbor2.loads(seqs), count, 0))
-    return {source: joined(ranges) for source, ranges in found.items()}
+    return {source: apart(ranges) for source, ranges in found.items()}
 
 
 def ledger(connection: sqlite3.Connection) -> list[SourceLedger]:

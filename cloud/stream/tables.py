@@ -66,7 +66,7 @@ CREATE TABLE given_up (
     count     INTEGER NOT NULL,
     reason    TEXT    NOT NULL,
     time_us   INTEGER NOT NULL,
-    PRIMARY KEY (gateway, epoch, lane, first_seq, last_seq, reason)
+    PRIMARY KEY (gateway, epoch, lane, first_seq, reason)
 ) WITHOUT ROWID;
 CREATE TABLE assigned (
     gateway TEXT    NOT NULL,
@@ -360,7 +360,14 @@ def _write_ledger(connection: sqlite3.Connection, requests: Sequence[Request]) -
         for request in requests
         for s in request.given_up
     ]  # fmt: skip
-    execute_rows(connection, "INSERT INTO given_up", stones, "ON CONFLICT DO NOTHING")
+    execute_rows(
+        connection,
+        "INSERT INTO given_up",
+        stones,
+        "ON CONFLICT (gateway, epoch, lane, first_seq, reason) DO UPDATE SET"
+        " last_seq = excluded.last_seq, count = excluded.count, time_us = excluded.time_us"
+        " WHERE excluded.last_seq > last_seq",
+    )
     assigned: dict[Source, int] = {}
     for request in requests:
         for source, seq in request.assigned.items():

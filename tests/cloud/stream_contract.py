@@ -320,6 +320,15 @@ class StreamContract:
             lines = {line.gateway: line.given_up for line in await stream.ledger()}
             assert lines == {"gw": tuple(stones[:2]), "other": tuple(stones[2:])}
 
+    async def test_a_tombstone_that_was_extended_stands_once(self, engine: Engine) -> None:
+        async with opened(engine) as stream:
+            await stream.append([], [stone(1, 5)])
+            await stream.append([], [stone(1, 50)])
+            await stream.append([], [stone(1, 20)])
+        async with opened(engine) as stream:
+            (line,) = await stream.ledger()
+            assert line.given_up == (stone(1, 50),)
+
     async def test_the_ledger_is_sorted_and_names_every_source(self, stream: Stream) -> None:
         await stream.append([part(1, [1], gateway="b"), part(1, [1], gateway="a", epoch=9)])
         await stream.append([part(1, [1], gateway="a", epoch=EPOCH)])
@@ -340,6 +349,13 @@ class StreamContract:
         ends = (await stream.stats()).last_positions
         assert await stream.ranges_after({1: first, 2: ends[2]}) == {("gw", EPOCH): [(4, 4)]}
         assert await stream.ranges_after(ends) == {}
+
+    async def test_a_seq_in_two_entries_shows_as_an_overlap(self, stream: Stream) -> None:
+        await stream.append([part(1, range(1, 11))])
+        await stream.append([part(1, range(5, 16))])
+        (ranges,) = (await stream.ranges_after({})).values()
+        assert ranges == [(1, 10), (5, 15)]
+        assert list(await stream.held("gw", EPOCH)) == [(1, 15)]
 
     async def test_backlog_counts_what_lies_past_a_position(self, stream: Stream) -> None:
         for seq in range(1, 31, 3):
@@ -433,6 +449,16 @@ class StreamContract:
             await stream.append([part(1, [1])])  # held though trimmed
             assert len(await read_all(stream, 1)) == 1
             assert (await stream.backlog({1: 0}))[1].readings == 1
+
+    async def test_what_was_trimmed_wakes_nobody(self, stream: Stream) -> None:
+        await stream.append([part(1, [1])])
+        await stream.trim((await stream.stats()).last_positions)
+        waiting = asyncio.create_task(stream.wait({1: 0}))
+        await stream.append([])
+        assert not waiting.done()
+        await stream.append([part(1, [2])])
+        async with asyncio.timeout(5):
+            await waiting
 
     async def test_trimming_leaves_what_is_younger(self, stream: Stream) -> None:
         await stream.append([part(1, [1])])

@@ -276,6 +276,18 @@ async def test_a_stream_older_than_the_sink_is_read_from_its_start(
     assert len(sink.readings) == 20
 
 
+async def test_a_sink_that_comes_after_a_trim_takes_what_is_left(stream: EmbeddedStream) -> None:
+    await append_readings(stream, one_per_row(20, devices=20))
+    ends = (await stream.stats()).last_positions
+    await stream.trim(ends)
+    await append_readings(stream, one_per_row(5, first_seq=21, devices=5))
+    sink = RecordingSink()
+    async with running(stream, sink) as runner:
+        await runner.drained()
+        assert sorted(seq for seq, _ in sink.readings) == list(range(21, 26))
+        assert runner.positions.keys() <= set(range(64))
+
+
 async def test_what_counts_as_passed_is_durable(stream: EmbeddedStream) -> None:
     sink = RecordingSink()
     await fill(stream, 2)

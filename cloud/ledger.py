@@ -1,0 +1,357 @@
+"""The loss ledger: per (gateway, epoch), where every seq that was ever assigned is now.
+
+    assigned = stored + given up + dead letters + waiting (at the edge, in the stream) + missing
+
+`missing` and what was counted twice are exact ranges; the ledger balances when there are none.
+Stored is counted in storage itself, never taken from the stream's word. What is waiting is shown
+to be there: in the edge's journal, or in an entry past storage's cursor.
+
+The sources are read in the way a reading goes, journal, stream, storage, so that one that moves
+on meanwhile is seen at least once: a busy system never shows a gap it does not have.
+DESIGN section 3, Ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from bridge.intervals import IntervalSet, Range
+from cloud.sinks.schema import epoch_text
+from cloud.stream.contract import DeadLetter, GivenUp, Source, SourceLedger
+
+__all__ = [
+    "Balance",
+    "JournalLedger",
+    "JournalState",
+    "SourceBalance",
+    "StorageLedger",
+    "StorageState",
+    "StreamView",
+    "balance",
+    "ranges_text",
+]
+
+_RANGES_SHOWN = 12
+
+
+@dataclass(slots=True, frozen=True)
+class JournalState:
+    """What one edge's journal says."""
+
+    epoch: int
+    last_seq: int  # the highest it assigned
+    waiting: tuple[Range, ...]  # readings the cloud has not acknowledged
+    given_up: tuple[GivenUp, ...]  # tombstones the cloud has not acknowledged; gateway is ""
+
+
+@dataclass(slots=True, frozen=True)
+class StorageState:
+    """What storage holds at one moment."""
+
+    stored: Mapping[Source, tuple[Range, ...]]
+    positions: Mapping[int, int]  # of the stream with `stream_epoch`
+    stream_epoch: int | None  # None: it never saw a stream
+
+
+class JournalLedger(Protocol):
+    """A journal that can be asked."""
+
+    async def state(self) -> JournalState:
+        """Return what it holds now."""
+        ...
+
+
+class StorageLedger(Protocol):
+    """A storage that can be asked."""
+
+    async def state(self, *, count_rows: bool) -> StorageState:
+        """Return what is stored: counted row by row, or as the ranges kept along with the rows."""
+        ...
+
+
+class StreamView(Protocol):
+    """The part of a stream the ledger reads; a `Stream` is one."""
+
+    @property
+    def epoch(self) -> int:
+        """The id of the stream."""
+        ...
+
+    async def ledger(self) -> list[SourceLedger]:
+        """Return every source."""
+        ...
+
+    async def ranges_after(self, positions: Mapping[int, int]) -> dict[Source, list[Range]]:
+        """Return the seqs of entries past `positions`."""
+        ...
+
+    async def dead_letters(self, sink: str | None = None) -> list[DeadLetter]:
+        """Return the dead letters of a sink."""
+        ...
+
+
+@dataclass(slots=True, frozen=True)
+class SourceBalance:
+    """The account of one (gateway, epoch); all figures are readings."""
+
+    gateway: str
+    epoch: int
+    assigned: int
+    held: int  # the stream ever took
+    stored: int
+    given_up: int
+    dead_letters: int
+    waiting_edge: int
+    waiting_stream: int
+    lost: tuple[Range, ...]  # missing, though the stream took them
+    absent: tuple[Range, ...]  # missing, and never came
+    unexplained: tuple[tuple[Range, int], ...]  # in a tombstone's range, beyond its count
+    doubled: tuple[Range, ...]  # in more than one entry of the stream
+    unassigned: tuple[Range, ...]  # stored or held, but nobody is known to have assigned them
+    tombstones: tuple[GivenUp, ...]
+
+    @property
+    def missing(self) -> int:
+        """Readings that are nowhere and that nothing accounts for."""
+        located = _count(self.lost) + _count(self.absent)
+        return located + sum(count for _, count in self.unexplained)
+
+    @property
+    def balanced(self) -> bool:
+        """True when every assigned seq is accounted for exactly once."""
+        return not (self.missing or self.doubled or self.unassigned)
+
+    def lines(self) -> list[str]:
+        """Return the account as text: one line, and one for each thing that is wrong."""
+        waiting = self.waiting_edge + self.waiting_stream
+        parts = f"{self.stored} stored + {self.given_up} given up"
+        if self.dead_letters:
+            parts += f" + {self.dead_letters} dead letters"
+        if waiting:
+            parts += f" + {waiting} waiting ({self.waiting_edge} at the edge,"
+            parts += f" {self.waiting_stream} in the stream)"
+        if self.missing:
+            parts += f" + {self.missing} missing"
+        name = f"{self.gateway or '(unknown gateway)'} {epoch_text(self.epoch)}"
+        lines = [f"{name}: {self.assigned} assigned = {parts}"]
+        for what, ranges in (
+            ("lost: acknowledged, but neither stored nor waiting", self.lost),
+            ("absent: assigned, but never came and not seen waiting at the edge", self.absent),
+            ("doubled: in more than one entry of the stream", self.doubled),
+            ("unassigned: here, but nobody is known to have assigned them", self.unassigned),
+        ):
+            if ranges:
+                lines.append(f"  {what}: seq {ranges_text(ranges)}")
+        for (first, last), count in self.unexplained:
+            lines.append(
+                f"  unexplained: {count} more missing in seq {first}-{last} than its tombstones"
+                " give up"
+            )
+        return lines
+
+
+@dataclass(slots=True, frozen=True)
+class Balance:
+    """All accounts."""
+
+    sources: tuple[SourceBalance, ...]
+    notes: tuple[str, ...] = ()  # what could not be read, and hence not proved
+
+    @property
+    def balanced(self) -> bool:
+        """True when every account balances."""
+        return all(source.balanced for source in self.sources)
+
+    def lines(self) -> list[str]:
+        """Return the report as text, one finding a line, the verdict last."""
+        lines = [line for source in self.sources for line in source.lines()]
+        lines += [f"note: {note}" for note in self.notes]
+        bad = sum(not source.balanced for source in self.sources)
+        if bad:
+            verdict = f"does not balance: {bad} of {len(self.sources)} accounts"
+        else:
+            verdict = f"balances: {len(self.sources)} accounts"
+        return [*lines, verdict]
+
+
+async def balance(
+    stream: StreamView,
+    storage: StorageLedger | None,
+    journals: Sequence[JournalLedger] = (),
+    *,
+    thorough: bool = False,
+    notes: Iterable[str] = (),
+) -> Balance:
+    """Balance what was assigned against where it is.
+
+    Args:
+        stream: The stream, open or a file.
+        storage: Storage; None when there is no file: then nothing is stored.
+        journals: Those of the edges that can be read here.
+        thorough: Count storage row by row and look for seqs in two entries of the stream;
+            takes seconds a million readings.
+        notes: What the caller could not read.
+
+    Raises:
+        StreamError, DatabaseError: a source cannot be read.
+    """
+    edges = [await journal.state() for journal in journals]  # first: see the module's text
+    sources = await stream.ledger()
+    said = list(notes)
+    positions: Mapping[int, int] = {}
+    if storage is not None:
+        cursor = await storage.state(count_rows=False)
+        if cursor.stream_epoch in (None, stream.epoch):
+            positions = cursor.positions
+        else:
+            said.append("storage's cursors are of another stream: all entries count as waiting")
+    in_stream = await stream.ranges_after(positions)
+    entries = await stream.ranges_after({}) if thorough else {}
+    dead = await stream.dead_letters("storage")
+    stored: Mapping[Source, tuple[Range, ...]] = {}
+    if storage is not None:  # last: what has passed the cursor since then is here
+        stored = (await storage.state(count_rows=thorough)).stored
+    accounts = _accounts(sources, edges, stored)
+    for letter in dead:
+        source = (letter.entry.gateway, letter.entry.epoch)
+        accounts.setdefault(source, _Account()).dead.update(letter.entry.seq_ranges)
+    for source, ranges in in_stream.items():
+        accounts.setdefault(source, _Account()).in_stream.update(ranges)
+    for source, ranges in entries.items():
+        accounts.setdefault(source, _Account()).doubled = _doubled(ranges)
+    found = (accounts[source].close(*source) for source in sorted(accounts))
+    return Balance(tuple(found), tuple(said))
+
+
+@dataclass(slots=True)
+class _Account:
+    """What is known of one source before it is balanced."""
+
+    assigned: int = 0
+    held: IntervalSet = field(default_factory=IntervalSet)
+    stored: IntervalSet = field(default_factory=IntervalSet)
+    dead: IntervalSet = field(default_factory=IntervalSet)
+    at_edge: IntervalSet = field(default_factory=IntervalSet)
+    in_stream: IntervalSet = field(default_factory=IntervalSet)
+    tombstones: dict[tuple[str, int, str], GivenUp] = field(default_factory=dict)
+    doubled: tuple[Range, ...] = ()
+
+    def give_up(self, stones: Iterable[GivenUp]) -> None:
+        for stone in stones:
+            key = (stone.lane, stone.first_seq, stone.reason)
+            known = self.tombstones.get(key)
+            if known is None or stone.last_seq > known.last_seq:
+                self.tombstones[key] = stone
+
+    def close(self, gateway: str, epoch: int) -> SourceBalance:
+        """Balance: each seq counts once, in the first of the places that has it."""
+        left = IntervalSet([(1, self.assigned)] if self.assigned else [])
+        unassigned = IntervalSet(self.stored)
+        unassigned.update(self.held)
+        unassigned.discard(1, self.assigned)
+        stored = _take(left, self.stored)
+        dead = _take(left, self.dead)
+        in_stream = _take(left, self.in_stream)
+        at_edge = _take(left, self.at_edge)
+        lost = left.copy()  # what the stream took is not given up, whatever a tombstone says
+        _take(left, self.held)
+        _take(lost, left)
+        given_up, unexplained = self._take_given_up(left)
+        return SourceBalance(
+            gateway,
+            epoch,
+            self.assigned,
+            self.held.count(),
+            stored,
+            given_up,
+            dead,
+            at_edge,
+            in_stream,
+            tuple(lost.ranges()),
+            tuple(left.ranges()),
+            unexplained,
+            self.doubled,
+            tuple(unassigned.ranges()),
+            tuple(self.tombstones.values()),
+        )
+
+    def _take_given_up(self, left: IntervalSet) -> tuple[int, tuple[tuple[Range, int], ...]]:
+        """Take what tombstones explain from `left`.
+
+        A tombstone gives up `count` seqs of its range without saying which: its lane's. Ranges
+        that overlap are looked at together.
+        """
+        given_up = 0
+        unexplained: list[tuple[Range, int]] = []
+        stones = list(self.tombstones.values())
+        for first, last in IntervalSet((s.first_seq, s.last_seq) for s in stones):
+            count = sum(s.count for s in stones if first <= s.first_seq <= last)
+            gone = sum(b - a + 1 for a, b in _inside(left, first, last))
+            given_up += min(gone, count)
+            if gone > count:
+                unexplained.append(((first, last), gone - count))
+            left.discard(first, last)
+        return given_up, tuple(unexplained)
+
+
+def _accounts(
+    sources: Sequence[SourceLedger],
+    edges: Sequence[JournalState],
+    stored: Mapping[Source, tuple[Range, ...]],
+) -> dict[Source, _Account]:
+    """Return the accounts with what stream, journals and storage say of each source."""
+    accounts: dict[Source, _Account] = {}
+    for line in sources:
+        account = accounts.setdefault((line.gateway, line.epoch), _Account())
+        account.assigned = line.assigned
+        account.held.update(line.held)
+        account.give_up(line.given_up)
+    for source, ranges in stored.items():
+        accounts.setdefault(source, _Account()).stored.update(ranges)
+    for edge in edges:
+        if not edge.last_seq:
+            continue
+        # a journal does not name its gateway; epochs are random, so one is enough to know it by
+        gateway = next((name for name, epoch in accounts if epoch == edge.epoch), "")
+        account = accounts.setdefault((gateway, edge.epoch), _Account())
+        account.assigned = max(account.assigned, edge.last_seq)
+        account.at_edge.update(edge.waiting)
+        account.give_up(edge.given_up)
+    return accounts
+
+
+def ranges_text(ranges: Sequence[Range], shown: int = _RANGES_SHOWN) -> str:
+    """Return ranges as people write them, "3-9, 12", the first few of many."""
+    parts = [str(a) if a == b else f"{a}-{b}" for a, b in ranges[:shown]]
+    more = len(ranges) - shown
+    return ", ".join(parts) + (f" and {more} more ranges" if more > 0 else "")
+
+
+def _take(left: IntervalSet, place: IntervalSet) -> int:
+    """Remove from `left` what is in `place`; return how many that were."""
+    before = left.count()
+    for first, last in place:
+        left.discard(first, last)
+    return before - left.count()
+
+
+def _inside(ranges: IntervalSet, first: int, last: int) -> list[Range]:
+    """Return the parts of `ranges` within first..last."""
+    return [(max(a, first), min(b, last)) for a, b in ranges if a <= last and b >= first]
+
+
+def _doubled(ranges: Sequence[Range]) -> tuple[Range, ...]:
+    """Return where `ranges`, sorted, overlap."""
+    twice = IntervalSet()
+    end = 0
+    for first, last in ranges:
+        if first <= end:
+            twice.add(first, min(last, end))
+        end = max(end, last)
+    return tuple(twice.ranges())
+
+
+def _count(ranges: Iterable[Range]) -> int:
+    return sum(last - first + 1 for first, last in ranges)

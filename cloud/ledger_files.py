@@ -1,0 +1,213 @@
+"""The ledger's sources as files, opened read-only, beside the processes that write them or alone.
+
+`DIR/cloud/stream.db`, `DIR/cloud/storage.db`, and `DIR/edge/journal.db` when it is there. The
+journal belongs to another package; what is read of it is in docs/journal-format.md section 2.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from bridge.envelope import LinkLane
+from bridge.intervals import IntervalSet, Range
+from cloud.database import Database, DatabaseError, DatabaseKind, open_read_only
+from cloud.ledger import Balance, JournalState, StorageState, balance
+from cloud.sinks.schema import STORAGE_KIND, epoch_from_sql
+from cloud.stream import queries
+from cloud.stream.contract import DeadLetter, GivenUp, Source, SourceLedger
+from cloud.stream.tables import STREAM_KIND
+
+__all__ = ["JournalFile", "StorageFile", "StreamFile", "balance_files", "storage_state"]
+
+T = TypeVar("T")
+
+_JOURNAL_KIND = DatabaseKind("a Tidegate journal", 0x54444A4C, 1, "")  # "TDJL"
+
+
+class _File:
+    """A database file open for reading; an async context manager."""
+
+    kind: DatabaseKind
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._database: Database | None = None
+
+    async def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        assert self._database is not None
+        try:
+            return await self._database.run(question)
+        except sqlite3.Error as error:
+            raise DatabaseError(f"{self.path}: {error}") from error
+
+    async def open(self) -> None:
+        """Open it.
+
+        Raises:
+            DatabaseError: it is absent, something else, newer or damaged.
+        """
+        self._database = await open_read_only(self.path, self.kind)
+
+    async def close(self) -> None:
+        """Close it; harmless when closed already."""
+        if self._database is not None:
+            await self._database.close()
+            self._database = None
+
+
+class StreamFile(_File):
+    """An embedded stream's file, as the ledger sees a stream."""
+
+    kind = STREAM_KIND
+    epoch = 0
+
+    async def open(self) -> None:
+        await super().open()
+        sql = "SELECT value FROM meta WHERE key = 'epoch'"
+        row = await self._ask(lambda connection: connection.execute(sql).fetchone())
+        if row is None:
+            await self.close()
+            raise DatabaseError(f"{self.path}: a stream that was never opened for writing")
+        self.epoch = epoch_from_sql(row[0])
+
+    async def ledger(self) -> list[SourceLedger]:
+        return await self._ask(queries.ledger)
+
+    async def ranges_after(self, positions: Mapping[int, int]) -> dict[Source, list[Range]]:
+        return await self._ask(lambda connection: queries.ranges_after(connection, positions))
+
+    async def dead_letters(self, sink: str | None = None) -> list[DeadLetter]:
+        return await self._ask(lambda connection: queries.dead_letters(connection, sink))
+
+
+class StorageFile(_File):
+    """Storage's file, as the ledger sees a storage."""
+
+    kind = STORAGE_KIND
+
+    async def state(self, *, count_rows: bool) -> StorageState:
+        return await self._ask(lambda connection: storage_state(connection, count_rows=count_rows))
+
+
+class JournalFile(_File):
+    """An edge's journal file, as the ledger sees a journal."""
+
+    kind = _JOURNAL_KIND
+
+    async def state(self) -> JournalState:
+        return await self._ask(_journal_state)
+
+
+async def balance_files(data: Path, *, thorough: bool = True) -> Balance:
+    """Balance the files below a data folder (DESIGN section 7).
+
+    Args:
+        data: What `--data` names.
+        thorough: Count storage row by row.
+
+    Raises:
+        DatabaseError: there is no stream, or a file cannot be read.
+    """
+    notes: list[str] = []
+    async with _Opened() as opened:
+        journal = await opened.maybe(JournalFile(data / "edge" / "journal.db"), notes)
+        stream = StreamFile(data / "cloud" / "stream.db")
+        await opened.add(stream)
+        storage = await opened.maybe(StorageFile(data / "cloud" / "storage.db"), notes)
+        return await balance(
+            stream, storage, [journal] if journal else [], thorough=thorough, notes=notes
+        )
+
+
+class _Opened:
+    """Files to be closed together."""
+
+    def __init__(self) -> None:
+        self._files: list[_File] = []
+
+    async def add(self, file: _File) -> None:
+        await file.open()
+        self._files.append(file)
+
+    async def maybe(self, file: FileT, notes: list[str]) -> FileT | None:
+        """Open a file if there is one, else note its absence."""
+        if not file.path.exists():
+            notes.append(f"{file.path}: no such file, so nothing is counted there")
+            return None
+        await self.add(file)
+        return file
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for file in self._files:
+            await file.close()
+
+
+FileT = TypeVar("FileT", bound=_File)
+
+
+# ---- questions -----------------------------------------------------------------------------------
+
+
+def storage_state(connection: sqlite3.Connection, *, count_rows: bool) -> StorageState:
+    """Return what storage holds and where it stands, as of one moment."""
+    # islands: within a run of consecutive seqs, seq minus its rank is constant
+    rows_sql = (
+        "SELECT gateway, epoch, min(seq), max(seq) FROM (SELECT gateway, epoch, seq,"
+        " seq - row_number() OVER (PARTITION BY gateway, epoch ORDER BY seq) AS island"
+        " FROM readings) GROUP BY gateway, epoch, island"
+        " UNION ALL SELECT gateway, epoch, first_seq, last_seq FROM expired"
+    )
+    ranges_sql = "SELECT gateway, epoch, first_seq, last_seq FROM stored"
+    stored: dict[Source, IntervalSet] = {}
+    connection.execute("BEGIN")
+    try:
+        sql = rows_sql if count_rows else ranges_sql
+        for gateway, epoch, first, last in connection.execute(sql):
+            stored.setdefault((gateway, epoch_from_sql(epoch)), IntervalSet()).add(first, last)
+        positions = dict(connection.execute("SELECT partition, position FROM cursors").fetchall())
+        row = connection.execute("SELECT value FROM meta WHERE key = 'stream_epoch'").fetchone()
+    finally:
+        connection.execute("COMMIT")
+    return StorageState(
+        {source: tuple(ranges) for source, ranges in stored.items()},
+        positions,
+        None if row is None else epoch_from_sql(row[0]),
+    )
+
+
+def _journal_state(connection: sqlite3.Connection) -> JournalState:
+    """Return what a journal holds: rows past what the cloud acknowledged, and tombstones."""
+    connection.execute("BEGIN")
+    try:
+        epoch, last_seq = connection.execute("SELECT epoch, last_seq FROM meta").fetchone()
+        gone = dict(connection.execute("SELECT lane, gone_seq FROM lanes").fetchall())
+        waiting = IntervalSet()
+        for lane, first, count in connection.execute("SELECT lane, first_seq, count FROM journal"):
+            last = first + count - 1
+            last_seq = max(last_seq, last)
+            first = max(first, gone.get(lane, 0) + 1)  # noqa: PLW2901 - its rest is acknowledged
+            if first <= last:
+                waiting.add(first, last)
+        given_up = tuple(
+            GivenUp("", epoch, LinkLane(lane).name.lower(), first, last, count, reason, time_us)
+            for lane, first, last, count, reason, time_us in connection.execute(
+                "SELECT lane, first_seq, last_seq, count, reason, time_us FROM tombstones"
+            )
+        )
+    finally:
+        connection.execute("COMMIT")
+    # what was acknowledged or given up was assigned, though no row is left of it
+    last_seq = max([last_seq, *gone.values(), *(stone.last_seq for stone in given_up)])
+    return JournalState(epoch, last_seq, tuple(waiting), given_up)
