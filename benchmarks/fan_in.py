@@ -58,7 +58,7 @@ def _run(case: Case, broker: RunningBroker, payload_bytes: int, duration_s: floa
 
 
 def _median(reports: list[LoadReport], field: str) -> float:
-    return statistics.median(getattr(report, field) for report in reports)
+    return float(statistics.median(getattr(report, field) for report in reports))
 
 
 def compare(case: Case, runs: int, payload_bytes: int, duration_s: float) -> dict[str, object]:

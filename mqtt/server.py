@@ -66,7 +66,6 @@ _RECEIVES: Final[dict[State, frozenset[int]]] = {
 _ACKNOWLEDGEMENTS: Final = {0x40: PUBACK, 0x50: PUBREC, 0x62: PUBREL, 0x70: PUBCOMP}
 _NO_PREFIX: Final = b"\xff" * 5  # begins no packet that is taken
 _ZERO: Final = b"\0\0"
-_PINGRESP: Final = b"\xd0\0"
 
 
 class ServerConnection(ServerSender):
@@ -563,15 +562,13 @@ class ServerConnection(ServerSender):
                 "MQTT-3.1.0-2",
             )
         packet = decode(first_byte, data[body:after], self.version, "server", self.limits.codec)
-        if isinstance(packet, Pingreq):
-            self.send(_PINGRESP)  # [MQTT-3.12.4-1]
-        elif isinstance(packet, Puback | Pubrec | Pubrel | Pubcomp):
+        if isinstance(packet, Puback | Pubrec | Pubrel | Pubcomp):
             events.append(Acknowledged(packet.packet_type, [packet.packet_id], packet.reason_code))
         elif isinstance(packet, Disconnect):
             self.state = State.CLOSED  # [MQTT-3.14.4-2]
             events.append(packet)
             return False
-        elif isinstance(packet, Subscribe | Unsubscribe | Auth):
+        elif isinstance(packet, Subscribe | Unsubscribe | Pingreq | Auth):
             events.append(packet)
         return True
 

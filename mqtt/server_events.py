@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from mqtt.broker.seams import PublishRun
 from mqtt.codec import Limits
 from mqtt.errors import MqttError
-from mqtt.packets import Auth, Connect, Disconnect, Subscribe, Unsubscribe
+from mqtt.packets import Auth, Connect, Disconnect, Pingreq, Subscribe, Unsubscribe
 from mqtt.server_messages import Message
 from mqtt.server_routes import Route
 
@@ -95,6 +95,7 @@ Event: TypeAlias = (
     | Connect
     | Subscribe
     | Unsubscribe
+    | Pingreq
     | Disconnect
     | Auth
     | MqttError

@@ -28,6 +28,7 @@ from mqtt.packets import (
     Auth,
     Connect,
     Disconnect,
+    Pingreq,
     Suback,
     Subscribe,
     Subscription,
@@ -41,6 +42,8 @@ from mqtt.session import ASKED, SETTLED, Session, identifier_property
 from mqtt.topics import split_shared, topic_filter_fault
 
 __all__ = ["HANDLERS"]
+
+_PINGRESP: Final = b"\xd0\0"
 
 
 def _when_safe(connection: Connection, before: int, answer: Callable[[], None]) -> None:
@@ -311,6 +314,10 @@ def _on_disconnect(connection: Connection, packet: Disconnect) -> None:
     connection.close(code)
 
 
+def _on_pingreq(connection: Connection, _packet: Pingreq) -> None:
+    connection.machine.send(_PINGRESP)  # [MQTT-3.12.4-1]
+
+
 def _on_auth(connection: Connection, _packet: Auth) -> None:
     """No authentication method was agreed on at CONNECT, so none can go on."""
     connection.fail(
@@ -330,6 +337,7 @@ HANDLERS: Final[dict[type, Callable[[Connection, Any], None]]] = {
     Connect: on_connect,
     Subscribe: _on_subscribe,
     Unsubscribe: _on_unsubscribe,
+    Pingreq: _on_pingreq,
     Disconnect: _on_disconnect,
     Auth: _on_auth,
     MqttError: _on_fault,
