@@ -6,6 +6,7 @@ larger commit) and what is left of its readings.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 
 from bridge.devices import DeviceIds
@@ -16,6 +17,7 @@ from edge.readings import CommitError, ReadingsBuffer
 __all__ = ["READ_BYTES", "LaneReader"]
 
 READ_BYTES = 256 * 1024
+_SLICE_READINGS = 250  # taken apart between two turns of the loop
 
 
 class LaneReader:
@@ -55,8 +57,9 @@ class LaneReader:
                 break
             before = len(self._buffer)
             self._fill(readings_max, bytes_max)
-            if len(self._buffer) and (len(self._buffer) == before or not self._commits):
-                break  # what there is goes now: another read may have to wait for the disk
+            await asyncio.sleep(0)  # the broker's turn
+            if len(self._buffer) == before or self._buffer.body_bytes >= bytes_max:
+                break
         readings = self._buffer.take(readings_max, bytes_max, late_us)
         if readings is not None:
             self._taken_to = readings.seqs[-1]
@@ -81,13 +84,18 @@ class LaneReader:
         return True
 
     def _fill(self, readings_max: int, bytes_max: int) -> None:
-        """Take commits apart until a batch is full or a slice of work is done."""
-        done_bytes = 0
-        while self._commits and len(self._buffer) < readings_max and done_bytes < bytes_max:
+        """Take commits apart: at most a slice of work, or until a batch is full.
+
+        Raises:
+            CommitError: the next commit cannot be read, and nothing lies before it.
+        """
+        buffer = self._buffer
+        enough = min(readings_max, len(buffer) + _SLICE_READINGS)
+        while self._commits and len(buffer) < enough and buffer.body_bytes < bytes_max:
             try:
-                self._buffer.fill(self._commits[0], self._taken_to)
+                buffer.fill(self._commits[0], self._taken_to)
             except CommitError:
-                if not len(self._buffer):
+                if not len(buffer):
                     raise
                 return  # what lies before it goes first
-            done_bytes += len(self._commits.popleft().body)
+            self._commits.popleft()
