@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cloud.ledger import SourceBalance
+from cloud.sinks.schema import epoch_text
+
 __all__ = [
     "AlertEventView",
     "AlertView",
@@ -19,7 +22,10 @@ __all__ = [
     "LedgerView",
     "NodeView",
     "PartitionView",
+    "ledger_view",
 ]
+
+SHOWN_MAX = 12  # ranges and losses of one account
 
 
 @dataclass(slots=True, frozen=True)
@@ -52,17 +58,23 @@ class GivenUpView:
 
 @dataclass(slots=True, frozen=True)
 class LedgerView:
-    """The balance of one (gateway, epoch): assigned = stored + given up, or the gaps."""
+    """The account of one (gateway, epoch), in readings (cloud/ledger.py).
+
+    assigned = stored + given_up + dead_letters + waiting_edge + waiting_stream + missing
+    """
 
     gateway: str
     epoch: str
     assigned: int  # highest seq the edge has told of, hence how many
-    held: int  # the stream has taken
-    stored: int  # the storage sink has written
+    held: int  # the stream ever took
+    stored: int  # storage has written
     given_up: int
-    missing: int  # assigned, neither stored nor given up
+    dead_letters: int
+    waiting_edge: int  # not here yet
+    waiting_stream: int  # storage has not come to them yet
+    missing: int
     balanced: bool
-    gaps: tuple[tuple[int, int], ...]  # inclusive seq ranges of `missing`, the first few
+    gaps: tuple[tuple[int, int], ...]  # inclusive seq ranges of what is missing, the first few
     losses: tuple[GivenUpView, ...]  # the newest few
 
 
@@ -132,6 +144,29 @@ class AlertsView(Protocol):
     async def acknowledge(self, alert_id: str, by: str, note: str) -> AlertView | None:
         """Note that somebody has taken a firing alert on; None when there is no such alert."""
         ...
+
+
+def ledger_view(balance: SourceBalance) -> LedgerView:
+    """Return an account as the API shows it."""
+    newest = sorted(balance.tombstones, key=lambda one: one.time_us, reverse=True)
+    return LedgerView(
+        gateway=balance.gateway,
+        epoch=epoch_text(balance.epoch),
+        assigned=balance.assigned,
+        held=balance.held,
+        stored=balance.stored,
+        given_up=balance.given_up,
+        dead_letters=balance.dead_letters,
+        waiting_edge=balance.waiting_edge,
+        waiting_stream=balance.waiting_stream,
+        missing=balance.missing,
+        balanced=balance.balanced,
+        gaps=(*balance.lost, *balance.absent)[:SHOWN_MAX],
+        losses=tuple(
+            GivenUpView(one.first_seq, one.last_seq, one.count, one.lane, one.reason, one.time_us)
+            for one in newest[:SHOWN_MAX]
+        ),
+    )
 
 
 class NodeView(Protocol):
