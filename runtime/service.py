@@ -99,5 +99,5 @@ async def _stop(service: Service, timeout_s: float) -> None:
     try:
         async with asyncio.timeout(timeout_s):
             await service.stop()
-    except Exception as error:  # noqa: BLE001 - the other services still have to be stopped
+    except Exception as error:
         log.exception("stop_failed", service=type(service).__name__, error=repr(error))

@@ -1,4 +1,4 @@
-"""The whole way on real input: each shared trace replayed from device to row, bit by bit the same."""
+"""The whole way on real input: each trace replayed from device to row, bit by bit the same."""
 
 from __future__ import annotations
 
