@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from cloud.ledger import SourceBalance
 from cloud.sinks.schema import epoch_text
@@ -22,6 +22,7 @@ __all__ = [
     "LedgerView",
     "NodeView",
     "PartitionView",
+    "StatusView",
     "ledger_view",
 ]
 
@@ -86,6 +87,20 @@ class PartitionView:
     last_position: int
     cursors: Mapping[str, int]  # by sink
     lag_entries: Mapping[str, int]  # by sink: entries it has not taken yet
+
+
+@dataclass(slots=True, frozen=True)
+class StatusView:
+    """Figures of the node; counters are since its start."""
+
+    version: str
+    started_us: int
+    readings_taken: int  # by the stream
+    readings_stored: int  # by the storage sink
+    uplink_bytes: int  # of batches from gateways, as received
+    payload_bytes: int  # of the readings in them: topics and payloads
+    stream_bytes: int  # in use by stream.db now
+    storage_bytes: int  # in use by storage.db now
 
 
 @dataclass(slots=True, frozen=True)
@@ -192,6 +207,6 @@ class NodeView(Protocol):
         """Return why it cannot take batches now, one line each; empty when it can."""
         ...
 
-    def status(self) -> Mapping[str, Any]:
-        """Return figures of the node as JSON values: version, readings taken and stored, bytes."""
+    def status(self) -> StatusView:
+        """Return figures of the node."""
         ...
