@@ -103,6 +103,7 @@ class Batch:
     tombstones: tuple[Tombstone, ...]
     assigned: int  # the highest seq the gateway says it has assigned in this epoch
     mode: int
+    resolution_us: int  # of `readings.times_us`: all are multiples of it
 
 
 @dataclass(slots=True)
@@ -309,13 +310,22 @@ class Decoder:
         numbers = (context.epoch, lane, marks, context.resolution_us, assigned)
         found = header_check(gateway, numbers, ranges, tombstones)
         if columns is not None:
-            found = check_columns(columns, found)
+            found = check_columns(columns, found, limits.content_bytes)
         if found != check:
             raise BatchError("check", "the content is not what was sent")
         readings = _readings(columns, ranges, context.resolution_us)
         _advance(context, lane, ranges, columns, assigned, mode)
         return Batch(
-            gateway, context.epoch, lane, bool(marks), readings, ranges, tombstones, assigned, mode
+            gateway,
+            context.epoch,
+            lane,
+            bool(marks),
+            readings,
+            ranges,
+            tombstones,
+            assigned,
+            mode,
+            context.resolution_us,
         )
 
     def _take_context(self, fields: dict[int, Any]) -> _Context:

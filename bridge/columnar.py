@@ -60,9 +60,25 @@ class Columns:
 # ---- the check -----------------------------------------------------------------------------------
 
 
-def check_columns(columns: Columns, seed: int) -> int:
-    """Return the CRC-32 over all columns, continuing from `seed` (docs/link-format.md 3.3)."""
+def check_columns(columns: Columns, seed: int, bytes_max: int | None = None) -> int:
+    """Return the CRC-32 over all columns, continuing from `seed` (docs/link-format.md 2.3).
+
+    Args:
+        columns: One or more readings.
+        seed: The check over what surrounds them.
+        bytes_max: What all readings may be with their topics, devices and property blocks written
+            out, as here and by every consumer; None for no limit.
+
+    Raises:
+        BatchError: "bounds" when they are more: a few bytes can name gigabytes.
+    """
     table = [f"{topic}\0{device}\0".encode() for topic, device in columns.sources]
+    if bytes_max is not None:
+        sizes = list(map(len, table))
+        total = sum(map(sizes.__getitem__, columns.source_index))
+        total += sum(map(len, columns.payloads)) + sum(map(len, columns.properties))
+        if total > bytes_max:
+            raise BatchError("bounds", f"{total} bytes of readings where {bytes_max} are accepted")
     check = crc32(_little(array("q", columns.times)), seed)
     check = crc32(bytes(columns.flags), check)
     check = crc32(_little(array("I", map(len, columns.payloads))), check)
@@ -312,12 +328,13 @@ class _Cursor:
 
     def texts(self, n: int) -> list[str]:
         """Return `n` texts, each 1 to 65,535 bytes, that lie in one piece joined by NUL."""
+        raw = self.take(self.varint())
+        if raw.count(0) != n - 1:
+            raise BatchError("bounds", f"{raw.count(0) + 1} texts where {n} belong")
         try:
-            texts = self.take(self.varint()).decode().split("\0")
+            texts = raw.decode().split("\0")
         except UnicodeDecodeError:
             raise BatchError("malformed", "a topic or device that is not UTF-8") from None
-        if len(texts) != n:
-            raise BatchError("bounds", f"{len(texts)} texts where {n} belong")
         if not all(texts) or (max(map(len, texts)) > 16383 and _too_long(texts)):
             raise BatchError("malformed", "a topic or device that is empty or too long")
         return texts

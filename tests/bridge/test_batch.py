@@ -62,6 +62,7 @@ def test_a_connection_gives_back_what_it_was_given(
         assert batch.seq_ranges == ranges_of(readings.seqs)
         assert (batch.gateway, batch.epoch, batch.lane) == ("gw", EPOCH, lane)
         assert batch.historical is historical
+        assert batch.resolution_us == resolution_us
         assert batch.assigned == readings.seqs[-1]
 
 
@@ -406,6 +407,57 @@ def test_a_hostile_frame_is_refused_in_little_memory(body: bytes, reason: str) -
         tracemalloc.stop()
     assert caught.value.reason == reason
     assert peak < 1 << 20
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*out, value))
+
+
+def content_of(topic: bytes, *, block: bytes = b"", payload_bytes: int = 0) -> bytes:
+    """Return a content of any number of readings alike, as constant columns write them."""
+    flags = 0x09 if block else 0x01
+    return b"".join((
+        b"\x01\x00\x01", varint(len(topic)), topic, b"\x00\x00", b"\x00", b"\x00\x00",
+        bytes((0, flags)),
+        b"\x01\x00" + varint(len(block)) + block + b"\x00\x00" if block else b"",
+        b"\x00" + varint(payload_bytes),
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        content_of(b"t" * 65_535),
+        content_of(b"t", block=b"p" * 100_000),
+        content_of(b"t", payload_bytes=1000),
+        b"\x80\x80\x04" + b"\x00\x00" + varint(30 << 20) + bytes(30 << 20),
+    ],
+    ids=["topics", "property blocks", "payloads", "empty texts"],
+)
+def test_a_small_body_that_names_gigabytes_is_refused_in_little_memory(content: bytes) -> None:
+    payload = changed(SAMPLE, BODY=frame(content), COUNT=131_072)
+    del content
+    decoder = Decoder("gw")
+    tracemalloc.start()
+    try:
+        with pytest.raises(BatchError) as caught:
+            decoder.decode(payload)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(payload) < 120_000
+    assert caught.value.reason == "bounds"
+    assert peak < 96 << 20
+
+
+def test_constant_columns_of_many_readings_are_no_bomb_as_such() -> None:
+    content = content_of(b"t")
+    with pytest.raises(BatchError, match="check"):
+        Decoder("gw").decode(changed(SAMPLE, BODY=frame(content), COUNT=131_072))
 
 
 CONTENT = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS).decompress(

@@ -63,6 +63,7 @@ def test_any_bytes_give_a_map_or_the_typed_error(data: bytes) -> None:
         b"\xbb\xff\xff\xff\xff\xff\xff\xff\xff",
         b"\xa1\x00" + b"\x81" * 5 + b"\x00",  # five deep
         b"\xa1\x00" + b"\x81" * 100_000,
+        b"\xa1\x00\x9a\x00\x10\x00\x00" + bytes(1 << 20),  # a million numbers
     ],
 )
 def test_refused(data: bytes) -> None:
