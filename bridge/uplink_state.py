@@ -21,6 +21,11 @@ While a batch is suspect only one batch is in flight. A suspect's readings are s
 one and no faster than the back-off allows, so a cloud that refuses everything cannot empty a
 journal into the dead letters. docs/link-format.md section 1.
 
+The window. On a slow link everything in flight stands in front of what comes next, an urgent
+reading included. So the window is what the link moves in IN_FLIGHT_S (or three round trips, if
+that is more), measured by what is acknowledged while something is in flight, within a floor that
+lets it grow again and the ceiling that is configured.
+
 Invariants: acked_seq <= sent_seq in each lane; `acked_seq` never falls; a lane's batches of one
 generation are contiguous: the first begins at `acked_seq`, each next where the one before ends.
 """
@@ -51,7 +56,11 @@ __all__ = [
 SUCCESS = 0x00
 PAYLOAD_FORMAT_INVALID = 0x99
 PACKET_TOO_LARGE = 0x95
+IN_FLIGHT_S = 2.0
+WINDOW_BYTES_MIN = 32 * 1024
+WINDOW_BYTES_FIRST = 64 * 1024  # until the link's speed is known
 _STRUCTURED_FAILURES_MAX = 3
+_RATE_EVERY_S = 0.05  # shortest time over which speed is measured
 
 
 class Rng(Protocol):
@@ -126,6 +135,7 @@ class Sent:
     bytes: int
     mode: int
     generation: int
+    sent_s: float = 0.0
     tombstones: Sequence[Tombstone] = ()
     durable: bool = False
 
@@ -205,6 +215,10 @@ class UplinkState:
         self._in_flight: list[Sent] = []
         self._bytes_in_flight = 0
         self._window_batches = limits.window_batches
+        self._rate_bytes_s: float | None = None  # acknowledged, while something is in flight
+        self._round_trip_s = 0.0  # the shortest on this connection
+        self._busy_since_s = 0.0  # when `_busy_bytes` was last 0
+        self._busy_bytes = 0
         self._packet_bytes_max: int | None = None
         self._setting_aside = False
         self._fresh = True
@@ -245,6 +259,8 @@ class UplinkState:
         self._got_through = False
         self._plain = False
         self._structured_failures = 0
+        self._rate_bytes_s = None
+        self._round_trip_s = 0.0
         self._progress_s = now_s
 
     def connection_lost(self, now_s: float, cause: str, reason_code: int = 0) -> list[UplinkEvent]:
@@ -312,8 +328,17 @@ class UplinkState:
             return False
         return (
             len(self._in_flight) < self._window_batches
-            and self._bytes_in_flight < self._limits.window_bytes
+            and self._bytes_in_flight < self.window_bytes
         )
+
+    @property
+    def window_bytes(self) -> int:
+        """How many bytes may be in flight on this link; the batch that passes it still goes."""
+        most = self._limits.window_bytes
+        if self._rate_bytes_s is None:
+            return min(most, WINDOW_BYTES_FIRST)
+        wanted = self._rate_bytes_s * max(IN_FLIGHT_S, 3 * self._round_trip_s)
+        return min(most, max(WINDOW_BYTES_MIN, int(wanted)))
 
     def grant(self, lane: int, mode: int = Mode.COLUMNAR) -> Grant:
         """Return leave to make the next batch of `lane`; call only when `can_send`.
@@ -359,10 +384,11 @@ class UplinkState:
         assert grant.generation == self.generation
         sent = Sent(
             grant.lane, grant.after_seq, first_seq, last_seq, count, batch_bytes,
-            grant.mode, grant.generation, tombstones,
+            grant.mode, grant.generation, now_s, tombstones,
         )  # fmt: skip
         if not self._in_flight:
-            self._progress_s = now_s
+            self._progress_s = self._busy_since_s = now_s
+            self._busy_bytes = 0
         self._in_flight.append(sent)
         self._bytes_in_flight += batch_bytes
         cursor = self._lanes[grant.lane]
@@ -428,6 +454,7 @@ class UplinkState:
             self._backoff.reset()
             self._got_through = True
             self._shrink = max(0, self._shrink - 1)
+            self._measure(sent, now_s)
             sent.durable = True
             return self._advance(sent.lane)
         if sent.generation != self.generation:
@@ -467,6 +494,18 @@ class UplinkState:
         return [Redial(f"connected, but nothing was acknowledged for {silent_s:.0f} s")]
 
     # ---- inner
+
+    def _measure(self, sent: Sent, now_s: float) -> None:
+        """Take the link's speed from what was acknowledged since it was last idle or measured."""
+        took_s = now_s - sent.sent_s
+        self._round_trip_s = min(self._round_trip_s or took_s, took_s)
+        self._busy_bytes += sent.bytes
+        busy_s = now_s - self._busy_since_s
+        if busy_s >= _RATE_EVERY_S:
+            rate = self._busy_bytes / busy_s
+            known = self._rate_bytes_s
+            self._rate_bytes_s = rate if known is None else (known + rate) / 2
+            self._busy_since_s, self._busy_bytes = now_s, 0
 
     def _advance(self, lane: int) -> list[UplinkEvent]:
         cursor = self._lanes[lane]

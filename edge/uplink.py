@@ -474,6 +474,7 @@ class Uplink:
         status.refusals = state.refusals
         status.batches_in_flight = state.batches_in_flight
         status.bytes_in_flight = state.bytes_in_flight
+        status.window_bytes = state.window_bytes
         if status.link in ("online", "waiting"):
             self._set_link("waiting" if state.holding(now_s) else "online")
         status.backlog_readings, status.oldest_age_s = self._backlog()

@@ -25,6 +25,7 @@ class UplinkStatus:
     batches_sent: int = 0
     batches_in_flight: int = 0
     bytes_in_flight: int = 0
+    window_bytes: int = 0  # what may be in flight, by the link's speed
     refusals: int = 0
     dead_letters: int = 0  # readings set aside
     backlog_readings: int = 0  # not acknowledged by the cloud, both lanes

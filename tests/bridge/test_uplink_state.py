@@ -78,6 +78,36 @@ def test_the_window_counts_bytes_and_lets_one_large_batch_through() -> None:
     assert state.bytes_in_flight == 5999
 
 
+def carried(state: UplinkState, bytes_s: float, round_trip_s: float, seconds: float) -> list[int]:
+    """Keep a link of that speed full; return the bytes in flight at each answer."""
+    now_s, free_s, seen = 0.0, 0.0, []
+    arrivals: list[tuple[float, Sent]] = []
+    while now_s < seconds:
+        while state.can_send(now_s):
+            sent = send(state, now_s=now_s, size=8_000)
+            free_s = max(free_s, now_s) + sent.bytes / bytes_s
+            arrivals.append((free_s + round_trip_s, sent))
+        now_s, sent = arrivals.pop(0)
+        seen.append(state.bytes_in_flight)
+        state.answered(sent, 0, "", now_s)
+    return seen
+
+
+WIDE = UplinkLimits(window_batches=1000)
+
+
+@pytest.mark.parametrize("round_trip_s", [0.001, 0.1, 0.6])
+def test_on_a_slow_link_little_is_in_flight(round_trip_s: float) -> None:
+    seen = carried(connected(WIDE), 8_000, round_trip_s, 300.0)
+    assert max(seen[20:]) <= 40_000, "an urgent reading waits five seconds, not two minutes"
+
+
+@pytest.mark.parametrize("round_trip_s", [0.001, 0.1, 0.6, 3.0])
+def test_on_a_fast_link_the_window_opens_to_its_limit(round_trip_s: float) -> None:
+    seen = carried(connected(WIDE), 5_000_000, round_trip_s, 60.0)
+    assert max(seen) >= WIDE.window_bytes
+
+
 def test_receive_maximum_of_the_server_is_kept() -> None:
     state = UplinkState(LIMITS, 2, 1, Middle())
     state.connection_made(0.0, receive_maximum=2, packet_bytes_max=None)
