@@ -488,6 +488,12 @@ class ServerConnection(ServerSender):
             inbound = self.session.inbound = {}
         if packet_id in inbound:
             return True
+        if len(inbound) >= 4 * self.limits.receive_maximum:
+            raise ProtocolError(
+                ReasonCode.RECEIVE_MAXIMUM_EXCEEDED,
+                f"{len(inbound)} QoS 2 publishes wait for their PUBREL",
+                "MQTT-3.3.4-7",
+            )
         inbound[packet_id] = PENDING
         return False
 

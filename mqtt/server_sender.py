@@ -22,7 +22,12 @@ from mqtt.properties import (
     USER_PROPERTY,
     Properties,
 )
-from mqtt.reason_codes import ALLOWED, DISCONNECT_FROM_SERVER, connect_return_code
+from mqtt.reason_codes import (
+    ALLOWED,
+    DISCONNECT_FROM_SERVER,
+    ReasonCode,
+    connect_return_code,
+)
 from mqtt.server_events import Send, State
 from mqtt.server_messages import Message
 from mqtt.session import expiry_property
@@ -74,6 +79,8 @@ class ServerSender:
     def refuse(self, reason_code: int, reason: str = "") -> None:
         """Answer a CONNECT with a refusal, if its version has one for it; the driver closes."""
         self.state = State.CLOSED
+        if reason_code not in ALLOWED[CONNACK]:
+            reason_code = int(ReasonCode.UNSPECIFIED_ERROR)
         if self.version >= 5:
             properties: Properties = {REASON_STRING: reason} if reason else {}
             self.send_packet(Connack(False, reason_code, properties))

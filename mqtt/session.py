@@ -90,6 +90,7 @@ class SessionPolicy:
     queue_messages_max: int = 10_000
     queue_bytes_max: int = 16 << 20
     inflight_max: int = 100  # unacknowledged at once, however large the client's receive maximum
+    queues_bytes_max: int = 64 << 20  # of all sessions together
     drops: dict[str, int] = field(default_factory=dict)
     sent: list[int] = field(default_factory=lambda: [0, 0, 0])  # PUBLISH packets by QoS
     queued_bytes: int = 0  # of all sessions
@@ -426,6 +427,7 @@ class Session:
         if outbound is None or (
             len(outbound) < policy.queue_messages_max
             and self.queued_bytes + message.size <= policy.queue_bytes_max
+            and policy.queued_bytes + message.size <= policy.queues_bytes_max
         ):
             return True
         policy.dropped("queue_full")

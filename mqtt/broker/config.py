@@ -64,6 +64,12 @@ class BrokerConfig:
     queue_bytes_max: int = setting(
         16 << 20, help="Bytes that wait for one client.", unit="bytes", minimum=1024
     )
+    queues_bytes_max: int = setting(
+        64 << 20, help="Bytes that wait for all clients together.", unit="bytes", minimum=1024
+    )
+    sessions_max: int = setting(
+        20_000, help="Sessions kept, clients away included; more are refused 0x97.", minimum=1
+    )
     inflight_max: int = setting(
         100, help="Messages sent to one client without acknowledgement.", minimum=1, maximum=65535
     )

@@ -26,6 +26,7 @@ from mqtt.properties import (
     Properties,
 )
 from mqtt.reason_codes import ReasonCode
+from mqtt.server_events import State
 from mqtt.server_routes import ClientRoutes
 from mqtt.session import Session
 from mqtt.topics import topic_name_fault
@@ -42,6 +43,9 @@ def on_connect(connection: Connection, connect: Connect) -> None:
     if refusal:
         _refuse(connection, *refusal)
         return
+    assigned = not connect.client_id
+    if assigned:  # [MQTT-3.1.3-6] [MQTT-3.1.3-7]
+        connect.client_id = f"auto-{secrets.token_hex(10)}"
     client = ClientInfo(
         connect.client_id,
         connect.protocol_version,
@@ -50,12 +54,13 @@ def on_connect(connection: Connection, connect: Connect) -> None:
         tuple(connect.properties.get(USER_PROPERTY, ())),
     )
     if core.access is None:
-        _connect(connection, connect, client)
+        _connect(connection, connect, client, assigned=assigned)
         return
     connection.pause_connecting()
     core.spawn(
         asyncio.get_running_loop().create_task(
-            _check_access(connection, connect, client), name=f"mqtt-access-{client.peer}"
+            _check_access(connection, connect, client, assigned=assigned),
+            name=f"mqtt-access-{client.peer}",
         )
     )
 
@@ -69,6 +74,9 @@ def _refusal(connection: Connection, connect: Connect) -> tuple[int, str] | None
         return ReasonCode.SERVER_SHUTTING_DOWN, ""
     if len(core.connections) > core.config.connections_max:
         return ReasonCode.SERVER_BUSY, "too many connections"
+    sessions = core.registry.sessions
+    if len(sessions) >= core.config.sessions_max and connect.client_id not in sessions:
+        return ReasonCode.QUOTA_EXCEEDED, "too many sessions"
     if len(connect.client_id.encode()) > _CLIENT_ID_BYTES_MAX:  # [MQTT-3.1.3-8]
         return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "client id is too long"
     will = connect.will
@@ -80,7 +88,9 @@ def _refusal(connection: Connection, connect: Connect) -> tuple[int, str] | None
     return None
 
 
-async def _check_access(connection: Connection, connect: Connect, client: ClientInfo) -> None:
+async def _check_access(
+    connection: Connection, connect: Connect, client: ClientInfo, *, assigned: bool
+) -> None:
     """Ask the host's access rules; what they cannot tell in time is a no."""
     core = connection.core
     access = core.access
@@ -102,8 +112,9 @@ async def _check_access(connection: Connection, connect: Connect, client: Client
         connection.machine.routes = ClientRoutes(
             core.router.routes, partial(access.publish, client)
         )
-        _connect(connection, connect, client)
-    connection.resume_connecting()
+        _connect(connection, connect, client, assigned=assigned)
+    if connection.closed or connection.machine.state is State.CONNECTED:
+        connection.resume_connecting()
 
 
 def _refuse(connection: Connection, reason_code: int, reason: str) -> None:
@@ -112,15 +123,16 @@ def _refuse(connection: Connection, reason_code: int, reason: str) -> None:
         "mqtt.connect_refused", cause=int(reason_code), peer=connection.peer(), reason=reason
     )
     connection.machine.refuse(reason_code, reason)
-    connection.close(reason_code)
+    connection.close(reason_code)  # [MQTT-3.2.2-7]
 
 
-def _connect(connection: Connection, connect: Connect, client: ClientInfo) -> None:
+def _connect(
+    connection: Connection, connect: Connect, client: ClientInfo, *, assigned: bool
+) -> None:
     """Find the session, ending the connection it is on [MQTT-3.1.4-3], and answer."""
     core = connection.core
     properties: Properties = {}
-    if not connect.client_id:  # [MQTT-3.1.3-6] [MQTT-3.1.3-7]
-        connect.client_id = client.client_id = f"auto-{secrets.token_hex(10)}"
+    if assigned:
         properties[ASSIGNED_CLIENT_IDENTIFIER] = client.client_id  # [MQTT-3.2.2-16]
     known = core.registry.sessions.get(connect.client_id)
     if known is not None and known.owner is not None:

@@ -74,7 +74,10 @@ class Core:
         self.wheel = TimerWheel(self.now_s)
         self.blocks = PropertyBlocks()
         self.policy = SessionPolicy(
-            config.queue_messages_max, config.queue_bytes_max, config.inflight_max
+            config.queue_messages_max,
+            config.queue_bytes_max,
+            config.inflight_max,
+            config.queues_bytes_max,
         )
         self.recorder = StoreRecorder(store, clock) if store is not None else None
         self.router = Router(

@@ -25,6 +25,7 @@ from mqtt.packets import (
     PUBLISH,
     PUBREC,
     PUBREL,
+    SUBACK,
     Auth,
     Connect,
     Disconnect,
@@ -36,7 +37,7 @@ from mqtt.packets import (
     Unsubscribe,
 )
 from mqtt.properties import SESSION_EXPIRY_INTERVAL, SUBSCRIPTION_IDENTIFIER
-from mqtt.reason_codes import ReasonCode
+from mqtt.reason_codes import ALLOWED, ReasonCode
 from mqtt.server_events import Acknowledged, Arrivals
 from mqtt.session import ASKED, SETTLED, Session, identifier_property
 from mqtt.topics import split_shared, topic_filter_fault
@@ -267,7 +268,8 @@ def _refusal(connection: Connection, session: Session, subscription: Subscriptio
         return int(ReasonCode.QUOTA_EXCEEDED)
     client = connection.machine.client
     if core.access is not None and client is not None:
-        return core.access.subscribe(client, split_shared(topic_filter)[1])
+        code = core.access.subscribe(client, split_shared(topic_filter)[1])
+        return code if not code or code in ALLOWED[SUBACK] else int(ReasonCode.UNSPECIFIED_ERROR)
     return 0
 
 

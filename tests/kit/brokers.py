@@ -1,9 +1,9 @@
 """Our broker in a test's own loop, a client that speaks raw packets, and captures that obey.
 
-    async with serving(capture=capture) as broker:
-        client = await broker.connect("device-1", version=5)
-        client.send(Publish("t", b"x", qos=1, packet_id=1))
-        assert await client.receive(Puback) == Puback(1)
+async with serving(capture=capture) as broker:
+    client = await broker.connect("device-1", version=5)
+    client.send(Publish("t", b"x", qos=1, packet_id=1))
+    assert await client.receive(Puback) == Puback(1)
 """
 
 from __future__ import annotations
@@ -190,9 +190,7 @@ class Served:
         version = fields.pop("version", 5)
         client = await self.open(version)
         properties = fields.pop("properties", None) or {}
-        client.send(
-            Connect(client_id, protocol_version=version, properties=properties, **fields)
-        )
+        client.send(Connect(client_id, protocol_version=version, properties=properties, **fields))
         return client, await client.receive(Connack)
 
 
@@ -289,6 +287,16 @@ class ManualStore:
         self._waiting: list[Callable[[], None]] = []
         self.full = False
         self._relieved: list[Callable[[], None]] = []
+        self._at_once = False
+
+    @asynccontextmanager
+    async def committing(self) -> AsyncIterator[None]:
+        """Be durable at once while entered."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
 
     async def open(self) -> StoredState:
         """Return nothing."""
@@ -301,6 +309,8 @@ class ManualStore:
     def when_durable(self, callback: Callable[[], None]) -> None:
         """Keep the callback for `commit`."""
         self._waiting.append(callback)
+        if self._at_once:
+            asyncio.get_running_loop().call_soon(self.commit)
 
     def commit(self) -> None:
         """Make everything durable."""

@@ -196,9 +196,7 @@ async def test_more_connections_than_allowed_are_refused_as_busy(version: int) -
 async def test_packets_behind_connect_need_not_wait_for_connack(version: int) -> None:
     async with serving() as broker:
         client = await broker.open(version)
-        client.send(
-            Connect("eager", version), Publish("t", b"x", qos=1, packet_id=9), Pingreq()
-        )
+        client.send(Connect("eager", version), Publish("t", b"x", qos=1, packet_id=9), Pingreq())
         assert (await client.receive(Connack)).reason_code == 0
         assert (await client.receive(Puback)).packet_id == 9
         await client.receive(Pingresp)
@@ -304,9 +302,7 @@ async def test_access_decides_who_connects_publishes_and_subscribes(version: int
         )
         assert connack.reason_code == 0
         refused = ReasonCode.NOT_AUTHORIZED if version == V5 else 0x80
-        codes = await client.subscribe(
-            Subscription("alice/#", 1), Subscription("bob/#", 1), qos=1
-        )
+        codes = await client.subscribe(Subscription("alice/#", 1), Subscription("bob/#", 1), qos=1)
         assert codes == [1, refused]
         client.send(
             Publish("alice/a", b"1", qos=1, packet_id=1), Publish("bob/a", b"2", qos=1, packet_id=2)
