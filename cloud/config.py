@@ -6,10 +6,24 @@ Defaults suit one small server; nothing here needs to be set for `tidegate up`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from runtime.config import setting
+from bridge.devices import DEFAULT_PATTERNS, DeviceIds
+from cloud.alerts.config import AlertsConfig
+from cloud.api_config import HttpConfig
+from mqtt.broker.config import BrokerConfig
+from mqtt.topics import topic_filter_fault
+from runtime.config import section, setting
+from runtime.logs import LogsConfig
 
-__all__ = ["IngestConfig", "LiveConfig", "SinksConfig", "StorageConfig", "StreamConfig"]
+__all__ = [
+    "CloudConfig",
+    "IngestConfig",
+    "LiveConfig",
+    "SinksConfig",
+    "StorageConfig",
+    "StreamConfig",
+]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -64,7 +78,7 @@ class IngestConfig:
         "topics under 'tidegate/' or beginning with '$' never do.",
     )
     devices: tuple[str, ...] = setting(
-        ("devices/{device}/#",),
+        DEFAULT_PATTERNS,
         help="Patterns that find the device id in a topic; the first match wins, else the "
         "MQTT client id counts.",
     )
@@ -80,6 +94,13 @@ class IngestConfig:
         minimum=4 * KIB,
         help="Largest batch accepted from a gateway.",
     )
+
+    def __post_init__(self) -> None:
+        for topic_filter in self.topics:
+            fault = topic_filter_fault(topic_filter, shared=False)
+            if fault is not None:
+                raise ValueError(f"topics: '{topic_filter}': {fault.detail}")
+        DeviceIds(self.devices)  # raises PatternError, a ValueError, for a bad pattern
 
 
 @dataclass(slots=True, frozen=True)
@@ -165,3 +186,36 @@ class LiveConfig:
         minimum=0,
         help="Readings older than this carry the user property 'tidegate-historical' = 1.",
     )
+
+
+@dataclass(slots=True, frozen=True)
+class CloudConfig:
+    """Everything a cloud node reads."""
+
+    data: Path = setting(
+        Path("tidegate-data"),
+        flag="--data",
+        help="Folder for all state; the cloud's is below cloud/.",
+    )
+    node_id: str = setting(
+        "cloud",
+        help="This node's id: the gateway of readings by devices connected to it.",
+    )
+    host: str = setting(
+        "127.0.0.1",
+        help="Address the MQTT port is bound to; 0.0.0.0 lets gateways in from the network.",
+    )
+    port: int = setting(2883, minimum=0, maximum=65535, help="MQTT port; 0 takes a free one.")
+    broker: BrokerConfig = section(BrokerConfig, help="The MQTT front and its limits.")
+    ingest: IngestConfig = section(IngestConfig, help="What is taken into the stream.")
+    stream: StreamConfig = section(StreamConfig, help="The stream between ingest and sinks.")
+    sinks: SinksConfig = section(SinksConfig, help="How sinks are fed.")
+    storage: StorageConfig = section(StorageConfig, help="Readings as rows.")
+    live: LiveConfig = section(LiveConfig, help="Readings as MQTT messages.")
+    alerts: AlertsConfig = section(AlertsConfig, help="Rules and where alerts go.")
+    http: HttpConfig = section(HttpConfig, help="API, console, metrics and health.")
+    logs: LogsConfig = section(LogsConfig, help="What is logged, and how.")
+
+    def __post_init__(self) -> None:
+        if not self.node_id or any(sign in self.node_id for sign in "/+#\0"):
+            raise ValueError(f"node_id '{self.node_id}': a word without '/', '+' and '#'")

@@ -51,6 +51,7 @@ class BatchStats:
     readings: int = 0  # new to the stream
     duplicates: int = 0  # readings that were held already
     batch_bytes: int = 0
+    payload_bytes: int = 0  # topics and payloads of the readings in them
     entry_bytes: int = 0
     tombstones: int = 0
     refused: dict[str, int] = field(default_factory=dict)  # by word
@@ -197,6 +198,7 @@ class BatchIngest:
         _check_order(line, generation)
         self.stats.batches += 1
         self.stats.batch_bytes += len(payload)
+        self.stats.payload_bytes += _payload_bytes(batch.readings)
         held = state.held
         assert held is not None
         new = without(batch.readings, held) if len(batch.readings) else None
@@ -297,6 +299,12 @@ def encode_parts(encoder: EntryEncoder, batch: Batch, readings: Readings) -> lis
         )
         for partition, some in split_by_partition(readings).items()
     ]
+
+
+def _payload_bytes(readings: Readings) -> int:
+    """Return the bytes of topics and payloads as the devices published them."""
+    topics = [len(topic.encode()) for topic, _ in readings.sources]
+    return sum(map(len, readings.payloads)) + sum(map(topics.__getitem__, readings.source_index))
 
 
 def _given_up(batch: Batch, stone: Tombstone) -> GivenUp:

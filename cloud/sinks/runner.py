@@ -146,6 +146,11 @@ class SinkRunner:
         await self.sink.close()
 
     @property
+    def alive(self) -> bool:
+        """False when the sink was started and its loop has ended without being asked to."""
+        return self._task is None or not self._task.done()
+
+    @property
     def positions(self) -> dict[int, int]:
         """How far the sink has got, by partition; what lies before may be trimmed.
 

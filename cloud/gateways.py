@@ -1,0 +1,83 @@
+"""Which gateways are connected, and when each was last heard of: what this node saw itself.
+
+The broker tells of clients that come and go; a client is a gateway from its first batch on. What
+must outlive a restart is in the stream's ledger, not here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from cloud.ingest_batches import BatchTaken
+from mqtt.broker.seams import ClientInfo
+from runtime.clock import Clock
+
+__all__ = ["GatewaySeen", "GatewaysSeen"]
+
+_CONNECTED_KEY = "connected_us"
+
+
+@dataclass(slots=True)
+class GatewaySeen:
+    """One gateway since this process started."""
+
+    gateway: str
+    client: ClientInfo | None = None  # None while it is not connected
+    connected_us: int | None = None
+    last_batch_us: int | None = None
+    last_event_us: int | None = None  # newest time at the edge among its readings
+    lag_s: float | None = None  # of the newest batch that had not waited through an outage
+    epoch: int | None = None
+
+
+class GatewaysSeen:
+    """The gateways of one node; the broker's `Hooks`.
+
+    Args:
+        clock: Wall clock.
+        gateways_max: Most gateways remembered; those heard of longest ago go first.
+    """
+
+    def __init__(self, clock: Clock, *, gateways_max: int = 100_000) -> None:
+        self._clock = clock
+        self._gateways: OrderedDict[str, GatewaySeen] = OrderedDict()
+        self._gateways_max = gateways_max
+
+    def all(self) -> list[GatewaySeen]:
+        """Return every gateway heard of."""
+        return list(self._gateways.values())
+
+    def client_connected(self, client: ClientInfo) -> None:
+        """Note when a client came; whether it is a gateway shows with its first batch."""
+        client.state[_CONNECTED_KEY] = self._clock.wall_us()
+
+    def client_disconnected(self, client: ClientInfo, reason_code: int) -> None:  # noqa: ARG002
+        """Note that a client is gone."""
+        for gateway in client.state.get("gateways", ()):
+            seen = self._gateways.get(gateway)
+            if seen is not None and seen.client is client:
+                seen.client = None
+                seen.connected_us = None
+
+    def batch_taken(self, taken: BatchTaken) -> None:
+        """Note a batch that has become durable."""
+        batch, client = taken.batch, taken.client
+        seen = self._gateways.get(batch.gateway)
+        if seen is None:
+            if len(self._gateways) >= self._gateways_max:
+                self._gateways.popitem(last=False)
+            seen = self._gateways[batch.gateway] = GatewaySeen(batch.gateway)
+        self._gateways.move_to_end(batch.gateway)
+        if seen.client is not client:
+            seen.client = client
+            seen.connected_us = client.state.get(_CONNECTED_KEY)
+            client.state.setdefault("gateways", set()).add(batch.gateway)
+        seen.last_batch_us = taken.now_us
+        seen.epoch = batch.epoch
+        times = batch.readings.times_us
+        if times:
+            newest_us = max(times)
+            seen.last_event_us = max(newest_us, seen.last_event_us or newest_us)
+            if not batch.historical:
+                seen.lag_s = max(0.0, (taken.now_us - newest_us) / 1_000_000)

@@ -1,0 +1,108 @@
+"""A node's state as records for the API, the console and `tidegate status`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bridge.intervals import IntervalSet
+from cloud.gateways import GatewaySeen
+from cloud.ledger import Balance, SourceBalance
+from cloud.sinks.runner import SinkStats
+from cloud.sinks.schema import epoch_text
+from cloud.stream.contract import SourceLedger, StreamStats
+from cloud.views import GatewayView, GivenUpView, LedgerView, PartitionView
+
+__all__ = ["gateway_views", "ledger_views", "partition_views"]
+
+_GAPS_SHOWN = 20
+_LOSSES_SHOWN = 20
+
+
+def gateway_views(
+    sources: Sequence[SourceLedger], seen: Sequence[GatewaySeen]
+) -> list[GatewayView]:
+    """Return every gateway the stream or this process has heard of, by name."""
+    by_name: dict[str, list[SourceLedger]] = {}
+    for line in sources:
+        by_name.setdefault(line.gateway, []).append(line)
+    live = {one.gateway: one for one in seen}
+    return [
+        _gateway_view(name, by_name.get(name, []), live.get(name) or GatewaySeen(name))
+        for name in sorted(by_name.keys() | live.keys())
+    ]
+
+
+def _gateway_view(name: str, lines: Sequence[SourceLedger], seen: GatewaySeen) -> GatewayView:
+    epoch = seen.epoch
+    if epoch is None and len(lines) == 1:
+        epoch = lines[0].epoch
+    return GatewayView(
+        gateway=name,
+        connected=seen.client is not None,
+        peer=seen.client.peer if seen.client is not None else "",
+        connected_us=seen.connected_us,
+        last_batch_us=seen.last_batch_us,
+        last_event_us=seen.last_event_us,
+        epoch="" if epoch is None else epoch_text(epoch),
+        readings=sum(last - first + 1 for line in lines for first, last in line.held),
+        backlog_readings=sum(map(_backlog, lines)),
+        lag_s=seen.lag_s,
+    )
+
+
+def _backlog(line: SourceLedger) -> int:
+    """Return how many readings were assigned that neither came nor were given up."""
+    here = IntervalSet(line.held)
+    given_up = 0
+    for first, last in IntervalSet((s.first_seq, s.last_seq) for s in line.given_up):
+        absent = sum(b - a + 1 for a, b in here.missing(first, last))
+        count = sum(s.count for s in line.given_up if first <= s.first_seq <= last)
+        given_up += min(absent, count)
+    return max(0, line.assigned - here.count() - given_up)
+
+
+def ledger_views(report: Balance) -> list[LedgerView]:
+    """Return the accounts, by gateway; of a gateway's epochs the one with most assigned last."""
+    return [_ledger_view(source) for source in report.sources]
+
+
+def _ledger_view(source: SourceBalance) -> LedgerView:
+    gaps = [*source.lost, *source.absent, *(span for span, _ in source.unexplained)]
+    newest = sorted(source.tombstones, key=lambda stone: stone.time_us, reverse=True)
+    return LedgerView(
+        gateway=source.gateway,
+        epoch=epoch_text(source.epoch),
+        assigned=source.assigned,
+        held=source.held,
+        stored=source.stored,
+        given_up=source.given_up,
+        dead_letters=source.dead_letters,
+        waiting_edge=source.waiting_edge,
+        waiting_stream=source.waiting_stream,
+        missing=source.missing,
+        balanced=source.balanced,
+        gaps=tuple(sorted(gaps)[:_GAPS_SHOWN]),
+        losses=tuple(
+            GivenUpView(s.first_seq, s.last_seq, s.count, s.lane, s.reason, s.time_us)
+            for s in newest[:_LOSSES_SHOWN]
+        ),
+    )
+
+
+def partition_views(stream: StreamStats, sinks: Sequence[SinkStats]) -> list[PartitionView]:
+    """Return the partitions that were ever written, by number."""
+    return [
+        PartitionView(
+            partition=partition,
+            last_position=last,
+            cursors={sink.name: sink.positions.get(partition, 0) for sink in sinks},
+            lag_entries=_lag(partition, sinks),
+        )
+        for partition, last in sorted(stream.last_positions.items())
+    ]
+
+
+def _lag(partition: int, sinks: Sequence[SinkStats]) -> Mapping[str, int]:
+    return {
+        sink.name: sink.lag[partition].entries if partition in sink.lag else 0 for sink in sinks
+    }

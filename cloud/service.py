@@ -1,0 +1,320 @@
+"""A cloud node as one service: stream, sinks, ingest, MQTT front, and what is plugged in.
+
+Gateways are let in last, when everything behind them runs; the stream is closed last. The node is
+ready when the stream has just acknowledged an append, not when a page says so (DESIGN section 6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from cloud.config import CloudConfig
+from cloud.database import DatabaseError
+from cloud.gateways import GatewaysSeen
+from cloud.ingest import CloudCapture
+from cloud.ledger import Balance, JournalLedger, balance
+from cloud.ledger_files import JournalFile, StorageFile
+from cloud.node_view import gateway_views, ledger_views, partition_views
+from cloud.parts import CloudPart
+from cloud.sinks.contract import Sink
+from cloud.sinks.group import Sinks
+from cloud.sinks.live import LiveSink
+from cloud.sinks.storage import StorageSink
+from cloud.stream.contract import StreamError
+from cloud.stream.embedded import EmbeddedStream
+from cloud.telemetry import Sample, figures_of, register_metrics
+from cloud.views import GatewayView, LedgerView, PartitionView, StatusView
+from mqtt.broker.broker import Broker
+from mqtt.broker.session_store import SessionStoreError, SqliteSessionStore
+from runtime.clock import Clock
+from runtime.metrics import Metrics
+from runtime.service import StartError
+
+__all__ = ["CloudService"]
+
+log = structlog.get_logger(component="cloud")
+
+_SAMPLE_INTERVAL_S = 1.0
+_PROBE_INTERVAL_S = 5.0
+_PROBE_TIMEOUT_S = 5.0
+_DRAIN_S = 5.0  # how long an orderly stop waits for the sinks to catch up
+
+
+class CloudService:
+    """One cloud node with an embedded stream.
+
+    Args:
+        config: Everything that is configured.
+        clock: Time.
+        parts: What is plugged in.
+
+    Attributes:
+        port: The MQTT port in use; 0 before `start`.
+        metrics: What `/metrics` shows.
+    """
+
+    def __init__(self, config: CloudConfig, clock: Clock, parts: Sequence[CloudPart] = ()) -> None:
+        self.config = config
+        self.clock = clock
+        self.port = 0
+        self.metrics = Metrics()
+        self.gateways_seen = GatewaysSeen(clock)
+        self.stream: EmbeddedStream
+        self.capture: CloudCapture
+        self.broker: Broker
+        self.sinks: Sinks
+        self.storage: StorageSink | None = None
+        self._parts = parts
+        self._stops: list[Any] = []  # what ends each thing begun, in order of beginning
+        self._sample = Sample()
+        self._not_ready = "starting"
+        self._started_us = 0
+        self._watching: asyncio.Task[None] | None = None
+
+    # ---- start and stop --------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to serve.
+
+        Raises:
+            StartError: a port or a file cannot be had; one line.
+        """
+        self._started_us = self.clock.wall_us()
+        await self._open_stream()  # 1. the stream: what was acknowledged is there
+        self._make_capture()  # 2. the way into it, closed as yet
+        await self._start_broker()  # 3. broker and sessions, no port yet
+        await self._start_sinks()  # 4. the ways out of it
+        await self._start_capture()
+        register_metrics(
+            self.metrics, lambda: self._sample, self.capture, self.broker, self.storage, self.ready
+        )
+        await self._probe()  # 5. an append that is acknowledged
+        if self._not_ready:
+            raise StartError(f"stream: {self._not_ready}")
+        for part in self._parts:  # 6. what is plugged in
+            self._stops.append(part.stop)
+            await part.start(self)
+        self._watching = asyncio.create_task(self._watch(), name="cloud-watch")
+        await self._listen()  # 7. gateways and clients
+        log.info("cloud_started", node=self.config.node_id, mqtt_port=self.port)
+
+    async def stop(self) -> None:
+        """End in the reverse order; what is not acknowledged stays at the gateways.
+
+        1. Nobody is told any more that the node is ready. 2. Parts end. 3. Ingest takes nothing
+        new and answers what it has. 4. Sinks take what is left, for a while, and end. 5. The
+        broker sends the last messages and ends the connections. 6. The stream is closed.
+        """
+        self._not_ready = "stopping"
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None
+        while self._stops:
+            await self._stops.pop()()
+        if self.port:
+            log.info("cloud_stopped", node=self.config.node_id)
+        self.port = 0
+
+    async def _open_stream(self) -> None:
+        path = self.config.data / "cloud" / "stream.db"
+        try:
+            self.stream = await EmbeddedStream.open(path, self.config.stream, self.clock)
+        except StreamError as error:
+            raise StartError(f"stream: {error}") from None
+        self._stops.append(self.stream.close)
+
+    def _make_capture(self) -> None:
+        self.capture = CloudCapture(
+            self.stream,
+            self.config.ingest,
+            self.config.node_id,
+            self.clock,
+            taken=self.gateways_seen.batch_taken,
+        )
+
+    async def _start_broker(self) -> None:
+        store = SqliteSessionStore(self.config.data / "cloud" / "sessions.db")
+        self.broker = Broker(
+            self.config.broker,
+            capture=self.capture,
+            store=store,
+            hooks=self.gateways_seen,
+            clock=self.clock,
+        )
+        self._stops.append(self.broker.stop)
+        try:
+            await self.broker.start()
+        except SessionStoreError as error:
+            raise StartError(f"sessions: {error}") from None
+
+    async def _start_sinks(self) -> None:
+        sinks: list[Sink] = []
+        if self.config.storage.enabled:
+            self.storage = StorageSink(self._storage_path, self.config.storage, self.clock)
+            sinks.append(self.storage)
+        if self.config.live.enabled:
+            sinks.append(LiveSink(self.broker, self.config.live, self.clock))
+        for part in self._parts:
+            sinks += part.sinks(self)
+        self.sinks = Sinks(self.stream, sinks, self.config.sinks, self.config.stream, self.clock)
+        try:
+            await self.sinks.start()
+        except (DatabaseError, StreamError) as error:
+            raise StartError(f"sinks: {error}") from None
+        self._stops.append(self._stop_sinks)
+
+    async def _stop_sinks(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                await self.sinks.drained()
+        await self.sinks.stop()
+
+    async def _start_capture(self) -> None:
+        self._stops.append(self.capture.close)
+        try:
+            await self.capture.start()
+        except StreamError as error:
+            raise StartError(f"stream: {error}") from None
+
+    async def _listen(self) -> None:
+        config = self.config
+        try:
+            self.port = await self.broker.listen(config.host, config.port)
+        except OSError as error:
+            raise StartError(
+                f"mqtt: cannot listen on {config.host}:{config.port}: "
+                f"{error.strerror or error}; choose another port"
+            ) from None
+
+    @property
+    def _storage_path(self) -> Path:
+        return self.config.data / "cloud" / "storage.db"
+
+    # ---- readiness and figures -------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Probe the stream and read figures for as long as the node runs."""
+        loop = asyncio.get_running_loop()
+        probe_at_s = loop.time() + _PROBE_INTERVAL_S
+        while True:
+            try:
+                await self._read_sample()
+            except StreamError as error:
+                log.warning("figures_not_read", error=str(error))
+            if loop.time() >= probe_at_s:
+                await self._probe()
+                probe_at_s = loop.time() + _PROBE_INTERVAL_S
+            await asyncio.sleep(_SAMPLE_INTERVAL_S)
+
+    async def _read_sample(self) -> None:
+        self._sample = Sample(
+            self.clock.wall_us(),
+            await self.stream.stats(),
+            await self.sinks.stats(),
+            self.stream.file_bytes,
+        )
+
+    async def _probe(self) -> None:
+        before = self._not_ready
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                await self.stream.append(())
+            self._not_ready = ""
+        except TimeoutError:
+            self._not_ready = f"the stream took no append in {_PROBE_TIMEOUT_S:g} s"
+        except StreamError as error:
+            self._not_ready = str(error)
+        if self._not_ready and self._not_ready != before:
+            log.error("not_ready", cause=self._not_ready)
+
+    def ready(self) -> Sequence[str]:
+        """Return why the node cannot take batches now; empty when it can."""
+        reasons = [self._not_ready] if self._not_ready else []
+        if self.port and self.capture.saturated():
+            reasons.append("ingest: as much waits for the stream as is allowed")
+        return reasons
+
+    def health(self) -> Sequence[str]:
+        """Return why the process should be restarted; empty when it is well."""
+        if not self.port:
+            return []
+        ended = [runner.name for runner in self.sinks.runners.values() if not runner.alive]
+        return [f"sink {name}: its task ended" for name in ended]
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures of all parts as JSON values; empty before the node runs."""
+        if not self.port:
+            return {}
+        return figures_of(
+            self.config.node_id, self._sample, self.capture, self.broker, self.storage, self.ready()
+        )
+
+    # ---- what the API asks -----------------------------------------------------------------------
+
+    def status(self) -> StatusView:
+        """Return the node's main figures."""
+        batches, storage = self.capture.batches.stats, self.storage
+        return StatusView(
+            version=_version(),
+            started_us=self._started_us,
+            readings_taken=batches.readings + self.capture.devices.stats.readings,
+            readings_stored=storage.stats.rows if storage is not None else 0,
+            uplink_bytes=batches.batch_bytes,
+            payload_bytes=batches.payload_bytes,
+            stream_bytes=self.stream.file_bytes,
+            storage_bytes=storage.stats.file_bytes if storage is not None else 0,
+        )
+
+    async def gateways(self) -> Sequence[GatewayView]:
+        """Return every gateway that ever sent a batch, by name."""
+        return gateway_views(await self.stream.ledger(), self.gateways_seen.all())
+
+    async def ledger(self) -> Sequence[LedgerView]:
+        """Return the balance of every (gateway, epoch)."""
+        return ledger_views(await self.balance())
+
+    async def partitions(self) -> Sequence[PartitionView]:
+        """Return the partitions that were ever written."""
+        return partition_views(await self.stream.stats(), await self.sinks.stats())
+
+    async def stream_ends(self) -> Mapping[int, int]:
+        """Return the last position of each partition."""
+        return (await self.stream.stats()).last_positions
+
+    async def balance(self, *, thorough: bool = False) -> Balance:
+        """Balance the ledger now, with the journal of a gateway in the same data folder.
+
+        Raises:
+            StreamError, DatabaseError: something cannot be read.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            storage = None
+            notes = []
+            if self.storage is not None:
+                storage = StorageFile(self._storage_path)
+                await storage.open()
+                stack.push_async_callback(storage.close)
+            else:
+                notes.append("storage is not enabled")
+            journals: list[JournalLedger] = []
+            journal = JournalFile(self.config.data / "edge" / "journal.db")
+            if journal.path.exists():
+                await journal.open()
+                stack.push_async_callback(journal.close)
+                journals.append(journal)
+            return await balance(self.stream, storage, journals, thorough=thorough, notes=notes)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("tidegate")
+    except metadata.PackageNotFoundError:  # run from a tree that was not installed
+        return "unknown"
