@@ -1,7 +1,7 @@
 """The uplink: readings go from the journal to the cloud, and leave the journal once they are safe.
 
 Three tasks: *pump* dials, sends and takes answers; *watch* wakes it when the journal has news; and
-*trim* forgets in the journal what the cloud acknowledged, so that no disk write delays the link.
+*settle* forgets in the journal what the cloud acknowledged (edge/uplink_settle.py).
 What to send, when to give up on what, and how long to wait is decided by bridge/uplink_state.py;
 here are the clock, the socket and the journal.
 
@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import math
 import random
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
@@ -24,7 +23,6 @@ import structlog
 
 from bridge.batch import Encoder, EntryEncoder
 from bridge.devices import DeviceIds
-from bridge.envelope import Tombstone as LinkTombstone
 from bridge.errors import LinkError
 from bridge.readings import Readings
 from bridge.uplink_state import (
@@ -40,15 +38,15 @@ from bridge.uplink_state import (
 from edge.config import Endpoint, UplinkConfig
 from edge.contract import JournalReader, Lane, Tombstone
 from edge.readings import CommitError, packet_bytes
-from edge.uplink_connection import ConnectionOptions, UplinkConnection
+from edge.uplink_connection import ConnectionOptions, UplinkConnection, tls_context
 from edge.uplink_reader import LaneReader
+from edge.uplink_settle import Settler, link_tombstones
 from edge.uplink_status import UplinkStatus
 from runtime.clock import Clock
 from runtime.logs import limited
 
 __all__ = ["Uplink"]
 
-_TOMBSTONES_A_BATCH = 512
 _TICK_S = 1.0  # how often bytes on their way are looked at
 _STOP_S = 2.0  # how long a stop waits for answers
 _BEHIND_S = 1.0  # readings this much older than linger are backlog: nothing is gained by waiting
@@ -101,10 +99,7 @@ class Uplink:
         self._asides: list[tuple[SetAside, bytes]] = []  # to do; b"" = encode the readings
         self._waiting_since_s: list[float | None] = [None] * len(Lane)
         self._behind = [False] * len(Lane)
-        self._reported: set[Tombstone] = set()  # in flight, or settled and not forgotten yet
-        self._reported_in = -1  # the generation `_reported` belongs to
-        self._settled: list[Tombstone] = []
-        self._trims: dict[Lane, int] = {}
+        self._settler = Settler(journal)
         self._acked_mark = 0  # the peer's TCP count at the last look
         self._status = UplinkStatus()
         self._closed_bytes = (0, 0)
@@ -118,10 +113,9 @@ class Uplink:
     async def start(self) -> None:
         """Begin; without endpoints nothing is ever sent."""
         self._wake = asyncio.Event()
-        self._trim_wake = asyncio.Event()
         if not self._endpoints:
             return
-        works = {"pump": self._pump, "watch": self._watch, "trim": self._trim}
+        works = {"pump": self._pump, "watch": self._watch, "settle": self._settler.run}
         self._tasks = [
             asyncio.create_task(self._for_ever(work), name=f"uplink-{name}")
             for name, work in works.items()
@@ -137,7 +131,7 @@ class Uplink:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._tasks:
-            await self._trim_once()  # 4. what was acknowledged last
+            await self._settler.settle()  # 4. what was acknowledged last
         self._tasks = []
         self._set_link("off")
 
@@ -208,7 +202,7 @@ class Uplink:
             keep_alive_s=config.keep_alive_s,
             connect_timeout_s=config.connect_timeout_s,
             # made anew each time, so that renewed certificates are used
-            tls=_tls_context(config) if endpoint.tls else None,
+            tls=tls_context(config) if endpoint.tls else None,
         )
 
     def _end(self, connection: UplinkConnection) -> None:
@@ -275,19 +269,9 @@ class Uplink:
             if full or hurried or left_s <= 0:
                 return lane, 0.0
             wait_s = min(wait_s, left_s)
-        if self._unreported():
+        if self._settler.unreported(self._state.generation):
             return Lane.LIVE, 0.0
         return None, wait_s
-
-    def _unreported(self) -> list[Tombstone]:
-        """Return tombstones the cloud has to be told of and that are not on their way."""
-        stones = self._journal.tombstones()
-        if not stones:
-            return []
-        if self._reported_in != self._state.generation:
-            self._reported_in = self._state.generation
-            self._reported = set(self._settled)
-        return [stone for stone in stones if stone not in self._reported][:_TOMBSTONES_A_BATCH]
 
     async def _send(self, connection: UplinkConnection, lane: Lane) -> None:
         """Make the next batch of a lane and send it."""
@@ -305,7 +289,7 @@ class Uplink:
         if grant.generation != state.generation or connection.lost:
             return
         self._waiting_since_s[lane] = None
-        stones = self._unreported()
+        stones = self._settler.unreported(state.generation)
         if readings is None:
             if not stones:
                 return
@@ -331,9 +315,9 @@ class Uplink:
             last_seq=last,
             count=len(readings),
             batch_bytes=len(payload),
-            tombstones=[_link_tombstone(stone) for stone in stones],
+            tombstones=link_tombstones(stones),
         )
-        self._reported.update(stones)
+        self._settler.reported(stones)
         self._publish(connection, payload, sent, packet_bytes(readings))
 
     def _encode(
@@ -347,7 +331,7 @@ class Uplink:
             historical=historical,
             mode=grant.mode,
             assigned=self._journal.last_seq,
-            tombstones=[_link_tombstone(stone) for stone in stones],
+            tombstones=link_tombstones(stones),
         )
 
     def _publish(self, connection: UplinkConnection, payload: bytes, sent: Sent, size: int) -> None:
@@ -384,9 +368,9 @@ class Uplink:
     def _handle(self, events: Sequence[UplinkEvent]) -> None:
         for event in events:
             if isinstance(event, Durable):
-                self._settled += [_edge_tombstone(stone) for stone in event.tombstones]
+                self._settler.forget(event.tombstones)
+                self._settler.trim(Lane(event.lane), event.seq)
                 self._count(event.readings)
-                self._forget(Lane(event.lane), event.seq)
             elif isinstance(event, SetAside):
                 self._asides.append((event, b""))
                 self._wake.set()
@@ -416,7 +400,7 @@ class Uplink:
             await self._journal.set_aside(lane, event.first_seq, event.last_seq, event.cause, body)
             self._asides.pop(0)
             self._state.set_aside_done(event, self._clock.monotonic_s())
-            self._forget(lane, event.last_seq)
+            self._settler.trim(lane, event.last_seq)
             self._status.dead_letters += count
             self._log.error(
                 "readings_set_aside",
@@ -425,38 +409,10 @@ class Uplink:
                 cause=event.cause,
             )
 
-    # ---- the journal
-
     async def _watch(self) -> None:
         while True:
             await self._journal.wait()
             self._wake.set()
-
-    def _forget(self, lane: Lane, seq: int) -> None:
-        """Have readings of `lane` up to `seq` trimmed soon."""
-        self._trims[lane] = seq
-        self._trim_wake.set()
-
-    async def _trim(self) -> None:
-        while True:
-            await self._trim_wake.wait()
-            self._trim_wake.clear()
-            await self._trim_once()
-
-    async def _trim_once(self) -> None:
-        """Forget in the journal what is safe; on failure it is all still to do."""
-        try:
-            for lane, seq in list(self._trims.items()):
-                await self._journal.trim(lane, seq)
-                if self._trims.get(lane) == seq:
-                    del self._trims[lane]
-            if self._settled:
-                settled = list(self._settled)
-                await self._journal.forget_tombstones(settled)
-                del self._settled[: len(settled)]
-        except BaseException:
-            self._trim_wake.set()
-            raise
 
     # ---- status
 
@@ -512,36 +468,3 @@ def _span(readings: Readings, grant: Grant) -> tuple[int, int]:
     if not len(readings):
         return grant.after_seq, grant.after_seq
     return readings.seqs[0], readings.seqs[-1]
-
-
-def _link_tombstone(stone: Tombstone) -> LinkTombstone:
-    return LinkTombstone(
-        int(stone.lane), stone.first_seq, stone.last_seq, stone.count, stone.reason, stone.time_us
-    )
-
-
-def _edge_tombstone(stone: LinkTombstone) -> Tombstone:
-    return Tombstone(
-        Lane(stone.lane), stone.first_seq, stone.last_seq, stone.count, stone.reason, stone.time_us
-    )
-
-
-def _tls_context(config: UplinkConfig) -> ssl.SSLContext:
-    """Return the context for mqtts.
-
-    Raises:
-        LinkError: a file cannot be used.
-    """
-    try:
-        context = ssl.create_default_context(
-            cafile=str(config.tls_ca_file) if config.tls_ca_file else None
-        )
-        if config.tls_cert_file is not None:
-            key = str(config.tls_key_file) if config.tls_key_file else None
-            context.load_cert_chain(str(config.tls_cert_file), key)
-    except OSError as error:  # ssl.SSLError is one, and neither names the file
-        files = (config.tls_ca_file, config.tls_cert_file, config.tls_key_file)
-        named = ", ".join(str(file) for file in files if file)
-        detail = error.strerror or error
-        raise LinkError(f"certificate files {named} cannot be used: {detail}") from None
-    return context

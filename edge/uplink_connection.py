@@ -31,12 +31,12 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from bridge.envelope import CONTENT_TYPE
 from bridge.errors import LinkError
-from edge.config import Endpoint
+from edge.config import Endpoint, UplinkConfig
 
 if TYPE_CHECKING:  # paho defines it for type checkers only
     from paho.mqtt.client import SocketLike
 
-__all__ = ["ConnectionOptions", "LinkBytes", "UplinkConnection"]
+__all__ = ["ConnectionOptions", "LinkBytes", "UplinkConnection", "tls_context"]
 
 _TOPIC_ALIAS = 1
 _TICK_S = 1.0  # how often paho looks at its keep alive
@@ -403,6 +403,27 @@ class UplinkConnection:
         counts.acked = acked
         counts.outstanding = bool(unacked or not_sent)
         counts.rtt_ms = rtt_us / 1000
+
+
+def tls_context(config: UplinkConfig) -> ssl.SSLContext:
+    """Return the context for mqtts.
+
+    Raises:
+        LinkError: a file cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(
+            cafile=str(config.tls_ca_file) if config.tls_ca_file else None
+        )
+        if config.tls_cert_file is not None:
+            key = str(config.tls_key_file) if config.tls_key_file else None
+            context.load_cert_chain(str(config.tls_cert_file), key)
+    except OSError as error:  # ssl.SSLError is one, and neither names the file
+        files = (config.tls_ca_file, config.tls_cert_file, config.tls_key_file)
+        named = ", ".join(str(file) for file in files if file)
+        detail = error.strerror or error
+        raise LinkError(f"certificate files {named} cannot be used: {detail}") from None
+    return context
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
