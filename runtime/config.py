@@ -187,24 +187,40 @@ def load(
     return _build(cls, (), values, where or "configuration")
 
 
-def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
-    """Give `parser` one flag for every setting of `cls`; short flags come first in `--help`."""
+def add_arguments(
+    parser: argparse.ArgumentParser, cls: type, *, hidden: tuple[str, ...] = ()
+) -> None:
+    """Give `parser` one flag for every setting of `cls`.
+
+    Args:
+        parser: Gets a group for each section.
+        cls: The configuration dataclass.
+        hidden: Top-level sections whose flags work without being listed in `--help`.
+    """
     groups: dict[str, Any] = {}
+    # a short flag belongs to the key that is declared first; long ones are all different
+    taken = set[str]()
     for key in keys(cls):
+        listed = key.path[0] not in hidden
         if key.kind == "section":
-            groups[key.name] = parser.add_argument_group(f"[{key.name}]", key.metadata["help"])
+            if listed:
+                title = f"[{key.name}]"
+                groups[key.name] = parser.add_argument_group(title, key.metadata["help"])
             continue
         if key.kind == "tables":
             continue
         target = groups.get(".".join(key.path[:-1]), parser)
-        names = [name for name in (key.metadata["flag"], key.flag) if name]
+        names = [name for name in (key.metadata["flag"], key.flag) if name and name not in taken]
+        taken.update(names)
         default = "" if key.default in (dataclasses.MISSING, None, "") else f" [{key.default}]"
         target.add_argument(
             *dict.fromkeys(names),
             dest=key.name,
             default=argparse.SUPPRESS,
             metavar=_metavar(key),
-            help=(key.metadata["help"] + default).replace("%", "%%"),
+            help=(key.metadata["help"] + default).replace("%", "%%")
+            if listed
+            else argparse.SUPPRESS,
         )
 
 

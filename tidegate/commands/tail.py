@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import aiomqtt
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from runtime.config import ConfigError
 from runtime.service import StartError
@@ -61,9 +62,7 @@ async def _tail(options: argparse.Namespace) -> int:
         username=unquote(address.username) if address.username else None,
         password=unquote(address.password) if address.password else None,
     )
-    subscribe_options = aiomqtt.client.SubscribeOptions(
-        qos=1, retainHandling=0 if options.retained else 2
-    )
+    subscribe_options = SubscribeOptions(qos=1, retainHandling=0 if options.retained else 2)
     try:
         async with client:
             for topic_filter in options.filters or ["devices/#"]:
@@ -114,9 +113,9 @@ def _historical(message: aiomqtt.Message) -> bool:
 
 def _text(payload: Any) -> str:
     try:
-        text = payload.decode("utf-8")
+        text: str = payload.decode("utf-8")
     except UnicodeDecodeError:
-        return "0x" + payload.hex()
+        return f"0x{payload.hex()}"
     return text if text.isprintable() else repr(text)
 
 

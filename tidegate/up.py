@@ -1,0 +1,176 @@
+"""Everything in one process: a gateway, a cloud node and, if asked for, simulated devices.
+
+The parts are those of `tidegate edge`, `tidegate cloud` and `tidegate sim`, joined by a real uplink
+over loopback; only ports, the data folder and the uplink's address are set here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloud.config import CloudConfig
+from cloud.service import CloudService
+from device_sim.config import SimConfig
+from edge.config import EdgeConfig
+from edge.service import EdgeService
+from runtime.clock import Clock
+from runtime.config import section, setting
+
+__all__ = ["Site", "SiteFigures", "UpConfig", "sim_config"]
+
+
+@dataclass(frozen=True, slots=True)
+class UpConfig:
+    """What `tidegate up` reads; `[edge]`, `[cloud]` and `[sim]` hold the parts' own keys."""
+
+    data: Path = setting(Path("tidegate-data"), help="Folder that holds all state.", flag="--data")
+    host: str = setting("127.0.0.1", help="Address that every port is bound to.")
+    edge_port: int = setting(
+        1883, help="MQTT port for devices, the gateway's.", minimum=0, maximum=65535
+    )
+    cloud_port: int = setting(
+        2883, help="MQTT port for gateways and subscribers.", minimum=0, maximum=65535
+    )
+    http_port: int = setting(
+        8080, help="HTTP port of API, console and metrics.", minimum=0, maximum=65535
+    )
+    simulate: int = setting(
+        0, help="How many devices to simulate; 0 is none.", minimum=0, maximum=100_000, flag="--sim"
+    )
+    replay: Path | None = setting(
+        None, help="Replay this trace in place of generated signals; implies --sim."
+    )
+    duration_s: float = setting(
+        0.0,
+        help="Stop by itself after this long; 0 runs until Ctrl-C.",
+        unit="s",
+        minimum=0,
+        flag="--duration",
+    )
+    edge: EdgeConfig = section(EdgeConfig, help="The gateway: see `tidegate edge`.")
+    cloud: CloudConfig = section(CloudConfig, help="The cloud node: see `tidegate cloud`.")
+    sim: SimConfig = section(SimConfig, help="The simulated devices: see `tidegate sim`.")
+
+
+@dataclass(slots=True, frozen=True)
+class SiteFigures:
+    """The way of the readings at one moment; counts since the process started."""
+
+    taken: int  # captured by the gateway
+    stored: int  # rows of the storage sink
+    backlog: int  # at the gateway, not acknowledged by the cloud
+    link: str
+    link_bytes: int  # really sent and received by the uplink
+    packet_bytes: int  # what the same readings take as MQTT packets of their own
+
+    @property
+    def saved(self) -> float:
+        """The share of bytes the link did not have to carry; 0 before anything was sent."""
+        return max(0.0, 1 - self.link_bytes / self.packet_bytes) if self.packet_bytes else 0.0
+
+    def line(self, rate_s: float) -> str:
+        """Return the one line a terminal shows."""
+        return (
+            f"in {self.taken:,} ({rate_s:,.0f}/s)  stored {self.stored:,}  "
+            f"backlog {self.backlog:,}  link {self.link}  bytes saved {self.saved:.0%}"
+        )
+
+
+class Site:
+    """A gateway and a cloud node in this process, as one service."""
+
+    def __init__(self, config: UpConfig, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._cloud = CloudService(_cloud_config(config), clock)
+        self._edge: EdgeService | None = None
+
+    async def start(self) -> None:
+        """Start the cloud node, then the gateway that dials it; raises StartError."""
+        await self._cloud.start()
+        self._edge = EdgeService(_edge_config(self._config, self._cloud.port), self._clock)
+        await self._edge.start()
+
+    async def stop(self) -> None:
+        """Stop the gateway first, so that what it has sent is stored."""
+        if self._edge is not None:
+            await self._edge.stop()
+        await self._cloud.stop()
+
+    @property
+    def edge_port(self) -> int:
+        """The gateway's MQTT port."""
+        return self._edge.port if self._edge is not None else 0
+
+    @property
+    def cloud_port(self) -> int:
+        """The cloud node's MQTT port."""
+        return self._cloud.port
+
+    @property
+    def http_port(self) -> int:
+        """The cloud node's HTTP port."""
+        return self._cloud.http_port
+
+    def figures(self) -> SiteFigures:
+        """Return how it stands now."""
+        edge = self._edge.status() if self._edge is not None else {}
+        uplink: dict[str, Any] = edge["uplink"]
+        return SiteFigures(
+            taken=edge["capture"]["readings"],
+            stored=self._cloud.figures()["readings_stored"],
+            backlog=uplink["backlog_readings"],
+            link=uplink["link"],
+            link_bytes=uplink["bytes_out"] + uplink["bytes_in"],
+            packet_bytes=uplink["packet_bytes"],
+        )
+
+    async def settle(self, timeout_s: float) -> None:
+        """Return when all that was taken is stored, or after `timeout_s`."""
+        deadline = self._clock.monotonic_s() + timeout_s
+        while self._clock.monotonic_s() < deadline:
+            figures = self.figures()
+            if not figures.backlog and figures.stored >= figures.taken:
+                return
+            await asyncio.sleep(0.05)
+
+
+def sim_config(config: UpConfig, edge_port: int) -> SimConfig:
+    """Return the simulator's configuration for a site whose gateway listens on `edge_port`."""
+    changes: dict[str, Any] = {
+        "broker": f"mqtt://{config.host}:{edge_port}",
+        "duration_s": config.duration_s,
+        "verify": "",
+    }
+    if config.simulate:
+        changes["devices"] = config.simulate
+    if config.replay is not None:
+        changes["replay"] = config.replay
+    return dataclasses.replace(config.sim, **changes)
+
+
+def _edge_config(config: UpConfig, cloud_port: int) -> EdgeConfig:
+    uplink = dataclasses.replace(
+        config.edge.uplink, endpoints=(f"mqtt://{config.host}:{cloud_port}",)
+    )
+    # the cloud node's HTTP port serves the whole site
+    http = dataclasses.replace(config.edge.http, enabled=False)
+    return dataclasses.replace(
+        config.edge,
+        data=config.data,
+        host=config.host,
+        port=config.edge_port,
+        uplink=uplink,
+        http=http,
+    )
+
+
+def _cloud_config(config: UpConfig) -> CloudConfig:
+    http = dataclasses.replace(config.cloud.http, host=config.host, port=config.http_port)
+    return dataclasses.replace(
+        config.cloud, data=config.data, host=config.host, port=config.cloud_port, http=http
+    )
