@@ -297,7 +297,11 @@ class Client(asyncio.Protocol):
         self._flush()
 
     async def messages(self) -> AsyncIterator[Publish]:
-        """Yield received messages in order, until the connection is over and none is left."""
+        """Yield received messages in order; end after the last one once `disconnect` was called.
+
+        Raises:
+            MqttError: the connection ended otherwise, and every message before that was yielded.
+        """
         while True:
             messages = self._messages
             if messages:
@@ -306,6 +310,9 @@ class Client(asyncio.Protocol):
                     self._resume_reading()
                 yield message
             elif self.closed.done():
+                end = self.closed.result()
+                if end.by_peer or end.error is not None:
+                    raise _failure(end)
                 return
             else:
                 await self._next_change()
@@ -442,7 +449,7 @@ class Client(asyncio.Protocol):
 
     def _end(self, event: Disconnected) -> None:
         """Settle every future: the connection is over."""
-        failure = event.error or MqttError(event.reason_code, event.detail)
+        failure = _failure(event)
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
             if isinstance(waiter, asyncio.Future) and not waiter.done():
@@ -500,3 +507,8 @@ class Client(asyncio.Protocol):
     def _check_open(self) -> None:
         if self._machine.state is not State.CONNECTED:
             raise LocalProtocolError(f"not possible while {self._machine.state.value}")
+
+
+def _failure(end: Disconnected) -> MqttError:
+    """Return what to raise where something still waits."""
+    return end.error or MqttError(end.reason_code, end.detail)

@@ -333,12 +333,26 @@ async def test_a_slow_reader_pauses_the_socket_and_loses_nothing() -> None:
         await client.disconnect()
 
 
-async def test_messages_end_with_the_connection_after_the_last_is_taken() -> None:
+async def test_every_message_before_the_end_is_yielded() -> None:
     async with mini_server() as server:
         client = await Client.connect(HOST, server.port, Connect("c"))
         server.sides[0].send(Publish("t", b"1"), Publish("t", b"2"), Disconnect(0x8B))
         assert (await client.closed).reason_code == 0x8B
-        assert [message.payload async for message in client.messages()] == [b"1", b"2"]
+        assert [message.payload for message in await take(client, 2)] == [b"1", b"2"]
+        with pytest.raises(MqttError) as fault:
+            await take(client, 1)
+        assert fault.value.reason_code == 0x8B
+
+
+async def test_messages_end_quietly_after_our_own_disconnect() -> None:
+    async with mini_server() as server:
+        client = await Client.connect(HOST, server.port, Connect("c"))
+        server.sides[0].send(Publish("t", b"1"))
+        assert [message.payload for message in await take(client, 1)] == [b"1"]
+        taking = asyncio.create_task(take(client, 2))
+        await asyncio.sleep(0)
+        await client.disconnect()
+        assert await taking == []
 
 
 # The end
@@ -367,10 +381,9 @@ async def test_the_end_settles_everything_that_waits(
         await server.until(lambda: server.count(Publish) + server.count(Subscribe) == 2)
         end(server.sides[0])
         publish, subscribe, messages = await asyncio.gather(*tasks, return_exceptions=True)
-        for failure in (publish, subscribe):
+        for failure in (publish, subscribe, messages):
             assert isinstance(failure, MqttError)
             assert failure.reason_code == reason_code
-        assert messages == []
         assert (await client.closed).reason_code == reason_code
         assert set(client.session.outbound) == {1}
         await server.until(lambda: server.sides[0].lost)

@@ -390,7 +390,9 @@ async def test_pahos_pings_are_read_and_answered() -> None:
 
 @pytest.mark.parametrize("version", [4, 5])
 async def test_our_client_and_mosquitto_understand_each_other(version: int, tmp_path: Path) -> None:
-    ours = {p.SESSION_EXPIRY_INTERVAL: 60, p.RECEIVE_MAXIMUM: 3, p.TOPIC_ALIAS_MAXIMUM: 2}
+    # No small Receive Maximum here: mosquitto 2.0 takes a QoS 2 message for settled at PUBREC and
+    # sends more than it was told: our client ends such a connection with 0x93 [MQTT-3.3.4-9].
+    ours = {p.SESSION_EXPIRY_INTERVAL: 60, p.TOPIC_ALIAS_MAXIMUM: 2}
     connect = Connect("sub", version, clean_start=False, properties=ours if version == 5 else {})
     with mosquitto(tmp_path) as port:
         listener = await Client.connect("127.0.0.1", port, connect)
