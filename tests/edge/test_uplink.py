@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from bridge.batch import Batch, decode_entry
 from bridge.devices import DeviceIds
 from edge.config import UplinkConfig
-from edge.contract import Lane, Tombstone
+from edge.contract import Commit, Lane, Tombstone
 from edge.segments import Segment, pack_segment
 from edge.uplink import Uplink
 from runtime.clock import SystemClock
@@ -187,6 +188,44 @@ async def test_tombstones_are_told_and_forgotten_once_acknowledged() -> None:
     async with CloudPeer(once({0: (0x97, "")})) as cloud, uplink_to(journal, cloud.url):
         await journal.until("forgotten", lambda: not journal.stones)
     assert [(s.lane, s.first_seq, s.reason) for s in cloud.tombstones] == [(1, 5, "evicted-age")]
+
+
+class EndlessBacklog(MemoryJournal):
+    """Makes its commits when they are read: a backlog of any length without the memory for it."""
+
+    def pending(self, lane: Lane, after_seq: int) -> bool:
+        return lane is Lane.LIVE and after_seq < self.last_seq
+
+    async def read(self, lane: Lane, after_seq: int, *, bytes_max: int) -> list[Commit]:
+        made = MemoryJournal(last_seq=after_seq)
+        for n in range(min(10, (self.last_seq - after_seq) // 100)):
+            made.capture(numbered(n, 100))
+        return made.commits[lane]
+
+    async def trim(self, lane: Lane, up_to_seq: int) -> None:
+        self.trimmed[lane] = up_to_seq
+        self._changes.set()
+
+
+async def peak_of_draining(total: int) -> int:
+    """Return the most memory in use, in bytes, while a backlog of that length drains."""
+    journal = EndlessBacklog(last_seq=total)
+    async with CloudPeer() as cloud:
+        cloud.keep = False
+        tracemalloc.start()
+        try:
+            async with uplink_to(journal, cloud.url):
+                await journal.until("drained", lambda: journal.trimmed[Lane.LIVE] == total)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            assert cloud.readings == total
+
+
+async def test_memory_does_not_grow_with_the_backlog() -> None:
+    short = await peak_of_draining(5_000)
+    long = await peak_of_draining(60_000)
+    assert long < short * 1.3 + (1 << 20)
 
 
 # ---- refusals ------------------------------------------------------------------------------------
