@@ -455,11 +455,13 @@ def test_topic_aliases_from_the_server() -> None:
         Publish("b", properties={p.TOPIC_ALIAS: 2}),
         Publish("", b"2", properties={p.TOPIC_ALIAS: 2, p.CONTENT_TYPE: "x"}),
     )
+    events += peer.give(Publish("c", properties={p.CONTENT_TYPE: "y"}))
     assert events == [
         Publish("a"),
         Publish("a", b"1"),
         Publish("b"),
         Publish("b", b"2", properties={p.CONTENT_TYPE: "x"}),
+        Publish("c", properties={p.CONTENT_TYPE: "y"}),
     ]
 
 
@@ -523,6 +525,7 @@ def test_answers_leave_in_the_order_of_the_messages() -> None:
     assert client.ack(first)
     assert peer.sent() == [Puback(1), Pubrec(2), Puback(3)]
     assert not client.ack(first)  # answered before
+    assert not client.ack(Publish("t"))  # QoS 0 wants none
 
 
 @pytest.mark.conformance("MQTT-4.3.3-9")

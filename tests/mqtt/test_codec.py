@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from mqtt.codec import Decoder, Limits, decode, encode
 from mqtt.errors import MalformedPacket, MqttError, ProtocolError
 from mqtt.frames import split
-from mqtt.packets import Connect, Packet, Pingreq, Puback, Publish, Subscribe, Subscription
+from mqtt.packets import (
+    Connect,
+    Packet,
+    Pingreq,
+    Puback,
+    Publish,
+    Subscribe,
+    Subscription,
+    Unsubscribe,
+)
 from mqtt.properties import USER_PROPERTY
 from tests.kit.mqtt_strategies import packets, splits, versions
 from tests.kit.mqtt_vectors import ACCEPTED, VECTORS, Vector
@@ -165,7 +174,8 @@ def test_one_packet_cannot_make_the_decoder_hold_too_many_small_things() -> None
     limits = Limits(user_properties_max=2, subscriptions_max=2)
     pairs = encode(Publish("t", properties={USER_PROPERTY: [("", "")] * 3}), 5)
     filters = encode(Subscribe(1, [Subscription("a")] * 3), 5)
-    for data in (pairs, filters):
+    names = encode(Unsubscribe(1, ["a"] * 3), 5)
+    for data in (pairs, filters, names):
         [fault] = Decoder(5, limits=limits).receive_data(data)
         assert isinstance(fault, ProtocolError)
         assert fault.reason_code == 0x97

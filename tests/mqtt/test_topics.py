@@ -283,6 +283,7 @@ def test_limits_on_levels_and_length() -> None:
     assert topic_name_fault("a/b/c", levels_max=3, bytes_max=5) is None
     for name in ("a/b/c/d", "aaaaaa", "ééé"):
         assert topic_name_fault(name, levels_max=3, bytes_max=5) is not None
+    assert topic_name_fault("a/b/c/d", levels_max=3) is not None
     assert topic_filter_fault("a/+/#", levels_max=3) is None
     assert topic_filter_fault("a/b/+/#", levels_max=3) is not None
     assert topic_filter_fault("$share/g/a/b/c", levels_max=3) is None
