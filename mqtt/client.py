@@ -44,7 +44,9 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any, Final
 
-from mqtt.client_delivery import Outlet, Receiver, Sender
+from mqtt.client_outlet import Outlet
+from mqtt.client_receiver import Receiver
+from mqtt.client_sender import Sender
 from mqtt.client_session import (
     ClientEvent,
     ClientSession,
