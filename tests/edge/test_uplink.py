@@ -348,6 +348,7 @@ async def test_starts_offline_and_drains_by_itself_when_the_cloud_appears() -> N
         while uplink.status().dials < 3:
             await asyncio.sleep(0.01)
         assert uplink.status().link == "offline"
+        assert uplink.status().last_error == f"{cloud.url}: Connection refused"
         assert uplink.status().backlog_readings == 1000
         await cloud.listen()
         await journal.until_trimmed()
