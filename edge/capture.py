@@ -104,7 +104,10 @@ class Capture:
         self._gathered: list[list[PublishRun]] = [[] for _ in Lane]
         self._gathered_bytes = 0
         self._committing_bytes = 0
+        self._committing = [0 for _ in Lane]  # the same by lane
         self._room = [0 for _ in Lane]  # what each lane still takes; below 0 while failing
+        self._granted = [0 for _ in Lane]  # `_room` when last set: the difference was taken since
+        self._waiting = [0 for _ in Lane]  # bytes by lane taken before that and not settled
         self._wanted = [0 for _ in Lane]  # the largest run refused since the last relief
         self._failing = 0  # the reason code while the journal cannot be written, else 0
         self._retry_s = 0.0
@@ -162,7 +165,7 @@ class Capture:
         """Take no more, commit what has gathered, and settle it."""
         if not self._closing:
             self._closing = True
-            self._room = [-1 for _ in Lane]
+            self._measure()
             self._wake()
         await self._task
 
@@ -189,22 +192,25 @@ class Capture:
 
     def _next_commit(self) -> list[list[PublishRun]]:
         """Return the runs of the next commit by lane."""
+        self._note_taken()
         if self._gathered_bytes <= 2 * COMMIT_BYTES:
             runs = self._gathered
             self._gathered = [[] for _ in Lane]
-            self._committing_bytes, self._gathered_bytes = self._gathered_bytes, 0
-            return runs
-        runs = []
-        size = 0
-        for gathered in self._gathered:
-            at = 0
-            while at < len(gathered) and size < COMMIT_BYTES:
-                size += len(gathered[at].frames) + RUN_BYTES
-                at += 1
-            runs.append(gathered[:at])
-            del gathered[:at]
-        self._committing_bytes = size
-        self._gathered_bytes -= size
+            self._committing = list(self._waiting)
+        else:
+            runs = []
+            left = COMMIT_BYTES
+            for lane, gathered in enumerate(self._gathered):
+                at = size = 0
+                while at < len(gathered) and size < left:
+                    size += len(gathered[at].frames) + RUN_BYTES
+                    at += 1
+                runs.append(gathered[:at])
+                del gathered[:at]
+                self._committing[lane] = size
+                left -= size
+        self._committing_bytes = sum(self._committing)
+        self._gathered_bytes -= self._committing_bytes
         return runs
 
     async def _commit(self, runs: list[list[PublishRun]]) -> int:
@@ -237,6 +243,9 @@ class Capture:
                     run.settled(run, code)
                 except Exception:  # one connection's fault must not cost the others their answer
                     log.exception("settle_broke", client_id=run.client.client_id)
+        self._note_taken()
+        self._waiting = [a - b for a, b in zip(self._waiting, self._committing, strict=True)]
+        self._committing = [0 for _ in Lane]
         self._committing_bytes = 0
         if code:
             self._count_refused(code, sum(len(of_lane) for of_lane in runs))
@@ -245,10 +254,8 @@ class Capture:
     async def _recover(self, code: int) -> None:
         """Refuse everything until the journal can be written again."""
         self._failing = code
-        runs = self._gathered
-        self._gathered = [[] for _ in Lane]
-        self._gathered_bytes = 0
-        self._settle(runs, code)
+        while self._gathered_bytes:
+            self._settle(self._next_commit(), code)
         while not self._closing:
             self._retry_s = min(max(self._retry_s * 2, RETRY_MIN_S), RETRY_MAX_S)
             await self._wait(NEVER, self._retry_s)
@@ -290,15 +297,21 @@ class Capture:
         else:
             self.stats.refused_broken += runs
 
+    def _note_taken(self) -> None:
+        """Add what was taken since `_room` was set to what waits."""
+        for lane in Lane:
+            self._waiting[lane] += self._granted[lane] - self._room[lane]
+            self._granted[lane] = self._room[lane]
+
     def _measure(self) -> None:
         """Set what each lane still takes, and ask clients back when that has become enough."""
-        waiting = self.stats.waiting_bytes = self._gathered_bytes + self._committing_bytes
+        self._note_taken()
+        self.stats.waiting_bytes = self._gathered_bytes + self._committing_bytes
         for lane in Lane:
-            if self._failing or self._closing:
-                self._room[lane] = -1
-            else:
-                # whatever waits may be of this lane: too little for a moment rather than too much
-                self._room[lane] = self._journal.lane_room(lane) - waiting
+            room = -1
+            if not self._failing and not self._closing:
+                room = self._journal.lane_room(lane) - self._waiting[lane]
+            self._room[lane] = self._granted[lane] = room
         self._relieve()
 
     def _relieve(self) -> None:

@@ -88,6 +88,7 @@ def decide(found: Evidence) -> Action:
 
 _WAL_HEADER_BYTES = 32
 _FRAME_HEADER_BYTES = 24
+_WAL_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # checksums little-, big-endian
 
 
 def wal_lost_frames(wal: bytes, valid_frames: int, page_bytes: int) -> bool:
@@ -122,9 +123,9 @@ def wal_lost_frames(wal: bytes, valid_frames: int, page_bytes: int) -> bool:
 
 def _header_checks(wal: bytes) -> bool:
     """Return True when the header of a log carries its own right checksum."""
-    if len(wal) < _WAL_HEADER_BYTES:
+    if len(wal) < _WAL_HEADER_BYTES or wal[:4] not in _WAL_MAGIC:
         return False
-    order = ">" if wal[3] & 1 else "<"  # the last bit of the magic number
+    order = ">" if wal[3] & 1 else "<"
     words = struct.unpack_from(f"{order}6I", wal)
     sum_0 = sum_1 = 0
     for even, odd in zip(words[::2], words[1::2], strict=True):
