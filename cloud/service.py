@@ -27,7 +27,7 @@ from cloud.sinks.contract import Sink
 from cloud.sinks.group import Sinks
 from cloud.sinks.live import LiveSink
 from cloud.sinks.storage import StorageSink
-from cloud.stream.contract import StreamError
+from cloud.stream.contract import StreamError, StreamFull
 from cloud.stream.embedded import EmbeddedStream
 from cloud.telemetry import Sample, figures_of, register_metrics
 from cloud.views import GatewayView, LedgerView, PartitionView, StatusView
@@ -75,6 +75,7 @@ class CloudService:
         self._stops: list[Any] = []  # what ends each thing begun, in order of beginning
         self._sample = Sample()
         self._not_ready = "starting"
+        self._full = False  # the cause of not being ready is a limit, which sinks can cure
         self._started_us = 0
         self._watching: asyncio.Task[None] | None = None
 
@@ -95,8 +96,8 @@ class CloudService:
         register_metrics(
             self.metrics, lambda: self._sample, self.capture, self.broker, self.storage, self.ready
         )
-        await self._probe()  # 5. an append that is acknowledged
-        if self._not_ready:
+        await self._probe()  # 5. an append that is acknowledged; a full stream needs its sinks
+        if self._not_ready and not self._full:
             raise StartError(f"stream: {self._not_ready}")
         for part in self._parts:  # 6. what is plugged in
             self._stops.append(part.stop)
@@ -232,6 +233,7 @@ class CloudService:
             self._not_ready = f"the stream took no append in {_PROBE_TIMEOUT_S:g} s"
         except StreamError as error:
             self._not_ready = str(error)
+            self._full = isinstance(error, StreamFull)
         if self._not_ready and self._not_ready != before:
             log.error("not_ready", cause=self._not_ready)
 

@@ -157,7 +157,7 @@ class StreamLog(Protocol):
         gap in a device's order is never filled by what came after it. A part whose every seq the
         stream holds already is taken as done and not stored again, so an append of unknown
         outcome (an error, a cancellation) may be repeated with the same parts. With nothing to
-        add it is a probe: it returns once the stream has proved that it can store.
+        add it is a probe: it returns once the stream has proved that it would take an append.
 
         Args:
             parts: At most one a partition, gateway and epoch.

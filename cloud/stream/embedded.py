@@ -142,13 +142,13 @@ class EmbeddedStream:
         assigned: Mapping[Source, int] | None = None,
     ) -> None:
         size = _checked(parts)
+        probe = not parts and not given_up and not assigned
         limit = self._config.file_bytes_max
-        if size and self._file_bytes + self._waiting_bytes + size > limit:
+        if (size or probe) and self._file_bytes + self._waiting_bytes + size > limit:
             raise StreamFull(
                 f"{self.path}: {self._file_bytes} of {limit} bytes used; a sink lags, or "
                 "stream.file_bytes_max is too small"
             )
-        probe = not parts and not given_up and not assigned
         await self._request(Request(parts, given_up, assigned or {}, {}, probe, size))
 
     async def commit_cursors(self, sink: str, positions: Mapping[int, int]) -> None:
@@ -202,7 +202,7 @@ class EmbeddedStream:
 
     def _store(self, requests: Sequence[Request], connection: sqlite3.Connection) -> Stored:
         """Check the disk and write one transaction; on the writer's thread."""
-        if any(request.bytes for request in requests):
+        if any(request.bytes or request.probe for request in requests):
             free = shutil.disk_usage(self.path.parent).free
             if free < self._config.disk_reserve_bytes:
                 raise StreamFull(
