@@ -17,7 +17,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -171,9 +171,15 @@ class Judge:
     Args:
         truth: What the run did.
         source: Where its payloads came from; it is asked to say all of them again.
+        canonical: How the store writes a payload; rows are compared in that form.
     """
 
-    def __init__(self, truth: Truth, source: History) -> None:
+    def __init__(
+        self,
+        truth: Truth,
+        source: History,
+        canonical: Callable[[bytes], bytes] = lambda payload: payload,
+    ) -> None:
         self._truth = truth
         self._clients = source.clients
         self._contents = [array("q") for _ in truth.devices]  # by device and counter
@@ -183,7 +189,7 @@ class Judge:
         self._sent_topics: set[str] = set()
         counts = [device.readings() for device in truth.devices]
         for device, _counter, topic, payload in source.history(counts):
-            self._contents[device].append(hash((topic, payload)))
+            self._contents[device].append(hash((topic, canonical(payload))))
             self._sent_topics.add(topic)
             by_content = not (truth.stamped and stampable(payload))
             number = self._topics.setdefault(topic, len(self._topics)) if by_content else -1

@@ -1,4 +1,4 @@
-"""Stores: where the judge reads what arrived. A `storage.db`, read-only.
+"""Stores: where the judge reads what arrived. A `storage.db` read-only, or the HTTP API.
 
 Invariants: `begin()` is called before the run and notes what is already stored, so that only rows
 from after it are judged; `feed()` gives rows gateway by gateway in rising seq order, which within
@@ -28,6 +28,10 @@ class VerifyError(Exception):
 class Store(Protocol):
     """What arrived, from one place."""
 
+    def canonical(self, payload: bytes) -> bytes:
+        """Return a payload as `feed` gives it: its bytes, unless the place keeps only values."""
+        ...
+
     async def begin(self) -> None:
         """Check that the store can be read and note what it holds; raises VerifyError."""
         ...
@@ -42,16 +46,22 @@ class Store(Protocol):
 
 
 def open_store(url: str) -> Store:
-    """Return the store that `--verify` names: a path or a file: URL.
+    """Return the store that `--verify` names: a path, a file: URL or an http(s): URL.
 
     Raises:
         VerifyError: it is none of these, or its folder does not exist.
     """
     parts = urlsplit(url)
+    if parts.scheme in {"http", "https"}:
+        from device_sim.http_store import HttpStore  # noqa: PLC0415 - httpx only when asked for
+
+        return HttpStore(url)
     if parts.scheme == "file":
         return SqliteStore(Path(unquote(parts.path)))
     if parts.scheme:
-        raise VerifyError(f"{url}: not known; use the path of storage.db or file:PATH")
+        raise VerifyError(
+            f"{url}: not known; use the path of storage.db, file:PATH or http://host:port"
+        )
     return SqliteStore(Path(url).expanduser())
 
 
@@ -66,6 +76,9 @@ class SqliteStore:
         self._path = path
         self._before: dict[tuple[str, object], int] = {}  # highest seq by (gateway, epoch)
         self._count_before = 0
+
+    def canonical(self, payload: bytes) -> bytes:
+        return payload
 
     async def begin(self) -> None:
         await asyncio.to_thread(self._begin)

@@ -39,7 +39,7 @@ async def verify(
     """
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + timeout_s
-    judge = await asyncio.to_thread(Judge, truth, source)
+    judge = await asyncio.to_thread(Judge, truth, source, store.canonical)
     acked = truth.acked()
     pause_s = _POLL_S
     while await store.count() < acked and loop.time() < deadline_s:

@@ -18,7 +18,7 @@ from device_sim.config import PROFILES, SimConfig
 from device_sim.report import SimReport
 from device_sim.run import run_sim
 from tests.kit.mosquitto import mosquitto
-from tests.kit.storage import add_rows, make_storage
+from tests.kit.stored_rows import add_rows, make_storage
 from tests.kit.traces import TRACES, trace_path
 
 

@@ -25,7 +25,7 @@ from runtime.clock import ManualClock
 from tests.device_sim.test_sources import write_trace
 from tests.kit.processes import free_ports
 from tests.kit.scripted_broker import ScriptedBroker
-from tests.kit.storage import add_rows, make_storage
+from tests.kit.stored_rows import add_rows, make_storage
 
 BUSY = 0x97
 FORBIDDEN = 0x87

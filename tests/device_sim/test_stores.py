@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from device_sim.stores import Store, VerifyError, open_store
-from tests.kit.storage import add_rows, make_storage
+from tests.kit.stored_rows import add_rows, make_storage
 
 
 async def rows_of(store: Store) -> list[tuple[str, bytes, int]]:

@@ -11,7 +11,7 @@ from device_sim import verify as verify_module
 from device_sim.stores import VerifyError, open_store
 from device_sim.verify import verify
 from tests.device_sim.test_judge import Run
-from tests.kit.storage import add_rows, make_storage
+from tests.kit.stored_rows import add_rows, make_storage
 
 
 @pytest.fixture(autouse=True)
