@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from bridge.devices import DEFAULT_PATTERNS, DeviceIds
 from bridge.uplink_state import UplinkLimits
 from mqtt.broker.config import BrokerConfig
+from mqtt.topics import topic_filter_fault
 from runtime.config import section, setting
 from runtime.logs import LogsConfig
 
@@ -125,6 +126,13 @@ class CaptureConfig:
     urgent: tuple[str, ...] = setting(
         (), help="Topic filters of captured readings that go in the urgent lane."
     )
+
+    def __post_init__(self) -> None:
+        for key in ("topics", "ignore", "urgent"):
+            for topic_filter in getattr(self, key):
+                fault = topic_filter_fault(topic_filter, shared=False)
+                if fault is not None:
+                    raise ValueError(f"'{key}': {fault.detail}")
 
 
 @dataclass(slots=True, frozen=True)

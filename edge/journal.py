@@ -280,7 +280,7 @@ class Journal:
     async def maintain(self) -> None:
         """Do what is due: carry out trims, keep limits, note totals; called once a second."""
         keeper = self._keeper
-        if keeper.trim_due():
+        if keeper.trim_due() or keeper.pressed():
             await self.flush()
         async with self._writing:
             before = len(keeper.state.tombstones)

@@ -35,6 +35,7 @@ log = structlog.get_logger(component="journal")
 TRIM_DELAY_S = 5.0  # a trim lost in a crash costs a few readings sent twice, so it may wait
 BLIND_TRIM_DELAY_S = 1.0
 TRIM_BYTES = 8 * 1024 * 1024  # but not once this much could be freed
+PRESSED_BYTES = 512 * 1024  # with less room than this, trims are carried out every second
 DELETE_BYTES = 2 * 1024 * 1024  # freed in one transaction, so that a commit waits for little
 DELETE_ROWS = 512
 TOTALS_BYTES = 16 * 1024 * 1024  # appended between two notes of the totals
@@ -111,6 +112,10 @@ class Keeper:
             return False
         at_s = min(self._flush_at_s.values())
         return self._trimmed_bytes >= TRIM_BYTES or self._clock.monotonic_s() >= at_s
+
+    def pressed(self) -> bool:
+        """Return True when a lane that refuses for want of room has trims to carry out."""
+        return any(self.lane_room(lane) < PRESSED_BYTES for lane in self._flush_at_s)
 
     async def flush_trims(self, lane: Lane) -> bool:
         """Delete some rows of a lane that are gone; return True when there may be more."""

@@ -24,6 +24,7 @@ WAL_BYTES_MAX: Final = 4 * MIB + 64 * 1024  # a checkpoint at 1000 pages, and th
 OVERFLOW_BYTES: Final = PAGE_BYTES - 4  # of a body on each page but its first
 URGENT_SHARE: Final = 16  # the live lane leaves 1/16 of the journal, at most 64 MiB, to urgent
 URGENT_BYTES_MAX: Final = 64 * MIB
+COST_MARGIN_BYTES: Final = MIB // 4  # what rounding up to pages may add to all that waits
 
 
 @dataclass(slots=True, frozen=True)
@@ -80,6 +81,7 @@ def lane_room_bytes(lane: Lane, lane_bytes: int, room_bytes: int, config: Journa
         room_bytes: What the journal as a whole may still write.
         config: The limits.
     """
+    room_bytes -= COST_MARGIN_BYTES
     if lane is Lane.LIVE:
         room_bytes -= min(URGENT_BYTES_MAX, config.file_bytes_max // URGENT_SHARE)
     limit = (config.urgent if lane is Lane.URGENT else config.live).bytes_max
