@@ -1,0 +1,95 @@
+"""How a running gateway or cloud node is: link, backlog, lag, ledger.
+
+    tidegate status                                the cloud node of this machine
+    tidegate status --url http://gw-3:8081         a gateway
+    tidegate status --json | jq .uplink
+
+Exit code 1 when nothing answers, or when it says it is not ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from runtime.config import ConfigError
+from runtime.service import StartError
+
+__all__ = ["add_arguments", "run"]
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.add_argument(
+        "--url", default=DEFAULT_URL, help=f"HTTP address of the service [{DEFAULT_URL}]"
+    )
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the state; 0 when the service is ready."""
+    if not options.url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url: expected http://host:port, got '{options.url}'")
+    base = options.url.rstrip("/")
+    ready, reasons = _ready(base)
+    status = _get(f"{base}/status")
+    if options.json:
+        print(json.dumps(status, indent=2))
+    else:
+        print(f"{base}: {'ready' if ready else 'NOT READY: ' + '; '.join(reasons)}")
+        print("\n".join(_lines(status)))
+    return 0 if ready else 1
+
+
+def _ready(base: str) -> tuple[bool, list[str]]:
+    body = _get(f"{base}/readyz", also=503)
+    return bool(body.get("ok")), [str(reason) for reason in body.get("reasons", ())]
+
+
+def _get(url: str, *, also: int = 200) -> dict[str, Any]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - scheme checked
+            body = json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code != also:
+                raise StartError(f"{url}: answered {error.code} {error.reason}") from None
+            body = json.load(error)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise StartError(f"{url}: {reason}; is a gateway or cloud node serving there?") from None
+    if not isinstance(body, dict):
+        raise StartError(f"{url}: answered something that is not a status")
+    return body
+
+
+def _lines(status: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Yield the status as indented text; empty parts are left out."""
+    width = max((len(name) for name in status), default=0)
+    for name, value in status.items():
+        if isinstance(value, Mapping):
+            if value:
+                yield f"{indent}{name}"
+                yield from _lines(value, indent + "  ")
+        elif value not in (None, "", []):
+            yield f"{indent}{name:{width}}  {_shown(name, value)}"
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        if name.endswith("_bytes") or name.startswith("bytes"):
+            return f"{value:,} B"
+        return str(value) if name.endswith("_us") else f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
