@@ -63,6 +63,7 @@ _RECEIVES: Final[dict[State, frozenset[int]]] = {
     State.CONNECTED: frozenset((3, 4, 5, 6, 7, 8, 10, 12, 14, 15)),  # [MQTT-3.1.0-2]
     State.CLOSED: frozenset(),
 }
+_CONNECTED: Final = _RECEIVES[State.CONNECTED] | {0}
 _ACKNOWLEDGEMENTS: Final = {0x40: PUBACK, 0x50: PUBREC, 0x62: PUBREL, 0x70: PUBCOMP}
 _NO_PREFIX: Final = b"\xff" * 5  # begins no packet that is taken
 _ZERO: Final = b"\0\0"
@@ -561,7 +562,8 @@ class ServerConnection(ServerSender):
             else:
                 events.append(Acknowledged(packet_type, [packet_id]))
             return True
-        if first_byte >> 4 not in _RECEIVES[State.CONNECTED]:  # [MQTT-3.1.0-2]
+        # The reserved type is left to the decoder: it is malformed, not out of place.
+        if first_byte >> 4 not in _CONNECTED:  # [MQTT-3.1.0-2]
             raise ProtocolError(
                 ReasonCode.PROTOCOL_ERROR,
                 f"{PACKET_NAMES[first_byte >> 4]} is not allowed here",

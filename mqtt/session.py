@@ -133,33 +133,48 @@ class Subscribed:
 class ShareGroup:
     """The members of one shared subscription, which take turns (section 4.8.2)."""
 
-    __slots__ = ("_turn", "members", "topic_filter")
+    __slots__ = ("_order", "_turn", "members", "topic_filter")
 
     def __init__(self, topic_filter: str) -> None:
         self.topic_filter = topic_filter  # with `$share/{name}/`
         self.members: dict[Session, Subscribed] = {}
-        self._turn = 0
+        self._order: tuple[Subscribed, ...] = ()
+        self._turn = 0  # index in `_order` of whoever is asked first
+
+    def add(self, entry: Subscribed) -> None:
+        """Let a session take its turns, or change its terms."""
+        self.members[entry.session] = entry
+        entry.share = self
+        self._order = tuple(self.members.values())
+
+    def remove(self, session: Session) -> None:
+        """Let a session take no more turns."""
+        self.members.pop(session, None)
+        self._order = tuple(self.members.values())
 
     def choose(self, *, besides: Session | None = None) -> Subscribed | None:
         """Return who gets the next message: a connected member with room, else a connected one.
 
         Only when nobody is connected does a session that waits for its client get it.
         """
-        members = list(self.members.values())
-        count = len(members)
-        self._turn += 1
+        order = self._order
+        count = len(order)
+        first = self._turn
         connected = waiting = None
-        for index in range(self._turn, self._turn + count):
-            entry = members[index % count]
+        for index in range(first, first + count):
+            entry = order[index % count]
             session = entry.session
             if session is besides:
                 continue
             if session.link is None:
                 waiting = waiting or entry
             elif session.has_room():
+                self._turn = (index + 1) % count
                 return entry
             else:
                 connected = connected or entry
+        if count:
+            self._turn = (first + 1) % count
         return connected or waiting
 
 

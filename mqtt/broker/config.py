@@ -28,7 +28,7 @@ class BrokerConfig:
         maximum=65535,
     )
     maximum_packet_size_bytes: int = setting(
-        1 << 20, help="Largest MQTT packet taken.", unit="bytes", minimum=128, maximum=268_435_460
+        1 << 20, help="Largest MQTT packet taken.", unit="bytes", minimum=256, maximum=268_435_460
     )
     receive_maximum: int = setting(
         1024,

@@ -70,8 +70,7 @@ class Router:
             if group is None:
                 group = self._groups[topic_filter] = ShareGroup(topic_filter)
                 self.tree.add(plain, (share_name,), group)
-            group.members[session] = entry
-            entry.share = group
+            group.add(entry)
         if session.subscriptions is None:
             session.subscriptions = {}
         existed = topic_filter in session.subscriptions
@@ -88,7 +87,7 @@ class Router:
         if entry.share is None:
             self.tree.remove(plain, session)
         else:
-            entry.share.members.pop(session, None)
+            entry.share.remove(session)
             if not entry.share.members:
                 self.tree.remove(plain, (share_name,))
                 self._groups.pop(topic_filter, None)
