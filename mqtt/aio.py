@@ -64,6 +64,7 @@ class Client(asyncio.Protocol):
         "_connected",
         "_flush_is_due",
         "_loop",
+        "_lost",
         "_machine",
         "_messages",
         "_messages_max",
@@ -105,6 +106,7 @@ class Client(asyncio.Protocol):
         """Done when the connection is over; its result says why. Never an exception."""
         # By packet id: the future or callback to tell the outcome.
         self._waiters: dict[int, asyncio.Future[Any] | OnPublished] = {}
+        self._lost: asyncio.Future[None] | None = None  # only while `disconnect` waits for it
         self._progress: asyncio.Future[None] | None = None  # done at the next change that matters
         self._timer: asyncio.TimerHandle | None = None
         self._flush_is_due = False  # a call of _flush is scheduled
@@ -307,7 +309,7 @@ class Client(asyncio.Protocol):
             if messages:
                 message = messages.popleft()
                 if not self._reading and len(messages) <= self._messages_max // 2:
-                    self._resume_reading()
+                    self.resume_reading()
                 yield message
             elif self.closed.done():
                 end = self.closed.result()
@@ -317,12 +319,35 @@ class Client(asyncio.Protocol):
             else:
                 await self._next_change()
 
+    def pause_reading(self) -> None:
+        """Read no more from the socket for now; for the use of `on_message`.
+
+        What is read already still comes. The keep alive goes on.
+        """
+        if self._reading and self._transport is not None:
+            self._reading = False
+            self._machine.pause_receiving()
+            self._transport.pause_reading()
+            self._arm()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if not self._reading:
+            self._reading = True
+            self._machine.resume_receiving(self._loop.time())
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+
     async def disconnect(
         self, reason_code: int = 0, properties: Properties | None = None
     ) -> Disconnected:
         """Say good-bye, write what is left, and return once the transport is closed."""
         self._machine.disconnect(reason_code, properties)
         self._flush()
+        if self._transport is not None:
+            if self._lost is None:
+                self._lost = self._loop.create_future()
+            await asyncio.shield(self._lost)
         return await asyncio.shield(self.closed)
 
     async def __aenter__(self) -> Self:
@@ -357,6 +382,8 @@ class Client(asyncio.Protocol):
         self._transport = None
         self._dispatch()
         self._disarm()
+        if self._lost is not None:
+            self._lost.set_result(None)
 
     def pause_writing(self) -> None:
         """The socket's buffer is full."""
@@ -434,18 +461,8 @@ class Client(asyncio.Protocol):
         if self._messages is None:
             self._messages = deque()
         self._messages.append(message)
-        if self._reading and len(self._messages) >= self._messages_max:
-            self._reading = False
-            self._machine.pause_receiving()
-            self._arm()
-            if self._transport is not None:
-                self._transport.pause_reading()
-
-    def _resume_reading(self) -> None:
-        self._reading = True
-        self._machine.resume_receiving(self._loop.time())
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        if len(self._messages) >= self._messages_max:
+            self.pause_reading()
 
     def _end(self, event: Disconnected) -> None:
         """Settle every future: the connection is over."""

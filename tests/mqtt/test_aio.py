@@ -60,6 +60,8 @@ async def test_a_whole_conversation(version: int) -> None:
         end = await client.disconnect()
         assert (end.reason_code, end.by_peer, end.error) == (0, False, None)
         assert client.closed.result() is end
+        assert client._transport is None
+        assert await client.disconnect() is end  # nothing to do any more
         await server.until(lambda: server.sides[0].lost)
         kinds = [type(packet) for packet in server.received]
         expected: list[type[Packet]] = [Connect, Subscribe, Publish, Publish, Publish, Pubrel]
@@ -330,6 +332,35 @@ async def test_a_slow_reader_pauses_the_socket_and_loses_nothing() -> None:
         assert taken == list(range(count))
         # One read of the socket is 256 KiB, about 256 of these messages.
         assert max(held) <= 10 + 300
+        await client.disconnect()
+
+
+async def test_a_callback_may_pause_reading() -> None:
+    seen: list[bytes] = []
+
+    def on_message(client: Client, message: Publish) -> None:
+        seen.append(message.payload)
+        client.pause_reading()
+
+    async with mini_server() as server:
+        client = await Client.connect(HOST, server.port, Connect("c"), on_message=on_message)
+        for n in range(3):
+            client.publish_nowait("a", b"%d" % n)  # comes back, unread from the second on
+            await server.until(lambda: server.count(Publish) > n)  # noqa: B023
+            async with asyncio.timeout(10):
+                while not seen:
+                    await asyncio.sleep(0)
+        client.publish_nowait("a", b"", 1)
+        await server.until(lambda: server.count(Publish) == 4)
+        assert client.session.outbound  # its PUBACK is unread too
+        assert seen == [b"0"]
+        client.resume_reading()
+        async with asyncio.timeout(10):
+            while len(seen) < 4:
+                await asyncio.sleep(0)
+                client.resume_reading()
+        assert seen == [b"0", b"1", b"2", b""]
+        client.resume_reading()
         await client.disconnect()
 
 
