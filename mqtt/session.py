@@ -477,4 +477,5 @@ def identifier_property(identifier: int) -> bytes:
 
 def expiry_property(expires_s: float, now_s: float) -> bytes:
     """Return what is left of a message's expiry as a PUBLISH carries it [MQTT-3.3.2-6]."""
-    return b"\x02" + max(0, min(NEVER_EXPIRES, ceil(expires_s - now_s))).to_bytes(4, "big")
+    left_s = ceil(expires_s - now_s - 0.001)  # the sum of two floats is no whole number
+    return b"\x02" + max(0, min(NEVER_EXPIRES, left_s)).to_bytes(4, "big")

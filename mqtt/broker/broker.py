@@ -174,7 +174,7 @@ class Broker:
             route = router.routes[topic]
             expires_s = 0.0
             if outgoing.expiry_s is not None:
-                expires_s = core.clock.monotonic_s() + outgoing.expiry_s
+                expires_s = core.refresh() + outgoing.expiry_s
             message = Message(
                 topic,
                 outgoing.payload,

@@ -223,7 +223,7 @@ class Connection(asyncio.Protocol):
                     known = core.blocks[block]
                     message.properties = known.forward
                     if known.expiry_s is not None:
-                        message.expires_s = core.clock.monotonic_s() + known.expiry_s
+                        message.expires_s = core.refresh() + known.expiry_s
                 if retain:
                     router.retain(message, route.name)
                 router.deliver(message, route, core.now_s)

@@ -109,10 +109,14 @@ class Core:
         self._waiting_for_capture: list[Callable[[], None]] = []
         self._waiting_for_store: list[Callable[[], None]] = []
 
+    def refresh(self) -> float:
+        """Return the time to the moment: a message that expires is counted from it."""
+        self.now_s = self.clock.monotonic_s()
+        return self.now_s
+
     def tick(self) -> None:
         """Let time pass: deadlines, slow clients."""
-        self.now_s = self.clock.monotonic_s()
-        self.wheel.advance(self.now_s)
+        self.wheel.advance(self.refresh())
         limit_s = self.config.slow_timeout_s
         for connection in [c for c in self.slow if self.now_s - c.slow_since_s > limit_s]:
             connection.cut_off_slow()
@@ -189,7 +193,7 @@ class Core:
     def publish_will(self, session: Session, will: Message, client: ClientInfo | None) -> None:
         """Publish a will like any other message of its client: captured, retained, routed."""
         if will.expires_s:
-            will.expires_s += self.clock.monotonic_s()
+            will.expires_s += self.refresh()
         route = self.router.routes[will.topic]
         if route.verdict:
             self.policy.dropped("not_authorized")

@@ -94,7 +94,7 @@ def _on_arrivals(connection: Connection, arrivals: Arrivals) -> None:
 def _publish(connection: Connection, message: Any, route: Any) -> int:
     core = connection.core
     if message.expires_s:  # the machine's time may be a tick old
-        message.expires_s += core.clock.monotonic_s() - core.now_s
+        message.expires_s += core.refresh() - connection.machine.last_received_s
     if (
         message.retain
         and not core.router.retain(message, route.name)
