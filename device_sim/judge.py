@@ -87,7 +87,7 @@ class Verdict(Tally):
         if self.ok:
             return (
                 f"verified: {self.acked} acknowledged, all stored once and in order"
-                f" ({self.stored_unacked} more stored before their acknowledgement came)"
+                f" ({self.stored_unacked} more stored that were not acknowledged)"
             )
         return (
             f"NOT verified: of {self.acked} acknowledged {self.lost} lost, {self.doubled} doubled,"
