@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -172,6 +172,7 @@ class TreesUnderChange(RuleBasedStateMachine):
 
 
 TestTreesUnderChange = TreesUnderChange.TestCase
+TestTreesUnderChange.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 def test_a_tree_of_many_filters_looks_at_few() -> None:
