@@ -147,11 +147,12 @@ function showStatus(status, readiness) {
 function showGateways(gateways) {
   const up = gateways.filter((one) => one.connected).length;
   figure("links", String(up), `of ${gateways.length}`, up < gateways.length ? "warn" : "");
-  note("links-note", up < gateways.length ? `${gateways.length - up} out of reach` : "all connected");
+  const away = gateways.length - up;
+  note("links-note", away ? `${away} out of reach` : gateways.length ? "all connected" : "none was here yet");
   const backlog = gateways.reduce((sum, one) => sum + one.backlog_readings, 0);
-  figure("backlog", short(backlog), "readings");
+  figure("backlog", short(backlog));
   const lags = gateways.map((one) => one.lag_s).filter((lag) => lag !== null);
-  note("backlog-note", lags.length ? `lag up to ${span(Math.max(...lags))}` : "known of, not here yet");
+  note("backlog-note", lags.length ? `readings; lag up to ${span(Math.max(...lags))}` : "readings not here yet");
   fill("gateways", gateways.map((one) => element("tr", {},
     element("td", {}, element("span", { className: `dot ${one.connected ? "up" : "down"}` }), one.gateway),
     cell(one.connected ? `connected ${span(ageSeconds(one.connected_us))} from ${one.peer}` : "out of reach"),
@@ -165,8 +166,9 @@ function showGateways(gateways) {
 function showLedger({ balanced, ledger }) {
   const missing = ledger.reduce((sum, one) => sum + one.missing, 0);
   const givenUp = ledger.reduce((sum, one) => sum + one.given_up + one.dead_letters, 0);
-  figure("balance", balanced ? "balances" : `${short(missing)} missing`, "", balanced ? "good" : "bad");
-  note("balance-note", givenUp ? `${short(givenUp)} given up, recorded` : "nothing given up");
+  const verdict = balanced ? "balances" : missing ? `${short(missing)} missing` : "does not balance";
+  if (ledger.length) figure("balance", verdict, "", balanced ? "good" : "bad");
+  note("balance-note", !ledger.length ? "nothing assigned yet" : givenUp ? `${short(givenUp)} given up, recorded` : "nothing given up");
   fill("ledger", ledger.map((one) => {
     const waiting = one.waiting_edge + one.waiting_stream;
     const lost = one.given_up + one.dead_letters;
@@ -178,7 +180,7 @@ function showLedger({ balanced, ledger }) {
       bar.append(part);
     }
     const reasons = [...new Set(one.losses.map((loss) => loss.reason))].join(", ");
-    const verdict = element("span", { className: `chip ${one.balanced ? "good" : "bad"}`, textContent: one.balanced ? "balances" : `${numbers.format(one.missing)} missing` });
+    const verdict = element("span", { className: `chip ${one.balanced ? "good" : "bad"}`, textContent: one.balanced ? "balances" : one.missing ? `${numbers.format(one.missing)} missing` : "does not balance" });
     const gaps = one.gaps.map(([first, last]) => (first === last ? first : `${first}–${last}`)).join(", ");
     return element("tr", {},
       element("td", {}, one.gateway, element("span", { className: "sub mono", textContent: one.epoch })),

@@ -336,7 +336,10 @@ async def test_failure_tells_nothing_of_the_inside(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeNode, "gateways", lambda self: 1 / 0)
-    assert await got(client, "/api/v1/gateways", 500) == {"detail": "this failed; the log says why"}
+    with structlog.testing.capture_logs() as logs:
+        answer = await got(client, "/api/v1/gateways", 500)
+    assert answer == {"detail": "this failed; the log says why"}
+    assert [(one["event"], one["path"]) for one in logs] == [("request_failed", "/api/v1/gateways")]
 
 
 # ---- console and documentation -------------------------------------------------------------------
