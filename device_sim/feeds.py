@@ -36,8 +36,8 @@ class Feed(Protocol):
         """Return when a device's next reading was due, and the reading; None if it has none."""
         ...
 
-    def stop(self) -> None:
-        """Have no more readings, not even those that are due."""
+    def stop(self) -> int:
+        """Have no more readings; return how many were due and not taken."""
         ...
 
 
@@ -89,9 +89,11 @@ class PacedFeed:
         self._taken[device] = counter + 1
         return self._due_s(device, counter), self._source.message(device, counter)
 
-    def stop(self) -> None:
+    def stop(self) -> int:
+        left = sum(self._released) - sum(self._taken)
         self._due.clear()
         self._released = array("q", self._taken)
+        return left
 
 
 class UnpacedFeed:
@@ -121,9 +123,10 @@ class UnpacedFeed:
         self._taken[device] = counter + 1
         return self._clock(), self._source.message(device, counter)
 
-    def stop(self) -> None:
+    def stop(self) -> int:
         self._left = 0
         self._fresh = False
+        return 0
 
 
 class TraceFeed:
@@ -162,8 +165,10 @@ class TraceFeed:
         self._queued -= 1
         return queue.popleft()
 
-    def stop(self) -> None:
+    def stop(self) -> int:
+        left = self._queued
         self._next = None
         self._queued = 0
         for queue in self._queues:
             queue.clear()
+        return left

@@ -251,7 +251,7 @@ class Fleet:
             )
 
     def _stop_feed(self) -> None:
-        self.feed.stop()
+        self.figures.unsent += self.feed.stop()
         for link in self.links:
             link.forget_waiting()
 
@@ -375,5 +375,5 @@ class _Nothing:
     def take(self, device: int) -> tuple[float, Message] | None:  # noqa: ARG002
         return None
 
-    def stop(self) -> None:
-        return
+    def stop(self) -> int:
+        return 0

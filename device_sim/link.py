@@ -62,6 +62,7 @@ class Figures:
     connect_failures: int = 0
     connections_lost: int = 0
     readings: int = 0
+    unsent: int = 0  # due when the run ended, never sent
     sent: int = 0
     sent_qos_0: int = 0
     acked: int = 0

@@ -48,6 +48,7 @@ class SimReport:
     connections: int
     elapsed_s: float  # first to last publish or acknowledgement
     readings: int  # distinct readings sent
+    unsent: int  # readings that were due when the run ended and never went out
     sent: int  # publishes: readings and what was sent again
     acked: int  # readings acknowledged (QoS 0: none)
     refused: int  # acknowledged with a reason code of failure
@@ -98,6 +99,8 @@ class SimReport:
                 f" {self.connections_lost} connections lost"
             ),
         ]
+        if self.unsent:
+            lines.append(f"{self.unsent} readings were due at the end and had not been sent")
         for name, times in (("due", due), ("sent", wire), ("stored", self.store_latency)):
             if times.get("max_ms"):
                 shown = "  ".join(f"{key[:-3]} {value:.1f}" for key, value in times.items())

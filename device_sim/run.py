@@ -92,6 +92,7 @@ def _report(fleet: Fleet, ended_by: str) -> SimReport:
         connections=len(fleet.links),
         elapsed_s=fleet.elapsed_s,
         readings=figures.readings,
+        unsent=figures.unsent,
         sent=figures.sent,
         acked=figures.acked,
         refused=figures.refused,

@@ -59,8 +59,8 @@ def test_a_paced_feed_ends_at_its_count() -> None:
 def test_a_stopped_feed_gives_nothing_more() -> None:
     feed = PacedFeed(generated(devices=3), NOW_S, lambda device: 0.0, 0)
     due = list(feed.release(NOW_S + 60))
-    feed.stop()
-    assert due
+    assert feed.take(due[0]) is not None
+    assert feed.stop() == len(due) - 1 > 0
     assert all(feed.take(device) is None for device in due)
     assert feed.next_s(NOW_S + 60) is None
 
@@ -71,7 +71,7 @@ def test_an_unpaced_feed_gives_as_long_as_it_is_asked() -> None:
     assert list(feed.release(NOW_S)) == []
     taken = [feed.take(n % 2) for n in range(7)]
     assert [reading is not None for reading in taken] == [True] * 5 + [False] * 2
-    feed.stop()
+    assert feed.stop() == 0
     assert feed.take(0) is None
 
 
@@ -98,5 +98,5 @@ def test_a_trace_is_not_read_on_while_too_much_waits(tmp_path: Path, monkeypatch
     assert first is not None
     assert first[1].payload == b"0"
     assert len(list(feed.release(NOW_S))) == 1
-    feed.stop()
+    assert feed.stop() == 8
     assert feed.next_s(NOW_S) is None

@@ -195,6 +195,17 @@ async def test_a_silent_broker_ends_the_wait_and_is_told() -> None:
     assert len(broker.published) == report.sent == report.unacked == 12
 
 
+async def test_readings_that_were_due_and_never_sent_are_told() -> None:
+    async with ScriptedBroker() as broker:
+        broker.answer = lambda _client, _publish: None
+        report = await simulate(
+            broker, devices=2, speed=1, rate_per_s=500, window=1, duration_s=0.5, drain_timeout_s=0
+        )
+    assert report.readings == 2
+    assert report.unsent > 20
+    assert f"{report.unsent} readings were due at the end" in report.text()
+
+
 async def test_a_window_is_never_passed() -> None:
     waiting: Counter[str] = Counter()
     most = 0
