@@ -136,6 +136,7 @@ class SqliteSessionStore:
             state: StoredState = await self._database.hop(_load)
         except (sqlite3.Error, OSError) as error:
             await self._database.close()
+            await self._database.ended()
             raise SessionStoreError(
                 f"{self.path}: cannot be used as session store ({error});"
                 " move it away to start with none"
@@ -260,6 +261,10 @@ class _Database(aiosqlite.Connection):
         run = partial(self._call, function)
         hop: Awaitable[Any] = self._execute(run)  # type: ignore[no-untyped-call] # aiosqlite
         return hop
+
+    async def ended(self) -> None:
+        """Return when the thread has ended; after a failed opening aiosqlite does not wait."""
+        await asyncio.to_thread(self._thread.join)
 
     def _call(self, function: Callable[[sqlite3.Connection], Any]) -> Any:
         return function(self._conn)
