@@ -16,8 +16,8 @@ import asyncio
 import difflib
 import glob
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,6 +78,7 @@ class ApiParts:
     metrics: Metrics
     clock: Clock
     alerts: AlertsView | None = None  # None = the node has no alerts part
+    figures: Callable[[], Mapping[str, Any]] = dict  # more for `/status`, by part
 
 
 def create_app(parts: ApiParts, config: HttpConfig) -> FastAPI:
@@ -323,10 +324,28 @@ def _telemetry(parts: ApiParts) -> APIRouter:
         """Tell whether the node can take batches now."""
         return _verdict(parts.node.ready())
 
-    @router.get("/status")
-    async def status() -> StatusView:
-        """Return figures of the node since its start."""
-        return parts.node.status()
+    @router.get("/status", responses={200: {"model": StatusView}})
+    async def status() -> Response:
+        """Return figures of the node since its start, of its parts, and of each gateway's link."""
+        gateways = {
+            one.gateway: {
+                "connected": one.connected,
+                "backlog_readings": one.backlog_readings,
+                "lag_s": one.lag_s,
+                "readings": one.readings,
+            }
+            for one in await parts.node.gateways()
+        }
+        active = parts.alerts.active() if parts.alerts is not None else ()
+        firing = sum(one.state == "firing" for one in active)
+        return _json(
+            {
+                **asdict(parts.node.status()),
+                "gateways": gateways,
+                "alerts": {"firing": firing, "pending": len(active) - firing},
+                **parts.figures(),
+            }
+        )
 
     return router
 

@@ -2,13 +2,13 @@
 
 A part gets the node once its stream and broker exist, gives the sinks it wants to be fed, is
 started when the sinks run, before gateways are let in, and is stopped first. The node
-knows nothing else of it; `default_parts` is the list of those that every node has.
+knows nothing else of it; `cloud/node.py` has those that every node has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cloud.config import CloudConfig
 from cloud.sinks.contract import Sink
@@ -65,6 +65,10 @@ class CloudNode(NodeView, Protocol):
 
     async def stream_ends(self) -> Mapping[int, int]:
         """Return the last position of each partition."""
+        ...
+
+    def figures(self) -> Mapping[str, Any]:
+        """Return the figures of all parts as JSON values; empty before the node runs."""
         ...
 
 

@@ -1,0 +1,68 @@
+"""Plugs the HTTP API, the console and the latest values into a cloud node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from cloud.alerts.part import AlertsPart
+from cloud.api import ApiParts, create_app
+from cloud.api_server import ApiServer
+from cloud.latest import Latest
+from cloud.latest_sink import LatestSink
+from cloud.parts import CloudNode
+from cloud.sinks.contract import Sink
+
+__all__ = ["ApiPart"]
+
+log = structlog.get_logger(component="api")
+
+
+class ApiPart:
+    """The API of a node (cloud/parts.py).
+
+    Attributes:
+        port: The HTTP port in use; 0 before `start`.
+        latest: The table of latest values.
+    """
+
+    def __init__(self, alerts: AlertsPart | None = None) -> None:
+        """Prepare; `alerts` is the part whose alerts are shown."""
+        self.port = 0
+        self.latest = Latest()
+        self._alerts = alerts
+        self._server: ApiServer | None = None
+
+    def sinks(self, node: CloudNode) -> Sequence[Sink]:
+        """Return the sink that feeds the latest values."""
+        config = node.config
+        storage = config.data / "cloud" / "storage.db" if config.storage.enabled else None
+        return [LatestSink(self.latest, storage, node.clock)]
+
+    async def start(self, node: CloudNode) -> None:
+        """Listen; raises StartError when the port cannot be had."""
+        config = node.config
+        self.latest.register(node.metrics)
+        parts = ApiParts(
+            node=node,
+            latest=self.latest,
+            storage=config.data / "cloud" / "storage.db",
+            metrics=node.metrics,
+            clock=node.clock,
+            alerts=self._alerts.sink if self._alerts is not None else None,
+            figures=node.figures,
+        )
+        self._server = ApiServer(
+            create_app(parts, config.http), host=config.http.host, port=config.http.port
+        )
+        await self._server.start()
+        self.port = self._server.port
+        log.info("api_started", address=f"http://{config.http.host}:{self.port}")
+
+    async def stop(self) -> None:
+        """Answer what was asked and close the port."""
+        if self._server is not None:
+            await self._server.stop()
+            self._server = None
+        self.port = 0

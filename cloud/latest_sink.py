@@ -1,0 +1,113 @@
+"""The sink behind the latest values: keeps the table fed, and rebuilds it after a start.
+
+The table lives in memory, so its cursors are storage's: what storage holds is read from there, in
+the background, and what the stream has beyond comes as entries. Both may overlap, in any order,
+because a value never goes back in time. Without storage the stream keeps the cursors and the
+table begins empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import structlog
+
+from cloud.database import DatabaseError, open_read_only
+from cloud.latest import Latest
+from cloud.sinks.contract import DecodedEntry
+from cloud.sinks.schema import STORAGE_KIND, epoch_to_sql
+from runtime.clock import Clock
+
+__all__ = ["LatestSink"]
+
+log = structlog.get_logger(component="latest")
+
+
+class LatestSink:
+    """One consumer of the stream (cloud/sinks/contract.py).
+
+    Attributes:
+        name: Names the cursors and metrics.
+        linger_s: Values are shown as they come.
+    """
+
+    name = "latest"
+    linger_s = 0.0
+
+    def __init__(self, latest: Latest, storage: Path | None, clock: Clock) -> None:
+        """Prepare; `storage` is storage.db, already made, or None when nothing is stored."""
+        self._latest = latest
+        self._storage = storage
+        self._clock = clock
+        self._cursors: dict[int, int] | None = None
+        self._rebuilding: asyncio.Task[None] | None = None
+
+    async def open(self, stream_epoch: int) -> None:
+        """Take storage's cursors and begin to read its newest rows.
+
+        Raises:
+            DatabaseError: storage.db cannot be read.
+        """
+        if self._storage is not None:
+            self._cursors = await _cursors_of(self._storage, stream_epoch)
+            self._rebuilding = asyncio.create_task(
+                self._rebuild(self._storage), name="latest-rebuild"
+            )
+
+    async def cursors(self) -> Mapping[int, int] | None:
+        """Return the position reached in each partition; None = the stream keeps them."""
+        return self._cursors
+
+    async def write(self, entries: Sequence[DecodedEntry], cursors: Mapping[int, int]) -> None:
+        """Take the newest readings of `entries`."""
+        for one in entries:
+            entry = one.entry
+            self._latest.receive(entry.gateway, entry.epoch, entry.appended_us, one.readings)
+            await asyncio.sleep(0)  # one entry is at most a batch: under 1 ms
+        await self.pass_over(cursors)
+
+    async def pass_over(self, cursors: Mapping[int, int]) -> None:
+        """Move the cursors."""
+        if self._cursors is not None:
+            self._cursors.update(cursors)
+
+    async def close(self) -> None:
+        """Stop reading storage."""
+        if self._rebuilding is not None:
+            self._rebuilding.cancel()
+            await asyncio.gather(self._rebuilding, return_exceptions=True)
+            self._rebuilding = None
+
+    async def rebuilt(self) -> None:
+        """Return when everything storage held at the start is in the table."""
+        if self._rebuilding is not None:
+            await asyncio.wait([self._rebuilding])
+
+    async def _rebuild(self, storage: Path) -> None:
+        started_s = self._clock.monotonic_s()
+        try:
+            devices = await self._latest.rebuild(storage, self._clock.wall_us())
+        except (DatabaseError, sqlite3.Error) as error:
+            log.error("latest_not_rebuilt", error=str(error))  # noqa: TRY400 - one line says it
+            return
+        took_s = self._clock.monotonic_s() - started_s
+        log.info("latest_rebuilt", devices=devices, took_s=round(took_s, 3))
+
+
+async def _cursors_of(storage: Path, stream_epoch: int) -> dict[int, int]:
+    """Return storage's cursors, or none when they are of another stream."""
+
+    def work(connection: sqlite3.Connection) -> dict[int, int]:
+        row = connection.execute("SELECT value FROM meta WHERE key = 'stream_epoch'").fetchone()
+        if row is None or row[0] != epoch_to_sql(stream_epoch):
+            return {}
+        return dict(connection.execute("SELECT partition, position FROM cursors").fetchall())
+
+    database = await open_read_only(storage, STORAGE_KIND)
+    try:
+        return await database.run(work)
+    finally:
+        await database.close()

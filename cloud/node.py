@@ -1,0 +1,26 @@
+"""A whole cloud node: the service with everything that belongs to it plugged in."""
+
+from __future__ import annotations
+
+from cloud.alerts.part import AlertsPart
+from cloud.api_part import ApiPart
+from cloud.config import CloudConfig
+from cloud.service import CloudService
+from runtime.clock import Clock
+
+__all__ = ["Node"]
+
+
+class Node(CloudService):
+    """A cloud node with alerts, latest values, API and console."""
+
+    def __init__(self, config: CloudConfig, clock: Clock) -> None:
+        """Prepare; `start` begins."""
+        alerts = AlertsPart()
+        self._api = ApiPart(alerts)
+        super().__init__(config, clock, (alerts, self._api))
+
+    @property
+    def http_port(self) -> int:
+        """The HTTP port in use; 0 before `start`."""
+        return self._api.port
