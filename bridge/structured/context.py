@@ -1,0 +1,372 @@
+"""What both ends of a connection know: sources, families of templates, columns, statistics.
+
+docs/link-format-structured.md section 1. A *source* is a (topic, device). A *template* is the
+constant text of a payload with *slots* between; its *family* holds the *columns* its slots belong
+to, so that templates which share fields share what was learned of them. An *instance* is a source
+within a family, a *cell* an instance's place in a column.
+
+Invariant: after the same bodies the contexts of encoder and decoder are equal (`snapshot.digest`).
+Nothing that only an encoder knows is kept here. Objects hold no behaviour that codes anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+from bridge.structured.coder import refuse
+from bridge.structured.frames import Step, assemble, check_marks
+from bridge.structured.limits import ENUM_VALUES, TEMPLATE_RING, StructuredLimits
+from bridge.structured.predictors import CellState, PredictorKind
+from bridge.structured.printers import Printer
+from bridge.structured.symbols import (
+    CONTEXT_NEW,
+    CONTEXTS,
+    ENUM_PRIOR,
+    UNKNOWN_PRIOR,
+    Prior,
+    residual_priors,
+)
+from bridge.structured.tables import Table
+
+__all__ = [
+    "RAW",
+    "Column",
+    "ColumnKind",
+    "Context",
+    "Family",
+    "ModelTables",
+    "Source",
+    "Template",
+    "TextModel",
+    "TimeMode",
+    "pick",
+]
+
+SCHEMA_FIELDS = 20
+RAW = -1  # in place of a template's number: the payload as it is
+
+
+class ColumnKind:
+    """What a column's tokens are taken for; the numbers are those of the format."""
+
+    NUMBER = 0
+    ENUM = 1
+    TEXT = 2
+
+
+class TimeMode:
+    """How a source's times are predicted; the numbers are those of the format."""
+
+    GAP = 0  # from the last reading
+    PERIODIC = 1  # from a phase and a period that are followed
+    TICK = 2  # from a phase and multiples of a fixed period
+
+
+_HEAD_PRIOR = Prior([2048, 128, 128, 128])
+_MASK_PRIOR = Prior([16] * 64)
+_CHOICE_PRIOR = Prior([64, 32, 32, 32])
+
+
+def _numbers() -> Table:
+    return Table(UNKNOWN_PRIOR)
+
+
+def pick(places: tuple[int, ...]) -> Any:
+    """Return a function from a sequence to the tuple of its items at `places`."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    if not places:
+        return lambda _: ()
+    (place,) = places
+    return lambda row: (row[place],)
+
+
+@dataclass(slots=True)
+class TextModel:
+    """Statistics of texts that are written as what differs from another text."""
+
+    prefix: Table = field(default_factory=_numbers)
+    suffix: Table = field(default_factory=_numbers)
+    length: Table = field(default_factory=_numbers)
+    last_prefix: int = 0
+    last_suffix: int = 0
+    last_length: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Source:
+    """A (topic, device) and what is known of its readings.
+
+    Times are in the link's units; `phase` and `period` in 256ths of them.
+    """
+
+    topic: str
+    device: str
+    index: int  # in the context, -1 when it is remembered for one batch only
+    # arrival
+    mode: int = TimeMode.GAP
+    last: int = 0
+    gap: int = 0  # moving average between readings
+    gap_size: int = 0  # size of the last gap
+    phase: int = 0
+    period: int = 0
+    gain: int = 1  # readings the phase was learned from
+    strayed: int = 0  # consecutive readings far off
+    spread: int = 24  # moving average of the residual's size, in quarters
+    multiple: int = 1  # periods the last reading advanced by
+    burst: int = 0  # readings behind the first in the burst under way
+    burst_length: int = 0  # and in the one before
+    wake: int = 0  # not expected before this time
+    absent: int = 0  # batches in which it was expected and did not come
+    awake: bool = False
+    # content
+    head: int = 0
+    template: int = RAW
+    after: dict[int, int] = field(default_factory=dict)  # template -> the one that came next
+    flags: int = 0
+    block: bytes = b""  # the property block of the last reading that had one
+    length: int = 0  # of the last raw payload
+    instances: dict[int, int] = field(default_factory=dict)  # by family
+
+
+@dataclass(slots=True, eq=False)
+class Column:
+    """One field of a family: how its tokens are spelled, predicted and distributed."""
+
+    index: int
+    kind: int = ColumnKind.TEXT
+    hot: bool = False  # coded in every row; a cold column only where it changed
+    printer: Printer | None = None
+    predictor: int = PredictorKind.LAST
+    param: tuple[int, int] = (0, 0)
+    ref: tuple[int, int] = (-1, -1)  # family (-1: this one) and column referred to
+    alphabet: int = 0
+    cells: CellState = field(default_factory=CellState)
+    contexts: list[int] = field(default_factory=list)  # by instance: the table of its next symbol
+    tables: list[Table] = field(default_factory=list)
+    texts: list[bytes] = field(default_factory=list)  # enumeration, or spellings of what escaped
+    text_index: dict[bytes, int] = field(default_factory=dict)
+    escapes: Table | None = None
+    model: TextModel | None = None
+    recent: bytes = b""  # the last token that was written as text
+    last_texts: list[bytes] = field(default_factory=list)  # by instance, of a TEXT column
+
+    def prepare(self) -> None:
+        """Make what the column's kind codes with, if it is not there."""
+        if self.tables:
+            return
+        if self.kind == ColumnKind.NUMBER:
+            self.tables = [Table(residual_priors[context]) for context in range(CONTEXTS)]
+        elif self.kind == ColumnKind.ENUM:
+            self.tables = [Table(ENUM_PRIOR) for _ in range(ENUM_VALUES + 1)]
+        if self.model is None and self.kind == ColumnKind.TEXT:
+            self.model = TextModel()
+
+    def add_cell(self) -> None:
+        """Make room for one more instance."""
+        self.cells.last.append(None)
+        self.cells.aux.append(None)
+        self.contexts.append(CONTEXT_NEW if self.kind == ColumnKind.NUMBER else 0)
+        self.last_texts.append(b"")
+
+    def forget_statistics(self) -> None:
+        """Drop tables and what the predictor keeps; last values stay."""
+        self.tables = []
+        instances = len(self.contexts)
+        self.cells.aux = [None] * instances
+        self.cells.recent_aux = 0
+        self.contexts = [CONTEXT_NEW if self.kind == ColumnKind.NUMBER else 0] * instances
+
+    def respell(self, tokens: list[bytes | None]) -> None:
+        """Take the cells' last tokens for what the column's kind now takes them for."""
+        self.texts, self.text_index = [], {}
+        self.cells.last = [None] * len(tokens)
+        self.cells.recent = 0
+        if self.kind == ColumnKind.TEXT:
+            self.last_texts = [token or b"" for token in tokens]
+        elif self.printer is not None:
+            parse = self.printer.parse
+            self.cells.last = [None if token is None else parse(token) for token in tokens]
+
+
+@dataclass(slots=True, eq=False)
+class Family:
+    """Templates that share fields, and the columns of those fields."""
+
+    index: int
+    columns: list[Column] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)  # columns, each behind the one it refers to
+    tokens: list[list[bytes | None]] = field(default_factory=list)  # by instance, by column
+    sources: list[int] = field(default_factory=list)  # by instance
+    fragments: list[bytes] = field(default_factory=list)
+    fragment_index: dict[bytes, int] = field(default_factory=dict)
+    next_fragment: dict[int, int] = field(default_factory=dict)
+    next_column: dict[int, int] = field(default_factory=dict)  # by fragment
+    slots: int = 0  # of the template defined last
+    masks: list[tuple[int, ...]] = field(default_factory=list)
+    mask_index: dict[tuple[int, ...], int] = field(default_factory=dict)
+    mask_table: Table = field(default_factory=lambda: Table(_MASK_PRIOR))
+    version: int = 0  # rises when `hot` of a column changes
+
+    def put_in_order(self) -> None:
+        """Order the columns so that each comes behind the one it refers to."""
+        columns = self.columns
+        placed: set[int] = set()
+        order: list[int] = []
+        waiting = list(range(len(columns)))
+        while waiting:
+            later: list[int] = []
+            for index in waiting:
+                where, place = columns[index].ref
+                if where < 0 <= place and place not in placed:
+                    later.append(index)
+                else:
+                    placed.add(index)
+                    order.append(index)
+            if len(later) == len(waiting):
+                refuse("columns that refer to one another in a ring")
+            waiting = later
+        self.order = order
+
+
+@dataclass(slots=True, eq=False)
+class Template:
+    """Constant text with slots: fragment, slot, fragment, slot, …, fragment.
+
+    `hot` and `cold` are the slots by the heat of their columns, in rising order of columns, as of
+    the family's `version`.
+    """
+
+    index: int  # place in the ring
+    family: Family
+    fragments: tuple[int, ...]  # numbers within the family; one more than columns
+    columns: tuple[int, ...]
+    framed: bool = False  # protobuf: fragments hold marks where lengths belong
+    literal_bytes: int = 0
+    form: bytes = b""  # for the % operator
+    frames: list[list[Step]] = field(default_factory=list)  # in place of `form` when framed
+    version: int = -1
+    hot: tuple[int, ...] = ()
+    hot_columns: tuple[int, ...] = ()
+    cold: tuple[int, ...] = ()
+    cold_columns: tuple[int, ...] = ()
+    pick_hot: Any = None
+    pick_cold: Any = None
+    pick_cold_columns: Any = None
+    pick_columns: Any = None
+    complete: set[int] = field(default_factory=set)  # instances with a token in each column
+
+    def fill(self, literals: list[bytes]) -> None:
+        """Take the constant text, one piece more than there are slots."""
+        if self.framed:
+            self.frames = check_marks(literals)
+        else:
+            self.form = b"%b".join([literal.replace(b"%", b"%%") for literal in literals])
+        self.literal_bytes = sum(map(len, literals))
+
+    def payload(self, tokens: tuple[bytes, ...]) -> bytes:
+        """Return the payload with `tokens` in the slots."""
+        return assemble(self.frames, tokens) if self.framed else self.form % tokens
+
+    def prepare(self) -> None:
+        """Sort the slots by heat, if that changed since."""
+        if self.version == self.family.version:
+            return
+        columns = self.family.columns
+        slots = sorted(range(len(self.columns)), key=self.columns.__getitem__)
+        self.hot = tuple(slot for slot in slots if columns[self.columns[slot]].hot)
+        self.cold = tuple(slot for slot in slots if not columns[self.columns[slot]].hot)
+        self.hot_columns = tuple(self.columns[slot] for slot in self.hot)
+        self.cold_columns = tuple(self.columns[slot] for slot in self.cold)
+        self.pick_hot = pick(self.hot)
+        self.pick_cold = pick(self.cold)
+        self.pick_cold_columns = pick(self.cold_columns)
+        self.pick_columns = pick(self.columns)
+        self.version = self.family.version
+
+
+@dataclass(slots=True)
+class ModelTables:
+    """Statistics that belong to no column."""
+
+    header: Table = field(default_factory=_numbers)
+    span: Table = field(default_factory=_numbers)
+    schema: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(SCHEMA_FIELDS)])
+    counts: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(24)])
+    arrivals: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(10)])
+    gaps: list[Table] = field(default_factory=lambda: _by_size(22))
+    phases: list[Table] = field(default_factory=lambda: _by_size(16))
+    multiples: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(16)])
+    order: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(4)])
+    heads: list[Table] = field(default_factory=lambda: [Table(_HEAD_PRIOR) for _ in range(4)])
+    template_choice: Table = field(default_factory=lambda: Table(_CHOICE_PRIOR))
+    meta_choice: Table = field(default_factory=lambda: Table(_CHOICE_PRIOR))
+    lengths: Table = field(default_factory=_numbers)
+    family_choice: Table = field(default_factory=lambda: Table(_CHOICE_PRIOR))
+    fragment_choice: Table = field(default_factory=lambda: Table(_CHOICE_PRIOR))
+    column_choice: Table = field(default_factory=lambda: Table(_CHOICE_PRIOR))
+    topic: TextModel = field(default_factory=TextModel)
+    device: TextModel = field(default_factory=TextModel)
+    literal: TextModel = field(default_factory=TextModel)
+    block: TextModel = field(default_factory=TextModel)
+    spelling: TextModel = field(default_factory=TextModel)
+
+
+def _by_size(count: int) -> list[Table]:
+    """Return tables for residuals whose last size is the table's place."""
+    return [Table(residual_priors[min(size, 12)]) for size in range(count)]
+
+
+@dataclass(slots=True)
+class Context:
+    """Everything both ends know."""
+
+    limits: StructuredLimits
+    sources: list[Source] = field(default_factory=list)
+    awake: list[Source] = field(default_factory=list)
+    families: list[Family] = field(default_factory=list)
+    templates: list[Template | None] = field(default_factory=lambda: [None] * TEMPLATE_RING)
+    next_template: int = 0
+    blocks: list[bytes] = field(default_factory=list)
+    block_index: dict[bytes, int] = field(default_factory=dict)
+    history: bytes = b""
+    last_time: int = 0  # the greatest time of the last batch
+    period: int = 0  # the one set last, in 256ths of a unit
+    # what the bounds are about
+    columns: int = 0
+    cells: int = 0
+    literal_bytes: int = 0
+    tables: ModelTables = field(default_factory=ModelTables)
+    printers: dict[tuple[int, int, bytes, bytes, bytes], Printer] = field(default_factory=dict)
+
+    def charge(
+        self,
+        *,
+        sources: int = 0,
+        families: int = 0,
+        columns: int = 0,
+        cells: int = 0,
+        literal_bytes: int = 0,
+    ) -> None:
+        """Count what is about to be added; refuses what would pass a limit."""
+        limits = self.limits
+        self.columns += columns
+        self.cells += cells
+        self.literal_bytes += literal_bytes
+        if (
+            len(self.sources) + sources > limits.sources
+            or len(self.families) + families > limits.families
+            or self.columns > limits.columns
+            or self.cells > limits.cells
+            or self.literal_bytes > limits.literal_bytes
+        ):
+            refuse("the context would pass its limits")
+
+    def printer(self, key: tuple[int, int, bytes, bytes, bytes]) -> Printer:
+        """Return the printer of `key`, shared by all columns that spell alike."""
+        found = self.printers.get(key)
+        if found is None:
+            found = self.printers[key] = Printer(*key)
+        return found

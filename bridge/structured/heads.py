@@ -1,0 +1,210 @@
+"""The head of a reading: its template, flags and properties, and which cold columns changed.
+
+docs/link-format-structured.md section 6.2. Almost every head is one symbol that says: as expected.
+Both ends run these functions; an encoder gives what it wants coded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bridge.readings import FLAG_PROPERTIES
+from bridge.structured.coder import Coder, refuse
+from bridge.structured.context import RAW, Column, Context, Family, Source, Template
+from bridge.structured.limits import MASKS, PROPERTY_BLOCKS
+from bridge.structured.predictors import Rows
+from bridge.structured.schema import TemplatePlan, define_template
+from bridge.structured.texts import RAW_POOL, code_text
+
+__all__ = [
+    "EXPLICIT",
+    "MASKED",
+    "PLAIN",
+    "SAME",
+    "FamilyRows",
+    "RowPlan",
+    "code_mask",
+    "code_meta",
+    "code_raw",
+    "code_template",
+    "expected_template",
+    "note_template",
+]
+
+PLAIN, SAME, MASKED, EXPLICIT = range(4)
+_EXPECTED, _KNOWN, _NEW, _AS_IT_IS = range(4)
+_FLAGS_ALLOWED = 16
+_BLOCK_BYTES_MAX = 1 << 20
+
+
+@dataclass(slots=True)
+class RowPlan:
+    """A reading as an encoder wants it coded: with a template and tokens, or raw without."""
+
+    flags: int
+    block: bytes
+    payload: bytes
+    template: Template | TemplatePlan | None = None
+    tokens: tuple[bytes, ...] = ()
+
+
+@dataclass(slots=True)
+class FamilyRows:
+    """The rows of one family in a batch that are not repetitions, in canonical order.
+
+    `hot` holds per row the tokens of its template's hot columns (for an encoder); `extra` by cold
+    column the rows in which it is coded, and their tokens; `decoded` per row the columns coded in
+    it and their tokens (for a decoder).
+    """
+
+    family: Family
+    cells: list[int] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    templates: list[Template] = field(default_factory=list)
+    hot: list[tuple[bytes, ...]] = field(default_factory=list)
+    layouts: dict[tuple[int, ...], None] = field(default_factory=dict)  # distinct hot columns
+    extra: dict[int, tuple[list[int], list[bytes]]] = field(default_factory=dict)
+    decoded: list[list[tuple[int, bytes]]] = field(default_factory=list)
+
+    def add(self, template: Template, cell: int, time: int) -> int:
+        """Note a row; returns its number."""
+        self.cells.append(cell)
+        self.times.append(time)
+        self.templates.append(template)
+        self.layouts[template.hot_columns] = None
+        return len(self.cells) - 1
+
+    def add_extra(self, row: int, column: int, token: bytes = b"") -> None:
+        """Note that a cold column is coded in `row`."""
+        rows, tokens = self.extra.setdefault(column, ([], []))
+        rows.append(row)
+        tokens.append(token)
+
+    def rows_of(self, column: Column) -> Sequence[int]:
+        """Return the rows in which `column` is coded."""
+        if not column.hot:
+            return self.extra.get(column.index, ((), ()))[0]
+        everywhere = range(len(self.cells))
+        if len(self.layouts) == 1:
+            return everywhere if column.index in next(iter(self.layouts)) else ()
+        with_it = {layout for layout in self.layouts if column.index in layout}
+        return [row for row in everywhere if self.templates[row].hot_columns in with_it]
+
+    def select(self, rows: Sequence[int]) -> Rows:
+        """Return what a predictor needs to know of `rows`."""
+        if len(rows) == len(self.cells):
+            return Rows(self.cells, self.times)
+        cells, times = self.cells, self.times
+        return Rows([cells[row] for row in rows], [times[row] for row in rows])
+
+
+def expected_template(context: Context, source: Source) -> int:
+    """Return the number of the template the source's next reading is expected to have."""
+    number = source.after.get(source.template, source.template)
+    if number != RAW and context.templates[number] is None:
+        return RAW
+    return number
+
+
+def note_template(source: Source, number: int) -> None:
+    if source.template != number or source.after:
+        if len(source.after) > 64:
+            source.after.clear()
+        source.after[source.template] = number
+        source.template = number
+
+
+def code_template(
+    io: Coder, context: Context, source: Source, expected: int, plan: RowPlan | None
+) -> int:
+    """Code the template of a reading whose head is explicit; returns its number."""
+    wanted = plan.template if plan else None
+    number, choice = RAW, _AS_IT_IS
+    if isinstance(wanted, TemplatePlan):
+        choice = _NEW
+    elif wanted is not None:
+        number, choice = wanted.index, _KNOWN
+    if plan is not None and number == expected and choice != _NEW:
+        choice = _EXPECTED
+    choice = io.symbol(context.tables.template_choice, choice)
+    if choice == _EXPECTED:
+        return expected
+    if choice == _KNOWN:
+        number = io.below(len(context.templates), number)
+        if context.templates[number] is None:
+            refuse("a template that does not exist")
+        return number
+    if choice == _AS_IT_IS:
+        return RAW
+    last = context.templates[source.template] if source.template != RAW else None
+    near = last.family if last else None
+    spec = wanted if isinstance(wanted, TemplatePlan) else None
+    return define_template(io, context, near, spec).index
+
+
+def code_meta(
+    io: Coder, context: Context, source: Source, plan: RowPlan | None
+) -> tuple[int, bytes]:
+    """Code flags and property block of a reading whose head is explicit."""
+    table = context.tables.meta_choice
+    flags = plan.flags if plan else 0
+    block = plan.block if plan else b""
+    changed = plan is not None and flags != source.flags
+    if io.symbol(table, int(changed)):
+        flags = io.below(_FLAGS_ALLOWED, flags)
+        if flags & 3 == 3:
+            refuse("a QoS that does not exist", "malformed")
+    else:
+        flags = source.flags
+    source.flags = flags
+    if not flags & FLAG_PROPERTIES:
+        return flags, b""
+    known = context.block_index.get(block, -1)
+    choice = _EXPECTED if block == source.block else _KNOWN if known >= 0 else _NEW
+    choice = io.symbol(table, choice)
+    if choice == _EXPECTED:
+        block = source.block
+    elif choice == _KNOWN:
+        if not context.blocks:
+            refuse("a property block where there is none")
+        block = context.blocks[io.below(len(context.blocks), known)]
+    else:
+        block = code_text(io, context.tables.block, source.block, _BLOCK_BYTES_MAX, block)
+        if len(context.blocks) < PROPERTY_BLOCKS and len(block) <= 512:
+            context.block_index[block] = len(context.blocks)
+            context.blocks.append(block)
+    if not block:
+        refuse("an empty property block", "malformed")
+    source.block = block
+    return flags, block
+
+
+def code_mask(
+    io: Coder, context: Context, family: Family, mask: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Code which cold columns changed in a row."""
+    place = family.mask_index.get(mask, 0)
+    place = io.symbol(family.mask_table, place)
+    if place:
+        if place > len(family.masks):
+            refuse("a mask that was never used")
+        return family.masks[place - 1]
+    lengths = context.tables.lengths
+    count = io.number(lengths, len(mask))
+    if not 0 < count <= len(family.columns):
+        refuse("a mask of no columns")
+    given = iter(mask)
+    coded = tuple(io.below(len(family.columns), next(given, 0)) for _ in range(count))
+    if len(family.masks) < MASKS:
+        family.masks.append(coded)
+        family.mask_index[coded] = len(family.masks)
+    return coded
+
+
+def code_raw(io: Coder, context: Context, source: Source, payload: bytes) -> bytes:
+    length = source.length + io.number(context.tables.lengths, len(payload) - source.length)
+    if length < 0:
+        refuse("a payload of negative length")
+    source.length = length
+    return io.piece(RAW_POOL, length, payload)

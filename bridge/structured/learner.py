@@ -1,0 +1,280 @@
+"""How a column is best coded: kind, heat, spelling and predictor. An encoder's affair.
+
+A decoder follows what is defined in band, so everything here may change without a new version of
+the format. Choices are made from series: the last tokens of some sources of the family, with
+their times. The measure is an estimate of the bits that an adaptive coder would spend.
+
+Nothing here knows the name of a field or of a software.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import gcd, log2
+from operator import sub
+
+from bridge.structured.context import Column, ColumnKind
+from bridge.structured.limits import ENUM_VALUES
+from bridge.structured.predictors import CellState, Maybe, PredictorKind, Rows, residuals
+from bridge.structured.printers import Printer, PrinterKey, PrinterKind
+from bridge.structured.schema import ColumnSpec
+from bridge.structured.spelling import printer_for, spells
+from bridge.structured.texts import ALPHABETS, shared_prefix
+
+__all__ = ["Neighbour", "Numbers", "Series", "bits_of", "choose_spec"]
+
+Series = list[list[tuple[int, bytes]]]  # by source, (time, token) in order
+Numbers = list[list[tuple[int, Maybe]]]  # by source, (time, integer) in order
+Param = tuple[int, int]
+NO_PARAM: Param = (0, 0)
+NO_REF = (-1, -1)
+
+_HOT, _COOL = 0.12, 0.05  # share of changes from which on, and down to which, a column is hot
+_GAIN = 0.97  # a new predictor's bits must be below this share of the old one's
+_ESCAPE_BITS = 24
+_ENUM_DISTINCT_MAX = 12  # numbers that take more values than this are never an enumeration
+_TEXT_BYTES_MAX = 48  # longer texts are no enumeration
+
+
+@dataclass(slots=True, frozen=True)
+class Neighbour:
+    """A column that may be referred to, with its values beside those of the column in question."""
+
+    place: int
+    values: list[list[Maybe]]
+
+
+@dataclass(slots=True, order=True)
+class _Option:
+    bits: float
+    kind: int
+    param: Param = NO_PARAM
+    ref: tuple[int, int] = NO_REF
+
+
+# ---- measures ------------------------------------------------------------------------------------
+
+
+def bits_of(steps: Sequence[int], escapes: int = 0) -> float:
+    """Return about how many bits an adaptive coder spends on residuals."""
+    sizes = Counter(map(int.bit_length, steps))
+    plain = sum(size * count for size, count in sizes.items())  # sign, and the bits but the first
+    return _entropy(sizes.values()) + plain + _ESCAPE_BITS * escapes
+
+
+def _entropy(counts: Iterable[int]) -> float:
+    known = [count for count in counts if count]
+    total = sum(known)
+    return sum(count * log2(total / count) for count in known)
+
+
+def _enum_bits(series: Series) -> float:
+    by_last: dict[bytes, Counter[bytes]] = {}
+    for tokens in series:
+        last = b""
+        for _, token in tokens:
+            by_last.setdefault(last, Counter())[token] += 1
+            last = token
+    learned = sum(map(len, by_last.values()))
+    return sum(_entropy(counter.values()) for counter in by_last.values()) + 5 * learned
+
+
+def _change_share(series: Series) -> float | None:
+    """Return how often a token differs from its source's last; None if no source has two."""
+    steps = changes = 0
+    for tokens in series:
+        steps += len(tokens) - 1
+        changes += sum(a[1] != b[1] for a, b in pairwise(tokens))
+    return changes / steps if steps else None
+
+
+# ---- predictors ----------------------------------------------------------------------------------
+
+
+class _Steps:
+    """Pairs of consecutive integers of one source, flat, for quick trials of predictors."""
+
+    def __init__(self, numbers: Numbers) -> None:
+        self.now: list[int] = []
+        self.before: list[int] = []
+        self.places: list[tuple[int, int]] = []  # series, and place in it
+        self.escapes = 0
+        for number, series in enumerate(numbers):
+            last: Maybe = None
+            for place, (_, value) in enumerate(series):
+                if value is None:
+                    self.escapes += 1
+                    continue
+                if last is not None:
+                    self.now.append(value)
+                    self.before.append(last)
+                    self.places.append((number, place))
+                last = value
+
+    def try_neighbour(self, neighbour: Neighbour) -> Iterable[_Option]:
+        """Return what predictions from another column would cost."""
+        values = neighbour.values
+        rows: list[tuple[int, int, int, int]] = []
+        alone: list[int] = []
+        for (number, place), now, before in zip(self.places, self.now, self.before, strict=True):
+            ref, ref_before = values[number][place], values[number][place - 1]
+            if ref is None or ref_before is None:
+                alone.append(now - before)
+            else:
+                rows.append((now, before, ref, ref_before))
+        if 2 * len(alone) > len(rows):
+            return
+        escapes = self.escapes
+        ref_at = (-1, neighbour.place)
+        steps = [now - before - ref + last for now, before, ref, last in rows]
+        yield _Option(bits_of(steps + alone, escapes), PredictorKind.DIFFERENCE, NO_PARAM, ref_at)
+        steps = [
+            now - (2 * before * ref + last) // (2 * last) if last else now - before
+            for now, before, ref, last in rows
+        ]
+        yield _Option(bits_of(steps + alone, escapes), PredictorKind.RATIO, NO_PARAM, ref_at)
+        steps = [now - last for now, _, _, last in rows]
+        yield _Option(bits_of(steps + alone, escapes), PredictorKind.BEFORE, NO_PARAM, ref_at)
+
+
+def _try(kind: int, numbers: Numbers, param: Param = NO_PARAM) -> _Option:
+    """Return what a predictor costs on all series, each starting anew."""
+    state = CellState([None] * len(numbers), [None] * len(numbers))
+    steps: list[Maybe] = []
+    for cell, series in enumerate(numbers):
+        rows = Rows([cell] * len(series), [time for time, _ in series])
+        # the first residual of a series only says how much sources differ
+        steps += residuals(kind, state, rows, [value for _, value in series], param)[1:]
+    known = [step for step in steps if step is not None]
+    return _Option(bits_of(known, len(steps) - len(known)), kind, param)
+
+
+def _time_units(numbers: Numbers, digits: int | None, resolution_us: int) -> Iterable[Param]:
+    """Return the units (numerator, denominator) in which the numbers may be times."""
+    slopes: list[float] = []
+    for series in numbers:
+        known = [(time, value) for time, value in series if value is not None]
+        if len(known) > 2 and known[-1][0] > known[0][0]:
+            slopes.append((known[-1][1] - known[0][1]) / (known[-1][0] - known[0][0]))
+    if not slopes:
+        return
+    slope = sorted(slopes)[len(slopes) // 2]
+    for exponent in [0, 1, 3, 6, 9] if digits is None else [digits]:
+        num, den = resolution_us * 10**exponent, 1_000_000
+        if 0.8 < slope * den / num < 1.25:
+            common = gcd(num, den)
+            yield num // common, den // common
+
+
+def _predict(
+    column: Column | None,
+    numbers: Numbers,
+    digits: int | None,
+    resolution_us: int,
+    neighbours: Callable[[], Iterable[Neighbour]],
+) -> _Option:
+    """Return the cheapest prediction; the one in use has a small advantage."""
+    steps = _Steps(numbers)
+    last = _Option(bits_of(list(map(sub, steps.now, steps.before)), steps.escapes), 0)
+    options = [last]
+    if last.bits > 0:
+        options.append(_try(PredictorKind.LINEAR, numbers))
+        options += [_try(PredictorKind.MEAN, numbers, (shift, 0)) for shift in (2, 4)]
+        units = _time_units(numbers, digits, resolution_us)
+        options += [_try(PredictorKind.TIME, numbers, unit) for unit in units]
+        for neighbour in neighbours():
+            options += steps.try_neighbour(neighbour)
+    for option in options:
+        kept = column is not None and (option.kind, option.param, option.ref) == (
+            column.predictor,
+            column.param,
+            column.ref,
+        )
+        if not kept and option is not last:
+            option.bits = option.bits / _GAIN + 4
+    return min(options)
+
+
+# ---- choices -------------------------------------------------------------------------------------
+
+
+def choose_spec(
+    column: Column | None,
+    series: Series,
+    resolution_us: int,
+    neighbours: Callable[[], Iterable[Neighbour]] = tuple,
+) -> ColumnSpec:
+    """Return how a column is best coded.
+
+    Args:
+        column: The column as it is, None for a new one.
+        series: Its last tokens by source.
+        resolution_us: The link's time unit.
+        neighbours: Returns columns that may be referred to.
+    """
+    tokens = [token for source in series for _, token in source]
+    share = _change_share(series)
+    printer = _printer(column, tokens)
+    if share is None:
+        hot = printer is not None and len(set(tokens)) > 1
+    else:
+        hot = share > (_COOL if column is not None and column.hot else _HOT)
+    if printer is None:
+        return _text_spec(column, series, tokens, hot=hot)
+    if not share:
+        return ColumnSpec(ColumnKind.NUMBER, hot, printer)
+    parse = Printer(*printer).parse_anew
+    numbers = [[(time, parse(token)) for time, token in source] for source in series]
+    digits = _second_digits(printer)
+    best = _predict(column, numbers, digits, resolution_us, neighbours)
+    few = 1 < len(set(tokens)) <= _ENUM_DISTINCT_MAX
+    if few and hot and _enum_bits(series) < 0.9 * best.bits:
+        return ColumnSpec(ColumnKind.ENUM, hot)
+    return ColumnSpec(ColumnKind.NUMBER, hot, printer, best.kind, best.param, best.ref)
+
+
+def _printer(column: Column | None, tokens: Sequence[bytes]) -> PrinterKey | None:
+    """Return the spelling of the tokens: the old one unless they need more digits than it has."""
+    found = printer_for(tokens)
+    old = column.printer.key if column is not None and column.printer is not None else None
+    if old is None or not spells(old, tokens):
+        return found
+    finer = found is not None and found[0] == old[0] and found[1] > old[1]
+    return found if finer else old
+
+
+def _second_digits(printer: PrinterKey) -> int | None:
+    """Return how many decimals of a second a time has; None for what is not known as one."""
+    kind, digits, *_ = printer
+    if kind in (PrinterKind.STAMP, PrinterKind.STAMP_TRIMMED):
+        return digits
+    return 0 if kind == PrinterKind.CLOCK else None
+
+
+def _text_spec(
+    column: Column | None, series: Series, tokens: Sequence[bytes], *, hot: bool
+) -> ColumnSpec:
+    distinct = set(tokens)
+    few = len(distinct) <= min(ENUM_VALUES - 7, max(4, len(tokens) // 3))
+    short = max(map(len, distinct)) <= _TEXT_BYTES_MAX
+    if short and (few or (column is None and len(tokens) < 3)):
+        return ColumnSpec(ColumnKind.ENUM, hot)
+    middle = b"".join(_middles(series))
+    for number, alphabet in enumerate(ALPHABETS):
+        if alphabet is not None and middle and not middle.translate(None, alphabet.members):
+            return ColumnSpec(ColumnKind.TEXT, hot, alphabet=number)
+    return ColumnSpec(ColumnKind.TEXT, hot)
+
+
+def _middles(series: Series) -> Iterable[bytes]:
+    """Return of each token what differs from the one before it."""
+    last = b""
+    for source in series:
+        for _, token in source:
+            start = shared_prefix(token, last)
+            end = shared_prefix(token[start:][::-1], last[start:][::-1])
+            yield token[start : len(token) - end]
+            last = token

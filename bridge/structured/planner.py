@@ -1,0 +1,432 @@
+"""What an encoder wants to say of a batch: its readings by source, each with template and tokens.
+
+Planning reads the context and changes nothing of it; only the writing of the body does. All that
+an encoder knows and a decoder does not lives here and in `review`: which shapes belong to which
+template, compiled matchers, samples of each family's readings.
+
+Invariants: a plan keeps the context within its limits, whatever the payloads; a payload that finds
+no room, or whose shape was never seen and is unlikely to be seen again, travels raw.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from zlib import crc32
+
+from bridge.columnar import Columns
+from bridge.readings import FLAG_PROPERTIES
+from bridge.structured.context import Column, Context, Source, Template, TimeMode
+from bridge.structured.heads import RowPlan
+from bridge.structured.learner import choose_spec
+from bridge.structured.limits import TEMPLATE_RING
+from bridge.structured.printers import PrinterKind
+from bridge.structured.review import VARYING, FamilyView, SourceView
+from bridge.structured.schema import EPHEMERAL, ColumnPlan, ColumnSpec, FamilyPlan, TemplatePlan
+from bridge.structured.shapes import Path, Shape, matcher, shape_of
+from bridge.structured.timing import Arrivals
+
+__all__ = ["BatchPlan", "Planner"]
+
+_CREDIT_MAX = 512.0
+_CREDIT_PER_HIT = 0.125
+_COMPILE_AFTER = 2  # uses of a template before its matcher is compiled, which takes half a ms
+_COMPILES_PER_BATCH = 4
+_MATCHERS_MAX = 2048
+_FIRST_ROWS = 128  # of a new shape, from which its columns' coding is chosen
+_FIRST_READINGS = 16
+_SHAPES_MAX = 16_384
+_SEEN_MAX = 16_384
+
+Match = Callable[[bytes], "re.Match[bytes] | None"]
+
+
+@dataclass(slots=True, eq=False)
+class KnownShape:
+    """A shape an encoder has a template for, or is about to define one for."""
+
+    shape: Shape
+    family: FamilyView
+    columns: list[ColumnPlan]
+    plan: TemplatePlan
+    uses: int = 0
+    match: Match | None = None
+    first: list[tuple[SourceView, int, tuple[bytes, ...]]] = field(default_factory=list)
+
+    def template(self, context: Context) -> Template | TemplatePlan:
+        """Return the template as it stands in the ring, or the plan to define it (again)."""
+        template = self.plan.template
+        if template is None:
+            return self.plan
+        if context.templates[template.index] is template:
+            return template
+        self.plan = TemplatePlan.of(template)
+        return self.plan
+
+
+@dataclass(slots=True)
+class BatchPlan:
+    """A batch, ready to be written."""
+
+    arrivals: Arrivals = field(default_factory=list)
+    rows: dict[int, list[RowPlan]] = field(default_factory=dict)  # by id of the source
+    order: list[list[int]] = field(default_factory=list)  # beside arrivals: the readings' places
+    raw_bytes: int = 0
+
+    def placed(self) -> Iterable[tuple[tuple[Source, list[int]], list[int]]]:
+        """Return the arrivals with the readings' places in the batch."""
+        return zip(self.arrivals, self.order, strict=True)
+
+
+class Planner:
+    """Plans the batches of one context.
+
+    Args:
+        context: The context, which the planner only reads.
+        resolution_us: The link's time unit.
+    """
+
+    def __init__(self, context: Context, resolution_us: int) -> None:
+        self._context = context
+        self._resolution_us = resolution_us
+        self._sources: dict[tuple[str, str], SourceView] = {}
+        self._shapes: dict[object, KnownShape] = {}
+        self._families: list[FamilyView] = []
+        self._by_path: dict[Path, list[FamilyView]] = {}
+        self._seen: dict[int, None] = {}
+        self._credit = _CREDIT_MAX
+        self._new: list[KnownShape] = []  # of this batch
+        self._compiles = 0
+        self._room: _Room = _Room(context, 0)
+        self.refused = 0  # readings that travelled raw for want of room
+        self._adopt()
+
+    @property
+    def families(self) -> list[FamilyView]:
+        """All families, in the order in which they were planned."""
+        return self._families
+
+    @property
+    def sources(self) -> dict[tuple[str, str], SourceView]:
+        """All sources known, by topic and device."""
+        return self._sources
+
+    def plan(self, columns: Columns) -> BatchPlan:
+        """Return the plan of a batch of one or more readings."""
+        self._compiles = _COMPILES_PER_BATCH
+        self._new = []
+        self._room = _Room(self._context, len(columns))
+        batch = BatchPlan()
+        by_source: list[list[int]] = [[] for _ in columns.sources]
+        for place, source in enumerate(columns.source_index):
+            by_source[source].append(place)
+        fresh: list[tuple[SourceView, list[int]]] = []
+        for key, places in zip(columns.sources, by_source, strict=True):
+            if not places:
+                continue
+            view = self._sources.get(key)
+            if view is None:
+                fresh.append((self._new_source(key), places))
+            else:
+                self._plan_source(batch, view, columns, places)
+        for view, places in fresh:
+            self._plan_source(batch, view, columns, places)
+        self._choose_first_specs()
+        return batch
+
+    def _choose_first_specs(self) -> None:
+        """Decide how the columns that this batch defines are to be coded."""
+        series: dict[ColumnPlan, dict[SourceView, list[tuple[int, bytes]]]] = {}
+        for known in self._new:
+            for view, time, tokens in known.first:
+                for column, token in zip(known.columns, tokens, strict=True):
+                    if column.column is None:
+                        sample = series.setdefault(column, {}).setdefault(view, [])
+                        if len(sample) < _FIRST_READINGS:
+                            sample.append((time, token))
+            known.first.clear()
+        for column, by_source in series.items():
+            column.spec = choose_spec(None, list(by_source.values()), self._resolution_us)
+
+    def _new_source(self, key: tuple[str, str]) -> SourceView:
+        room = self._room.take_source(len(key[0]) + len(key[1]))
+        source = Source(*key, -1 if room else EPHEMERAL)
+        source.mode = self._usual_mode()
+        view = SourceView(source)
+        if room:
+            self._sources[key] = view
+        else:
+            self.refused += 1
+        return view
+
+    def _usual_mode(self) -> int:
+        """Return how most sources known arrive, if a new one can be taken to be alike."""
+        views = list(self._sources.values())[-32:]
+        period = self._context.period
+        alike = sum(view.source.mode == TimeMode.PERIODIC for view in views)
+        return TimeMode.PERIODIC if period and 2 * alike > len(views) else TimeMode.GAP
+
+    def _plan_source(
+        self, batch: BatchPlan, view: SourceView, columns: Columns, places: list[int]
+    ) -> None:
+        source = view.source
+        times = [columns.times[place] for place in places]
+        view.note_times(times)
+        if view.known is not None:
+            view.wanted = view.known.template(self._context)
+        rows: list[RowPlan] = []
+        flags, payloads, properties = columns.flags, columns.payloads, columns.properties
+        for place, time in zip(places, times, strict=True):
+            flag, payload = flags[place], payloads[place]
+            block = properties[place] if flag & FLAG_PROPERTIES else b""
+            row = RowPlan(flag, block, payload)
+            if source.index != EPHEMERAL:
+                self._plan_payload(view, row, time)
+            if row.template is None:
+                batch.raw_bytes += len(payload)
+            rows.append(row)
+        batch.arrivals.append((source, times))
+        batch.rows[id(source)] = rows
+        batch.order.append(places)
+
+    # ---- a context that is not new ---------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """Learn the shapes and fields of a restored context from its templates."""
+        context = self._context
+        for family in context.families:
+            self._families.append(FamilyView(FamilyPlan(family)))
+        plans = [
+            [ColumnPlan(ColumnSpec(), column) for column in family.columns]
+            for family in context.families
+        ]
+        for template in context.templates:
+            if template is None:
+                continue
+            family = template.family
+            view = self._families[family.index]
+            columns = [plans[family.index][column] for column in template.columns]
+            plan = TemplatePlan.of(template)
+            plan.template, plan.columns = template, columns
+            spelled = _spelled(family.columns[template.columns[0]]) if _is_slot(plan) else None
+            shape = Shape.of(plan.fragments, framed=template.framed)
+            known = KnownShape(shape, view, columns, plan)
+            self._shapes[shape.framed, shape.fragments, spelled] = known
+            view.fragments.update(plan.fragments)
+            for path, column in zip(shape.paths(), columns, strict=True):
+                named = (*path, spelled)
+                if named not in view.columns:
+                    view.columns[named] = column
+                    self._by_path.setdefault(named, []).append(view)
+        for source in context.sources:
+            self._sources[source.topic, source.device] = SourceView(source)
+            for index in source.instances:
+                self._families[index].members.add(source)
+
+    # ---- payloads --------------------------------------------------------------------------------
+
+    def _plan_payload(self, view: SourceView, row: RowPlan, time: int) -> None:
+        """Find template and tokens of a payload, or leave it raw."""
+        payload = row.payload
+        known = view.known
+        tokens: tuple[bytes, ...] | None = None
+        if known is not None:
+            if known.match is not None:
+                match = known.match(payload)
+                if match is not None:
+                    tokens = match.groups()
+            elif view.still_spells(payload):
+                tokens = (payload,)
+        if tokens is None or known is None:
+            found = self._find_shape(view, payload)
+            if found is None:
+                view.known = view.wanted = None
+                return
+            known, tokens = found
+            if known is not view.known:
+                view.known = known
+                view.wanted = known.template(self._context)
+        limits = self._context.limits
+        if len(payload) > limits.token_bytes and max(map(len, tokens)) > limits.token_bytes:
+            return
+        if not self._room.take_row(view, known):
+            self.refused += 1
+            return
+        known.uses += 1
+        row.template, row.tokens = view.wanted, tokens
+        if self._credit < _CREDIT_MAX:
+            self._credit += _CREDIT_PER_HIT
+        known.family.note(view, time, known.columns, tokens)
+        if known.plan.template is None and len(known.first) < _FIRST_ROWS:
+            known.first.append((view, time, tokens))
+
+    def _find_shape(
+        self, view: SourceView, payload: bytes
+    ) -> tuple[KnownShape, tuple[bytes, ...]] | None:
+        limits = self._context.limits
+        if len(payload) > limits.payload_bytes:
+            return None
+        shape = shape_of(payload)
+        if shape is None or len(shape.tokens) > limits.slots:
+            return None
+        spelled = view.spelling_of(payload) if shape.kind == "scalar" else None
+        key = (shape.framed, shape.fragments, spelled)
+        known = self._shapes.get(key)
+        if known is None:
+            known = self._new_shape(view, shape, key, spelled)
+            if known is None:
+                return None
+        elif self._compiles and known.match is None and known.uses >= _COMPILE_AFTER:
+            known.match = self._compile(shape)
+        return known, shape.tokens
+
+    def _compile(self, shape: Shape) -> Match | None:
+        if shape.kind not in ("json", "text"):
+            return None
+        self._compiles -= 1
+        return matcher(shape)
+
+    def _new_shape(
+        self, view: SourceView, shape: Shape, key: object, spelled: object
+    ) -> KnownShape | None:
+        """Plan a template for a shape, if it is worth one and there is room."""
+        paths = [(*path, spelled) for path in shape.paths()]
+        family = self._family_for(view, paths)
+        if not self._is_promising(family, shape):
+            return None
+        plan = FamilyView(FamilyPlan()) if family is None else family
+        columns: list[ColumnPlan] = []
+        fresh: list[tuple[Path, ColumnPlan]] = []
+        for path in paths:
+            column = plan.columns.get(path)
+            if column is None:
+                column = ColumnPlan(ColumnSpec())
+                fresh.append((path, column))
+            columns.append(column)
+        if not self._room.take_shape(plan, len(fresh), shape):
+            self.refused += 1
+            return None
+        if family is None:
+            self._families.append(plan)
+        for path, column in fresh:
+            plan.columns[path] = column
+            self._by_path.setdefault(path, []).append(plan)
+        known = KnownShape(
+            shape,
+            plan,
+            columns,
+            TemplatePlan(plan.plan, shape.fragments, columns, shape.framed),
+        )
+        if len(self._shapes) >= _SHAPES_MAX:
+            self._shapes.clear()
+        self._shapes[key] = known
+        plan.fragments.update(shape.fragments)
+        self._new.append(known)
+        return known
+
+    def _is_promising(self, family: FamilyView | None, shape: Shape) -> bool:
+        """Return True when a shape deserves a template: it was seen before, or there is credit."""
+        if family is not None:
+            unknown = sum(fragment not in family.fragments for fragment in shape.fragments)
+            if 8 * unknown <= len(shape.fragments):
+                return True
+        mark = crc32(b"\0".join(shape.fragments))
+        if mark in self._seen:
+            return True
+        if len(self._seen) >= _SEEN_MAX:
+            self._seen.clear()
+        self._seen[mark] = None
+        if self._credit < 1:
+            return False
+        self._credit -= 1
+        return True
+
+    def _family_for(self, view: SourceView, paths: list[Path]) -> FamilyView | None:
+        """Return the family that shares most fields with `paths`, if it shares enough."""
+        shared: Counter[int] = Counter()
+        views: dict[int, FamilyView] = {}
+        for path in paths:
+            for family in self._by_path.get(path, ()):
+                shared[id(family)] += 1
+                views[id(family)] = family
+        if not shared:
+            return None
+        best = max(views.values(), key=lambda family: shared[id(family)])
+        common = shared[id(best)]
+        usual = view.known is not None and view.known.family is best
+        if common < 0.6 * len(paths) or not (usual or 3 * common >= len(best.columns)):
+            return None
+        return best
+
+
+def _is_slot(plan: TemplatePlan) -> bool:
+    return plan.fragments == (b"", b"")
+
+
+def _spelled(column: Column) -> object:
+    """Return what sets apart the column of payloads that are a slot alone."""
+    if column.printer is None:
+        return "text"
+    kind, digits, *_ = column.printer.key
+    return digits if kind == PrinterKind.FIXED else VARYING
+
+
+class _Room:
+    """What is left of the context's limits, as far as this batch has not planned it away."""
+
+    def __init__(self, context: Context, readings: int) -> None:
+        limits = context.limits
+        self._sources = limits.sources - len(context.sources)
+        self._families = limits.families - len(context.families)
+        self._columns = limits.columns - context.columns
+        self._cells = limits.cells - context.cells
+        self._literals = limits.literal_bytes - context.literal_bytes
+        self._batch_cells = limits.batch_cells
+        self._shapes = min(TEMPLATE_RING // 2, max(256, readings // 2))
+
+    def take_source(self, size: int) -> bool:
+        """Take room for a source whose names have `size` characters."""
+        size *= 4
+        if self._sources < 1 or self._literals < size:
+            return False
+        self._sources -= 1
+        self._literals -= size
+        return True
+
+    def take_shape(self, family: FamilyView, columns: int, shape: Shape) -> bool:
+        """Take room for a template that adds `columns` to `family`."""
+        new = family.plan.family is None and not family.columns
+        size = sum(map(len, shape.fragments)) + 16 * len(shape.fragments)
+        cells = columns * (len(family.members) + 1)
+        if (
+            self._shapes < 1
+            or self._families < new
+            or self._columns < columns
+            or self._literals < size
+            or self._cells < cells
+            or len(family.columns) + columns > 1024
+        ):
+            return False
+        self._shapes -= 1
+        self._families -= new
+        self._columns -= columns
+        self._literals -= size
+        self._cells -= cells
+        return True
+
+    def take_row(self, view: SourceView, known: KnownShape) -> bool:
+        """Take room for a reading of a known shape."""
+        slots = len(known.columns)
+        if self._batch_cells < slots:
+            return False
+        family = known.family
+        if view.source not in family.members:
+            cells = len(family.columns)
+            if self._cells < cells:
+                return False
+            self._cells -= cells
+            family.members.add(view.source)
+        self._batch_cells -= slots
+        return True

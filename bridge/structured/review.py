@@ -1,0 +1,300 @@
+"""What an encoder remembers to learn from, and when it looks again. An encoder's affair.
+
+Samples are the last readings of some sources of each family, and the last times of each source.
+Reviews come after 32, 128, 512, … readings and are spread over batches, so that no batch takes
+much longer for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from bridge.structured.context import Column, ColumnKind, Family, Source, Template, TimeMode
+from bridge.structured.learner import Neighbour, Series, bits_of, choose_spec
+from bridge.structured.predictors import Maybe
+from bridge.structured.schema import ColumnPlan, ColumnSpec, FamilyPlan, TemplatePlan
+
+if TYPE_CHECKING:
+    from bridge.structured.planner import KnownShape
+
+VARYING = -2  # in place of a count of digits
+
+__all__ = ["VARYING", "FamilyView", "SourceView", "review_columns", "review_times"]
+
+_SAMPLED_SOURCES = 8
+_SAMPLED_READINGS = 16
+_FIRST_REVIEW = 32
+_REVIEW_EVERY = 8192
+_NEIGHBOURS = 12
+_TIMES = 17
+_FIRST_TIMES = 3
+_NUMBER = re.compile(rb"-?\d+(?:\.(\d+))?")
+
+
+# ---- sources -------------------------------------------------------------------------------------
+
+
+class SourceView:
+    """A source as an encoder sees it.
+
+    Attributes:
+        source: The source.
+        known: The shape of its last payload.
+        wanted: The template, or plan, to give its next payload of that shape.
+        times: Its last times.
+        readings: How many it had.
+    """
+
+    __slots__ = ("_digits", "known", "readings", "review_at", "source", "times", "wanted")
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.known: KnownShape | None = None
+        self.wanted: Template | TemplatePlan | None = None
+        self.times: deque[int] = deque(maxlen=_TIMES)
+        self.readings = 0
+        self.review_at = _FIRST_TIMES
+        self._digits = -1
+
+    def note_times(self, times: Sequence[int]) -> None:
+        """Keep the times of new readings."""
+        self.times.extend(times)
+        self.readings += len(times)
+
+    def still_spells(self, payload: bytes) -> bool:
+        """Return True when a payload that is a slot alone is spelled as the source's last one."""
+        known = self.known
+        if known is None or known.shape.kind != "scalar":
+            return False
+        column = known.columns[0].column
+        if column is None:
+            return False
+        if column.kind == ColumnKind.NUMBER and column.printer is not None:
+            return column.printer.parse(payload) is not None
+        return payload in column.text_index
+
+    def spelling_of(self, payload: bytes) -> object:
+        """Return what sets apart columns of payloads that are a slot alone."""
+        match = _NUMBER.fullmatch(payload)
+        if match is None:
+            return "text"
+        digits = len(match.group(1) or b"")
+        if self._digits not in (-1, digits):
+            self._digits = VARYING
+        else:
+            self._digits = digits
+        return self._digits
+
+
+def review_times(views: Iterable[SourceView], resolution_us: int) -> list[tuple[Source, int, int]]:
+    """Return the sources to be predicted in another way from now on: mode and period."""
+    out: list[tuple[Source, int, int]] = []
+    for view in views:
+        if view.readings < view.review_at or view.source.index < 0:
+            continue
+        view.review_at = view.readings * 2
+        mode, period = _best_mode(view, resolution_us)
+        source = view.source
+        if mode != source.mode or (
+            mode != TimeMode.GAP and abs(period - source.period) > source.period >> 3
+        ):
+            out.append((source, mode, period))
+    out.sort(key=lambda change: change[0].index)
+    return out
+
+
+def _best_mode(view: SourceView, resolution_us: int) -> tuple[int, int]:
+    """Return the mode, and its period in 256ths of a unit, that would take the fewest bits."""
+    times = list(view.times)
+    gaps = [b - a for a, b in pairwise(times)]
+    long = sorted(gap for gap in gaps if 4 * gap > max(gaps)) or [0]
+    period = long[len(long) // 2]
+    options = [(_gap_bits(gaps), TimeMode.GAP, 0)]
+    source = view.source
+    candidates = {_rounded(period << 8, resolution_us)}
+    if source.mode == TimeMode.PERIODIC:
+        candidates.add(source.period)
+    for candidate in sorted(candidates):
+        if candidate > 256:
+            bits = _periodic_bits(times, candidate, free=False)
+            bits *= 0.95 if candidate == source.period else 1.0
+            options.append((bits, TimeMode.PERIODIC, candidate))
+    second = (1_000_000 << 8) // resolution_us
+    if len(gaps) >= 8 and 256 < second < period << 8:
+        options.append((_periodic_bits(times, second, free=True) + 8, TimeMode.TICK, second))
+    _, mode, period = min(options)
+    return mode, period
+
+
+def _rounded(period: int, resolution_us: int) -> int:
+    """Return a period made whole seconds, or tenths of one, if it nearly is."""
+    for unit_us in (60_000_000, 1_000_000, 100_000):
+        unit = (unit_us << 8) // resolution_us
+        if unit and period >= unit:
+            whole = (period + unit // 2) // unit * unit
+            if abs(whole - period) * 128 < period:
+                return whole
+    return period
+
+
+def _gap_bits(gaps: Sequence[int]) -> float:
+    return bits_of(gaps) + len(gaps)
+
+
+def _periodic_bits(times: Sequence[int], period: int, *, free: bool) -> float:
+    """Return the bits of times as multiples of a period and a residual."""
+    phase = times[0] << 8
+    steps: list[int] = []
+    multiples: list[int] = []
+    bursts: list[int] = []
+    last = times[0]
+    for time in times[1:]:
+        multiple = max(0, ((time << 8) - phase + period // 2) // period)
+        if not multiple and not free:
+            bursts.append(time - last)
+        else:
+            expected = phase + multiple * period
+            error = (time << 8) - expected
+            steps.append(error >> 8)
+            phase = expected + error // 2
+            multiples.append(multiple - (0 if free else 1))
+        last = time
+    return bits_of(steps) + bits_of(multiples) + bits_of(bursts) + 3 * len(bursts)
+
+
+# ---- families ------------------------------------------------------------------------------------
+
+_Sample = tuple[int, list[ColumnPlan], tuple[bytes, ...]]
+
+
+@dataclass(slots=True, eq=False)
+class FamilyView:
+    """A family as an encoder sees it: its columns by path, and samples of its readings."""
+
+    plan: FamilyPlan
+    columns: dict[tuple[object, ...], ColumnPlan] = field(default_factory=dict)
+    fragments: set[bytes] = field(default_factory=set)
+    members: set[Source] = field(default_factory=set)
+    samples: dict[SourceView, deque[_Sample]] = field(default_factory=dict)
+    readings: int = 0
+    review_at: int = _FIRST_REVIEW
+    due: list[ColumnPlan] = field(default_factory=list)
+
+    def note(
+        self, view: SourceView, time: int, columns: list[ColumnPlan], tokens: tuple[bytes, ...]
+    ) -> None:
+        """Count a reading, and keep it if its source is one of those sampled."""
+        self.readings += 1
+        sample = self.samples.get(view)
+        if sample is None:
+            if len(self.samples) >= _SAMPLED_SOURCES:
+                return
+            sample = self.samples[view] = deque(maxlen=_SAMPLED_READINGS)
+        sample.append((time, columns, tokens))
+
+    def series_of(self, column: ColumnPlan) -> Series:
+        """Return the sampled tokens of a column by source, only of sources that have it."""
+        return [
+            [(time, row[columns.index(column)]) for time, columns, row in sample]
+            for sample in self._samples_with(column)
+        ]
+
+    def values_of(self, column: ColumnPlan, beside: ColumnPlan) -> list[list[Maybe]]:
+        """Return the integers of a NUMBER column in the sampled readings that have `beside`."""
+        found = column.column
+        if found is None or found.printer is None:
+            return []
+        parse = found.printer.parse
+        return [
+            [
+                parse(row[columns.index(column)]) if column in columns else None
+                for _, columns, row in sample
+            ]
+            for sample in self._samples_with(beside)
+        ]
+
+    def _samples_with(self, column: ColumnPlan) -> Iterable[list[_Sample]]:
+        for sample in self.samples.values():
+            having = [row for row in sample if column in row[1]]
+            if having:
+                yield having
+
+
+ColumnChange = tuple[Family, Column, ColumnSpec]
+
+
+def review_columns(
+    views: Sequence[FamilyView], budget: int, resolution_us: int
+) -> list[ColumnChange]:
+    """Return columns to be coded in another way from now on, after a look at `budget` of them."""
+    out: list[ColumnChange] = []
+    for view in views:
+        family = view.plan.family
+        if family is None:
+            continue
+        if view.readings >= view.review_at:
+            view.review_at = view.readings + min(3 * view.readings, _REVIEW_EVERY)
+            view.due = list(view.columns.values())
+        if not view.due:
+            continue
+        refs = [column.ref[1] for column in family.columns]
+        while view.due and budget > 0:
+            budget -= 1
+            _review_column(view, family, view.due.pop(), refs, resolution_us, out)
+        if not view.due:
+            view.samples.clear()
+    return out
+
+
+def _review_column(
+    view: FamilyView,
+    family: Family,
+    plan: ColumnPlan,
+    refs: list[int],
+    resolution_us: int,
+    out: list[ColumnChange],
+) -> None:
+    column = plan.column
+    series = view.series_of(plan)
+    if column is None or sum(map(len, series)) < 4:
+        return
+
+    def neighbours() -> Iterable[Neighbour]:
+        others = [
+            other
+            for other in view.columns.values()
+            if other.column is not None and _may_refer(column, other.column, refs)
+        ]
+        others.sort(key=lambda other: abs(other.column.index - column.index))  # type: ignore[union-attr]  # none is None
+        for other in others[:_NEIGHBOURS]:
+            yield Neighbour(other.column.index, view.values_of(other, plan))  # type: ignore[union-attr]
+
+    spec = choose_spec(column, series, resolution_us, neighbours)
+    if spec != ColumnSpec(
+        column.kind,
+        column.hot,
+        column.printer.key if column.printer else None,
+        column.predictor,
+        column.param,
+        column.ref,
+        column.alphabet,
+    ):
+        refs[column.index] = spec.ref[1]
+        out.append((family, column, spec))
+
+
+def _may_refer(column: Column, other: Column, refs: Sequence[int]) -> bool:
+    """Return True when `column` may refer to `other` without closing a ring."""
+    if other is column or other.kind != ColumnKind.NUMBER or not other.hot:
+        return False
+    at = other.index
+    while at >= 0:
+        if at == column.index:
+            return False
+        at = refs[at]
+    return True

@@ -1,0 +1,441 @@
+"""Definitions in band: sources, templates with their families and columns, and later changes.
+
+docs/link-format-structured.md section 4. Each function here is run by both ends: an encoder gives
+what it wants to define and its writer codes it, a decoder gives None or an empty object and its
+reader fills it in. Both end with the context changed in the same way.
+
+Invariant: a body cannot make a context pass its limits: every definition is charged first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridge.structured.coder import Coder, refuse
+from bridge.structured.context import Column, ColumnKind, Context, Family, Source, Template
+from bridge.structured.limits import TEMPLATE_RING
+from bridge.structured.predictors import USES_COLUMN, PredictorKind
+from bridge.structured.printers import DIGITS_MAX, Printer, PrinterKind
+from bridge.structured.texts import ALPHABETS, code_text
+
+__all__ = [
+    "EPHEMERAL",
+    "ColumnPlan",
+    "ColumnSpec",
+    "FamilyPlan",
+    "TemplatePlan",
+    "add_instance",
+    "apply_spec",
+    "define_column",
+    "define_source",
+    "define_template",
+    "update_columns",
+]
+
+EPHEMERAL = -2  # in place of a source's index: it is not remembered
+_UPDATES_MAX = 1024
+_FAMILY_COLUMNS_MAX = 1024
+_TOPIC_BYTES_MAX = 0xFFFF
+_AFFIX_BYTES_MAX = 64
+_LEVELS_MAX = 255
+(
+    _REMEMBERED,
+    _LEVEL,
+    _KIND,
+    _HOT,
+    _ALPHABET,
+    _PRINTER,
+    _DIGITS,
+    _AFFIX,
+    _PREDICTOR,
+    _PARAM,
+    _REF,
+    _FAMILY,
+    _SLOTS,
+    _FRAMED,
+    _UPDATES,
+    _PLACE,
+) = range(16)
+
+
+@dataclass(slots=True, frozen=True)
+class ColumnSpec:
+    """How a column is to be coded: all that a definition says of it."""
+
+    kind: int = ColumnKind.TEXT
+    hot: bool = False
+    printer: tuple[int, int, bytes, bytes, bytes] | None = None
+    predictor: int = PredictorKind.LAST
+    param: tuple[int, int] = (0, 0)
+    ref: tuple[int, int] = (-1, -1)
+    alphabet: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class FamilyPlan:
+    """A family as an encoder plans it; `family` is None until it is defined."""
+
+    family: Family | None = None
+
+
+@dataclass(slots=True, eq=False)
+class ColumnPlan:
+    """A column as an encoder plans it; `column` is None until it is defined."""
+
+    spec: ColumnSpec
+    column: Column | None = None
+
+
+@dataclass(slots=True, eq=False)
+class TemplatePlan:
+    """A template as an encoder plans it; several may share a family and columns."""
+
+    family: FamilyPlan
+    fragments: tuple[bytes, ...]
+    columns: list[ColumnPlan]
+    framed: bool = False
+    template: Template | None = None  # once it is defined
+
+    @classmethod
+    def of(cls, template: Template) -> TemplatePlan:
+        """Return the plan that defines a known template again."""
+        family = template.family
+        fragments = tuple(family.fragments[fragment] for fragment in template.fragments)
+        columns = [family.columns[column] for column in template.columns]
+        plans = [ColumnPlan(ColumnSpec(), column) for column in columns]
+        return cls(FamilyPlan(family), fragments, plans, template.framed)
+
+
+# ---- sources -------------------------------------------------------------------------------------
+
+
+def define_source(io: Coder, context: Context, source: Source | None = None) -> Source:
+    """Code a new source; it joins the context's, or lives for one batch if its index is -1."""
+    tables = context.tables
+    known = context.sources
+    near = known[-1].topic.encode() if known else b""
+    near_device = known[-1].device.encode() if known else b""
+    topic = source.topic.encode() if source else b""
+    kept = not io.number(
+        tables.schema[_REMEMBERED], int(source is not None and source.index == EPHEMERAL)
+    )
+    topic = code_text(io, tables.topic, near, _TOPIC_BYTES_MAX, topic)
+    name = _text(topic)
+    if not topic or "+" in name or "#" in name or "\0" in name:
+        refuse("a topic that is empty or holds a wildcard", "malformed")
+    levels = name.split("/", _LEVELS_MAX)[:_LEVELS_MAX]
+    level = 0
+    if source is not None and source.device in levels:
+        level = levels.index(source.device) + 1
+    level = io.number(tables.schema[_LEVEL], level)
+    if not 0 <= level <= len(levels):
+        refuse("a device level past the topic's last")
+    if level:
+        device = levels[level - 1]
+    else:
+        device = _text(
+            code_text(
+                io,
+                tables.device,
+                near_device,
+                _TOPIC_BYTES_MAX,
+                source.device.encode() if source else b"",
+            )
+        )
+    if not device or "\0" in device:
+        refuse("an empty device", "malformed")
+    if source is None:
+        source = Source(name, device, -1)
+    if kept:
+        context.charge(sources=1, literal_bytes=len(topic) + len(device))
+        source.index = len(known)
+        known.append(source)
+    return source
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        refuse("a topic or device that is not UTF-8", "malformed")
+
+
+# ---- columns -------------------------------------------------------------------------------------
+
+
+def define_column(
+    io: Coder, context: Context, family: Family, spec: ColumnSpec | None = None
+) -> Column:
+    """Code a new column of `family` and add it, with a cell for every instance."""
+    context.charge(columns=1, cells=len(family.tokens))
+    if len(family.columns) >= _FAMILY_COLUMNS_MAX:
+        refuse("a family of too many columns")
+    spec = _code_spec(io, context, family, len(family.columns), spec or ColumnSpec())
+    column = Column(len(family.columns))
+    family.columns.append(column)
+    for tokens in family.tokens:
+        tokens.append(None)
+        column.add_cell()
+    apply_spec(context, family, column, spec)
+    return column
+
+
+def update_columns(
+    io: Coder, context: Context, updates: list[tuple[Family, Column, ColumnSpec]]
+) -> None:
+    """Code changes of known columns; none are given by a decoder."""
+    tables = context.tables
+    count = io.number(tables.schema[_UPDATES], len(updates))
+    if not 0 <= count <= _UPDATES_MAX:
+        refuse("a count of changes that cannot be")
+    at = 0
+    for turn in range(count):
+        wanted = updates[turn] if updates else None
+        step = wanted[0].index - at if wanted else 0
+        at += io.number(tables.schema[_FAMILY], step)
+        if not 0 <= at < len(context.families):
+            refuse("a family that does not exist")
+        family = context.families[at]
+        place = io.number(tables.schema[_PLACE], wanted[1].index if wanted else 0)
+        if not 0 <= place < len(family.columns):
+            refuse("a column that does not exist")
+        spec = _code_spec(io, context, family, place, wanted[2] if wanted else ColumnSpec())
+        apply_spec(context, family, family.columns[place], spec)
+
+
+def _code_spec(
+    io: Coder, context: Context, family: Family, index: int, spec: ColumnSpec
+) -> ColumnSpec:
+    fields = context.tables.schema
+    kind = io.number(fields[_KIND], spec.kind)
+    hot = io.number(fields[_HOT], int(spec.hot))
+    if kind == ColumnKind.ENUM:
+        return ColumnSpec(kind, hot == 1)
+    if kind == ColumnKind.TEXT:
+        alphabet = io.number(fields[_ALPHABET], spec.alphabet)
+        if not 0 <= alphabet < len(ALPHABETS):
+            refuse("an alphabet that does not exist")
+        return ColumnSpec(kind, hot == 1, alphabet=alphabet)
+    if kind != ColumnKind.NUMBER:
+        refuse("a kind of column that does not exist")
+    printer = _code_printer(io, context, spec.printer)
+    predictor = io.number(fields[_PREDICTOR], spec.predictor)
+    param, ref = (0, 0), (-1, -1)
+    if predictor == PredictorKind.MEAN:
+        param = io.number(fields[_PARAM], spec.param[0]), 0
+        if not 1 <= param[0] <= 6:
+            refuse("a moving average of no such weight")
+    elif predictor == PredictorKind.TIME:
+        param = io.number(fields[_PARAM], spec.param[0]), io.number(fields[_PARAM], spec.param[1])
+        if min(param) < 1:
+            refuse("a time of no such unit")
+    elif predictor in USES_COLUMN:
+        ref = _code_ref(io, context, family, index, predictor, spec.ref)
+    elif predictor not in (PredictorKind.LAST, PredictorKind.LINEAR):
+        refuse("a predictor that does not exist")
+    return ColumnSpec(kind, hot == 1, printer, predictor, param, ref)
+
+
+def _code_ref(
+    io: Coder, context: Context, family: Family, index: int, predictor: int, ref: tuple[int, int]
+) -> tuple[int, int]:
+    table = context.tables.schema[_REF]
+    where, columns = -1, family.columns
+    if predictor == PredictorKind.SIBLING:
+        where = io.number(table, ref[0])
+        if not 0 <= where < family.index:
+            refuse("a sibling in a family that is not before")
+        columns = context.families[where].columns
+    place = io.number(table, ref[1])
+    if not 0 <= place < len(columns) or (where < 0 and place == index):
+        refuse("a reference to a column that does not exist")
+    return where, place
+
+
+def _code_printer(
+    io: Coder, context: Context, key: tuple[int, int, bytes, bytes, bytes] | None
+) -> tuple[int, int, bytes, bytes, bytes]:
+    fields = context.tables.schema
+    kind, digits, *affixes = key or (0, 0, b"", b"", b"")
+    kind = io.number(fields[_PRINTER], kind)
+    digits = io.number(fields[_DIGITS], digits)
+    texts: list[bytes] = []
+    for affix in affixes:
+        length = io.number(fields[_AFFIX], len(affix))
+        if not 0 <= length <= _AFFIX_BYTES_MAX:
+            refuse("an affix longer than allowed")
+        texts.append(io.piece(0, length, affix))
+    text = texts[0]
+    sound = 0 <= digits <= DIGITS_MAX and 0 <= kind <= max(PrinterKind)
+    if kind in (PrinterKind.FLOAT_LITTLE, PrinterKind.FLOAT_BIG):
+        sound = sound and text in (b"4", b"8")
+    elif kind in (PrinterKind.STAMP, PrinterKind.STAMP_TRIMMED):
+        sound = sound and len(text) == 1
+    if not sound:
+        refuse("a spelling that does not exist")
+    return kind, digits, text, texts[1], texts[2]
+
+
+def apply_spec(context: Context, family: Family, column: Column, spec: ColumnSpec) -> None:
+    """Let `column` be coded as `spec` says from now on."""
+    printer: Printer | None = None
+    if spec.printer is not None:
+        printer = context.printer(spec.printer)
+    spelled = (column.kind, column.printer, column.alphabet)
+    predicted = (column.predictor, column.param, column.ref)
+    column.kind, column.printer, column.alphabet = spec.kind, printer, spec.alphabet
+    column.predictor, column.param, column.ref = spec.predictor, spec.param, spec.ref
+    if spelled != (spec.kind, printer, spec.alphabet):
+        column.respell([tokens[column.index] for tokens in family.tokens])
+        column.forget_statistics()
+    elif predicted != (spec.predictor, spec.param, spec.ref):
+        column.forget_statistics()
+    if column.hot != spec.hot:
+        column.hot = spec.hot
+        family.version += 1
+        family.masks, family.mask_index = [], {}
+    family.put_in_order()
+
+
+# ---- templates -----------------------------------------------------------------------------------
+
+
+def define_template(
+    io: Coder, context: Context, near: Family | None, plan: TemplatePlan | None = None
+) -> Template:
+    """Code a new template and put it into the ring.
+
+    Args:
+        io: A `Writer` or `Reader`.
+        context: The context.
+        near: The family of the source's last template, likely this one's as well.
+        plan: What to define, for an encoder; its family and columns are defined as needed.
+    """
+    fields = context.tables.schema
+    family = _code_family(io, context, near, plan.family if plan else None)
+    slots = len(plan.columns) if plan else 0
+    slots = family.slots + io.number(fields[_SLOTS], slots - family.slots)
+    if not 0 <= slots <= context.limits.slots:
+        refuse("a template of too many slots")
+    framed = io.number(fields[_FRAMED], int(plan is not None and plan.framed)) == 1
+    fragments: list[int] = []
+    columns: list[int] = []
+    at = -1
+    for slot in range(slots + 1):
+        at = _code_fragment(io, context, family, at, plan.fragments[slot] if plan else None)
+        fragments.append(at)
+        if slot < slots:
+            column = _code_slot(io, context, family, at, plan.columns[slot] if plan else None)
+            if column.index in columns:
+                refuse("a column twice in one template")
+            columns.append(column.index)
+    family.slots = slots
+    literals = [family.fragments[fragment] for fragment in fragments]
+    template = Template(context.next_template, family, tuple(fragments), tuple(columns), framed)
+    template.fill(literals)
+    context.templates[template.index] = template
+    context.next_template = (template.index + 1) % TEMPLATE_RING
+    if plan is not None:
+        plan.template = template
+    return template
+
+
+def _code_family(
+    io: Coder, context: Context, near: Family | None, plan: FamilyPlan | None
+) -> Family:
+    table = context.tables.family_choice
+    wanted = plan.family if plan else None
+    choice = 2 if wanted is None else 0 if wanted is near else 1
+    choice = io.symbol(table, choice)
+    if choice == 0:
+        if near is None:
+            refuse("the family of no template")
+        return near
+    if choice == 1:
+        if not context.families:
+            refuse("a family where there is none")
+        return context.families[io.below(len(context.families), wanted.index if wanted else 0)]
+    context.charge(families=1)
+    family = Family(len(context.families))
+    context.families.append(family)
+    if plan is not None:
+        plan.family = family
+    return family
+
+
+def _code_fragment(
+    io: Coder, context: Context, family: Family, before: int, text: bytes | None
+) -> int:
+    """Return the number of the fragment behind fragment `before` (-1: the first)."""
+    tables = context.tables
+    fragments = family.fragments
+    expected = family.next_fragment.get(before, -1)
+    choice = at = 0
+    if text is not None:
+        at = family.fragment_index.get(text, -1)
+        choice = 2 if at < 0 else 0 if at == expected else 1
+    choice = io.symbol(tables.fragment_choice, choice)
+    if choice == 0:
+        at = expected
+        if at < 0:
+            refuse("a fragment that was never followed")
+        return at
+    if choice == 1:
+        if not fragments:
+            refuse("a fragment where there is none")
+        at = io.below(len(fragments), at)
+    else:
+        near = fragments[before] if before >= 0 else b""
+        text = code_text(io, tables.literal, near, context.limits.payload_bytes, text or b"")
+        context.charge(literal_bytes=len(text) + 16)
+        at = len(fragments)
+        if family.fragment_index.setdefault(text, at) != at:
+            refuse("a fragment defined twice")
+        fragments.append(text)
+    family.next_fragment[before] = at
+    return at
+
+
+def _code_slot(
+    io: Coder, context: Context, family: Family, fragment: int, plan: ColumnPlan | None
+) -> Column:
+    expected = family.next_column.get(fragment, -1)
+    choice = at = 0
+    if plan is not None and plan.column is not None:
+        at = plan.column.index
+        choice = 0 if at == expected else 1
+    elif plan is not None:
+        choice = 2
+    choice = io.symbol(context.tables.column_choice, choice)
+    if choice == 0:
+        if expected < 0:
+            refuse("a column that never followed")
+        return family.columns[expected]
+    if choice == 1:
+        if not family.columns:
+            refuse("a column where there is none")
+        column = family.columns[io.below(len(family.columns), at)]
+    else:
+        column = define_column(io, context, family, plan.spec if plan else None)
+        if plan is not None:
+            plan.column = column
+    family.next_column[fragment] = column.index
+    return column
+
+
+# ---- instances -----------------------------------------------------------------------------------
+
+
+def add_instance(context: Context, family: Family, source: Source) -> int:
+    """Return the number of the source's instance in `family`, made if it is new."""
+    found = source.instances.get(family.index)
+    if found is not None:
+        return found
+    context.charge(cells=len(family.columns))
+    cell = len(family.tokens)
+    source.instances[family.index] = cell
+    family.tokens.append([None] * len(family.columns))
+    family.sources.append(source.index)
+    for column in family.columns:
+        column.add_cell()
+    return cell

@@ -1,0 +1,70 @@
+"""Adaptive frequency tables: what both ends learn about the symbols of one kind.
+
+docs/link-format-structured.md section 3.2. A table starts from a prior. Symbols coded with it are
+noted; once enough are, the frequencies are made anew from prior and counts. Encoder and decoder
+note the same symbols in the same order and rebuild at the same points, so tables stay equal.
+
+Invariant: what a table does next depends on its prior, `counts`, `total` and `log` only.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+from bridge.structured.symbols import Prior, scaled
+
+__all__ = ["Table"]
+
+_GAIN = 2048  # a symbol seen once weighs this much; a whole prior weighs 16384
+_TOTAL_MAX = 1024  # counts are halved beyond, so that a table follows what changes
+_DUE_MIN = 16
+_DUE_MAX = 128
+
+
+class Table:
+    """Frequencies of one alphabet.
+
+    Attributes:
+        spans: By symbol its (frequency, start); both add up to `SCALE` at the end.
+        starts: By symbol the start alone, for a bisection.
+        log: Symbols since the last rebuild, in order; appended to by the coder.
+        due: The length of `log` at which a rebuild follows.
+        counts: By symbol how often it was seen, halved now and then; None before any rebuild.
+        total: The sum of `counts`.
+    """
+
+    __slots__ = ("counts", "due", "log", "prior", "spans", "starts", "total")
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior = prior
+        self.spans = prior.spans
+        self.starts = prior.starts
+        self.log: list[int] = []
+        self.due = _DUE_MIN
+        self.counts: list[int] | None = None
+        self.total = 0
+
+    def rebuild(self) -> None:
+        """Make the frequencies anew from all symbols seen; the log is empty after it."""
+        counts = self.counts
+        if counts is None:
+            counts = self.counts = [0] * len(self.prior.freqs)
+        log = self.log
+        for symbol in log:
+            counts[symbol] += 1
+        self.total += len(log)
+        log.clear()
+        if self.total > _TOTAL_MAX:
+            counts = self.counts = [count >> 1 for count in counts]
+            self.total = sum(counts)
+        self.restore(counts)
+
+    def restore(self, counts: list[int]) -> None:
+        """Take over `counts` and make the frequencies that belong to them."""
+        self.counts = counts
+        self.total = sum(counts)
+        self.due = max(_DUE_MIN, min(_DUE_MAX, self.total >> 2))
+        prior = self.prior.freqs
+        freqs = scaled([p + _GAIN * count for p, count in zip(prior, counts, strict=True)])
+        self.starts = list(accumulate(freqs, initial=0))[:-1]
+        self.spans = list(zip(freqs, self.starts, strict=True))

@@ -1,0 +1,196 @@
+"""Texts, written as what differs from another text, their middles packed by alphabet.
+
+docs/link-format-structured.md section 5.4. A text is its common prefix and suffix with a reference
+and a middle. The three lengths are coded as differences to those of the text before, so that
+texts of one form (a UUID, a serial number) cost little but their middle. A middle whose characters
+are all of the column's alphabet is packed as one integer; any other goes to the text pool.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+
+from bridge.structured.coder import Coder, refuse
+from bridge.structured.context import TextModel
+
+__all__ = [
+    "ALPHABETS",
+    "PACKED_POOL",
+    "RAW_POOL",
+    "TEXT_POOL",
+    "Alphabet",
+    "code_text",
+    "shared_prefix",
+]
+
+TEXT_POOL, PACKED_POOL, RAW_POOL = range(3)
+
+_CROCKFORD = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_BASE_32 = b"0123456789ABCDEFGHIJKLMNOPQRSTUV"  # what int(text, 32) reads
+_TO_32 = bytes.maketrans(_CROCKFORD, _BASE_32)
+_FROM_32 = bytes.maketrans(_BASE_32, _CROCKFORD)
+_DIGITS = "0123456789abcdefghijklmnopqrstuv"
+
+
+class Alphabet:
+    """Characters that pack into fewer bits.
+
+    Attributes:
+        members: Its characters; a middle with another one is not packed.
+        pack: Middle to bytes.
+        unpack: Bytes and the middle's length to the middle.
+        size: Bytes a middle of some length packs into.
+    """
+
+    __slots__ = ("members", "pack", "size", "unpack")
+
+    def __init__(
+        self,
+        members: bytes,
+        pack: Callable[[bytes], bytes],
+        unpack: Callable[[bytes, int], bytes],
+        size: Callable[[int], int],
+    ) -> None:
+        self.members = members
+        self.pack = pack
+        self.unpack = unpack
+        self.size = size
+
+
+def _spelled(value: int, base: int, length: int) -> bytes:
+    """Return `value` in `base`, its low `length` digits, leading zeros kept."""
+    out = bytearray(length)
+    for place in range(length - 1, -1, -1):
+        value, digit = divmod(value, base)
+        out[place] = ord(_DIGITS[digit])
+    return bytes(out)
+
+
+def _decimal_size(length: int) -> int:
+    greatest: int = 10**length - 1
+    return (greatest.bit_length() + 7) // 8
+
+
+def _decimal() -> Alphabet:
+    def pack(middle: bytes) -> bytes:
+        return int(middle).to_bytes(_decimal_size(len(middle)), "big")
+
+    def unpack(data: bytes, length: int) -> bytes:
+        return _spelled(int.from_bytes(data, "big"), 10, length)
+
+    return Alphabet(b"0123456789", pack, unpack, _decimal_size)
+
+
+def _hexadecimal(members: bytes, *, upper: bool) -> Alphabet:
+    def size(length: int) -> int:
+        return (length + 1) // 2
+
+    def pack(middle: bytes) -> bytes:
+        return int(middle, 16).to_bytes(size(len(middle)), "big")
+
+    def unpack(data: bytes, length: int) -> bytes:
+        text = data.hex().encode()[-length:]
+        return text.upper() if upper else text
+
+    return Alphabet(members, pack, unpack, size)
+
+
+def _crockford() -> Alphabet:
+    def size(length: int) -> int:
+        return (5 * length + 7) // 8
+
+    def pack(middle: bytes) -> bytes:
+        return int(middle.translate(_TO_32), 32).to_bytes(size(len(middle)), "big")
+
+    def unpack(data: bytes, length: int) -> bytes:
+        return _spelled(int.from_bytes(data, "big"), 32, length).upper().translate(_FROM_32)
+
+    return Alphabet(_CROCKFORD, pack, unpack, size)
+
+
+def _base64(altchars: bytes) -> Alphabet:
+    def size(length: int) -> int:
+        return (6 * length + 7) // 8
+
+    def pack(middle: bytes) -> bytes:
+        padded = middle + b"A" * (-len(middle) % 4)
+        return b64decode(padded, altchars)[: size(len(middle))]
+
+    def unpack(data: bytes, length: int) -> bytes:
+        return b64encode(data + bytes(-len(data) % 3), altchars)[:length]
+
+    letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+    return Alphabet(letters + altchars, pack, unpack, size)
+
+
+# By the numbers of the format; 0 is any bytes at all.
+ALPHABETS: tuple[Alphabet | None, ...] = (
+    None,
+    _decimal(),
+    _hexadecimal(b"0123456789abcdef", upper=False),
+    _hexadecimal(b"0123456789ABCDEF", upper=True),
+    _crockford(),
+    _base64(b"+/"),
+    _base64(b"-_"),
+)
+
+
+def shared_prefix(a: bytes, b: bytes) -> int:
+    """Return how many bytes `a` and `b` begin with in common."""
+    most = min(len(a), len(b))
+    if a[:most] == b[:most]:
+        return most
+    low = 0
+    while most - low > 1:
+        middle = (low + most) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            most = middle
+    return low
+
+
+def code_text(
+    io: Coder, model: TextModel, reference: bytes, most: int, value: bytes = b"", alphabet: int = 0
+) -> bytes:
+    """Code a text of at most `most` bytes.
+
+    Args:
+        io: A `Writer` or `Reader`.
+        model: The statistics to use.
+        reference: The text it is likely to resemble.
+        most: The length beyond which a reader refuses.
+        value: The text, for a writer.
+        alphabet: A number of `ALPHABETS`.
+    """
+    prefix = suffix = 0
+    if value and reference:
+        prefix = shared_prefix(value, reference)
+        suffix = shared_prefix(value[prefix:][::-1], reference[prefix:][::-1])
+    middle = value[prefix : len(value) - suffix]
+    prefix = model.last_prefix + io.number(model.prefix, prefix - model.last_prefix)
+    suffix = model.last_suffix + io.number(model.suffix, suffix - model.last_suffix)
+    if prefix < 0 or suffix < 0 or prefix + suffix > len(reference):
+        refuse("a text that shares more than its reference has")
+    packing = ALPHABETS[alphabet]
+    step: int | None = len(middle) - model.last_length
+    if packing and middle.translate(None, packing.members):
+        step = None
+    step = io.escapable(model.length, step)
+    if step is None:
+        packing = None
+        length = io.number(model.length, len(middle))
+    else:
+        length = model.last_length + step
+    if not 0 <= length <= most - prefix - suffix:
+        refuse("a text longer than allowed")
+    if packing and length:
+        packed = io.piece(
+            PACKED_POOL, packing.size(length), packing.pack(middle) if middle else b""
+        )
+        middle = packing.unpack(packed, length)
+    else:
+        middle = io.piece(TEXT_POOL, length, middle)
+    model.last_prefix, model.last_suffix, model.last_length = prefix, suffix, length
+    return reference[:prefix] + middle + reference[len(reference) - suffix :]

@@ -1,0 +1,357 @@
+"""Which sources a batch has readings of, and when each arrived.
+
+docs/link-format-structured.md section 6.1. Every source carries a forecast of its next reading.
+Sources whose forecast lies past the batch's end are not mentioned when they were indeed silent;
+those due get a count; the few that come unexpectedly, or are new, are named. Each time is then a
+residual against the source's forecast: for periodic sources a phase-locked loop with least-squares
+gains, so that the phase of a steady device with jitter is known better than any one reading.
+
+Invariant: a forecast depends on the source's earlier times and the batch's last time only; all of
+it is integer arithmetic in 256ths of the link's time unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bridge.structured.coder import Coder, refuse
+from bridge.structured.context import Context, Source, TimeMode
+from bridge.structured.schema import define_source
+
+__all__ = ["PERIOD_MAX", "Arrivals", "ModeChange", "code_arrivals", "code_mode_changes"]
+
+Arrivals = list[tuple[Source, list[int]]]
+ModeChange = tuple[Source, int, int]  # source, mode, period in 256ths of a unit
+
+PERIOD_MAX = 1 << 46
+_MENTIONS_MAX = 1 << 17
+_FRACTION = 8
+_HALF = 1 << (_FRACTION - 1)
+_TIME_MAX = 1 << 62
+_GAIN_MAX = 16
+_CLAMP = 3
+_ABSENT_MAX = 16
+(
+    _CHANGES,
+    _CHANGE_SOURCE,
+    _CHANGE_MODE,
+    _CHANGE_PERIOD,
+    _NAMED,
+    _NAMED_COUNT,
+    _FRESH,
+    _FRESH_MODE,
+    _FRESH_COUNT,
+    _FRESH_TIME,
+) = range(10)
+# Least-squares gains of a straight line through the last n times: position and slope.
+_GAINS = [(0, 0, 1)] + [(2 * (2 * n - 1), 6, n * (n + 1)) for n in range(1, _GAIN_MAX + 1)]
+
+
+# ---- forecasts -----------------------------------------------------------------------------------
+
+
+def _margin(source: Source) -> int:
+    """Return how far off its forecast a reading may well be, in 256ths of a unit."""
+    return min(source.period >> 1, 4 << (source.spread >> 2) << _FRACTION)
+
+
+def _expect(source: Source, start: int, end: int) -> tuple[int, int]:
+    """Return how many readings are expected up to `end`, and the table for their count."""
+    if source.mode == TimeMode.PERIODIC:
+        periods, rest = divmod((end << _FRACTION) - source.phase, source.period)
+        if periods < 0:
+            return 0, 0
+        margin = _margin(source)
+        doubt = 1 if rest < margin else 2 if source.period - rest < margin else 0
+        expected = min(periods, 64) * (source.burst_length + 1)
+        return expected, min(periods, 3) * 3 + doubt
+    window = max(end - max(source.last, start), 0)
+    return 0, 12 + min(((window << 3) // (source.gap + 1)).bit_length(), 11)
+
+
+def _set_wake(source: Source) -> None:
+    if source.mode == TimeMode.PERIODIC:
+        source.wake = (source.phase + source.period - _margin(source)) >> _FRACTION
+    else:
+        source.wake = source.last
+
+
+def _advance(source: Source, time: int, error: int, multiple: int) -> None:
+    """Take over what a reading at `time`, `error` off its forecast, says of the source's phase."""
+    period = source.period
+    step = source.phase + multiple * period
+    limit = _CLAMP << (source.spread >> 2) << _FRACTION
+    if abs(error) > limit and source.gain > 2:
+        source.strayed += 1
+        if source.strayed >= 3:
+            source.strayed, source.gain = 0, 1
+            source.phase = time << _FRACTION
+        else:
+            position, _, whole = _GAINS[source.gain]
+            source.phase = step + (limit if error > 0 else -limit) // 2 * position // whole
+    else:
+        source.strayed = 0
+        source.gain = min(source.gain + 1, _GAIN_MAX)
+        position, slope, whole = _GAINS[source.gain]
+        source.phase = step + error * position // whole
+        if source.mode == TimeMode.PERIODIC and multiple:
+            source.period = max(1 << _FRACTION, period + error * slope // (whole * multiple))
+    size = min((abs(error) >> _FRACTION).bit_length(), 14) * 4
+    source.spread += (size - source.spread + (3 if size > source.spread else 0)) >> 2
+
+
+# ---- one time ------------------------------------------------------------------------------------
+
+
+def _code_time(io: Coder, context: Context, source: Source, time: int) -> int:
+    """Code one time of a source and bring its forecast up to date."""
+    if source.mode == TimeMode.GAP:
+        time = _code_gap(io, context, source, time)
+    elif source.mode == TimeMode.TICK:
+        table = context.tables.multiples[min(source.multiple, 15)]
+        multiple = max(0, ((time << _FRACTION) - source.phase + (source.period >> 1)))
+        multiple = io.number(table, multiple // source.period)
+        if multiple < 0:
+            refuse("a time before its source's first")
+        time = _code_phase(io, context, source, time, multiple)
+    else:
+        time = _code_periodic(io, context, source, time)
+    if not -_TIME_MAX < time < _TIME_MAX:
+        refuse("a time outside 62 bits")
+    gap = time - source.last
+    source.gap += (max(gap, 0) - source.gap) >> 2
+    source.last = time
+    return time
+
+
+def _code_gap(io: Coder, context: Context, source: Source, time: int) -> int:
+    gap = io.number(context.tables.gaps[source.gap_size], time - source.last)
+    source.gap_size = min(abs(gap).bit_length(), 21)
+    return source.last + gap
+
+
+def _code_periodic(io: Coder, context: Context, source: Source, time: int) -> int:
+    """Code a time as so many periods on (0: within a burst), which is only said if unexpected."""
+    tables = context.tables
+    expected = 0 if source.burst < source.burst_length else 1
+    ahead = (time << _FRACTION) - source.phase
+    multiple = 0
+    if time - source.last << _FRACTION + 1 > source.period or expected:
+        multiple = max(0, (ahead + (source.period >> 1)) // source.period)
+    table = tables.phases[source.spread >> 2] if expected else tables.gaps[source.gap_size]
+    known: int | None = None
+    if multiple == expected:
+        known = time - (_forecast(source, multiple) if expected else source.last)
+    known = io.escapable(table, known)
+    if known is None:
+        multiple = io.number(tables.multiples[0], multiple)
+        if multiple < 0:
+            refuse("a time before its source's first")
+        if multiple:
+            time = _code_phase(io, context, source, time, multiple)
+        else:
+            time = _code_gap(io, context, source, time)
+    else:
+        multiple = expected
+        if expected:
+            time = _forecast(source, multiple) + known
+            _note_phase(source, time, multiple)
+        else:
+            time = source.last + known
+            source.gap_size = min(abs(known).bit_length(), 21)
+    if multiple:
+        source.burst_length, source.burst = min(source.burst, 15), 0
+    else:
+        source.burst += 1
+    return time
+
+
+def _forecast(source: Source, multiple: int) -> int:
+    time = (source.phase + multiple * source.period + _HALF) >> _FRACTION
+    return min(max(time, -_TIME_MAX), _TIME_MAX)
+
+
+def _code_phase(io: Coder, context: Context, source: Source, time: int, multiple: int) -> int:
+    forecast = _forecast(source, multiple)
+    time = forecast + io.number(context.tables.phases[source.spread >> 2], time - forecast)
+    _note_phase(source, time, multiple)
+    return time
+
+
+def _note_phase(source: Source, time: int, multiple: int) -> None:
+    error = (time << _FRACTION) - (source.phase + multiple * source.period)
+    source.multiple = multiple
+    _advance(source, time, error, multiple)
+
+
+# ---- a batch -------------------------------------------------------------------------------------
+
+
+def code_arrivals(
+    io: Coder, context: Context, count: int, given: Arrivals | None = None
+) -> Arrivals:
+    """Code which sources have readings and their times; returns them in canonical order.
+
+    Args:
+        io: A `Writer` or `Reader`.
+        context: The context.
+        count: How many readings the batch has.
+        given: For an encoder: each source once with its times in seq order; new sources, whose
+            index is -1, behind the known ones.
+    """
+    start = context.last_time
+    end = max(max(times) for _, times in given) if given else 0
+    end = start + io.number(context.tables.span, end - start)
+    if not -_TIME_MAX < end < _TIME_MAX:
+        refuse("a time outside 62 bits")
+    wanted = {id(source): times for source, times in given} if given else {}
+    due = [source for source in context.awake if source.wake <= end]
+    out: Arrivals = []
+    left = _code_due(io, context, (start, end), count, due, wanted, out)
+    rest = [item for item in given if id(item[0]) in wanted] if given else []
+    known = [item for item in rest if item[0].index >= 0]
+    left = _code_named(io, context, left, due, known, out)
+    left = _code_new(io, context, (start, end), left, rest[len(known) :], out)
+    if left:
+        refuse("readings of no source")
+    context.last_time = end
+    _tidy(context, out)
+    return out
+
+
+def _code_due(
+    io: Coder,
+    context: Context,
+    span: tuple[int, int],
+    left: int,
+    due: list[Source],
+    wanted: dict[int, list[int]],
+    out: Arrivals,
+) -> int:
+    """Code the readings of the sources that may well have some; returns how many are left."""
+    tables = context.tables.counts
+    for source in due:
+        times = wanted.pop(id(source), ())
+        expected, table = _expect(source, *span)
+        found = expected + io.number(tables[table], len(times) - expected)
+        if found:
+            left = _take(io, context, source, found, left, times, out)
+        elif source.mode != TimeMode.PERIODIC or expected > 1:
+            source.absent += 1
+    return left
+
+
+def _code_named(
+    io: Coder, context: Context, left: int, due: list[Source], known: Arrivals, out: Arrivals
+) -> int:
+    """Code the readings of known sources that were not due; returns how many are left."""
+    tables = context.tables
+    taken = {source.index for source in due}
+    for turn in range(_code_count(io, context, _NAMED, len(known))):
+        if not context.sources:
+            refuse("a source where there is none")
+        index = io.below(len(context.sources), known[turn][0].index if known else 0)
+        if index in taken:
+            refuse("a source named twice")
+        taken.add(index)
+        times = known[turn][1] if known else []
+        found = 1 + io.number(tables.arrivals[_NAMED_COUNT], len(times) - 1)
+        left = _take(io, context, context.sources[index], found, left, times, out)
+    return left
+
+
+def _code_new(
+    io: Coder, context: Context, span: tuple[int, int], left: int, fresh: Arrivals, out: Arrivals
+) -> int:
+    """Define sources and code their readings; returns how many are left."""
+    tables = context.tables
+    start, end = span
+    for turn in range(_code_count(io, context, _FRESH, len(fresh))):
+        given, times = fresh[turn] if fresh else (None, [])
+        source = define_source(io, context, given)
+        mode = io.number(tables.arrivals[_FRESH_MODE], source.mode)
+        found = 1 + io.number(tables.arrivals[_FRESH_COUNT], len(times) - 1)
+        first = start + io.number(tables.arrivals[_FRESH_TIME], times[0] - start if times else 0)
+        if mode not in (TimeMode.GAP, TimeMode.PERIODIC) or mode > context.period:
+            refuse("a way of arriving that does not exist")
+        if not -_TIME_MAX < first < _TIME_MAX:
+            refuse("a time outside 62 bits")
+        source.mode, source.period = mode, context.period
+        source.last, source.phase, source.gap = first, first << _FRACTION, max(end - start, 0)
+        source.gap_size = 10
+        out.append((source, [first]))
+        left -= 1
+        if found > 1:
+            left = _take(io, context, source, found - 1, left, times[1:], out)
+            out[-2][1].extend(out.pop()[1])
+        elif found < 1 or left < 0:
+            refuse("counts of readings that do not add up")
+    return left
+
+
+def _take(
+    io: Coder,
+    context: Context,
+    source: Source,
+    found: int,
+    left: int,
+    times: Sequence[int],
+    out: Arrivals,
+) -> int:
+    """Code `found` times of a source; returns how many readings of the batch are left."""
+    if not 0 < found <= left:
+        refuse("counts of readings that do not add up")
+    given = times or [0] * found
+    out.append((source, [_code_time(io, context, source, time) for time in given]))
+    source.absent = 0
+    return left - found
+
+
+def _code_count(io: Coder, context: Context, field: int, count: int) -> int:
+    count = io.number(context.tables.arrivals[field], count)
+    if not 0 <= count <= _MENTIONS_MAX:
+        refuse("a count that cannot be")
+    return count
+
+
+def _tidy(context: Context, out: Arrivals) -> None:
+    """Let silent sources sleep and those that came be awake, their next wake set."""
+    awake = [source for source in context.awake if source.absent <= _ABSENT_MAX]
+    if len(awake) < len(context.awake):
+        for source in context.awake:
+            source.awake = source.absent <= _ABSENT_MAX
+        context.awake = awake
+    for source, _ in out:
+        _set_wake(source)
+        if not source.awake and source.index >= 0:
+            source.awake = True
+            source.absent = 0
+            context.awake.append(source)
+
+
+# ---- changes of mode -----------------------------------------------------------------------------
+
+
+def code_mode_changes(io: Coder, context: Context, changes: Sequence[ModeChange] = ()) -> None:
+    """Code how sources are to be predicted from now on; none are given by a decoder."""
+    fields = context.tables.arrivals
+    at = 0
+    for turn in range(_code_count(io, context, _CHANGES, len(changes))):
+        source, mode, period = changes[turn] if changes else (None, 0, 0)
+        at += io.number(fields[_CHANGE_SOURCE], source.index - at if source else 0)
+        if not 0 <= at < len(context.sources):
+            refuse("a source that does not exist")
+        mode = io.number(fields[_CHANGE_MODE], mode)
+        if not TimeMode.GAP <= mode <= TimeMode.TICK:
+            refuse("a way of arriving that does not exist")
+        changed = context.sources[at]
+        changed.mode = mode
+        if mode != TimeMode.GAP:
+            context.period += io.number(fields[_CHANGE_PERIOD], period - context.period)
+            if not 0 < context.period <= PERIOD_MAX:
+                refuse("a period that cannot be")
+            changed.period = context.period
+            changed.phase = changed.last << _FRACTION
+            changed.gain = 1
+            changed.burst = changed.burst_length = 0
+        _set_wake(changed)

@@ -1,0 +1,129 @@
+"""A connection in the structured mode: every payload comes back, both contexts stay equal."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge.columnar import Columns
+from bridge.errors import BatchError
+from bridge.structured import StructuredDecoder, StructuredEncoder
+from bridge.structured.snapshot import digest
+from tests.kit.columns import START, batches, columns_of, in_batches, same_columns
+
+
+def carry(encoder: StructuredEncoder, decoder: StructuredDecoder, batch: Columns) -> bytes:
+    """Take a batch across and check that it arrives; returns its body."""
+    body = encoder.encode(batch)
+    assert body is not None
+    same_columns(decoder.decode(body, len(batch)), batch)
+    return body
+
+
+def assert_equal_contexts(encoder: StructuredEncoder, decoder: StructuredDecoder) -> None:
+    assert decoder.context is not None
+    assert digest(encoder.context) == digest(decoder.context)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(batches(), min_size=1, max_size=5))
+def test_any_batches_come_back_and_leave_equal_contexts(several: list[Columns]) -> None:
+    encoder, decoder = StructuredEncoder(), StructuredDecoder()
+    for batch in several:
+        carry(encoder, decoder, batch)
+        assert_equal_contexts(encoder, decoder)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(batches(most=6), st.sampled_from("okok?ok?lx")), max_size=8))
+def test_contexts_are_equal_after_any_losses_and_refusals(
+    steps: list[tuple[Columns, str]],
+) -> None:
+    encoder, decoder = StructuredEncoder(), StructuredDecoder()
+    for batch, fate in steps:
+        if fate == "l":  # encoded, never sent: the encoder must start anew
+            encoder.encode(batch)
+            encoder.reset()
+        elif fate == "x":  # arrives damaged: refused, both start anew
+            body = encoder.encode(batch)
+            assert body is not None
+            with pytest.raises(BatchError):
+                decoder.decode(body[:-1], len(batch))
+            assert decoder.context is None
+            encoder.reset()
+        else:
+            carry(encoder, decoder, batch)
+            assert_equal_contexts(encoder, decoder)
+
+
+def test_a_body_of_a_context_that_is_gone_is_refused() -> None:
+    encoder, decoder = StructuredEncoder(), StructuredDecoder()
+    batch = columns_of([(START, "t/d", b"1")])
+    carry(encoder, decoder, batch)
+    decoder.reset()
+    body = encoder.encode(batch)
+    assert body is not None
+    with pytest.raises(BatchError, match="context"):
+        decoder.decode(body, 1)
+
+
+def telemetry(devices: int, rounds: int, seed: int = 7) -> list[tuple[int, str, bytes]]:
+    """Return JSON of devices that report once a minute with jitter."""
+    rng = random.Random(seed)
+    rows = []
+    for n in range(rounds):
+        for device in range(devices):
+            time = START + n * 60_000 + device * 700 + int(rng.lognormvariate(3, 0.6))
+            volt = 230 + rng.randrange(-3, 4)
+            rows.append(
+                (
+                    time,
+                    f"home/plug{device}/state",
+                    b'{"power":%d,"volt":%d,"energy":%.3f,"on":true}'
+                    % (rng.randrange(100), volt, n * 0.017 + device),
+                )
+            )
+    return rows
+
+
+def test_telemetry_takes_a_few_bytes_a_reading() -> None:
+    encoder, decoder = StructuredEncoder(), StructuredDecoder()
+    sizes = [len(carry(encoder, decoder, b)) for b in in_batches(telemetry(20, 60), 100)]
+    assert sum(sizes[6:]) / len(sizes[6:]) < 100 * 6
+    assert_equal_contexts(encoder, decoder)
+
+
+def test_a_snapshot_goes_on_as_the_context_would_have() -> None:
+    encoder, decoder = StructuredEncoder(), StructuredDecoder()
+    several = in_batches(telemetry(12, 40), 60)
+    for batch in several[:4]:
+        carry(encoder, decoder, batch)
+    name, data = encoder.snapshot()
+    warm_encoder, warm_decoder = StructuredEncoder(), StructuredDecoder()
+    warm_encoder.restore(name, data)
+    warm_decoder.restore(name, data)
+    assert warm_encoder.snapshot()[0] == name
+    cold = StructuredEncoder()
+    for batch in several[4:]:
+        warm = carry(warm_encoder, warm_decoder, batch)
+        first = cold.encode(batch)
+        assert first is not None
+        assert len(warm) < len(first)
+        cold.reset()
+    assert_equal_contexts(warm_encoder, warm_decoder)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(batches(), min_size=1, max_size=3), st.lists(batches(), min_size=1, max_size=3))
+def test_any_context_can_be_restored(before: list[Columns], after: list[Columns]) -> None:
+    encoder, decoder = StructuredEncoder(), StructuredDecoder()
+    for batch in before:
+        carry(encoder, decoder, batch)
+    name, data = encoder.snapshot()
+    warm_encoder, warm_decoder = StructuredEncoder(), StructuredDecoder()
+    warm_encoder.restore(name, data)
+    warm_decoder.restore(name, data)
+    for batch in after:
+        carry(warm_encoder, warm_decoder, batch)
+    assert_equal_contexts(warm_encoder, warm_decoder)

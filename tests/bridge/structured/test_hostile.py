@@ -1,0 +1,143 @@
+"""Bodies that no encoder made: one typed error, or readings within the limits."""
+
+import random
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge.columnar import Columns, Limits, check_columns
+from bridge.errors import BatchError
+from bridge.structured import StructuredDecoder, StructuredEncoder, StructuredLimits
+from tests.kit.columns import START, batches, columns_of
+
+Mutation = Callable[[bytearray, random.Random], bytearray]
+
+
+def flip(data: bytearray, rng: random.Random) -> bytearray:
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return data
+
+
+def overwrite(data: bytearray, rng: random.Random) -> bytearray:
+    data[rng.randrange(len(data))] = rng.choice((0, 1, 0x7F, 0x80, 0xFF))
+    return data
+
+
+def cut(data: bytearray, rng: random.Random) -> bytearray:
+    return data[: rng.randrange(len(data))]
+
+
+def swap(data: bytearray, rng: random.Random) -> bytearray:
+    at = rng.randrange(max(1, len(data) - 4))
+    data[at : at + 4] = data[at : at + 4][::-1]
+    return data
+
+
+def grow(data: bytearray, rng: random.Random) -> bytearray:
+    return data + rng.randbytes(rng.randrange(1, 5))
+
+
+MUTATIONS: list[Mutation] = [flip, flip, overwrite, cut, swap, grow]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(batches(), min_size=1, max_size=3), st.integers(0, 2**32))
+def test_a_changed_body_is_refused_or_fails_the_check(several: list[Columns], seed: int) -> None:
+    rng = random.Random(seed)
+    encoder = StructuredEncoder()
+    bodies = [encoder.encode(batch) for batch in several]
+    whole = bodies[-1]
+    assert whole is not None
+    for _ in range(8):
+        damaged = bytes(rng.choice(MUTATIONS)(bytearray(whole), rng))
+        if damaged == whole:
+            continue
+        decoder = StructuredDecoder()
+        for batch, body in zip(several[:-1], bodies, strict=False):
+            assert body is not None
+            decoder.decode(body, len(batch))
+        try:
+            found = decoder.decode(damaged, len(several[-1]))
+        except BatchError:
+            assert decoder.context is None
+        else:
+            # what the coder's own end state lets through is for the envelope's check to refuse
+            assert check_columns(found, 0) != check_columns(several[-1], 0) or found == several[-1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=300), st.integers(-1, 10**6))
+def test_any_bytes_give_readings_or_one_error(data: bytes, count: int) -> None:
+    for body in (data, b"\x01" + data, b"\x03" + data):
+        decoder = StructuredDecoder()
+        try:
+            found = decoder.decode(body, count)
+        except BatchError:
+            assert decoder.context is None
+        else:
+            assert len(found) == count
+
+
+def test_a_small_body_cannot_unpack_to_more_than_allowed() -> None:
+    encoder = StructuredEncoder()
+    wide = b'{"text":"' + b"x" * 500 + b'"}'
+    body = encoder.encode(columns_of([(START + n, "t/d", wide) for n in range(1000)]))
+    assert body is not None
+    decoder = StructuredDecoder(StructuredLimits(batch_bytes=100_000))
+    with pytest.raises(BatchError, match="bounds"):
+        decoder.decode(body, 1000)
+
+
+def test_more_readings_than_allowed_are_refused_before_any_memory_is_taken() -> None:
+    decoder = StructuredDecoder()
+    tracemalloc.start()
+    with pytest.raises(BatchError, match="bounds"):
+        decoder.decode(b"\x01" + b"\0\0\x01\0" + bytes(100), 1 << 40)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_a_pool_that_states_too_great_a_size_is_refused() -> None:
+    encoder = StructuredEncoder()
+    batch = columns_of([(START, "t/d", b"\xff" + b"ab" * 5000)])
+    body = encoder.encode(batch)
+    assert body is not None
+    with pytest.raises(BatchError, match="bounds"):
+        StructuredDecoder().decode(body, 1, limits=Limits(content_bytes=5000))
+
+
+@pytest.mark.parametrize(
+    "tight",
+    [
+        {"sources": 3},
+        {"families": 1},
+        {"columns": 4},
+        {"cells": 10},
+        {"literal_bytes": 200},
+        {"slots": 2},
+        {"token_bytes": 3},
+        {"payload_bytes": 12},
+        {"batch_cells": 20},
+    ],
+    ids=str,
+)
+def test_an_encoder_keeps_within_limits_that_a_decoder_holds_it_to(
+    tight: dict[str, int],
+) -> None:
+    limits = StructuredLimits(**tight)
+    rng = random.Random(3)
+    encoder, decoder = StructuredEncoder(limits), StructuredDecoder(limits)
+    for turn in range(6):
+        rows = []
+        for n in range(15):
+            keys = rng.sample(["a", "bb", "ccc", "d"], 3)
+            fields = b",".join(b'"%s":%d' % (key.encode(), rng.randrange(99999)) for key in keys)
+            rows.append((START + turn * 1000 + n, f"t/d{rng.randrange(6)}", b"{" + fields + b"}"))
+        batch = columns_of(rows)
+        body = encoder.encode(batch)
+        assert body is not None
+        assert list(decoder.decode(body, len(batch)).payloads) == list(batch.payloads)
