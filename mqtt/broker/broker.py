@@ -32,6 +32,7 @@ __all__ = ["Broker", "Outgoing"]
 
 _PUBLISH_SLICE = 256  # messages of `publish_many` before the loop gets a turn
 _RETAINED_SWEEP_TICKS = 120
+_DRAIN_S = 1.0  # how long stopping waits for publishes that are not durable yet
 
 
 @dataclass(slots=True, frozen=True)
@@ -129,28 +130,30 @@ class Broker:
         core.stopping = True
         for server in self._servers:
             server.close()
-        # 2. Clients are told and closed [MQTT-4.13.1-1]; their sessions stay or end as they must.
+        # 2. Nothing more is read; what was taken is answered, if it gets durable in time.
+        await core.drain(min(timeout_s, _DRAIN_S))
+        # 3. Clients are told and closed [MQTT-4.13.1-1]; their sessions stay or end as they must.
         for connection in list(core.connections):
             connection.disconnect(ReasonCode.SERVER_SHUTTING_DOWN)
-        # 3. What is written goes out, within the time given; the rest is cut off.
+        # 4. What is written goes out, within the time given; the rest is cut off.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while core.closing:
                     await core.closing_changed()
         for connection in list(core.closing):
             connection.transport.abort()
-        # 4. Timers and checks end.
+        # 5. Timers and checks end.
         for task in [*self._tasks, *core.tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, *core.tasks, return_exceptions=True)
         self._tasks.clear()
-        # 5. Listeners are gone.
+        # 6. Listeners are gone.
         for server in self._servers:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await server.wait_closed()
         self._servers.clear()
-        # 6. The store writes what it was given and closes.
+        # 7. The store writes what it was given and closes.
         if core.store is not None:
             await core.store.close()
 
@@ -233,10 +236,13 @@ class Broker:
         ticks = 0
         while True:
             await asyncio.sleep(core.wheel.tick_s)
-            core.tick()
             ticks += 1
-            if ticks % _RETAINED_SWEEP_TICKS == 0:
-                core.router.expire_retained(core.now_s)
+            try:
+                core.tick()
+                if ticks % _RETAINED_SWEEP_TICKS == 0:
+                    core.router.expire_retained(core.now_s)
+            except Exception as error:  # noqa: BLE001 - the task's root: time goes on
+                core.log.warning("mqtt.timer_broke", error=repr(error))
 
     async def _run_sys_topics(self) -> None:
         """Publish $SYS topics now and then until cancelled."""

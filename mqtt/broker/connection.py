@@ -38,6 +38,7 @@ _CAPTURE: Final = 1  # the capture is saturated, or has refused a 3.1.1 client's
 _STORE: Final = 2
 _CONNECTING: Final = 4  # the answer to CONNECT waits for the access check or the store
 _INFLIGHT: Final = 8  # a 3.1.1 client has sent more than a v5 one may
+_STOPPING: Final = 32
 _WRITE: Final = 16  # the client does not read what it is answered
 
 _CLOSE_TIMEOUT_S: Final = 5.0
@@ -165,8 +166,14 @@ class Connection(asyncio.Protocol):
         stats = core.stats
         stats.captured += run.count
         stats.messages_received[flags & 3] += run.count
-        if routes or flags & 2:
+        if flags & 6:
             self._share(run)
+        else:
+            generation = core.router.routes.generation
+            for route in routes:  # as `Router.receivers`: nearly always one route without any
+                if route.generation != generation or route.targets or route.shares:
+                    self._share(run)
+                    break
         if capture.saturated():
             self.pause(_CAPTURE)
             core.when_capture_relieved(self._capture_relieved)
@@ -253,6 +260,14 @@ class Connection(asyncio.Protocol):
     def resume_connecting(self) -> None:
         """The CONNECT is answered."""
         self.resume(_CONNECTING)
+
+    def pause_stopping(self) -> None:
+        """The broker stops: read nothing more."""
+        self.pause(_STOPPING)
+
+    def owes_answers(self) -> bool:
+        """Return True while publishes of this client wait for an answer."""
+        return self.machine.unacknowledged > 0
 
     def check_store(self) -> None:
         """Stop reading while the session store has enough to do."""

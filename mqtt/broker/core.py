@@ -7,6 +7,7 @@ the time, so that a read costs no clock. `Core` starts nothing: `mqtt.broker.bro
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -161,6 +162,16 @@ class Core:
                     await self._writable.wait()
         except TimeoutError:
             return
+
+    async def drain(self, timeout_s: float) -> None:
+        """Stop reading, and return when no publish waits for its answer, or time is up."""
+        for connection in self.connections:
+            connection.pause_stopping()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                # The machines count what is unanswered; an event there would cost every read.
+                while any(c.owes_answers() for c in self.connections):  # noqa: ASYNC110
+                    await asyncio.sleep(0.002)
 
     async def closing_changed(self) -> None:
         """Return when a connection has closed for good."""

@@ -317,6 +317,7 @@ class SessionRegistry:
                 self._store_contents(session, recorder)
         elif session.recorder is not None:
             for packet_id, delivery in (session.outbound or {}).items():
+                delivery.held = False
                 recorder.delivery_ended(session, packet_id, delivery)
             recorder.session_ended(session)
             session.recorder = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from mqtt.broker.config import BrokerConfig
@@ -325,6 +327,27 @@ async def test_a_will_on_a_captured_topic_is_captured(version: int) -> None:
         assert (first >> 1 & 3, topic, payload) == (1, b"devices/d/status", b"offline")
         assert run.client.client_id == "d"
         capture.settle()  # nobody is answered
+
+
+@VERSIONS
+async def test_stopping_waits_for_what_is_on_its_way_to_the_disk(version: int) -> None:
+    capture = ManualCapture()
+    async with serving(capture=capture, stop=False) as broker:
+        client = await broker.connect("d", version=version)
+        client.send(reading(1))
+        await capture.wait_for(1)
+        stopping = asyncio.ensure_future(broker.broker.stop())
+        await asyncio.sleep(0)
+        client.send(reading(2))
+        await asyncio.sleep(0)
+        capture.settle()
+        await stopping
+        assert await client.receive(Puback) == Puback(1)
+        if version == V5:
+            goodbye = await client.receive(Disconnect)
+            assert goodbye.reason_code == ReasonCode.SERVER_SHUTTING_DOWN
+        assert await client.closed()
+        assert payloads(capture, version) == [b"1"]
 
 
 @pytest.mark.conformance("MQTT-3.3.4-7", "MQTT-3.3.4-8")
