@@ -211,6 +211,8 @@ def add_arguments(
             continue
         target = groups.get(".".join(key.path[:-1]), parser)
         names = [name for name in (key.metadata["flag"], key.flag) if name and name not in taken]
+        if not names:  # `edge_port` beside `[edge] port`: the flag is the outer key's
+            continue
         taken.update(names)
         default = "" if key.default in (dataclasses.MISSING, None, "") else f" [{key.default}]"
         target.add_argument(

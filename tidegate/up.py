@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cloud.config import CloudConfig
-from cloud.service import CloudService
+from cloud.node import Node
 from device_sim.config import SimConfig
 from edge.config import EdgeConfig
 from edge.service import EdgeService
@@ -21,6 +21,10 @@ from runtime.clock import Clock
 from runtime.config import section, setting
 
 __all__ = ["Site", "SiteFigures", "UpConfig", "sim_config"]
+
+# A bridge's QoS 1 message beside its PUBLISH: the PUBACK (4), and TCP/IP headers (52) both ways
+_BRIDGE_OVERHEAD = 4 + 2 * 52
+_DEVICE_RATE_S = 4.0  # lively enough to watch when nobody says how often a device speaks
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +68,13 @@ class SiteFigures:
     stored: int  # rows of the storage sink
     backlog: int  # at the gateway, not acknowledged by the cloud
     link: str
-    link_bytes: int  # really sent and received by the uplink
-    packet_bytes: int  # what the same readings take as MQTT packets of their own
+    link_bytes: int  # really sent and received by the uplink, TCP/IP headers included
+    bridge_bytes: int  # what a bridge sends and receives for the same readings, likewise
 
     @property
     def saved(self) -> float:
         """The share of bytes the link did not have to carry; 0 before anything was sent."""
-        return max(0.0, 1 - self.link_bytes / self.packet_bytes) if self.packet_bytes else 0.0
+        return max(0.0, 1 - self.link_bytes / self.bridge_bytes) if self.bridge_bytes else 0.0
 
     def line(self, rate_s: float) -> str:
         """Return the one line a terminal shows."""
@@ -86,7 +90,7 @@ class Site:
     def __init__(self, config: UpConfig, clock: Clock) -> None:
         self._config = config
         self._clock = clock
-        self._cloud = CloudService(_cloud_config(config), clock)
+        self._cloud = Node(_cloud_config(config), clock)
         self._edge: EdgeService | None = None
 
     async def start(self) -> None:
@@ -126,7 +130,7 @@ class Site:
             backlog=uplink["backlog_readings"],
             link=uplink["link"],
             link_bytes=uplink["bytes_out"] + uplink["bytes_in"],
-            packet_bytes=uplink["packet_bytes"],
+            bridge_bytes=uplink["packet_bytes"] + _BRIDGE_OVERHEAD * uplink["readings_sent"],
         )
 
     async def settle(self, timeout_s: float) -> None:
@@ -148,6 +152,7 @@ def sim_config(config: UpConfig, edge_port: int) -> SimConfig:
     }
     if config.simulate:
         changes["devices"] = config.simulate
+        changes["rate_per_s"] = config.sim.rate_per_s or config.simulate * _DEVICE_RATE_S
     if config.replay is not None:
         changes["replay"] = config.replay
     return dataclasses.replace(config.sim, **changes)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from cloud.config import CloudConfig
-from cloud.service import CloudService
+from cloud.node import Node
 from runtime.clock import SystemClock
 from runtime.logs import configure_logs
 from runtime.service import run as run_loop
@@ -36,5 +36,5 @@ def run(options: argparse.Namespace) -> int:
 
 async def _main(config: CloudConfig) -> int:
     stop = stop_on_signals()
-    await running([CloudService(config, SystemClock())], stop.wait)
+    await running([Node(config, SystemClock())], stop.wait)
     return 0

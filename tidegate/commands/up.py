@@ -123,7 +123,7 @@ async def _summary(config: UpConfig, figures: SiteFigures, reports: list[SimRepo
     print(
         f"this run: {figures.taken:,} readings taken, {figures.stored:,} stored, "
         f"{figures.backlog:,} waiting at the gateway; the link carried {figures.link_bytes:,} "
-        f"bytes in place of {figures.packet_bytes:,} ({figures.saved:.0%} saved)"
+        f"bytes, a bridge {figures.bridge_bytes:,} ({figures.saved:.0%} saved)"
     )
     balance = await balance_files(Path(config.data))
     print("\n".join(balance.lines()))
