@@ -293,13 +293,13 @@ def _ended(
     """Return the end of a series that is no longer there to tell it."""
     return Transition(
         state=what,
-        alert_id=state["alert_id"] or state["told"][0],
+        alert_id=state.get("alert_id") or state["told"][0],
         rule=item.key[0],
         severity=item.severity,
         device=item.key[1],
         topic=item.key[2],
         at_us=now_us,
         decided_us=now_us,
-        value=state["value"],
+        value=state.get("value"),
         reason=reason,
     )

@@ -21,8 +21,8 @@ from before it can still arrive; the transition bears the deadline itself.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from cloud.alerts.rules import Bounds, Rule, Value
@@ -336,7 +336,11 @@ class Series:
     def dump(self) -> dict[str, Any]:
         """Return what `load` needs, as JSON values."""
         late = self.late
-        state: dict[str, Any] = {name: getattr(self, name) for name in _KEPT}
+        state: dict[str, Any] = {"state": self.state, "told": self.told}
+        for name, usual in _KEPT:  # what is as usual takes no room
+            value = getattr(self, name)
+            if value != usual:
+                state[name] = value
         if late is not None:
             state["late"] = {name: getattr(late, name) for name in Late.__slots__}
         return state
@@ -347,10 +351,11 @@ class Series:
     ) -> Series:
         """Return the series that `dump` saw."""
         series = cls(rule, bounds, device, topic)
-        for name in _KEPT:
-            setattr(series, name, state[name])
-        series.newest, series.told = _order(state["newest"]), tuple(state["told"])
-        series.points = [(time_us, value) for time_us, value in state["points"]]
+        for name, usual in _KEPT:
+            value = state.get(name, usual)
+            setattr(series, name, list(value) if isinstance(value, list) else value)
+        series.newest, series.told = _order(series.newest), tuple(state["told"])
+        series.points = [(time_us, value) for time_us, value in series.points]
         if (kept := state.get("late")) is not None:
             late = series.late = Late(**kept)
             late.newest = _order(kept["newest"])
@@ -359,9 +364,11 @@ class Series:
 
 
 _KEPT = tuple(
-    name for name in Series.__slots__ if name not in {"rule", "bounds", "device", "topic", "late"}
+    (one.name, [] if one.default is MISSING else one.default)
+    for one in fields(Series)
+    if one.name not in {"rule", "bounds", "device", "topic", "late"}
 )
 
 
-def _order(value: list[Any] | None) -> Order | None:
+def _order(value: Sequence[Any] | None) -> Order | None:
     return None if value is None else (value[0], value[1], value[2], value[3])

@@ -3,8 +3,8 @@
 Each partition has an engine; this keeps them in step with alerts.db and sends out what they say.
 
 Invariants:
-- State, history, messages and cursor of one write are one transaction (`store`), so an entry
-  counts once whatever is killed when.
+- State, history, messages and cursors are committed together (`store`), so an entry counts once
+  whatever is killed when.
 - Time moves on in a partition only as far as its readings are known: a deadline is met once every
   entry up to it was read. One lock holds readings, deadlines and acknowledgements apart.
 - Nothing is sent out while the sink is behind its stream: a transition of long ago is history,
@@ -48,7 +48,7 @@ Heads = Callable[[], Awaitable[Mapping[int, int]]]
 START_GRACE_MAX_US = 60_000_000
 ALIVE_EVERY_US = 5_000_000  # how exactly a restart knows since when nobody listened
 SLICE_S = 0.005  # how long readings may keep the event loop from others
-CURSORS_EVERY_US = 1_000_000
+COMMIT_EVERY_US = 250_000  # of state that nobody waits to be told of
 IDLE_PAUSE_S = 1.0
 BUSY_PAUSE_S = 0.05
 
@@ -151,8 +151,8 @@ class AlertSink:
     async def write(self, entries: Sequence[DecodedEntry], cursors: Mapping[int, int]) -> None:
         """Run the rules over `entries` and commit the outcome with `cursors`.
 
-        Without any outcome the cursors wait for the next commit, a second at most: entries that
-        changed nothing change nothing when they come again.
+        What has to be told is committed before this returns. State alone may wait, with its
+        cursors, for a quarter of a second: after a crash the same entries bring it back.
 
         Args:
             entries: In stream order within each partition.
@@ -185,14 +185,13 @@ class AlertSink:
         if self._outbox is not None:
             await self._outbox.close()
         if self._store is not None:
-            store, self._store = self._store, None
             async with self._lock:
-                # of a write that was cut off only half is known: it will come again whole
-                changes = Changes() if self._applied else self._changes
                 try:
-                    await store.commit(changes, self._clock.wall_us())
-                except sqlite3.Error as error:
+                    if not self._applied:  # else half a write is in the state: it comes again
+                        await self._commit()
+                except SinkUnavailable as error:
                     log.warning("state_not_written", error=str(error))
+                store, self._store = self._store, None
                 await store.close()
 
     # ---- for the API -----------------------------------------------------------------------------
@@ -287,16 +286,12 @@ class AlertSink:
         for partition, position in cursors.items():
             engine = self._engines.get(partition)
             self._changes.cursors[partition] = (position, engine.now_us if engine else 0)
-        if self._has_outcome():
+        idle_us = abs(self._clock.wall_us() - self._alive_us)
+        if self._changes.urgent or idle_us >= COMMIT_EVERY_US:
             await self._commit()
         self._applied.clear()
         self._positions.update(cursors)
         self._wake.set()
-
-    def _has_outcome(self) -> bool:
-        changes = self._changes
-        kept = changes.series or changes.history or changes.outbox
-        return bool(kept) or any(engine.has_changes for engine in self._engines.values())
 
     def _engine(self, partition: int) -> RuleEngine:
         engine = self._engines.get(partition)
@@ -352,13 +347,16 @@ class AlertSink:
             self._teller.settle(partition, engine, self._changes, now_us)
             if deadline_us is not None:
                 next_us = min(next_us, deadline_us)
-        idle_us = now_us - self._alive_us
+        idle_us = abs(now_us - self._alive_us)
+        changed = self._changes or any(one.has_changes for one in self._engines.values())
         if (
-            self._has_outcome()
-            or (self._changes.cursors and idle_us >= CURSORS_EVERY_US)
+            self._changes.urgent
+            or (changed and idle_us >= COMMIT_EVERY_US)
             or (self.stats.series and idle_us >= ALIVE_EVERY_US)
         ):
             await self._commit()
+        elif changed:
+            next_us = min(next_us, now_us + COMMIT_EVERY_US)
         return max((next_us - self._clock.wall_us()) / 1_000_000, BUSY_PAUSE_S)
 
     # ---- what comes out --------------------------------------------------------------------------

@@ -127,6 +127,11 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.cursors or self.series or self.history or self.outbox)
 
+    @property
+    def urgent(self) -> bool:
+        """True when somebody waits to be told of them."""
+        return bool(self.history or self.outbox)
+
 
 @dataclass(slots=True, frozen=True)
 class Kept:
@@ -177,7 +182,11 @@ class AlertStore:
         await self._database.run(lambda connection: _begin(connection, stream_epoch))
 
     async def commit(self, changes: Changes, now_us: int) -> int:
-        """Store `changes` whole or not at all; durable when this returns.
+        """Store `changes` whole or not at all.
+
+        Durable when this returns if they hold history or messages. State alone is not fsynced:
+        after a power cut it may be older, together with its cursors, and the same entries, read
+        once more, bring it to where it was.
 
         Args:
             changes: Not changed by this.
@@ -187,7 +196,10 @@ class AlertStore:
             How many old messages had to be dropped for want of room in the outbox.
         """
 
+        urgent = changes.urgent
+
         def work(connection: sqlite3.Connection) -> int:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if urgent else 'NORMAL'}")
             with transaction(connection):
                 _write(connection, changes)
                 _set(connection, "alive_us", now_us)

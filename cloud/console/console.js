@@ -67,6 +67,7 @@ function bytes(count) {
 
 function span(seconds) {
   if (seconds < 0) return "in the future";
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   if (seconds < 120) return `${Math.round(seconds)} s`;
   if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
@@ -75,7 +76,8 @@ function span(seconds) {
 }
 
 const ageSeconds = (timeUs) => Math.max(-1, (Date.now() + clockSkewMs) / 1000 - timeUs / 1e6 + 0.05);
-const ago = (timeUs) => (timeUs === null ? "never" : `${span(Math.max(0, ageSeconds(timeUs)))} ago`);
+const age = (timeUs) => { const seconds = ageSeconds(timeUs); return seconds > -1 && seconds < 1 ? "now" : span(seconds); };
+const ago = (timeUs) => (timeUs === null ? "never" : ageSeconds(timeUs) < 1 ? "now" : `${age(timeUs)} ago`);
 
 function moment(timeUs) {
   const date = new Date(timeUs / 1000);
@@ -289,7 +291,7 @@ function showValues({ devices, next }) {
       const row = element("tr", { className: "open-able", tabIndex: 0, title: "Show its last readings" },
         cell(device.device), cell(value.topic, "mono"),
         element("td", { className: "mono cut", textContent: text.slice(0, 300) }),
-        cell(value.gateway), cell(span(ageSeconds(value.time_us)), "number"));
+        cell(value.gateway), cell(age(value.time_us), "number"));
       row.onclick = () => open(key, device.device, value.topic);
       row.onkeydown = (event) => { if (event.key === "Enter") row.onclick(); };
       rows.push(row);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -350,6 +351,61 @@ async def test_entries_without_outcome_cost_no_commit(
         assert len(commits) <= 2  # open, and at most one by the watch
     async with lab.open() as sink:
         assert await sink.cursors() == {partition_of("d"): 20}
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_crashes_anywhere_change_nothing(tmp_path: Path, seed: int) -> None:
+    """Entries past the committed cursor come again; history and messages are as without crashes."""
+    rng = random.Random(seed)
+    rules = (hot(for_s=3.0, clear_for_s=2.0), silent(absent_s=4.0, by="topic"))
+    steps = [
+        (rng.choice([0.1, 0.5, 2.0, 6.0]), rng.choice("ab"), rng.choice([20, 31, 33]),
+         rng.choice([0, 0, 0, 90]))
+        for _ in range(60)
+    ]  # fmt: skip
+
+    async def outcome(folder: Path, crashes: set[int]) -> tuple[list[tuple[str, float]], set[str]]:
+        folder.mkdir()
+        lab = SinkLab(folder, *rules, flap_fires=100)
+        await lab.sink.open(lab.epoch)
+        written: list[DecodedEntry] = []
+        for number, (gap, device, value, late) in enumerate(steps):
+            if number in crashes:
+                await crash(lab.sink)
+                lab.sink = lab.make()
+                await lab.sink.open(lab.epoch)
+                reached = await lab.sink.cursors()
+                for one in written:
+                    if one.entry.position > reached.get(one.entry.partition, 0):
+                        await lab.writes(one)
+                await lab.sink._tick()
+            lab.clock.advance(gap)
+            now = second(lab.clock.wall_us())
+            written.append(lab.decoded(now - late, value, device=device, received=now))
+            await lab.writes(written[-1])
+            async with lab.sink._lock:
+                await lab.sink._tick()
+        history = await lab.history()
+        async with asyncio.timeout(15):
+            assert lab.sink._store is not None
+            while await lab.sink._store.queued():
+                await asyncio.sleep(0.005)
+        await lab.sink.close()
+        return sorted(history, key=str), {body["id"] for _, body in lab.published if body}
+
+    crashes = set(rng.sample(range(60), 12))
+    assert await outcome(tmp_path / "crashed", crashes) == await outcome(tmp_path / "calm", set())
+
+
+async def crash(sink: AlertSink) -> None:
+    """End a sink as SIGKILL does: nothing more is written."""
+    for task in sink._tasks:
+        task.cancel()
+    await asyncio.gather(*sink._tasks, return_exceptions=True)
+    assert sink._outbox is not None
+    assert sink._store is not None
+    await sink._outbox.close()
+    await sink._store.close()
 
 
 # ---- time ----------------------------------------------------------------------------------------
