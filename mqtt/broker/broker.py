@@ -32,6 +32,7 @@ __all__ = ["Broker", "Outgoing"]
 
 _PUBLISH_SLICE = 256  # messages of `publish_many` before the loop gets a turn
 _RETAINED_SWEEP_TICKS = 120
+_LINGER_S = 0.2
 _DRAIN_S = 1.0  # how long stopping waits for publishes that are not durable yet
 
 
@@ -123,7 +124,7 @@ class Broker:
         """Return the protocol of a new connection: what a listener of any kind asks for."""
         return Connection(self._core)
 
-    async def stop(self, timeout_s: float = 5.0) -> None:
+    async def stop(self, timeout_s: float = 2.0) -> None:
         """Stop in order; sessions that last and retained messages are on disk when it returns."""
         core = self._core
         # 1. No new connections.
@@ -135,11 +136,10 @@ class Broker:
         # 3. Clients are told and closed [MQTT-4.13.1-1]; their sessions stay or end as they must.
         for connection in list(core.connections):
             connection.disconnect(ReasonCode.SERVER_SHUTTING_DOWN)
-        # 4. What is written goes out, within the time given; the rest is cut off.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while core.closing:
-                    await core.closing_changed()
+        # 4. They close in their turn, slow ones in the time given; the rest is cut off.
+        await core.all_closed(_LINGER_S)
+        if any(connection.has_unsent() for connection in core.closing):
+            await core.all_closed(timeout_s)
         for connection in list(core.closing):
             connection.transport.abort()
         # 5. Timers and checks end.

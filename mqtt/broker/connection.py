@@ -41,7 +41,8 @@ _INFLIGHT: Final = 8  # a 3.1.1 client has sent more than a v5 one may
 _STOPPING: Final = 32
 _WRITE: Final = 16  # the client does not read what it is answered
 
-_CLOSE_TIMEOUT_S: Final = 5.0
+_CLOSE_TIMEOUT_S: Final = 2.0
+_LINGERING_MAX: Final = 1000
 _FEED_AT_ONCE: Final = 200
 
 
@@ -93,6 +94,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sent."""
+        if self.closed:
+            return
         core = self.core
         core.stats.bytes_received += len(data)
         events = self.machine.receive_data(data, core.now_s)
@@ -266,8 +269,16 @@ class Connection(asyncio.Protocol):
         self.pause(_STOPPING)
 
     def owes_answers(self) -> bool:
-        """Return True while publishes of this client wait for an answer."""
-        return self.machine.unacknowledged > 0
+        """Return True while publishes of this client wait for an answer from us."""
+        waiting = self.machine.unacknowledged
+        inbound = self.session.inbound if self.session is not None else None
+        if waiting and inbound and self.machine.version >= 5:
+            waiting -= sum(state == SETTLED for state in inbound.values())  # PUBREL is to come
+        return waiting > 0
+
+    def has_unsent(self) -> bool:
+        """Return True while bytes for the client have not reached the system."""
+        return self._unsent_bytes() > 0
 
     def check_store(self) -> None:
         """Stop reading while the session store has enough to do."""
@@ -335,17 +346,33 @@ class Connection(asyncio.Protocol):
         self.machine.disconnect(reason_code, reason)
         self.close(reason_code)
 
-    def close(self, reason_code: int) -> None:
-        """Close the transport after what is written; whoever does not read is cut off soon."""
+    def close(self, reason_code: int, *, linger: bool = True) -> None:
+        """Close the transport after what is written; whoever does not read is cut off soon.
+
+        Closing a socket with unread bytes resets it, and the client might never see why. So our
+        side is shut first, and what the client still sends is read and forgotten until it closes.
+        """
         if self.closed:
             return
         self.reason_code = reason_code
         self.machine.state = State.CLOSED
         core = self.core
         self._leave()
+        transport = self.transport
+        linger = linger and transport.can_write_eof() and len(core.closing) < _LINGERING_MAX
         core.closing.add(self)
         core.wheel.set(self, core.now_s + _CLOSE_TIMEOUT_S)
-        self.transport.close()
+        if not linger:
+            transport.close()
+            return
+        try:
+            transport.write_eof()
+        except OSError:  # the client has gone already
+            transport.close()
+            return
+        if self._paused:
+            self._paused = 0
+            transport.resume_reading()
 
     def cut_off_slow(self) -> None:
         """The client has not read for too long."""

@@ -173,10 +173,14 @@ class Core:
                 while any(c.owes_answers() for c in self.connections):  # noqa: ASYNC110
                     await asyncio.sleep(0.002)
 
-    async def closing_changed(self) -> None:
-        """Return when a connection has closed for good."""
+    async def all_closed(self, timeout_s: float) -> None:
+        """Return when every connection that was closed is gone, or time is up."""
         self._closed = asyncio.Event()
-        await self._closed.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.closing:
+                    self._closed.clear()
+                    await self._closed.wait()
 
     def closed_for_good(self, connection: Connection) -> None:
         """The transport of a connection is gone."""

@@ -313,7 +313,7 @@ def _on_disconnect(connection: Connection, packet: Disconnect) -> None:
         if expiry_s != session.expiry_s:
             connection.core.registry.change_expiry(session, expiry_s)
     connection.send_will = code != 0  # [MQTT-3.14.4-3] [MQTT-3.1.2-10]
-    connection.close(code)
+    connection.close(code, linger=False)
 
 
 def _on_pingreq(connection: Connection, _packet: Pingreq) -> None:

@@ -124,7 +124,10 @@ class FullTransport:
     def resume_reading(self) -> None:
         self.reading = True
 
-    def close(self) -> None:
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
         """Wait for the peer to read: in vain."""
 
     def abort(self) -> None:
@@ -161,8 +164,10 @@ async def test_a_closed_connection_whose_peer_does_not_read_is_aborted() -> None
         connection.connection_made(transport)
         connection.data_received(encode(Connect("c"), V5) + b"\x00\x00")
         assert connection.closed
-        broker.pass_time(clock, 4)
+        broker.pass_time(clock, 1)
         assert not transport.aborted
+        assert transport.reading
+        connection.data_received(b"whatever it still says")
         broker.pass_time(clock, 2)
         assert transport.aborted
 
