@@ -105,7 +105,8 @@ class FieldPath:
 def json_document(payload: bytes | str) -> object:
     """Return the payload's JSON document, or MISSING when it is none."""
     try:
-        document: object = json.loads(payload)
+        # as text: json.loads would first guess the encoding of bytes
+        document: object = json.loads(payload if isinstance(payload, str) else payload.decode())
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
         return MISSING
     return document

@@ -20,6 +20,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bridge.readings import FLAG_QOS_MASK, Readings
 from cloud.database import open_read_only
@@ -42,8 +43,7 @@ class LatestLimits:
     total_payload_bytes: int = 256 << 20
 
 
-@dataclass(slots=True, frozen=True)
-class LatestReading:
+class LatestReading(NamedTuple):
     """The newest reading of one topic of one device, with its identity."""
 
     device: str

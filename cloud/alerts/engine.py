@@ -133,8 +133,15 @@ class RuleEngine:
                     self._stats.refused_series += 1
                     continue
                 self._stats.evaluated += 1
+                before = series.state, series.wrong, series.clear_us
                 transitions += series.receive(order, value, batch.received_us, self.now_us)
-                self.touch(series)
+                self._changed.add(series.key)
+                # only these make a deadline earlier
+                if (
+                    before != (series.state, series.wrong, series.clear_us)
+                    or series.key not in self._queued
+                ):
+                    self._queue(series)
         return transitions
 
     def next_deadline_us(self) -> int | None:

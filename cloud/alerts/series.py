@@ -100,11 +100,10 @@ class Series:
     told: tuple[str, str] = ("", "")
     points: list[tuple[int, float]] = field(default_factory=list)  # rate: (time_us, value)
     late: Late | None = None
+    key: Key = field(init=False)  # what identifies the series
 
-    @property
-    def key(self) -> Key:
-        """What identifies the series."""
-        return self.rule.name, self.device, self.topic
+    def __post_init__(self) -> None:
+        self.key = (self.rule.name, self.device, self.topic)
 
     # ---- readings --------------------------------------------------------------------------------
 
@@ -366,7 +365,7 @@ class Series:
 _KEPT = tuple(
     (one.name, [] if one.default is MISSING else one.default)
     for one in fields(Series)
-    if one.name not in {"rule", "bounds", "device", "topic", "late"}
+    if one.name not in {"rule", "bounds", "device", "topic", "late", "key"}
 )
 
 
