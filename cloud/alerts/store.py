@@ -28,7 +28,7 @@ from cloud.database import (
     transaction,
 )
 
-__all__ = ["AlertStore", "Changes", "HistoryRow", "Kept", "Message", "QueuedMessage"]
+__all__ = ["KIND", "AlertStore", "Changes", "HistoryRow", "Kept", "Message", "QueuedMessage"]
 
 KIND = DatabaseKind(
     title="a Tidegate alerts database",
