@@ -79,6 +79,7 @@ class ApiParts:
     clock: Clock
     alerts: AlertsView | None = None  # None = the node has no alerts part
     figures: Callable[[], Mapping[str, Any]] = dict  # more for `/status`, by part
+    routers: Sequence[APIRouter] = ()  # more paths below /api/v1
 
 
 def create_app(parts: ApiParts, config: HttpConfig) -> FastAPI:
@@ -94,6 +95,8 @@ def create_app(parts: ApiParts, config: HttpConfig) -> FastAPI:
     app.include_router(_devices(parts, config), prefix="/api/v1", tags=["readings"])
     app.include_router(_node(parts), prefix="/api/v1", tags=["node"])
     app.include_router(_alerts(parts), prefix="/api/v1", tags=["alerts"])
+    for router in parts.routers:
+        app.include_router(router, prefix="/api/v1", tags=["accounting"])
     app.include_router(_telemetry(parts), tags=["telemetry"])
     app.include_router(console_routes(), include_in_schema=False)
     app.add_exception_handler(StarletteHTTPException, _on_http_error)

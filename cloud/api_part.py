@@ -8,6 +8,7 @@ import structlog
 
 from cloud.alerts.part import AlertsPart
 from cloud.api import ApiParts, create_app
+from cloud.api_ledger import ledger_routes
 from cloud.api_server import ApiServer
 from cloud.latest import Latest
 from cloud.latest_sink import LatestSink
@@ -52,6 +53,7 @@ class ApiPart:
             clock=node.clock,
             alerts=self._alerts.sink if self._alerts is not None else None,
             figures=node.figures,
+            routers=(ledger_routes(node),),
         )
         self._server = ApiServer(
             create_app(parts, config.http), host=config.http.host, port=config.http.port

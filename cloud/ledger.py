@@ -25,6 +25,7 @@ __all__ = [
     "Balance",
     "JournalLedger",
     "JournalState",
+    "SinkAccount",
     "SourceBalance",
     "StorageLedger",
     "StorageState",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 _RANGES_SHOWN = 12
+_STONES_SHOWN = 20
 
 
 @dataclass(slots=True, frozen=True)
@@ -93,6 +95,16 @@ class StreamView(Protocol):
 
 
 @dataclass(slots=True, frozen=True)
+class SinkAccount:
+    """How far one sink is with what the stream took of a source; all figures are readings."""
+
+    sink: str
+    taken: int  # entries up to its cursor; storage: the rows themselves
+    waiting: int  # in entries past its cursor
+    dead_letters: int
+
+
+@dataclass(slots=True, frozen=True)
 class SourceBalance:
     """The account of one (gateway, epoch); all figures are readings."""
 
@@ -111,6 +123,7 @@ class SourceBalance:
     doubled: tuple[Range, ...]  # in more than one entry of the stream
     unassigned: tuple[Range, ...]  # stored or held, but nobody is known to have assigned them
     tombstones: tuple[GivenUp, ...]
+    sinks: tuple[SinkAccount, ...] = ()
 
     @property
     def missing(self) -> int:
@@ -123,8 +136,11 @@ class SourceBalance:
         """True when every assigned seq is accounted for exactly once."""
         return not (self.missing or self.doubled or self.unassigned)
 
-    def lines(self) -> list[str]:
-        """Return the account as text: one line, and one for each thing that is wrong."""
+    def lines(self, *, detail: bool = False) -> list[str]:
+        """Return the account as text: one line, and one for each thing that is wrong.
+
+        With `detail` also what the stream holds, what each sink took, and every tombstone.
+        """
         waiting = self.waiting_edge + self.waiting_stream
         parts = f"{self.stored} stored + {self.given_up} given up"
         if self.dead_letters:
@@ -149,6 +165,21 @@ class SourceBalance:
                 f"  unexplained: {count} more missing in seq {first}-{last} than its tombstones"
                 " give up"
             )
+        return [*lines, *self._detail_lines()] if detail else lines
+
+    def _detail_lines(self) -> list[str]:
+        lines = [f"  held by the stream: {self.held}"]
+        for sink in self.sinks:
+            dead = f", {sink.dead_letters} dead letters" if sink.dead_letters else ""
+            lines.append(f"  sink {sink.sink}: {sink.taken} taken, {sink.waiting} waiting{dead}")
+        newest = sorted(self.tombstones, key=lambda stone: -stone.time_us)
+        lines += [
+            f"  given up: {stone.count} of lane {stone.lane}, "
+            f"seq {ranges_text([(stone.first_seq, stone.last_seq)])}: {stone.reason}"
+            for stone in newest[:_STONES_SHOWN]
+        ]
+        if len(newest) > _STONES_SHOWN:
+            lines.append(f"  given up: {len(newest) - _STONES_SHOWN} older tombstones")
         return lines
 
 
@@ -164,9 +195,15 @@ class Balance:
         """True when every account balances."""
         return all(source.balanced for source in self.sources)
 
-    def lines(self) -> list[str]:
+    @property
+    def waiting(self) -> int:
+        """Readings under way: at an edge, or in the stream before storage."""
+        return sum(source.waiting_edge + source.waiting_stream for source in self.sources)
+
+    def lines(self, *, detail: bool = False) -> list[str]:
         """Return the report as text, one finding a line, the verdict last."""
-        lines = [line for source in self.sources for line in source.lines()]
+        lines = [line for source in self.sources for line in source.lines(detail=detail)]
+        lines += self._epoch_lines() if detail else []
         lines += [f"note: {note}" for note in self.notes]
         bad = sum(not source.balanced for source in self.sources)
         if bad:
@@ -175,12 +212,25 @@ class Balance:
             verdict = f"balances: {len(self.sources)} accounts"
         return [*lines, verdict]
 
+    def _epoch_lines(self) -> list[str]:
+        """Say which gateways had more than one journal: each is an account of its own."""
+        epochs: dict[str, list[str]] = {}
+        for source in self.sources:
+            epochs.setdefault(source.gateway, []).append(epoch_text(source.epoch))
+        return [
+            f"{gateway or '(unknown gateway)'}: {len(names)} journals, each with an epoch and an"
+            f" account of its own: {', '.join(names)}"
+            for gateway, names in epochs.items()
+            if len(names) > 1
+        ]
+
 
 async def balance(
     stream: StreamView,
     storage: StorageLedger | None,
     journals: Sequence[JournalLedger] = (),
     *,
+    sinks: Mapping[str, Mapping[int, int]] | None = None,
     thorough: bool = False,
     notes: Iterable[str] = (),
 ) -> Balance:
@@ -190,6 +240,7 @@ async def balance(
         stream: The stream, open or a file.
         storage: Storage; None when there is no file: then nothing is stored.
         journals: Those of the edges that can be read here.
+        sinks: Positions by partition of the sinks besides storage.
         thorough: Count storage row by row and look for seqs in two entries of the stream;
             takes seconds a million readings.
         notes: What the caller could not read.
@@ -219,10 +270,31 @@ async def balance(
         accounts.setdefault(source, _Account()).dead.update(letter.entry.seq_ranges)
     for source, ranges in in_stream.items():
         accounts.setdefault(source, _Account()).in_stream.update(ranges)
+    for name, reached in (sinks or {}).items():
+        await _take_sink(accounts, stream, name, reached)
     for source, ranges in entries.items():
         accounts.setdefault(source, _Account()).doubled = _doubled(ranges)
-    found = (accounts[source].close(*source) for source in sorted(accounts))
+    found = (
+        accounts[source].close(*source, with_storage=storage is not None)
+        for source in sorted(accounts)
+    )
     return Balance(tuple(found), tuple(said))
+
+
+async def _take_sink(
+    accounts: dict[Source, _Account], stream: StreamView, name: str, reached: Mapping[int, int]
+) -> None:
+    """Note how far a sink without rows is: what waits, what died; it took all the rest."""
+    waiting = await stream.ranges_after(reached)
+    dead: dict[Source, IntervalSet] = {}
+    for letter in await stream.dead_letters(name):
+        source = (letter.entry.gateway, letter.entry.epoch)
+        dead.setdefault(source, IntervalSet()).update(letter.entry.seq_ranges)
+    for source, account in accounts.items():
+        left = account.held.copy()
+        waits = _take(left, IntervalSet(waiting.get(source, ())))
+        died = _take(left, dead.get(source, IntervalSet()))
+        account.sinks.append(SinkAccount(name, left.count(), waits, died))
 
 
 @dataclass(slots=True)
@@ -237,6 +309,7 @@ class _Account:
     in_stream: IntervalSet = field(default_factory=IntervalSet)
     tombstones: dict[tuple[str, int, str], GivenUp] = field(default_factory=dict)
     doubled: tuple[Range, ...] = ()
+    sinks: list[SinkAccount] = field(default_factory=list)
 
     def give_up(self, stones: Iterable[GivenUp]) -> None:
         for stone in stones:
@@ -245,7 +318,7 @@ class _Account:
             if known is None or stone.last_seq > known.last_seq:
                 self.tombstones[key] = stone
 
-    def close(self, gateway: str, epoch: int) -> SourceBalance:
+    def close(self, gateway: str, epoch: int, *, with_storage: bool = True) -> SourceBalance:
         """Balance: each seq counts once, in the first of the places that has it."""
         left = IntervalSet([(1, self.assigned)] if self.assigned else [])
         unassigned = IntervalSet(self.stored)
@@ -259,6 +332,7 @@ class _Account:
         _take(left, self.held)
         _take(lost, left)
         given_up, unexplained = self._take_given_up(left)
+        storage = [SinkAccount("storage", stored, in_stream, dead)] if with_storage else []
         return SourceBalance(
             gateway,
             epoch,
@@ -275,6 +349,7 @@ class _Account:
             self.doubled,
             tuple(unassigned.ranges()),
             tuple(self.tombstones.values()),
+            (*storage, *sorted(self.sinks, key=lambda one: one.sink)),
         )
 
     def _take_given_up(self, left: IntervalSet) -> tuple[int, tuple[tuple[Range, int], ...]]:

@@ -14,14 +14,22 @@ from typing import Self, TypeVar
 
 from bridge.envelope import LinkLane
 from bridge.intervals import IntervalSet, Range
+from cloud.alerts.store import KIND as ALERTS_KIND
 from cloud.database import Database, DatabaseError, DatabaseKind, open_read_only
 from cloud.ledger import Balance, JournalState, StorageState, balance
-from cloud.sinks.schema import STORAGE_KIND, epoch_from_sql
+from cloud.sinks.schema import STORAGE_KIND, epoch_from_sql, epoch_from_text
 from cloud.stream import queries
 from cloud.stream.contract import DeadLetter, GivenUp, Source, SourceLedger
 from cloud.stream.tables import STREAM_KIND
 
-__all__ = ["JournalFile", "StorageFile", "StreamFile", "balance_files", "storage_state"]
+__all__ = [
+    "AlertsFile",
+    "JournalFile",
+    "StorageFile",
+    "StreamFile",
+    "balance_files",
+    "storage_state",
+]
 
 T = TypeVar("T")
 
@@ -83,6 +91,10 @@ class StreamFile(_File):
     async def dead_letters(self, sink: str | None = None) -> list[DeadLetter]:
         return await self._ask(lambda connection: queries.dead_letters(connection, sink))
 
+    async def sinks(self) -> dict[str, dict[int, int]]:
+        """Return the positions of the sinks whose cursors the stream keeps."""
+        return await self._ask(queries.all_cursors)
+
 
 class StorageFile(_File):
     """Storage's file, as the ledger sees a storage."""
@@ -91,6 +103,16 @@ class StorageFile(_File):
 
     async def state(self, *, count_rows: bool) -> StorageState:
         return await self._ask(lambda connection: storage_state(connection, count_rows=count_rows))
+
+
+class AlertsFile(_File):
+    """The alerts' file, as the ledger sees a sink with cursors of its own."""
+
+    kind = ALERTS_KIND
+
+    async def positions(self, stream_epoch: int) -> dict[int, int]:
+        """Return its positions; none when they are of another stream."""
+        return await self._ask(lambda connection: _alerts_positions(connection, stream_epoch))
 
 
 class JournalFile(_File):
@@ -118,8 +140,18 @@ async def balance_files(data: Path, *, thorough: bool = True) -> Balance:
         stream = StreamFile(data / "cloud" / "stream.db")
         await opened.add(stream)
         storage = await opened.maybe(StorageFile(data / "cloud" / "storage.db"), notes)
+        sinks = await stream.sinks()
+        alerts = AlertsFile(data / "cloud" / "alerts.db")
+        if alerts.path.exists():
+            await opened.add(alerts)
+            sinks["alerts"] = await alerts.positions(stream.epoch)
         return await balance(
-            stream, storage, [journal] if journal else [], thorough=thorough, notes=notes
+            stream,
+            storage,
+            [journal] if journal else [],
+            sinks=sinks,
+            thorough=thorough,
+            notes=notes,
         )
 
 
@@ -185,6 +217,13 @@ def storage_state(connection: sqlite3.Connection, *, count_rows: bool) -> Storag
         positions,
         None if row is None else epoch_from_sql(row[0]),
     )
+
+
+def _alerts_positions(connection: sqlite3.Connection, stream_epoch: int) -> dict[int, int]:
+    row = connection.execute("SELECT value FROM meta WHERE key = 'stream_epoch'").fetchone()
+    if row is None or epoch_from_text(str(row[0])) != stream_epoch:
+        return {}
+    return dict(connection.execute("SELECT partition, position FROM cursors").fetchall())
 
 
 def _journal_state(connection: sqlite3.Connection) -> JournalState:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cloud.config import CloudConfig
+from cloud.ledger import Balance
 from cloud.sinks.contract import Sink
 from cloud.sinks.group import Sinks
 from cloud.stream.contract import Stream
@@ -65,6 +66,10 @@ class CloudNode(NodeView, Protocol):
 
     async def stream_ends(self) -> Mapping[int, int]:
         """Return the last position of each partition."""
+        ...
+
+    async def balance(self, *, thorough: bool = False) -> Balance:
+        """Balance the ledger now; `thorough` counts storage row by row."""
         ...
 
     def figures(self) -> Mapping[str, Any]:

@@ -312,7 +312,14 @@ class CloudService:
                 await journal.open()
                 stack.push_async_callback(journal.close)
                 journals.append(journal)
-            return await balance(self.stream, storage, journals, thorough=thorough, notes=notes)
+            sinks = {
+                name: runner.positions
+                for name, runner in self.sinks.runners.items()
+                if name != "storage"
+            }
+            return await balance(
+                self.stream, storage, journals, sinks=sinks, thorough=thorough, notes=notes
+            )
 
 
 def _version() -> str:

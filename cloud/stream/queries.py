@@ -20,6 +20,7 @@ from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
 from cloud.stream.contract import Backlog, DeadLetter, Entry, GivenUp, Source, SourceLedger
 
 __all__ = [
+    "all_cursors",
     "backlog",
     "copy_to",
     "cursors",
@@ -134,6 +135,14 @@ def cursors(connection: sqlite3.Connection, sink: str) -> dict[int, int]:
             "SELECT partition, position FROM cursors WHERE sink = ?", (sink,)
         ).fetchall()
     )
+
+
+def all_cursors(connection: sqlite3.Connection) -> dict[str, dict[int, int]]:
+    """Return the cursors of every sink that keeps them here."""
+    found: dict[str, dict[int, int]] = {}
+    for sink, partition, position in connection.execute("SELECT * FROM cursors"):
+        found.setdefault(sink, {})[partition] = position
+    return found
 
 
 def dead_letters(connection: sqlite3.Connection, sink: str | None) -> list[DeadLetter]:

@@ -256,6 +256,38 @@ def test_many_ranges_are_cut_short() -> None:
     assert text == "1, 3, 5 and 47 more ranges"
 
 
+async def test_detail_names_what_is_held_each_sink_and_every_tombstone() -> None:
+    class WithSinks(Places):
+        async def dead_letters(self, sink: str | None = None) -> list[DeadLetter]:
+            if sink == "storage":
+                return []
+            entry = Entry(1, 1, *SOURCE, ((1, 2),), 2, 5, b"")
+            return [DeadLetter("alerts", entry, "x", 3, 5)]
+
+    places = WithSinks(12, [(1, 10)], [stone(11, 12)], past_cursor=[(9, 10)], stored=[(1, 8)])
+    report = await balance(places, places, sinks={"alerts": {1: 1}})
+    assert report.balanced
+    assert report.lines(detail=True) == [
+        "gw fedcba9876543210: 12 assigned = 8 stored + 2 given up"
+        " + 2 waiting (0 at the edge, 2 in the stream)",
+        "  held by the stream: 10",
+        "  sink storage: 8 taken, 2 waiting",
+        "  sink alerts: 6 taken, 2 waiting, 2 dead letters",
+        "  given up: 2 of lane live, seq 11-12: evicted-age",
+        "balances: 1 accounts",
+    ]
+
+
+async def test_a_second_journal_of_a_gateway_is_shown(tmp_path: Path) -> None:
+    async with node(tmp_path) as (stream, runner):
+        await append_readings(stream, one_per_row(10))
+        await append_readings(stream, one_per_row(10), epoch=5)
+        await runner.drained()
+    lines = (await balance_files(tmp_path)).lines(detail=True)
+    assert "gw: 2 journals" in lines[-3]
+    assert "0000000000000005, fedcba9876543210" in lines[-3]
+
+
 # ---- on files ------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,9 @@
     tidegate audit --url http://cloud:8080    asks a running cloud node
     tidegate audit --data DIR --settled 30    also wait until nothing is under way
 
-For each gateway and epoch: assigned = stored + given up + dead letters + waiting. Exit code 0 when
+For each gateway and epoch (a journal is an epoch, so a new card is a new account): assigned =
+stored + given up + dead letters + waiting; what the stream holds, what each sink took, and every
+tombstone with its lane, range, count and reason. Storage is counted from its rows. Exit code 0 when
 every account balances, 1 when a reading is missing, doubled or was never assigned.
 """
 
@@ -12,18 +14,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 from cloud.database import DatabaseError
 from cloud.ledger_files import balance_files
-from runtime.config import ConfigError
 from runtime.service import StartError
+from tidegate.node_api import ask_node
 
 __all__ = ["add_arguments", "run"]
 
@@ -76,40 +74,8 @@ def run(options: argparse.Namespace) -> int:
 def _ask(options: argparse.Namespace) -> tuple[list[str], bool, int]:
     """Return the report's lines, whether it balances, and how many readings wait."""
     if options.url:
-        return _ask_node(options.url)
-    balance = asyncio.run(balance_files(options.data, thorough=not options.quick))
-    waiting = sum(source.waiting_edge + source.waiting_stream for source in balance.sources)
-    return balance.lines(), balance.balanced, waiting
-
-
-def _ask_node(url: str) -> tuple[list[str], bool, int]:
-    accounts = _get(url.rstrip("/") + "/api/v1/ledger")
-    lines = []
-    for account in accounts:
-        waiting = account["waiting_edge"] + account["waiting_stream"]
-        lines.append(
-            f"{account['gateway']} {account['epoch']}: {account['assigned']} assigned = "
-            f"{account['stored']} stored + {account['given_up']} given up + "
-            f"{account['dead_letters']} dead letters + {waiting} waiting"
-            + (f" + {account['missing']} missing" if account["missing"] else "")
-        )
-        lines += [f"  missing: {first}-{last}" for first, last in account["gaps"]]
-    bad = sum(not account["balanced"] for account in accounts)
-    lines.append(
-        f"does not balance: {bad} of {len(accounts)} accounts"
-        if bad
-        else f"balances: {len(accounts)} accounts"
-    )
-    waiting = sum(one["waiting_edge"] + one["waiting_stream"] for one in accounts)
-    return lines, not bad, waiting
-
-
-def _get(url: str) -> Any:
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--url: expected http://host:port, got '{url}'")
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - scheme checked
-            body = json.load(answer)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise StartError(f"{url}: {error}; is a cloud node serving HTTP there?") from None
-    return body["items"] if isinstance(body, dict) else body
+        thorough = "false" if options.quick else "true"
+        answer = ask_node(options.url, "audit", {"thorough": thorough})
+        return answer["lines"], answer["balanced"], answer["waiting"]
+    report = asyncio.run(balance_files(options.data, thorough=not options.quick))
+    return report.lines(detail=True), report.balanced, report.waiting
