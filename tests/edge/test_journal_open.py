@@ -199,7 +199,7 @@ def test_what_is_not_ours_is_refused_and_not_touched(
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["journal.db"]
+    assert [path.name for path in tmp_path.iterdir()] == ["journal.db"]
 
 
 def test_two_processes_do_not_share_a_journal(tmp_path: Path) -> None:
