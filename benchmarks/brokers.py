@@ -107,7 +107,7 @@ def _wait_until_listening(port: int) -> None:
             return
 
 
-async def _serve(folder: Path, captured: bool, durability: str) -> None:
+async def _serve(folder: Path, captured: bool, durability: str) -> int:
     from edge.capture import Capture  # noqa: PLC0415 - only the serving process needs them
     from edge.config import CaptureConfig, JournalConfig  # noqa: PLC0415
     from edge.journal import Journal  # noqa: PLC0415
@@ -129,6 +129,7 @@ async def _serve(folder: Path, captured: bool, durability: str) -> None:
     if capture is not None:
         await capture.close()
     await journal.close()
+    return 0
 
 
 def main() -> None:
@@ -136,14 +137,15 @@ def main() -> None:
     import logging  # noqa: PLC0415
 
     import structlog  # noqa: PLC0415
-    import uvloop  # noqa: PLC0415
+
+    from runtime.service import run  # noqa: PLC0415
 
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     folder, captured, durability = sys.argv[1:4]
-    uvloop.run(_serve(Path(folder), captured == "1", durability))
+    run(_serve(Path(folder), captured == "1", durability))
 
 
 if __name__ == "__main__":
