@@ -10,9 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cloud.ledger import SourceBalance
-from cloud.sinks.schema import epoch_text
-
 __all__ = [
     "AlertEventView",
     "AlertView",
@@ -23,10 +20,7 @@ __all__ = [
     "NodeView",
     "PartitionView",
     "StatusView",
-    "ledger_view",
 ]
-
-SHOWN_MAX = 12  # ranges and losses of one account
 
 
 @dataclass(slots=True, frozen=True)
@@ -159,29 +153,6 @@ class AlertsView(Protocol):
     async def acknowledge(self, alert_id: str, by: str, note: str) -> AlertView | None:
         """Note that somebody has taken a firing alert on; None when there is no such alert."""
         ...
-
-
-def ledger_view(balance: SourceBalance) -> LedgerView:
-    """Return an account as the API shows it."""
-    newest = sorted(balance.tombstones, key=lambda one: one.time_us, reverse=True)
-    return LedgerView(
-        gateway=balance.gateway,
-        epoch=epoch_text(balance.epoch),
-        assigned=balance.assigned,
-        held=balance.held,
-        stored=balance.stored,
-        given_up=balance.given_up,
-        dead_letters=balance.dead_letters,
-        waiting_edge=balance.waiting_edge,
-        waiting_stream=balance.waiting_stream,
-        missing=balance.missing,
-        balanced=balance.balanced,
-        gaps=(*balance.lost, *balance.absent)[:SHOWN_MAX],
-        losses=tuple(
-            GivenUpView(one.first_seq, one.last_seq, one.count, one.lane, one.reason, one.time_us)
-            for one in newest[:SHOWN_MAX]
-        ),
-    )
 
 
 class NodeView(Protocol):
