@@ -23,8 +23,8 @@ log = structlog.get_logger(component="runtime")
 
 STOP_TIMEOUT_S = 20.0
 
-# What waits for a commit is many small objects that are no garbage: the default of 700 looks through
-# them again and again. Worth a quarter of the rate with one publish a read (benchmarks/fan_in.py).
+# What waits for a commit is many small objects that are no garbage: the default of 700 looks
+# through them again and again. A quarter of the rate of lone publishes (benchmarks/fan_in.py).
 GC_THRESHOLDS = (20_000, 50, 100)
 
 
