@@ -15,23 +15,24 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from mqtt.broker.seams import PublishRun
-from mqtt.errors import MqttError, ProtocolError
+from mqtt.broker.settling import HeldRun, answer, settle
+from mqtt.errors import MqttError
 from mqtt.frames import parse_publishes
 from mqtt.reason_codes import ReasonCode
 from mqtt.server import ServerConnection
 from mqtt.server_events import Event, RunToken, State
 from mqtt.server_messages import Message
-from mqtt.session import ASKED, SETTLED, Session
+from mqtt.session import SETTLED, Session
 
 if TYPE_CHECKING:
     from mqtt.broker.core import Core
 
-__all__ = ["Connection", "settle"]
+__all__ = ["Connection"]
 
 # Reasons for not reading.
 _CAPTURE: Final = 1  # the capture is saturated, or has refused a 3.1.1 client's run
@@ -191,7 +192,7 @@ class Connection(asyncio.Protocol):
             core.policy.dropped("capture_refused_qos0", run.count)
         elif machine.version >= 5:
             core.stats.capture_refusals += run.count
-            _answer(machine, qos, ids, reason_code)
+            answer(machine, qos, ids, reason_code)
         else:
             core.stats.capture_refusals += run.count
             self.pause(_CAPTURE)
@@ -238,7 +239,7 @@ class Connection(asyncio.Protocol):
                     router.retain(message, route.name)
                 router.deliver(message, route, core.now_s)
         if recorder is not None and recorder.position != before:
-            run.token = _HeldRun(token, run)
+            run.token = HeldRun(token, run)
             recorder.when_durable(run.token.stored)
 
     # -- pausing ------------------------------------------------------------------------------
@@ -437,97 +438,6 @@ class Connection(asyncio.Protocol):
         core.registry.leave(session, core.now_s, machine.client, send_will=self.send_will)
         if connected and core.hooks is not None and machine.client is not None:
             core.hooks.client_disconnected(machine.client, self.reason_code)
-
-
-class _HeldRun:
-    """A run whose answer waits for the session store as well as for the capture."""
-
-    __slots__ = ("_codes", "_is_stored", "_run", "token")
-
-    def __init__(self, token: RunToken, run: PublishRun) -> None:
-        self.token = token
-        self._run = run
-        self._codes: int | Sequence[int] | None = None
-        self._is_stored = False
-
-    def settled(self, codes: int | Sequence[int]) -> None:
-        """The capture has settled the run."""
-        self._codes = codes
-        if self._is_stored:
-            _settle(self.token, codes)
-
-    def stored(self) -> None:
-        """The session store has what came of the run."""
-        self._is_stored = True
-        if self._codes is not None:
-            _settle(self.token, self._codes)
-
-
-def settle(run: PublishRun, codes: int | Sequence[int]) -> None:
-    """Answer a captured run: `PublishRun.settled` of every run."""
-    token = run.token
-    if type(token) is tuple:
-        machine, flags, ids, _ = token
-        if flags & 3 == 1 and codes == 0 and machine.state is State.CONNECTED:
-            machine.acknowledge(1, ids)
-            if machine.owner.paused:
-                machine.owner.settled()
-        else:
-            _settle(token, codes)
-    else:
-        token.settled(codes)
-
-
-def _settle(token: RunToken, codes: int | Sequence[int]) -> None:
-    machine, flags, ids, _ = token
-    if not ids:
-        return
-    qos = flags & 3
-    if isinstance(codes, int):
-        _answer(machine, qos, ids, codes)
-        return
-    for packet_id, code in zip(ids, codes, strict=True):
-        _answer(machine, qos, [packet_id], code)
-
-
-def _answer(machine: ServerConnection, qos: int, ids: list[bytes], code: int) -> None:
-    """Answer publishes, and let QoS 2 identifiers go on or be free again."""
-    connection = machine.owner
-    assert isinstance(connection, Connection)
-    if qos == 2:
-        _settle_inbound(machine, connection, ids, code)
-    if machine.state is not State.CONNECTED:
-        return
-    if code >= 0x80 and machine.version < 5:
-        # 3.1.1 cannot refuse: without an answer the client sends again [MQTT-3.1.1:3.3.5-2].
-        connection.fail(ProtocolError(code, "publish could not be stored"))
-        return
-    machine.acknowledge(qos, ids, code)
-    connection.settled()
-
-
-def _settle_inbound(
-    machine: ServerConnection, connection: Connection, ids: list[bytes], code: int
-) -> None:
-    session = connection.session
-    inbound = session.inbound if session is not None else None
-    if session is None or inbound is None:
-        return
-    for packet_id in ids:
-        number = int.from_bytes(packet_id, "big")
-        state = inbound.get(number)
-        if state is None:
-            continue
-        if code >= 0x80:
-            del inbound[number]
-            if session.recorder is not None:
-                connection.core.forget_inbound(session, number)
-        else:
-            inbound[number] = SETTLED
-        # It was sent again on another connection before it was durable: answer it there.
-        link = session.link
-        if state == ASKED and isinstance(link, ServerConnection) and link is not machine:
-            link.acknowledge(2, [packet_id], code)
 
 
 def _chain(first: Iterator[object], second: Iterator[object]) -> Iterator[object]:
