@@ -7,6 +7,7 @@ const RATE_POINTS = 150;      // five minutes
 const VALUES_DEVICES = 50;
 const CHART_READINGS = 300;
 const CHARTS_MAX = 6;
+const TOPIC_CHARS = 42;
 
 const byId = (id) => document.getElementById(id);
 const numbers = new Intl.NumberFormat("en");
@@ -275,6 +276,9 @@ async function sendAck() {
 let opened = "";      // "device topic" of the row that shows its past
 let openedRow = null;
 
+// what tells topics apart is mostly at their end
+const tail = (topic) => (topic.length > TOPIC_CHARS ? `…${topic.slice(1 - TOPIC_CHARS)}` : topic);
+
 function pattern() {
   const text = byId("search").value.trim();
   if (!text) return "*";
@@ -289,8 +293,9 @@ function showValues({ devices, next }) {
       const key = `${device.device} ${value.topic}`;
       const text = payloadText(value);
       const row = element("tr", { className: "open-able", tabIndex: 0, title: "Show its last readings" },
-        cell(device.device), cell(value.topic, "mono"),
-        element("td", { className: "mono cut", textContent: text.slice(0, 300) }),
+        element("td", { textContent: device.device, title: device.device }),
+        element("td", { className: "mono", textContent: tail(value.topic), title: value.topic }),
+        element("td", { className: "mono", textContent: text.slice(0, 300) }),
         cell(value.gateway), cell(age(value.time_us), "number"));
       row.onclick = () => open(key, device.device, value.topic);
       row.onkeydown = (event) => { if (event.key === "Enter") row.onclick(); };
