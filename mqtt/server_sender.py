@@ -45,6 +45,7 @@ class ServerSender:
         "_aliases_out_max",
         "bytes_sent",
         "packet_size_max",
+        "plain",
         "problem_information",
         "receive_maximum",
         "send",
@@ -60,6 +61,7 @@ class ServerSender:
         self.version = 0  # 4 or 5 once a CONNECT came
         self.receive_maximum = 0xFFFF  # the client's: how much it takes at once
         self.packet_size_max = 0  # the client's; 0 = no limit
+        self.plain = True  # neither aliases nor a packet size: frames can be shared
         self.problem_information = True  # the client's wish
         self.writable = True  # False while the driver's write buffer is full
         self.unacknowledged = 0
@@ -75,6 +77,7 @@ class ServerSender:
         self.problem_information = properties.get(REQUEST_PROBLEM_INFORMATION, 1) == 1
         # [MQTT-3.1.2-26] [MQTT-3.1.2-27]
         self._aliases_out_max = min(properties.get(TOPIC_ALIAS_MAXIMUM, 0), aliases_max)
+        self.plain = not self.packet_size_max and not self._aliases_out_max
 
     def refuse(self, reason_code: int, reason: str = "") -> None:
         """Answer a CONNECT with a refusal, if its version has one for it; the driver closes."""

@@ -54,6 +54,7 @@ class Link(Protocol):
     version: int
     receive_maximum: int  # the client's
     writable: bool
+    plain: bool  # frames for it depend on nothing but the version
     bytes_sent: int
 
     def send(self, data: bytes, /) -> object:
@@ -191,6 +192,7 @@ class Delivery:
         "released",
         "retain",
         "share",
+        "size",
     )
 
     def __init__(
@@ -201,6 +203,7 @@ class Delivery:
         self.retain = retain
         self.identifiers = identifiers
         self.share = share  # the shared subscription it came by
+        self.size = message.size
         self.dup = False  # was sent before, on this connection or another [MQTT-3.3.1-1]
         self.released = False  # PUBREC came: PUBREL is what is to be sent
         self.counted = False  # takes a place in this connection's window
@@ -287,16 +290,25 @@ class Session:
         """Send a message or queue it; False when it was dropped, and counted by reason."""
         if qos == 0:
             return self._offer_qos0(message, retain, identifiers, now_s)
+        delivery = Delivery(message, qos, retain, identifiers, share)
         outbound = self.outbound
+        policy = self.policy
         if outbound is None:
             outbound = self.outbound = {}
-        elif not self._make_room(message):
+        elif (
+            len(outbound) >= policy.queue_messages_max
+            or self.queued_bytes + delivery.size > policy.queue_bytes_max
+            or policy.queued_bytes + delivery.size > policy.queues_bytes_max
+        ):
+            policy.dropped("queue_full")
             return False
-        packet_id = self._allocate(outbound)
-        delivery = Delivery(message, qos, retain, identifiers, share)
+        packet_id = self.next_packet_id
+        while packet_id in outbound:  # [MQTT-2.2.1-4]
+            packet_id = packet_id % _PACKET_IDS + 1
+        self.next_packet_id = packet_id % _PACKET_IDS + 1
         outbound[packet_id] = delivery
-        self.queued_bytes += message.size
-        self.policy.queued_bytes += message.size
+        self.queued_bytes += delivery.size
+        policy.queued_bytes += delivery.size
         if self.recorder is not None:
             # A QoS 2 message could come twice if it went out under an id the store never knew.
             delivery.held = qos == 2
@@ -362,8 +374,8 @@ class Session:
             self.outbound = {}
         delivery.dup = True  # [MQTT-3.3.1-1]
         self.outbound[packet_id] = delivery
-        self.queued_bytes += delivery.message.size
-        self.policy.queued_bytes += delivery.message.size
+        self.queued_bytes += delivery.size
+        self.policy.queued_bytes += delivery.size
 
     def received(self, packet_id: int) -> bool:
         """A PUBREC came: True when PUBREL is the answer, False when the id is not known."""
@@ -435,35 +447,14 @@ class Session:
         used = self.window_used
         return used < link.receive_maximum and used < self.policy.inflight_max
 
-    def _make_room(self, message: Message) -> bool:
-        """Return True when the limits let one more message in; else count the drop."""
-        outbound = self.outbound
-        policy = self.policy
-        if outbound is None or (
-            len(outbound) < policy.queue_messages_max
-            and self.queued_bytes + message.size <= policy.queue_bytes_max
-            and policy.queued_bytes + message.size <= policy.queues_bytes_max
-        ):
-            return True
-        policy.dropped("queue_full")
-        return False
-
-    def _allocate(self, outbound: dict[int, Delivery]) -> int:
-        packet_id = self.next_packet_id
-        while packet_id in outbound:  # [MQTT-2.2.1-4]
-            packet_id = packet_id % _PACKET_IDS + 1
-        self.next_packet_id = packet_id % _PACKET_IDS + 1
-        return packet_id
-
     def _drop(self, packet_id: int, delivery: Delivery, reason: str) -> None:
         if self.outbound is not None and self.outbound.pop(packet_id, None) is not None:
             self._ended(packet_id, delivery)
         self.policy.dropped(reason)
 
     def _ended(self, packet_id: int, delivery: Delivery) -> None:
-        size = delivery.message.size
-        self.queued_bytes -= size
-        self.policy.queued_bytes -= size
+        self.queued_bytes -= delivery.size
+        self.policy.queued_bytes -= delivery.size
         if delivery.counted:
             self.window_used -= 1
         if self.recorder is not None:

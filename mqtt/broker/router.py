@@ -122,17 +122,29 @@ class Router:
         qos = message.qos
         retain = message.retain
         publisher = message.publisher
+        shareable = not message.expires_s
         for target in targets:
             session = target.session
             if target.no_local and publisher == session.client_id:  # [MQTT-3.8.3-3]
                 continue
-            session.offer(
-                message,
-                min(target.qos, qos),  # [MQTT-3.8.4-8]
-                retain and target.retain_as_published,  # [MQTT-3.3.1-12] [MQTT-3.3.1-13]
-                target.identifiers,
-                now_s,
-            )
+            lower = min(qos, target.qos) if qos else 0  # [MQTT-3.8.4-8]
+            keep = retain and target.retain_as_published  # [MQTT-3.3.1-12] [MQTT-3.3.1-13]
+            link = session.link
+            if (
+                lower == 0
+                and shareable
+                and link is not None
+                and link.plain
+                and link.writable
+                and not target.identifiers
+            ):
+                # The same bytes for all: fan-out of QoS 0 is this and a write for each.
+                frame, _ = message.frame_parts(0x31 if keep else 0x30, link.version)
+                link.bytes_sent += len(frame)
+                self.policy.sent[0] += 1
+                link.send(frame)
+            else:
+                session.offer(message, lower, keep, target.identifiers, now_s)
         for group in shares:
             self.deliver_shared(message, group, now_s)
         return True
