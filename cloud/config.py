@@ -60,6 +60,11 @@ class StreamConfig:
         minimum=0,
         help="Most bytes of entries that stay after all sinks have passed them.",
     )
+    trace_batches: int = setting(
+        200_000,
+        minimum=0,
+        help="Batches whose arrival is remembered for 'tidegate trace', about 120 bytes each.",
+    )
     tail_bytes_max: int = setting(
         16 * MIB,
         unit="bytes",

@@ -56,6 +56,7 @@ class DatabaseKind:
     application_id: int
     version: int
     schema: str
+    additions: str = ""  # statements that add what files made earlier may lack; harmless again
 
 
 class FileLock:
@@ -284,6 +285,8 @@ def _prepare(connection: sqlite3.Connection, path: Path, kind: DatabaseKind) -> 
             f"PRAGMA user_version = {kind.version}; COMMIT"
         )
     connection.execute("PRAGMA journal_mode = WAL")
+    if kind.additions:
+        connection.executescript(f"BEGIN IMMEDIATE; {kind.additions}; COMMIT")
     with transaction(connection):  # a file that cannot be written says so now, not at first use
         connection.execute(f"PRAGMA user_version = {kind.version}")
 

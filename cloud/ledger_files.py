@@ -18,8 +18,8 @@ from cloud.alerts.store import KIND as ALERTS_KIND
 from cloud.database import Database, DatabaseError, DatabaseKind, open_read_only
 from cloud.ledger import Balance, JournalState, StorageState, balance
 from cloud.sinks.schema import STORAGE_KIND, epoch_from_sql, epoch_from_text
-from cloud.stream import queries
-from cloud.stream.contract import DeadLetter, GivenUp, Source, SourceLedger
+from cloud.stream import arrivals, queries
+from cloud.stream.contract import Arrival, DeadLetter, Entry, GivenUp, Source, SourceLedger
 from cloud.stream.tables import STREAM_KIND
 
 __all__ = [
@@ -90,6 +90,20 @@ class StreamFile(_File):
 
     async def dead_letters(self, sink: str | None = None) -> list[DeadLetter]:
         return await self._ask(lambda connection: queries.dead_letters(connection, sink))
+
+    async def arrival(self, gateway: str, epoch: int, seq: int) -> Arrival | None:
+        return await self._ask(lambda connection: arrivals.find(connection, gateway, epoch, seq))
+
+    async def heard(self) -> dict[Source, tuple[int, int]]:
+        """Return when the first and the last known batch of each source came."""
+        return await self._ask(arrivals.heard)
+
+    async def read(
+        self, partition: int, after: int, *, entries_max: int, bytes_max: int
+    ) -> list[Entry]:
+        return await self._ask(
+            lambda connection: queries.read(connection, partition, after, entries_max, bytes_max)
+        )
 
     async def sinks(self) -> dict[str, dict[int, int]]:
         """Return the positions of the sinks whose cursors the stream keeps."""

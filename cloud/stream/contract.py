@@ -21,6 +21,7 @@ from bridge.partition import PARTITIONS
 
 __all__ = [
     "PARTITIONS",
+    "Arrival",
     "Backlog",
     "DeadLetter",
     "DeadLetters",
@@ -100,6 +101,18 @@ class SourceLedger:
     assigned: int  # highest seq the edge said it has assigned; 0 when it never said
     held: tuple[Range, ...]  # every seq the stream ever took, trimmed or not
     given_up: tuple[GivenUp, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class Arrival:
+    """One append of one source, usually a batch: when it came and where its readings lie."""
+
+    gateway: str
+    epoch: int
+    seq_ranges: tuple[Range, ...]  # what was new with it
+    count: int
+    arrived_us: int
+    places: tuple[tuple[int, int], ...]  # (partition, position)
 
 
 @dataclass(slots=True, frozen=True)
@@ -223,6 +236,13 @@ class StreamLedger(Protocol):
 
     async def ledger(self) -> list[SourceLedger]:
         """Return every (gateway, epoch) the stream has heard of, sorted."""
+        ...
+
+    async def arrival(self, gateway: str, epoch: int, seq: int) -> Arrival | None:
+        """Return the append that brought a seq, trimmed or not.
+
+        None when it never came, or so long ago that an engine may have forgotten it.
+        """
         ...
 
     async def ranges_after(self, positions: Mapping[int, int]) -> dict[Source, list[Range]]:

@@ -30,9 +30,10 @@ import structlog
 from bridge.intervals import Range
 from cloud.config import StreamConfig
 from cloud.database import Database, DatabaseError, FileLock, open_database
-from cloud.stream import queries
+from cloud.stream import arrivals, queries
 from cloud.stream.contract import (
     PARTITIONS,
+    Arrival,
     Backlog,
     DeadLetter,
     Entry,
@@ -294,6 +295,9 @@ class EmbeddedStream:
     async def ledger(self) -> list[SourceLedger]:
         return await self._ask(queries.ledger)
 
+    async def arrival(self, gateway: str, epoch: int, seq: int) -> Arrival | None:
+        return await self._ask(lambda connection: arrivals.find(connection, gateway, epoch, seq))
+
     async def ranges_after(self, positions: Mapping[int, int]) -> dict[Source, list[Range]]:
         return await self._ask(lambda connection: queries.ranges_after(connection, positions))
 
@@ -343,6 +347,8 @@ class EmbeddedStream:
             while more:  # a transaction at a time, so that appends pass between
                 deleted, more = await self._change(work)
                 trimmed = trimmed or deleted > 0
+        keep = self._config.trace_batches
+        await self._change(lambda connection: self._tables.forget_arrivals(connection, keep))
         if trimmed:
             self._file_bytes = await self._change(self._tables.shrink)
             self._partitions = await self._change(self._tables.rows)

@@ -24,6 +24,8 @@ from bridge.intervals import Range
 from cloud.database import DatabaseKind, execute_rows, file_bytes, transaction
 from cloud.ranges import RangeTable
 from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
+from cloud.stream import arrivals
+from cloud.stream.arrivals import ARRIVALS_SCHEMA
 from cloud.stream.contract import Entry, GivenUp, Part, Source
 
 __all__ = ["STREAM_KIND", "Partition", "Request", "Stored", "StreamTables"]
@@ -101,7 +103,7 @@ CREATE TABLE meta (
 ) WITHOUT ROWID
 """
 
-STREAM_KIND = DatabaseKind("a Tidegate stream", 0x54475354, 1, _SCHEMA)  # "TGST"
+STREAM_KIND = DatabaseKind("a Tidegate stream", 0x54475354, 1, _SCHEMA, ARRIVALS_SCHEMA)  # "TGST"
 
 _TRIM_ENTRIES = 1000  # a transaction: appends wait for it
 _VACUUM_PAGES = 2048
@@ -174,8 +176,10 @@ class StreamTables:
         before = self.rows()
         try:
             with transaction(connection):
-                entries = self._new_entries(connection, requests, now_us)
+                appended = self._new_entries(connection, requests, now_us)
+                entries = list(chain.from_iterable(appended))
                 self._write_entries(connection, entries)
+                arrivals.write(connection, appended)
                 self.held.write(connection)
                 _write_ledger(connection, requests)
                 _write_cursors(connection, requests)
@@ -195,10 +199,11 @@ class StreamTables:
 
     def _new_entries(
         self, connection: sqlite3.Connection, requests: Sequence[Request], now_us: int
-    ) -> list[Entry]:
-        """Return the entries of all parts not held yet, in order, with their positions."""
-        entries: list[Entry] = []
+    ) -> list[list[Entry]]:
+        """Return by request the entries of all parts not held yet, with their positions."""
+        appended: list[list[Entry]] = []
         for request in requests:
+            entries: list[Entry] = []
             taken: dict[Source, list[Range]] = {}
             for part in request.parts:
                 held = self.held.get(connection, part.gateway, part.epoch)
@@ -225,7 +230,8 @@ class StreamTables:
                 taken.setdefault((part.gateway, part.epoch), []).extend(part.seq_ranges)
             for source, ranges in taken.items():
                 self.held.add(connection, *source, ranges)
-        return entries
+            appended.append(entries)
+        return appended
 
     def _write_entries(self, connection: sqlite3.Connection, entries: list[Entry]) -> None:
         if not entries:
@@ -343,6 +349,11 @@ class StreamTables:
             _write_partitions(connection, {partition: after}, [partition])
         self.partitions[partition] = after
         return last - first + 1, last == first + _TRIM_ENTRIES - 1
+
+    def forget_arrivals(self, connection: sqlite3.Connection, batches_max: int) -> None:
+        """Keep only the newest arrivals."""
+        with transaction(connection):
+            arrivals.prune(connection, batches_max)
 
     def shrink(self, connection: sqlite3.Connection) -> int:
         """Give free pages back once they are many; return the bytes in use."""

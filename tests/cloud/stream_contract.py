@@ -95,6 +95,24 @@ class StreamContract:
 
     # ---- entries ---------------------------------------------------------------------------------
 
+    async def test_an_arrival_is_told_after_its_entries_are_gone(self, engine: Engine) -> None:
+        async with opened(engine) as stream:
+            await stream.append([part(3, [1, 2, 5]), part(4, [3])])
+            await stream.append([part(3, [4])])  # of another lane: it lies between the first ones
+            found = await stream.arrival("gw", EPOCH, 5)
+            assert found is not None
+            assert (found.seq_ranges, found.count) == (((1, 3), (5, 5)), 4)
+            assert [partition for partition, _ in found.places] == [3, 4]
+            between = await stream.arrival("gw", EPOCH, 4)
+            assert between is not None
+            assert (between.seq_ranges, between.count) == (((4, 4),), 1)
+            await stream.trim((await stream.stats()).last_positions)
+            assert await stream.arrival("gw", EPOCH, 5) == found
+        async with opened(engine) as stream:
+            assert await stream.arrival("gw", EPOCH, 5) == found
+            assert await stream.arrival("gw", EPOCH, 6) is None
+            assert await stream.arrival("gw", EPOCH - 1, 5) is None
+
     async def test_an_empty_stream_has_nothing(self, stream: Stream) -> None:
         assert await stream.read(0, 0, **EVERYTHING) == []
         assert await stream.held("gw", EPOCH) == []

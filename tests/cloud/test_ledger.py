@@ -267,9 +267,9 @@ async def test_detail_names_what_is_held_each_sink_and_every_tombstone() -> None
     places = WithSinks(12, [(1, 10)], [stone(11, 12)], past_cursor=[(9, 10)], stored=[(1, 8)])
     report = await balance(places, places, sinks={"alerts": {1: 1}})
     assert report.balanced
+    waiting = "2 waiting (0 at the edge, 2 in the stream)"
     assert report.lines(detail=True) == [
-        "gw fedcba9876543210: 12 assigned = 8 stored + 2 given up"
-        " + 2 waiting (0 at the edge, 2 in the stream)",
+        f"gw fedcba9876543210: 12 assigned = 8 stored + 2 given up + {waiting}",
         "  held by the stream: 10",
         "  sink storage: 8 taken, 2 waiting",
         "  sink alerts: 6 taken, 2 waiting, 2 dead letters",

@@ -97,7 +97,8 @@ async def test_a_full_stream_refuses_and_takes_again_after_trimming(tmp_path: Pa
 
 
 async def test_the_file_does_not_grow_while_it_is_trimmed(tmp_path: Path) -> None:
-    engine = EmbeddedEngine(tmp_path)
+    config = StreamConfig(disk_reserve_bytes=0, trace_batches=50)
+    engine = EmbeddedEngine(tmp_path, config)
     async with opened(engine) as stream:
         sizes = []
         for seq in range(1, 301):
