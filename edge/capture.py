@@ -31,6 +31,7 @@ from mqtt.broker.seams import PublishRun
 from mqtt.reason_codes import ReasonCode
 from mqtt.topics import matches
 from runtime.clock import Clock
+from runtime.logs import limited
 
 __all__ = ["Capture", "CaptureStats", "Committer"]
 
@@ -41,6 +42,7 @@ RUN_BYTES = 128  # what a run may add to the body beside its packets, and holds 
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 5.0
 RELIEF_BYTES = 256 * 1024  # room a lane must have again before clients are asked back
 NEVER = 1 << 62
+LOG_EVERY_S = 10.0
 FULL = int(ReasonCode.QUOTA_EXCEEDED)
 BROKEN = int(ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
 
@@ -223,8 +225,9 @@ class Capture:
             ]
             await self._journal.append(parts)
         except JournalError as error:
-            if not self._failing:
-                log.exception("commit_failed", error=str(error), kind=error.kind)
+            # the text of a JournalError is for operators, a traceback is not
+            line = limited(log, "commit_failed", LOG_EVERY_S)
+            line.error("commit_failed", error=str(error), kind=error.kind)
             return FULL if error.kind == "full" else BROKEN
         except Exception:  # this task's root: a client must get an answer whatever happened
             log.exception("commit_broke")
@@ -254,6 +257,7 @@ class Capture:
     async def _recover(self, code: int) -> None:
         """Refuse everything until the journal can be written again."""
         self._failing = code
+        self._measure()
         while self._gathered_bytes:
             self._settle(self._next_commit(), code)
         while not self._closing:

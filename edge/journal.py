@@ -34,6 +34,7 @@ from edge.journal_schema import ROW_BYTES, JournalError, Row, key_of, row_crc32
 from edge.journal_state import Head, JournalStats, LaneStats
 from edge.journal_tail import Tail
 from runtime.clock import Clock
+from runtime.logs import limited
 
 __all__ = ["Journal", "Part"]
 
@@ -42,6 +43,7 @@ log = structlog.get_logger(component="journal")
 Part: TypeAlias = tuple[Lane, int, bytes]  # lane, count of readings, body
 
 MAINTENANCE_S = 1.0
+LOG_EVERY_S = 10.0
 _REPAIRABLE = ("damaged", "closed")  # "closed": an earlier repair did not get through
 RESERVE_MIN, RESERVE_MAX = 4096, 1 << 20
 RESERVE_PACE_S = 1.0  # a reservation that lasted less is followed by one twice as large
@@ -143,8 +145,11 @@ class Journal:
             JournalError: the journal still cannot be written.
         """
         async with self._writing:
+            state = self._keeper.state
             try:
-                await self._keeper.file.keep_totals(self._keeper.state.lanes)
+                # a seq more, because SQLite does not write what has not changed
+                await self._keeper.file.reserve(state.reserved_seq + 1)
+                state.reserved_seq += 1
                 await self._keeper.survey()
             except JournalError as error:
                 if error.kind not in _REPAIRABLE:
@@ -312,7 +317,7 @@ class Journal:
                 state = self._keeper.state
                 await self._keeper.file.mark_clean(state.last_seq, state.lanes)
         except JournalError as error:
-            log.exception("journal_close", error=str(error))
+            log.error("journal_close_failed", error=str(error))  # noqa: TRY400 - no traceback
         finally:
             async with self._writing, self._reading:
                 with suppress(JournalError):
@@ -437,7 +442,8 @@ class Journal:
             try:
                 await self._maintain_or_repair()
             except JournalError as error:
-                log.warning("journal_maintenance_failed", error=str(error))
+                line = limited(log, "journal_maintenance_failed", LOG_EVERY_S)
+                line.warning("journal_maintenance_failed", error=str(error))
             except Exception:  # the task's root: the journal goes on without its upkeep
                 log.exception("journal_maintenance_broke")
 

@@ -42,6 +42,7 @@ __all__ = [
     "new_path",
     "read_meta",
     "swap_in",
+    "sync_path",
 ]
 
 log = structlog.get_logger(component="journal")
@@ -194,7 +195,7 @@ def _complete_new(
             (lane, gone[lane], meta.last_seq, ROW_BYTES, *lane_keys(lane)),
         )
     boot = boot_row(new, meta.boot_id, meta.created_us)
-    _sync(new_path(path))
+    sync_path(new_path(path))
     new.execute("PRAGMA journal_mode = DELETE")
     new.execute("PRAGMA synchronous = FULL")
     new.execute(
@@ -226,7 +227,7 @@ def swap_in(path: Path, now_us: int) -> Path | None:
     for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     new_path(path).rename(path)
-    _sync(path.parent)
+    sync_path(path.parent)
     return aside
 
 
@@ -250,7 +251,8 @@ def boot_row(connection: sqlite3.Connection, boot_id: str, now_us: int) -> int:
     return int(boot)
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Make a file's contents, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

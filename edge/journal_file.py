@@ -259,6 +259,10 @@ class JournalFile:
 
         return await self._say(0, self._writer.run(pages))
 
+    async def checkpoint(self) -> None:
+        """Write the log back into the database as far as nobody reads from it."""
+        await self._say(0, self._writer.query("PRAGMA wal_checkpoint(PASSIVE)"))
+
     async def restart_log(self) -> None:
         """Empty the log into the database and cut it off; the caller lets nobody read meanwhile."""
         await self._say(0, self._writer.query("PRAGMA wal_checkpoint(TRUNCATE)"))

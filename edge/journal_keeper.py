@@ -25,7 +25,16 @@ from edge.journal_file import JournalFile, Outline
 from edge.journal_schema import ROW_BYTES, JournalError
 from edge.journal_state import JournalState, LaneState
 from edge.journal_tail import Tail
-from edge.limits import WAL_BYTES_MAX, Room, Space, cost_bytes, lane_room_bytes, room_of, slack_of
+from edge.limits import (
+    DISK_FLOOR_BYTES,
+    WAL_BYTES_MAX,
+    Room,
+    Space,
+    cost_bytes,
+    lane_room_bytes,
+    room_of,
+    slack_of,
+)
 from runtime.clock import Clock
 
 __all__ = ["NO_LIMIT", "Keeper", "lane_config"]
@@ -41,6 +50,7 @@ DELETE_ROWS = 512
 TOTALS_BYTES = 16 * 1024 * 1024  # appended between two notes of the totals
 COMPACT_FREE_BYTES = 32 * 1024 * 1024  # free pages worth giving back ...
 COMPACT_USED_BYTES = 2 * 1024 * 1024  # ... once so little is in use that copying it is nothing
+LOW_DISK_BYTES = 32 * 1024 * 1024  # with less than this left to write, care is taken
 LOG_FACTOR = 4  # a log this much longer than its limit was held up by readers, and is cut off
 TOMBSTONES_MAX = 4096  # kept apart; past that neighbours are joined although handed out
 NO_LIMIT = 1 << 62
@@ -194,11 +204,12 @@ class Keeper:
                 await self._evict(lane, size, self.room.reason)
                 await self.survey()
         if need > self.room.bytes:
-            what = "the disk's reserve" if self.room.reason == "evicted-disk" else "file_bytes_max"
-            raise self._full(f"{what} is reached")
+            if self.room.reason == "evicted-disk":
+                raise self._full("the disk's reserve is reached", "free space on the disk")
+            raise self._full("the files have reached file_bytes_max")
 
-    def _full(self, what: str) -> JournalError:
-        hint = f"{what}; raise the limit, or let the lane drop its oldest readings"
+    def _full(self, what: str, way_out: str = "raise the limit") -> JournalError:
+        hint = f"{what}; {way_out}, or let the lane drop its oldest readings"
         return JournalError(self._path, self.state.next_seq, hint, "full")
 
     # --- evictions -------------------------------------------------------------------------------
@@ -318,6 +329,10 @@ class Keeper:
             await self.file.keep_totals(self.state.lanes)
             self._uncounted_bytes = 0
         space = self.space
+        reserve = max(self._config.disk_reserve_bytes, DISK_FLOOR_BYTES)
+        if space.disk_free_bytes < reserve + LOW_DISK_BYTES:
+            # the database takes its pages while it can, so that deleting needs no new ones
+            await self.file.checkpoint()
         compact = (
             space.free_page_bytes >= COMPACT_FREE_BYTES and space.used_bytes <= COMPACT_USED_BYTES
         )

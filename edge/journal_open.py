@@ -32,6 +32,7 @@ from edge.journal_build import (
     new_path,
     read_meta,
     swap_in,
+    sync_path,
 )
 from edge.journal_recovery import Action, Evidence, Header, Owner, decide, wal_lost_frames
 from edge.journal_schema import (
@@ -83,6 +84,8 @@ def lock_journal(path: Path) -> int:
     lock = path.with_suffix(".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in path.absolute().parents[:2]:  # new names survive a power cut as well
+            sync_path(folder)
         held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise _unwritable(path, error) from None

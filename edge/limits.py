@@ -5,6 +5,8 @@ Invariants:
   free in it, and the log is counted at its full size even while it is shorter.
 - The journal never takes the file system below `disk_reserve_bytes`; it may still write into pages
   it holds already.
+- Nor ever so low that it could not write its log back into the database and delete from it: a
+  journal that filled the disk to the last byte could not even make room.
 - The live lane leaves some room for the urgent one.
 """
 
@@ -17,13 +19,23 @@ from edge.config import JournalConfig
 from edge.contract import Lane
 from edge.journal_schema import PAGE_BYTES
 
-__all__ = ["WAL_BYTES_MAX", "Room", "Space", "cost_bytes", "lane_room_bytes", "room_of", "slack_of"]
+__all__ = [
+    "DISK_FLOOR_BYTES",
+    "WAL_BYTES_MAX",
+    "Room",
+    "Space",
+    "cost_bytes",
+    "lane_room_bytes",
+    "room_of",
+    "slack_of",
+]
 
 MIB: Final = 1024 * 1024
 WAL_BYTES_MAX: Final = 4 * MIB + 64 * 1024  # a checkpoint at 1000 pages, and the frames' heads
 OVERFLOW_BYTES: Final = PAGE_BYTES - 4  # of a body on each page but its first
 URGENT_SHARE: Final = 16  # the live lane leaves 1/16 of the journal, at most 64 MiB, to urgent
 URGENT_BYTES_MAX: Final = 64 * MIB
+DISK_FLOOR_BYTES: Final = 2 * WAL_BYTES_MAX  # left free whatever the reserve
 COST_MARGIN_BYTES: Final = MIB // 4  # what rounding up to pages may add to all that waits
 
 
@@ -54,7 +66,8 @@ def room_of(space: Space, config: JournalConfig) -> Room:
     """Return how many bytes of pages may be written before a limit is reached."""
     by_size = config.file_bytes_max - max(space.wal_bytes, WAL_BYTES_MAX) - space.used_bytes
     log_growth = max(0, WAL_BYTES_MAX - space.wal_bytes)
-    disk = space.disk_free_bytes - config.disk_reserve_bytes - log_growth
+    reserve = max(config.disk_reserve_bytes, DISK_FLOOR_BYTES)
+    disk = space.disk_free_bytes - reserve - log_growth
     by_disk = space.free_page_bytes + max(0, disk)
     if by_disk < by_size:
         return Room(by_disk, "evicted-disk")

@@ -347,6 +347,16 @@ async def test_a_failed_commit_refuses_until_the_journal_works_again(
         assert len(disk.commits) == 1
 
 
+async def test_a_failure_with_nothing_behind_it_refuses_what_comes() -> None:
+    disk, answers = Disk(), Answers()
+    disk.failures = [io_error()]
+    async with capturing(disk) as capture:
+        capture.take(run_of(settled=answers))
+        await answers.until(1)
+        assert capture.take(run_of(settled=answers)) == 0x83
+        assert answers.codes == [0x83]
+
+
 async def test_an_unforeseen_fault_is_an_answer_too() -> None:
     disk, answers = Disk(), Answers()
     disk.failures = [ZeroDivisionError()]
