@@ -21,13 +21,16 @@ While a batch is suspect only one batch is in flight. A suspect's readings are s
 one and no faster than the back-off allows, so a cloud that refuses everything cannot empty a
 journal into the dead letters. docs/link-format.md section 1.
 
-The window. On a slow link everything in flight stands in front of what comes next, an urgent
-reading included. So the window is what the link moves in IN_FLIGHT_S (or three round trips, if
-that is more), measured by what is acknowledged while something is in flight, within a floor that
-lets it grow again and the ceiling that is configured.
+Backlog. `split` makes everything that lies in the journal's live lane backlog: the live cursor
+jumps past it, and the backlog's goes through what was left out, up to `backlog_end`. What has been
+acknowledged in between (by the live lane, after an earlier split) is in `settled` and is not sent
+again. So the journal's live lane is acknowledged in two places at once, and `Durable` speaks of a
+range: what may be forgotten is that range, never all up to its end.
 
 Invariants: acked_seq <= sent_seq in each lane; `acked_seq` never falls; a lane's batches of one
 generation are contiguous: the first begins at `acked_seq`, each next where the one before ends.
+Backlog: sent_seq <= backlog_end <= the live lane's acked_seq. Every seq up to the live lane's
+acked_seq is settled, or lies between the backlog's acked_seq and backlog_end.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol, TypeAlias
 
-from bridge.envelope import Mode, Tombstone
+from bridge.envelope import LinkLane, Mode, Tombstone
+from bridge.intervals import IntervalSet
+from bridge.link_speed import LinkSpeed
 
 __all__ = [
     "DecorrelatedJitter",
@@ -56,11 +61,8 @@ __all__ = [
 SUCCESS = 0x00
 PAYLOAD_FORMAT_INVALID = 0x99
 PACKET_TOO_LARGE = 0x95
-IN_FLIGHT_S = 2.0
-WINDOW_BYTES_MIN = 32 * 1024
-WINDOW_BYTES_FIRST = 64 * 1024  # until the link's speed is known
 _STRUCTURED_FAILURES_MAX = 3
-_RATE_EVERY_S = 0.05  # shortest time over which speed is measured
+_URGENT_WINDOWS = 2  # an urgent batch goes although others fill the window
 
 
 class Rng(Protocol):
@@ -142,12 +144,13 @@ class Sent:
 
 @dataclass(slots=True, frozen=True)
 class Durable:
-    """Everything of `lane` up to `seq` is safe in the cloud, and so are these tombstones."""
+    """Everything of `lane` past `after_seq` up to `seq` is safe in the cloud, and these stones."""
 
     lane: int
     seq: int
     readings: int
     tombstones: Sequence[Tombstone]
+    after_seq: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -205,20 +208,19 @@ class UplinkState:
         endpoint: Index of the endpoint in use or to dial next.
         last_error: What last went wrong, one line; "" while nothing has.
         refusals: Batches refused so far, not counting those in a refusal's wake.
+        speed: What the link of this connection moves.
+        settled: Seqs of the journal's live lane that are settled, by whichever cursor.
+        backlog_end: The last seq of the backlog; None while there is none.
     """
 
-    def __init__(self, limits: UplinkLimits, lanes: int, endpoints: int, rng: Rng) -> None:
+    def __init__(self, limits: UplinkLimits, endpoints: int, rng: Rng) -> None:
         self._limits = limits
-        self._lanes = [_LaneCursor() for _ in range(lanes)]
+        self._lanes = [_LaneCursor() for _ in LinkLane]
         self._endpoints = endpoints
         self._backoff = DecorrelatedJitter(limits.backoff_min_s, limits.backoff_max_s, rng)
         self._in_flight: list[Sent] = []
         self._bytes_in_flight = 0
         self._window_batches = limits.window_batches
-        self._rate_bytes_s: float | None = None  # acknowledged, while something is in flight
-        self._round_trip_s = 0.0  # the shortest on this connection
-        self._busy_since_s = 0.0  # when `_busy_bytes` was last 0
-        self._busy_bytes = 0
         self._packet_bytes_max: int | None = None
         self._setting_aside = False
         self._fresh = True
@@ -229,6 +231,9 @@ class UplinkState:
         self._hold_until_s = 0.0
         self._dial_at_s = 0.0
         self._got_through = False  # something was acknowledged on this connection
+        self.speed = LinkSpeed(limits.window_bytes)
+        self.settled = IntervalSet()
+        self.backlog_end: int | None = None
         self.connected = False
         self.generation = 0
         self.endpoint = 0
@@ -259,8 +264,7 @@ class UplinkState:
         self._got_through = False
         self._plain = False
         self._structured_failures = 0
-        self._rate_bytes_s = None
-        self._round_trip_s = 0.0
+        self.speed.reset()
         self._progress_s = now_s
 
     def connection_lost(self, now_s: float, cause: str, reason_code: int = 0) -> list[UplinkEvent]:
@@ -318,27 +322,66 @@ class UplinkState:
         """Return True while a refusal makes the uplink wait."""
         return now_s < self._hold_until_s
 
-    def can_send(self, now_s: float) -> bool:
-        """Return True when the window has room for a batch."""
+    def in_flight(self, lane: int) -> bool:
+        """Return True while a batch of `lane` has no answer."""
+        return bool(self._lanes[lane].chain)
+
+    def can_send(self, now_s: float, lane: int = LinkLane.LIVE) -> bool:
+        """Return True when the window has room for a batch of `lane`."""
         if not self.connected or self._setting_aside or now_s < self._hold_until_s:
             return False
         if not self._in_flight:
             return True
         if any(lane.suspect is not None for lane in self._lanes):
             return False
+        windows = _URGENT_WINDOWS if lane == LinkLane.URGENT else 1
         return (
             len(self._in_flight) < self._window_batches
-            and self._bytes_in_flight < self.window_bytes
+            and self._bytes_in_flight < self.window_bytes * windows
         )
 
     @property
     def window_bytes(self) -> int:
         """How many bytes may be in flight on this link; the batch that passes it still goes."""
-        most = self._limits.window_bytes
-        if self._rate_bytes_s is None:
-            return min(most, WINDOW_BYTES_FIRST)
-        wanted = self._rate_bytes_s * max(IN_FLIGHT_S, 3 * self._round_trip_s)
-        return min(most, max(WINDOW_BYTES_MIN, int(wanted)))
+        return self.speed.window_bytes
+
+    # ---- backlog
+
+    def split(self, last_seq: int) -> bool:
+        """Make all that waits in the live lane up to `last_seq` backlog.
+
+        Returns:
+            False, and nothing changed, while live batches are in flight or one is suspect.
+        """
+        live, backlog = self._lanes[LinkLane.LIVE], self._lanes[LinkLane.BACKLOG]
+        if live.chain or live.suspect is not None or last_seq <= live.acked_seq:
+            return False
+        if self.backlog_end is None:
+            backlog.acked_seq = backlog.sent_seq = live.acked_seq
+        self.backlog_end = last_seq
+        live.acked_seq = live.sent_seq = last_seq
+        return True
+
+    def backlog_read_out(self) -> list[UplinkEvent]:
+        """Note that the journal has no reading of the backlog past what was sent.
+
+        Returns:
+            Once all of it is answered: that everything up to its end is settled.
+        """
+        backlog = self._lanes[LinkLane.BACKLOG]
+        end = self.backlog_end
+        if end is None or backlog.chain or self._setting_aside:
+            return []
+        after_seq, backlog.acked_seq = backlog.acked_seq, end
+        backlog.sent_seq = end
+        backlog.suspect = None
+        self.backlog_end = None
+        self._settle(LinkLane.BACKLOG, after_seq, end)
+        return [Durable(LinkLane.BACKLOG, end, 0, [], after_seq)]
+
+    def _settle(self, lane: int, after_seq: int, seq: int) -> None:
+        if lane != LinkLane.URGENT and seq > after_seq:
+            self.settled.add(after_seq + 1, seq)
 
     def grant(self, lane: int, mode: int = Mode.COLUMNAR) -> Grant:
         """Return leave to make the next batch of `lane`; call only when `can_send`.
@@ -349,7 +392,8 @@ class UplinkState:
         """
         cursor = self._lanes[lane]
         limits = self._limits
-        readings_max = max(1, limits.batch_readings >> self._shrink)
+        readings_max = self.speed.batch_readings(limits.batch_readings)
+        readings_max = max(1, readings_max >> self._shrink)
         suspect = cursor.suspect
         plain = self._plain
         if suspect is not None:
@@ -387,8 +431,10 @@ class UplinkState:
             grant.mode, grant.generation, now_s, tombstones,
         )  # fmt: skip
         if not self._in_flight:
-            self._progress_s = self._busy_since_s = now_s
-            self._busy_bytes = 0
+            self._progress_s = now_s
+            self.speed.began(now_s)
+        if count:
+            self.speed.encoded(batch_bytes, count)
         self._in_flight.append(sent)
         self._bytes_in_flight += batch_bytes
         cursor = self._lanes[grant.lane]
@@ -427,6 +473,7 @@ class UplinkState:
         cursor = self._lanes[event.lane]
         assert cursor.acked_seq == event.after_seq
         cursor.acked_seq = cursor.sent_seq = event.last_seq
+        self._settle(event.lane, event.after_seq, event.last_seq)
         cursor.chain.clear()
         self._clear_suspect(cursor)
         self._setting_aside = False
@@ -454,7 +501,8 @@ class UplinkState:
             self._backoff.reset()
             self._got_through = True
             self._shrink = max(0, self._shrink - 1)
-            self._measure(sent, now_s)
+            idle = not self._in_flight
+            self.speed.acknowledged(sent.bytes, sent.sent_s, now_s, idle=idle)
             sent.durable = True
             return self._advance(sent.lane)
         if sent.generation != self.generation:
@@ -495,24 +543,13 @@ class UplinkState:
 
     # ---- inner
 
-    def _measure(self, sent: Sent, now_s: float) -> None:
-        """Take the link's speed from what was acknowledged since it was last idle or measured."""
-        took_s = now_s - sent.sent_s
-        self._round_trip_s = min(self._round_trip_s or took_s, took_s)
-        self._busy_bytes += sent.bytes
-        busy_s = now_s - self._busy_since_s
-        if busy_s >= _RATE_EVERY_S:
-            rate = self._busy_bytes / busy_s
-            known = self._rate_bytes_s
-            self._rate_bytes_s = rate if known is None else (known + rate) / 2
-            self._busy_since_s, self._busy_bytes = now_s, 0
-
     def _advance(self, lane: int) -> list[UplinkEvent]:
         cursor = self._lanes[lane]
         chain = cursor.chain
         readings = 0
         tombstones: list[Tombstone] = []
         moved = False
+        after_seq = cursor.acked_seq
         while chain and chain[0].durable:
             done = chain.popleft()
             cursor.acked_seq = done.last_seq
@@ -522,7 +559,8 @@ class UplinkState:
         if not moved:
             return []
         self._clear_suspect(cursor)
-        return [Durable(lane, cursor.acked_seq, readings, tombstones)]
+        self._settle(lane, after_seq, cursor.acked_seq)
+        return [Durable(lane, cursor.acked_seq, readings, tombstones, after_seq)]
 
     def _clear_suspect(self, cursor: _LaneCursor) -> None:
         suspect = cursor.suspect

@@ -248,7 +248,15 @@ class UplinkConfig:
         unit="s",
         minimum=1,
         help="Readings that wait for longer than this are sent marked as historical: they are "
-        "stored as all others and never raise an alert as if they were live.",
+        "stored as all others and never raise an alert as if they were live. Once the oldest waits "
+        "for longer, all that lies in the journal drains as backlog, behind what comes in.",
+    )
+    backlog_share: float = setting(
+        0.3,
+        minimum=0.05,
+        maximum=0.95,
+        help="Share of the link's bytes that a backlog gets while live readings want them too; "
+        "what either does not use the other may.",
     )
     zstd_level: int = setting(
         3, minimum=1, maximum=19, help="Effort of compression: higher is smaller and slower."

@@ -64,16 +64,19 @@ class JournalReader(Protocol):
         """Return after the next commit or tombstone."""
         ...
 
-    async def read(self, lane: Lane, after_seq: int, *, bytes_max: int) -> list[Commit]:
+    async def read(
+        self, lane: Lane, after_seq: int, *, bytes_max: int, through_seq: int | None = None
+    ) -> list[Commit]:
         """Return commits with readings past `after_seq`, oldest first; at least one if any.
 
         Recent ones come from a bounded tail in memory, older ones from disk. The first commit
-        may begin before `after_seq`: the caller skips what it has had.
+        may begin before `after_seq`: the caller skips what it has had. None begins after
+        `through_seq`. What was trimmed out of order may come again.
         """
         ...
 
-    async def trim(self, lane: Lane, up_to_seq: int) -> None:
-        """Forget readings of `lane` up to `up_to_seq`: the cloud has made them durable."""
+    async def trim(self, lane: Lane, up_to_seq: int, *, after_seq: int = 0) -> None:
+        """Forget readings of `lane` past `after_seq` up to `up_to_seq`: the cloud has them."""
         ...
 
     async def set_aside(

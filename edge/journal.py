@@ -179,11 +179,14 @@ class Journal:
         self._waiters.append(waiter)
         await waiter
 
-    async def read(self, lane: Lane, after_seq: int, *, bytes_max: int) -> list[Commit]:
+    async def read(
+        self, lane: Lane, after_seq: int, *, bytes_max: int, through_seq: int | None = None
+    ) -> list[Commit]:
         """Return commits with readings past `after_seq`, oldest first; at least one if any.
 
         Recent ones come from a bounded tail in memory, older ones from disk. The first commit
-        may begin before `after_seq`: the caller skips what it has had.
+        may begin before `after_seq`: the caller skips what it has had. None begins after
+        `through_seq`. What was trimmed out of order may come again.
 
         Raises:
             JournalError: the disk could not be read; a damaged file is replaced meanwhile.
@@ -191,13 +194,14 @@ class Journal:
         while self.pending(lane, after_seq):
             state = self._keeper.state.lanes[lane]
             after = max(after_seq, state.gone_seq)
-            found = self._tail.read(lane, after, bytes_max)
+            through = state.last_seq if through_seq is None else min(through_seq, state.last_seq)
+            found = self._tail.read(lane, after, bytes_max, through)
             if found is not None:
                 return found
             file = self._keeper.file
             try:
                 async with self._reading:
-                    rows = await file.read(lane, after, state.last_seq, bytes_max)
+                    rows = await file.read(lane, after, through, bytes_max)
             except JournalError as error:
                 if error.kind not in _REPAIRABLE or self._closing:
                     raise
@@ -206,14 +210,14 @@ class Journal:
                         await self._repair(error)
                 continue
             commits = _checked(lane, rows)
-            if commits:
+            if commits or (not rows and (through < state.last_seq or state.ahead)):
                 return commits
             await self._give_up_unreadable(lane, after, rows)
         return []
 
-    async def trim(self, lane: Lane, up_to_seq: int) -> None:
-        """Forget readings of `lane` up to `up_to_seq`: the cloud has made them durable."""
-        self._keeper.trim(lane, up_to_seq)
+    async def trim(self, lane: Lane, up_to_seq: int, *, after_seq: int = 0) -> None:
+        """Forget readings of `lane` past `after_seq` up to `up_to_seq`: the cloud has them."""
+        self._keeper.trim(lane, up_to_seq, after_seq)
         if self._keeper.trim_due():
             self._due.set()
 
@@ -417,6 +421,7 @@ class Journal:
         rows = [
             _row(c.lane, c.first_seq, c.count, c.time_us, state.boot, boot_us, c.body)
             for c in self._tail
+            if not state.lanes[c.lane].ahead.covers(c.first_seq, c.first_seq + c.count - 1)
         ]
         async with self._reading:
             with suppress(JournalError):

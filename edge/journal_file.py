@@ -51,6 +51,10 @@ _OUTLINE = (
     "SELECT key, count, bytes, time_us, boot, boot_us FROM commits WHERE key BETWEEN ? AND ?"
     " ORDER BY key LIMIT ?"
 )
+_OUTLINE_WITHIN = (
+    "SELECT key, count, bytes, time_us, boot, boot_us FROM commits WHERE key BETWEEN ? AND ?"
+    " AND key + count - 1 <= ? ORDER BY key LIMIT ?"
+)
 _SET_LANE = "UPDATE lanes SET gone_seq = ?, counted_seq = ?, readings = ?, bytes = ? WHERE lane = ?"
 
 
@@ -119,6 +123,13 @@ class JournalFile:
         rows = await self._say(0, self._writer.query(_OUTLINE, (low, high, limit)))
         return [Outline(Head(key - low, count, *when), size) for key, count, size, *when in rows]
 
+    async def outlines_within(self, lane: Lane, first: int, last: int, limit: int) -> list[Outline]:
+        """Return the oldest rows of a lane that lie wholly within a range of seqs."""
+        low, _ = lane_keys(lane)
+        bounds = (low + first, low + last, low + last, limit)
+        rows = await self._say(0, self._writer.query(_OUTLINE_WITHIN, bounds))
+        return [Outline(Head(key - low, count, *when), size) for key, count, size, *when in rows]
+
     async def read(
         self, lane: Lane, after_seq: int, through_seq: int, bytes_max: int
     ) -> list[tuple[Any, ...]]:
@@ -170,10 +181,33 @@ class JournalFile:
             statements.append((sql, (low, low + through_key_seq)))
         statements += [self._set_lane(lane, state), (_OUTLINE, (low, high, 1))]
         *_, rows = await self._say(0, self._writer.transact(statements))
-        if not rows:
-            return None
-        key, count, _, *when = rows[0]
-        return Head(key - low, count, *when)
+        return _head(low, rows)
+
+    async def delete_ahead(
+        self, lane: Lane, rows: Sequence[Outline], state: LaneState, last_seq: int
+    ) -> Head | None:
+        """Delete rows of a lane although older ones stay.
+
+        Args:
+            lane: Which lane.
+            rows: Which rows; what lies between the first and the last of them goes too.
+            state: The lane as it is afterwards; written in the same transaction.
+            last_seq: The highest seq given out; written in the same transaction, for no row may
+                be left that tells of it.
+
+        Returns:
+            The oldest row that is left.
+        """
+        low, high = lane_keys(lane)
+        bounds = (low + rows[0].head.first_seq, low + rows[-1].head.first_seq)
+        statements: list[Statement] = [
+            ("UPDATE meta SET last_seq = max(last_seq, ?)", (last_seq,)),
+            ("DELETE FROM commits WHERE key BETWEEN ? AND ?", bounds),
+            self._set_lane(lane, state),
+            (_OUTLINE, (low, high, 1)),
+        ]
+        *_, rest = await self._say(0, self._writer.transact(statements))
+        return _head(low, rest)
 
     async def give_up_row(self, lane: Lane, state: LaneState, tombstone: Tombstone) -> Head | None:
         """Move one row that does not check to the dead letters, with its tombstone."""
@@ -285,6 +319,14 @@ class JournalFile:
             raise error_of(self._path, seq, error) from error
         except ValueError:  # aiosqlite's word for a connection that was closed
             raise JournalError(self._path, seq, "is closed", "closed") from None
+
+
+def _head(low: int, rows: Sequence[Sequence[Any]]) -> Head | None:
+    """Return the row that `_OUTLINE` found, if it did."""
+    if not rows:
+        return None
+    key, count, _, *when = rows[0]
+    return Head(key - low, count, *when)
 
 
 _INSERTS = {

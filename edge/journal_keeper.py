@@ -1,9 +1,15 @@
 """What leaves the journal: trims, evictions with their tombstones, and the room they make.
 
 Theory of operation. A trim only moves the lane's `gone_seq`; its rows are deleted later, many in
-one transaction, so that an acknowledgement from the cloud costs no sync. A limit that is reached
-evicts the oldest rows of a lane that drops, a little more than is needed. Deleted pages are written
-again before the file grows; once next to nothing is in use, the file is rewritten small.
+one transaction, so that an acknowledgement from the cloud costs no sync. While the uplink drains a
+backlog, live readings past it are acknowledged first: they are remembered as `ahead`, and their
+rows are deleted where they lie. Only whole rows go, so a crash at any point leaves what was not
+acknowledged, and at most something that was; and the transaction keeps the highest seq given out,
+which the rows it deletes may have been the last to tell of.
+
+A limit that is reached evicts the oldest rows of a lane that drops, a little more than is needed.
+Deleted pages are written again before the file grows; once next to nothing is in use, the file is
+rewritten small.
 
 Invariants:
 - The caller holds the journal's writing lock in every coroutine.
@@ -95,21 +101,29 @@ class Keeper:
         self._tail = tail
         self._handed_out = 0  # tombstones at the front of the list that the uplink has seen
         self._flush_at_s: dict[Lane, float] = {}  # when trims not yet carried out are to be
+        self._kept_gone_seq: dict[Lane, int] = {}  # as the file has it
         self._trimmed_bytes = 0
         self._uncounted_bytes = 0
 
     # --- trims -----------------------------------------------------------------------------------
 
-    def trim(self, lane: Lane, up_to_seq: int) -> None:
-        """Take note that readings of `lane` up to a seq are safe in the cloud; needs no lock."""
+    def trim(self, lane: Lane, up_to_seq: int, after_seq: int = 0) -> None:
+        """Take note that readings of `lane` in a range are safe in the cloud; needs no lock."""
         state = self.state.lanes[lane]
-        up_to_seq = min(up_to_seq, state.last_seq)
-        if up_to_seq <= state.gone_seq:
+        up_to_seq = min(up_to_seq, self.state.last_seq)
+        if up_to_seq <= state.gone_seq or up_to_seq <= after_seq:
+            return
+        if after_seq > state.gone_seq:
+            state.ahead.add(after_seq + 1, up_to_seq)
+            at_s = self._clock.monotonic_s() + TRIM_DELAY_S
+            self._flush_at_s.setdefault(lane, at_s)
             return
         in_tail = self._tail.after(lane) <= state.gone_seq
+        deleted = state.deleted.copy()
         state.gone_seq = up_to_seq
+        state.absorb_ahead()
         before = self._tail.bytes
-        readings = self._tail.forget(lane, up_to_seq)
+        readings = self._tail.forget(lane, state.gone_seq, deleted)
         self._trimmed_bytes += before - self._tail.bytes
         state.trimmed += readings
         # rows that only the disk has are not counted until deleted: sooner, for true figures
@@ -137,11 +151,35 @@ class Keeper:
         rows = await self.file.outlines(lane, DELETE_ROWS)
         dead = [row for row in rows if row.head.first_seq + row.head.count - 1 <= gone_seq]
         chosen = _of_bytes(dead, DELETE_BYTES)
-        await self._delete(lane, chosen, gone_seq, ())
+        if chosen or gone_seq != self._kept_gone_seq.get(lane):
+            await self._delete(lane, chosen, gone_seq, ())
+            self._kept_gone_seq[lane] = gone_seq
         more = len(chosen) < len(dead) or len(dead) == DELETE_ROWS
+        if not more:
+            more = await self._flush_ahead(lane)
         if more:
             self._flush_at_s[lane] = self._clock.monotonic_s()
         return more
+
+    async def _flush_ahead(self, lane: Lane) -> bool:
+        """Delete some rows trimmed out of order; return True when there may be more."""
+        state = self.state.lanes[lane]
+        for first, last in state.ahead.ranges():
+            rows = await self.file.outlines_within(lane, first, last, DELETE_ROWS)
+            if not rows:
+                continue
+            chosen = _of_bytes(rows, DELETE_BYTES)
+            after = _without(state, chosen, state.gone_seq)
+            state.head = await self.file.delete_ahead(lane, chosen, after, self.state.last_seq)
+            state.readings, state.bytes = after.readings, after.bytes
+            end = chosen[-1].head.first_seq + chosen[-1].head.count - 1
+            if end > state.gone_seq:
+                state.deleted.add(max(chosen[0].head.first_seq, state.gone_seq + 1), end)
+            else:  # `gone_seq` has risen over it meanwhile, and counted it
+                dead = sum(row.head.count for row in chosen)
+                state.trimmed = max(0, state.trimmed - dead)
+            return True
+        return False
 
     # --- room ------------------------------------------------------------------------------------
 
@@ -251,7 +289,9 @@ class Keeper:
         for row in rows:
             head = row.head
             kept_from = max(head.first_seq, gone_seq + 1)
-            count = max(0, head.first_seq + head.count - kept_from)
+            last_seq = head.first_seq + head.count - 1
+            missing = self.state.lanes[lane].ahead.missing(kept_from, last_seq)
+            count = sum(last - first + 1 for first, last in missing)
             if count and not lost:
                 first_seq = kept_from
             lost += count
@@ -287,7 +327,8 @@ class Keeper:
         if (newest.lane, newest.reason) != (tombstone.lane, tombstone.reason):
             return tombstone
         # what was trimmed in between is not lost
-        if newest.last_seq < self.state.lanes[tombstone.lane].gone_seq:
+        state = self.state.lanes[tombstone.lane]
+        if newest.last_seq < state.gone_seq or state.ahead:
             return tombstone
         if len(tombstones) <= self._handed_out and len(tombstones) <= TOMBSTONES_MAX:
             return tombstone
@@ -347,14 +388,10 @@ class Keeper:
         """Delete the oldest rows of a lane, and keep `gone_seq` with them."""
         state = self.state.lanes[lane]
         through = rows[-1].head.first_seq if rows else -1
-        after = LaneState(
-            state.last_seq,
-            gone_seq,
-            state.readings - sum(row.head.count for row in rows),
-            state.bytes - sum(row.bytes + ROW_BYTES for row in rows),
-        )
+        after = _without(state, rows, gone_seq)
         head = await self.file.delete(lane, through, after, tombstones)
         state.gone_seq = max(state.gone_seq, gone_seq)
+        state.absorb_ahead()
         state.head = head
         # a damaged count may have been taken for true: an empty lane holds nothing
         state.readings = after.readings if head else 0
@@ -362,6 +399,16 @@ class Keeper:
         dead = sum(row.head.count for row in rows)
         state.trimmed = max(0, state.trimmed - dead) if head else 0
         self._tail.forget(lane, gone_seq)
+
+
+def _without(state: LaneState, rows: Sequence[Outline], gone_seq: int) -> LaneState:
+    """Return what a lane is kept as once rows of it are deleted."""
+    return LaneState(
+        state.last_seq,
+        gone_seq,
+        state.readings - sum(row.head.count for row in rows),
+        state.bytes - sum(row.bytes + ROW_BYTES for row in rows),
+    )
 
 
 def _of_bytes(rows: Sequence[Outline], size: int) -> list[Outline]:

@@ -4,6 +4,8 @@ Invariants:
 - `next_seq > last_seq`, and `next_seq <= reserved_seq + 1`: no seq is given out that the file has
   not reserved durably before.
 - A lane's `gone_seq` never falls; readings of the lane up to it are trimmed, evicted or lost.
+- `ahead` lies past `gone_seq` and never touches it: readings trimmed out of order. `deleted` is
+  the part of it whose rows the file does not have any more.
 - `readings` and `bytes` of a lane are those of the rows on disk, exactly.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from bridge.intervals import IntervalSet
 from edge.contract import Lane, Tombstone
 from edge.journal_schema import ROW_BYTES
 
@@ -46,6 +49,17 @@ class LaneState:
     bytes: int = 0  # bodies, and ROW_BYTES a row
     head: Head | None = None  # None = no rows
     trimmed: int = 0  # of `readings`: known to be gone, their rows not yet deleted
+    ahead: IntervalSet = field(default_factory=IntervalSet)
+    deleted: IntervalSet = field(default_factory=IntervalSet)
+
+    def absorb_ahead(self) -> None:
+        """Let `gone_seq` rise over what was trimmed out of order and touches it now."""
+        for ranges in (self.ahead, self.deleted):
+            ranges.discard(0, self.gone_seq)
+        while self.ahead and self.ahead.ranges()[0][0] == self.gone_seq + 1:
+            first, self.gone_seq = self.ahead.ranges()[0]
+            self.ahead.discard(first, self.gone_seq)
+            self.deleted.discard(first, self.gone_seq)
 
     def depth(self) -> int:
         """Return how many readings are not gone; rows about to be deleted may still count."""
@@ -55,7 +69,7 @@ class LaneState:
         head = self.head
         if not self.trimmed and head and head.first_seq <= self.gone_seq:
             part = min(head.count, self.gone_seq - head.first_seq + 1)
-        return self.readings - self.trimmed - part
+        return max(0, self.readings - self.trimmed - part)
 
 
 @dataclass(slots=True)

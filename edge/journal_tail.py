@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 
+from bridge.intervals import IntervalSet
 from edge.contract import Commit, Lane
 
 __all__ = ["Tail"]
@@ -48,8 +49,13 @@ class Tail:
         while self.bytes > self._bytes_max:
             self._pop(self._oldest_lane())
 
-    def read(self, lane: Lane, after_seq: int, bytes_max: int) -> list[Commit] | None:
-        """Return commits past `after_seq`, or None when they begin before the tail."""
+    def read(
+        self, lane: Lane, after_seq: int, bytes_max: int, through_seq: int
+    ) -> list[Commit] | None:
+        """Return commits past `after_seq`, or None when they begin before the tail.
+
+        None of them begins after `through_seq`.
+        """
         if after_seq < self._after[lane]:
             return None
         commits = self._commits[lane]
@@ -58,17 +64,25 @@ class Tail:
         size = 0
         while at < len(commits) and size < bytes_max:
             commit = commits[at]
+            if commit.first_seq > through_seq:
+                break
             size += len(commit.body)
             found.append(commit)
             at += 1
         return found
 
-    def forget(self, lane: Lane, up_to_seq: int) -> int:
-        """Drop commits of a lane that are gone up to a seq; return how many readings they had."""
+    def forget(self, lane: Lane, up_to_seq: int, deleted: IntervalSet | None = None) -> int:
+        """Drop commits of a lane that are gone up to a seq.
+
+        Returns:
+            How many readings they had, without those of rows that are `deleted` already.
+        """
         lasts = self._lasts[lane]
         readings = 0
         while self._starts[lane] < len(lasts) and lasts[self._starts[lane]] <= up_to_seq:
-            readings += self._commits[lane][self._starts[lane]].count
+            commit = self._commits[lane][self._starts[lane]]
+            if not deleted or commit.first_seq not in deleted:
+                readings += commit.count
             self._pop(lane)
         return readings
 

@@ -9,10 +9,12 @@ Invariant: `seqs`, and with it every column, rises; what was taken is never give
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, compress
 from operator import add
+from typing import Any
 
 from bridge.devices import DeviceIds
+from bridge.intervals import IntervalSet
 from bridge.readings import FLAG_PROPERTIES, FLAG_RETAIN, Readings, Source
 from edge.contract import Commit
 from edge.segments import Segment, SegmentError, unpack_body
@@ -83,8 +85,8 @@ class ReadingsBuffer:
         self._payloads: list[bytes] = []
         self._properties: list[bytes] = []
 
-    def fill(self, commit: Commit, after_seq: int) -> None:
-        """Add a commit's readings past `after_seq`.
+    def fill(self, commit: Commit, after_seq: int, settled: IntervalSet | None = None) -> None:
+        """Add a commit's readings past `after_seq` that are not `settled`.
 
         Raises:
             CommitError: its body is no row of publishes, or not as many as it says.
@@ -114,6 +116,17 @@ class ReadingsBuffer:
         skip = after_seq - commit.first_seq + 1
         if skip > 0:
             self._drop(before, before + skip)
+        if settled:
+            self._drop_settled(before, settled)
+
+    def _drop_settled(self, before: int, settled: IntervalSet) -> None:
+        """Leave out, of the readings from `before` on, those the cloud has."""
+        seqs = self._seqs[before:]
+        if not seqs or not settled.overlaps(seqs[0], seqs[-1]):
+            return
+        wanted = [seq not in settled for seq in seqs]
+        for column in self._columns():
+            column[before:] = compress(column[before:], wanted)
 
     def _fill_segment(self, segment: Segment) -> None:
         parts = parse_publishes(segment.frames, segment.version)
@@ -151,7 +164,7 @@ class ReadingsBuffer:
         by_topic[topic] = len(self._sources)
         self._sources.append((name, self._device_ids.device(name, client_id)))
 
-    def _columns(self) -> tuple[list[int] | list[bytes], ...]:
+    def _columns(self) -> tuple[list[Any], ...]:
         return (
             self._seqs,
             self._index,

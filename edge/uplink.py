@@ -23,6 +23,7 @@ import structlog
 
 from bridge.batch import Encoder, EntryEncoder
 from bridge.devices import DeviceIds
+from bridge.envelope import LinkLane
 from bridge.errors import LinkError
 from bridge.readings import Readings
 from bridge.uplink_state import (
@@ -36,10 +37,10 @@ from bridge.uplink_state import (
     UplinkState,
 )
 from edge.config import Endpoint, UplinkConfig
-from edge.contract import JournalReader, Lane, Tombstone
+from edge.contract import JournalReader, Tombstone
 from edge.readings import CommitError, packet_bytes
 from edge.uplink_connection import ConnectionOptions, UplinkConnection, tls_context
-from edge.uplink_reader import LaneReader
+from edge.uplink_lanes import TICK_S, UplinkLanes, journal_lane
 from edge.uplink_settle import Settler, link_tombstones
 from edge.uplink_status import UplinkStatus
 from runtime.clock import Clock
@@ -47,9 +48,7 @@ from runtime.logs import limited
 
 __all__ = ["Uplink"]
 
-_TICK_S = 1.0  # how often bytes on their way are looked at
 _STOP_S = 2.0  # how long a stop waits for answers
-_BEHIND_S = 1.0  # readings this much older than linger are backlog: nothing is gained by waiting
 _RATE_WINDOW_S = 10.0
 _LOG_EVERY_S = 30.0
 _NOTHING = Readings(range(0), [], [], [], [], [], [])
@@ -87,9 +86,9 @@ class Uplink:
         self._backlog = backlog or self._estimated_backlog
         self._endpoints = [Endpoint.parse(url) for url in config.endpoints]
         self._state = UplinkState(
-            config.limits, len(Lane), max(1, len(self._endpoints)), rng or random.SystemRandom()
+            config.limits, max(1, len(self._endpoints)), rng or random.SystemRandom()
         )
-        self._readers = [LaneReader(journal, lane, device_ids) for lane in Lane]
+        self._lanes = UplinkLanes(journal, config, device_ids, self._state)
         self._resolution_us = max(1, round(config.time_resolution_ms * 1000))
         self._encoder = Encoder(
             gateway, journal.epoch, resolution_us=self._resolution_us, level=config.zstd_level
@@ -97,8 +96,6 @@ class Uplink:
         self._connection: UplinkConnection | None = None
         self._sent: dict[int, tuple[Sent, int]] = {}  # by packet id, with its packet_bytes
         self._asides: list[tuple[SetAside, bytes]] = []  # to do; b"" = encode the readings
-        self._waiting_since_s: list[float | None] = [None] * len(Lane)
-        self._behind = [False] * len(Lane)
         self._settler = Settler(journal)
         self._acked_mark = 0  # the peer's TCP count at the last look
         self._status = UplinkStatus()
@@ -226,8 +223,7 @@ class Uplink:
             await self._finish_asides()
             self._wake.clear()
             now_s = self._clock.monotonic_s()
-            can_send = not self._stopping and self._state.can_send(now_s)
-            lane, wait_s = self._next_lane(now_s) if can_send else (None, _TICK_S)
+            lane, wait_s = (None, TICK_S) if self._stopping else self._next_lane(now_s)
             if lane is not None:
                 await self._send(connection, lane)
                 await asyncio.sleep(0)  # the broker's turn
@@ -251,53 +247,32 @@ class Uplink:
 
     # ---- sending
 
-    def _next_lane(self, now_s: float) -> tuple[Lane | None, float]:
+    def _next_lane(self, now_s: float) -> tuple[LinkLane | None, float]:
         """Return the lane to send now, or None and how long to wait unless something happens."""
-        linger_s = self._config.linger_ms / 1000
-        wait_s = _TICK_S
-        for lane in Lane:
-            after_seq = self._state.sent_seq(lane)
-            if not self._readers[lane].has_more(after_seq):
-                self._waiting_since_s[lane] = None
-                continue
-            since_s = self._waiting_since_s[lane]
-            if since_s is None:
-                since_s = self._waiting_since_s[lane] = now_s
-            full = self._journal.last_seq - after_seq >= self._config.batch_readings
-            hurried = lane is Lane.URGENT or self._behind[lane] or self._readers[lane].cut
-            left_s = since_s + linger_s - now_s
-            if full or hurried or left_s <= 0:
-                return lane, 0.0
-            wait_s = min(wait_s, left_s)
-        if self._settler.unreported(self._state.generation):
-            return Lane.LIVE, 0.0
-        return None, wait_s
+        lane, wait_s = self._lanes.next(now_s, self._config.batch_readings)
+        if lane is not None or not self._state.can_send(now_s):
+            return lane, wait_s
+        stones = self._settler.unreported(self._state.generation)
+        return (LinkLane.LIVE, 0.0) if stones else (None, wait_s)
 
-    async def _send(self, connection: UplinkConnection, lane: Lane) -> None:
+    async def _send(self, connection: UplinkConnection, lane: LinkLane) -> None:
         """Make the next batch of a lane and send it."""
         state = self._state
         grant = state.grant(lane)
-        now_us = self._clock.wall_us()
-        late_us = now_us - int(self._config.historical_s * 1_000_000)
         try:
-            readings = await self._readers[lane].take(
-                grant.after_seq, grant.readings_max, grant.bytes_max, late_us
-            )
+            readings, historical = await self._lanes.take(grant, self._clock.wall_us())
         except CommitError as error:
             self._unreadable(grant, error)
             return
         if grant.generation != state.generation or connection.lost:
             return
-        self._waiting_since_s[lane] = None
         stones = self._settler.unreported(state.generation)
         if readings is None:
-            if not stones:
+            if lane is LinkLane.BACKLOG:
+                self._handle(state.backlog_read_out())
+            if not stones or lane is not LinkLane.LIVE:
                 return
             readings = _NOTHING
-        elif readings.times_us:
-            waited_s = (now_us - readings.times_us[-1]) / 1e6
-            self._behind[lane] = waited_s > self._config.linger_ms / 1000 + _BEHIND_S
-        historical = bool(readings.times_us) and readings.times_us[0] < late_us
         payload = self._encode(grant, readings, stones, historical=historical)
         first, last = _span(readings, grant)
         if state.too_large(connection.packet_bytes(len(payload))):
@@ -318,6 +293,7 @@ class Uplink:
             tombstones=link_tombstones(stones),
         )
         self._settler.reported(stones)
+        self._lanes.sent(lane, len(payload))
         self._publish(connection, payload, sent, packet_bytes(readings))
 
     def _encode(
@@ -369,7 +345,7 @@ class Uplink:
         for event in events:
             if isinstance(event, Durable):
                 self._settler.forget(event.tombstones)
-                self._settler.trim(Lane(event.lane), event.seq)
+                self._settler.trim(journal_lane(event.lane), event.after_seq, event.seq)
                 self._count(event.readings)
             elif isinstance(event, SetAside):
                 self._asides.append((event, b""))
@@ -390,17 +366,17 @@ class Uplink:
         """Move refused readings to the dead letters; raises what the journal raises."""
         while self._asides:
             event, body = self._asides[0]
-            lane = Lane(event.lane)
+            lane = journal_lane(event.lane)
             count = event.last_seq - event.first_seq + 1
             if not body:
-                readings = await self._readers[lane].take(event.after_seq, 1, 1, 0)
+                readings = await self._lanes.take_one(event.lane, event.after_seq)
                 if readings is not None:
                     epoch = self._journal.epoch
                     body = EntryEncoder().encode(self._gateway, epoch, readings, lane=lane)
             await self._journal.set_aside(lane, event.first_seq, event.last_seq, event.cause, body)
             self._asides.pop(0)
             self._state.set_aside_done(event, self._clock.monotonic_s())
-            self._settler.trim(lane, event.last_seq)
+            self._settler.trim(lane, event.after_seq, event.last_seq)
             self._status.dead_letters += count
             self._log.error(
                 "readings_set_aside",
@@ -455,11 +431,14 @@ class Uplink:
 
     def _estimated_backlog(self) -> tuple[int, float]:
         """Return at most how many readings wait; lanes share seqs, so it may be fewer."""
+        state = self._state
         waiting = 0
-        for lane in Lane:
-            acked_seq = self._state.acked_seq(lane)
-            if self._journal.pending(lane, acked_seq):
+        for lane in (LinkLane.URGENT, LinkLane.LIVE):
+            acked_seq = state.acked_seq(lane)
+            if self._journal.pending(journal_lane(lane), acked_seq):
                 waiting += self._journal.last_seq - acked_seq
+        if state.backlog_end is not None:
+            waiting += state.backlog_end - state.acked_seq(LinkLane.BACKLOG)
         return min(waiting, self._journal.last_seq), 0.0
 
 

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Sequence
 
 from bridge.envelope import Tombstone as LinkTombstone
+from bridge.intervals import IntervalSet
 from edge.contract import JournalReader, Lane, Tombstone
 
 __all__ = ["Settler", "link_tombstones"]
@@ -23,16 +24,17 @@ class Settler:
 
     def __init__(self, journal: JournalReader) -> None:
         self._journal = journal
-        self._trims: dict[Lane, int] = {}
+        self._trims: dict[Lane, IntervalSet] = {lane: IntervalSet() for lane in Lane}
         self._settled: list[Tombstone] = []  # acknowledged, not forgotten by the journal yet
         self._reported: set[Tombstone] = set()  # these, and those in flight
         self._generation = -1  # of the batches that `_reported` is about
         self._wake = asyncio.Event()
 
-    def trim(self, lane: Lane, seq: int) -> None:
-        """Have readings of `lane` up to `seq` forgotten soon."""
-        self._trims[lane] = seq
-        self._wake.set()
+    def trim(self, lane: Lane, after_seq: int, seq: int) -> None:
+        """Have readings of `lane` past `after_seq` up to `seq` forgotten soon."""
+        if seq > after_seq:
+            self._trims[lane].add(after_seq + 1, seq)
+            self._wake.set()
 
     def forget(self, stones: Sequence[LinkTombstone]) -> None:
         """Have tombstones forgotten soon."""
@@ -68,10 +70,10 @@ class Settler:
     async def settle(self) -> None:
         """Carry out everything now; after a failure it is all still to do."""
         try:
-            for lane, seq in list(self._trims.items()):
-                await self._journal.trim(lane, seq)
-                if self._trims.get(lane) == seq:
-                    del self._trims[lane]
+            for lane, trims in self._trims.items():
+                for first, last in trims.ranges():
+                    await self._journal.trim(lane, last, after_seq=first - 1)
+                    trims.discard(first, last)
             if self._settled:
                 settled = list(self._settled)
                 await self._journal.forget_tombstones(settled)

@@ -5,6 +5,11 @@ that is older than `live.historical_s`, or waited through an outage, carries the
 `tidegate-historical` = 1 and is never retained, so a late backlog neither looks like news nor
 replaces it. The stream keeps the cursors: after a crash the last moment may be published again.
 
+Who does not want late readings subscribes below `$live/`: each reading that is not historical is
+published there as well, as `$live/{topic}`, to whoever listens. A topic filter says it, so any
+client of either version can, with shared subscriptions and sessions too; and `#` does not match a
+topic that begins with `$`, so nobody gets a reading twice unasked. Nothing is retained there.
+
 Invariant: nothing is published below `tidegate/` or `$`: what a device at an edge may publish
 there must not be taken for the cloud's own word.
 """
@@ -12,7 +17,7 @@ there must not be taken for the cloud's own word.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from bridge.readings import FLAG_QOS_MASK, FLAG_RETAIN
@@ -23,9 +28,10 @@ from mqtt.properties import USER_PROPERTY, encode_property_block
 from mqtt.server_messages import PropertyBlocks
 from runtime.clock import Clock
 
-__all__ = ["HISTORICAL_NAME", "LivePublisher", "LiveSink", "LiveStats"]
+__all__ = ["FRESH_PREFIX", "HISTORICAL_NAME", "LivePublisher", "LiveSink", "LiveStats"]
 
 HISTORICAL_NAME = "tidegate-historical"
+FRESH_PREFIX = "$live/"
 _PUBLISH = 3
 _HISTORICAL = encode_property_block({USER_PROPERTY: [(HISTORICAL_NAME, "1")]}, _PUBLISH)
 _RESERVED = ("tidegate/", "$")
@@ -110,6 +116,10 @@ class LiveSink:
                 self.stats.skipped += len(readings)
                 continue
             wanted = [self._wanted(topic) for topic, _ in readings.sources]
+            fresh = [
+                want is not None and self._broker.has_subscribers(FRESH_PREFIX + topic)
+                for want, (topic, _) in zip(wanted, readings.sources, strict=True)
+            ]
             properties = readings.properties or [b""] * len(readings)
             for source, time_us, flags, payload, block in zip(
                 readings.source_index,
@@ -122,14 +132,20 @@ class LiveSink:
                 somebody = wanted[source]
                 if somebody is None:
                     self.stats.reserved += 1
-                elif somebody or flags & FLAG_RETAIN:
+                elif somebody or fresh[source] or flags & FLAG_RETAIN:
                     historical = one.historical or time_us < historical_before_us
                     message = self._message(
                         readings.sources[source][0], payload, flags, block, historical,
                         now_us - time_us,
                     )  # fmt: skip
-                    if message is not None:
+                    if message is None:
+                        continue
+                    if somebody or flags & FLAG_RETAIN:
                         yield message
+                    if fresh[source] and not historical:
+                        yield replace(
+                            message, topic_name=FRESH_PREFIX + message.topic_name, retain=False
+                        )
 
     def _wanted(self, topic: str) -> bool | None:
         """Return None for a reserved topic, else whether somebody listens to it."""

@@ -26,11 +26,12 @@ LATE = encode_property_block({USER_PROPERTY: [("tidegate-historical", "1")]}, PU
 
 
 class FakeBroker:
-    """Remembers messages; everybody listens to everything but `deaf` topics."""
+    """Remembers messages; everybody listens to everything but `deaf` topics and `$` ones."""
 
     def __init__(self) -> None:
         self.messages: list[Outgoing] = []
         self.deaf: set[str] = set()
+        self.asked: set[str] = set()  # topics that begin with `$` and have a subscriber
 
     async def publish_many(self, messages: Iterable[Outgoing]) -> int:
         before = len(self.messages)
@@ -38,6 +39,8 @@ class FakeBroker:
         return len(self.messages) - before
 
     def has_subscribers(self, topic_name: str) -> bool:
+        if topic_name.startswith("$"):
+            return topic_name in self.asked
         return topic_name not in self.deaf
 
 
@@ -178,3 +181,27 @@ async def test_what_nobody_hears_costs_no_message_unless_retained(
         Outgoing("devices/b", b"x", 1, True),
         Outgoing("devices/b", b"x", 1, False, LATE),
     ]
+
+
+async def test_who_listens_below_live_gets_what_is_not_late_and_only_that(
+    broker: FakeBroker, clock: ManualClock
+) -> None:
+    now = clock.wall_us()
+    broker.asked = {"$live/devices/a", "$live/devices/b", "$live/$SYS/broker"}
+    broker.deaf = {"devices/b"}
+    rows = [
+        (topic, b"x", 1 | FLAG_RETAIN if topic == "devices/a" else 1, now, b"")
+        for topic in ("devices/a", "devices/b", "devices/c", "$SYS/broker")
+    ]
+    sink = await opened(broker, clock)
+    one = entry_of(*rows, appended_us=now)
+    await sink.write([one], {1: 1})
+    assert broker.messages == [
+        Outgoing("devices/a", b"x", 1, True),
+        Outgoing("$live/devices/a", b"x", 1, False),
+        Outgoing("$live/devices/b", b"x", 1, False),
+        Outgoing("devices/c", b"x", 1, False),
+    ]
+    broker.messages.clear()
+    await sink.write([replace(one, historical=True)], {1: 1})
+    assert [m.topic_name for m in broker.messages] == ["devices/a", "devices/c"]

@@ -13,6 +13,7 @@ import pytest
 
 from bridge.batch import Batch, decode_entry
 from bridge.devices import DeviceIds
+from bridge.envelope import LinkLane
 from edge.config import UplinkConfig
 from edge.contract import Commit, Lane, Tombstone
 from edge.segments import Segment, pack_segment
@@ -131,6 +132,61 @@ async def test_urgent_readings_overtake_live_ones() -> None:
     assert lanes.index(Lane.URGENT) < len(lanes) // 2
 
 
+def now_us() -> int:
+    return SystemClock().wall_us()
+
+
+async def test_after_an_outage_live_readings_flow_while_the_backlog_drains() -> None:
+    journal = MemoryJournal()
+    rng = random.Random(1)
+    for _ in range(200):
+        journal.capture([rng.randbytes(40) for _ in range(100)])  # of 2023
+    config = replace(FAST, batch_readings=50, window_bytes=4096)
+    async with CloudPeer() as cloud, uplink_to(journal, cloud.url, config=config) as uplink:
+        await cloud.until("the drain", lambda: cloud.batches >= 3)
+        news = journal.capture(numbered(0, 10), time_us=now_us())
+        await journal.until_trimmed()
+        assert uplink.status().backlog_readings == 0
+    by_lane = {
+        lane: [seq for b in cloud.accepted if b.lane == lane for seq in b.readings.seqs]
+        for lane in LinkLane
+    }
+    assert by_lane[LinkLane.BACKLOG] == list(range(1, 20_001))
+    assert by_lane[LinkLane.LIVE] == list(news)
+    arrivals = [seq for seq, _ in cloud.rows]
+    assert arrivals.index(news[-1]) < arrivals.index(20_000) - 1000, "news did not wait"
+    assert {b.historical for b in cloud.accepted if b.lane == LinkLane.BACKLOG} == {True}
+    assert {b.historical for b in cloud.accepted if b.lane == LinkLane.LIVE} == {False}
+    assert journal.trimmed[Lane.LIVE] == 20_010
+    assert cloud.doubled == 0
+
+
+async def test_a_second_outage_in_the_drain_sends_nothing_twice_that_was_answered() -> None:
+    journal = MemoryJournal()
+    rng = random.Random(2)
+    journal.capture([rng.randbytes(40) for _ in range(2000)])
+    config = replace(FAST, batch_readings=50, window_bytes=4096)
+    async with linked(journal, config) as (cloud, proxy, _):
+        await cloud.until("the drain", lambda: cloud.batches >= 3)
+        first = journal.capture([rng.randbytes(40) for _ in range(50)], time_us=now_us())
+        await journal.until("live trimmed", lambda: journal.gone[Lane.LIVE].covers(*ends(first)))
+        await proxy.refuse()
+        journal.capture([rng.randbytes(40) for _ in range(300)])  # of 2023 again
+        await proxy.listen()
+        await journal.until_trimmed()
+    assert sorted(seq for seq, _ in cloud.rows) == list(range(1, 2351))
+    again = [
+        b for b in cloud.accepted if b.lane == LinkLane.BACKLOG and first[0] in b.readings.seqs
+    ]
+    assert not again, "what live had answered is left out of the backlog"
+    backlog = [s for b in cloud.accepted if b.lane == LinkLane.BACKLOG for s in b.readings.seqs]
+    assert list(dict.fromkeys(backlog)) == sorted(set(backlog))
+
+
+def ends(seqs: range) -> tuple[int, int]:
+    return seqs[0], seqs[-1]
+
+
 async def test_after_the_first_batch_a_header_is_a_few_bytes() -> None:
     journal = MemoryJournal()
     async with CloudPeer() as cloud, uplink_to(journal, cloud.url):
@@ -196,13 +252,15 @@ class EndlessBacklog(MemoryJournal):
     def pending(self, lane: Lane, after_seq: int) -> bool:
         return lane is Lane.LIVE and after_seq < self.last_seq
 
-    async def read(self, lane: Lane, after_seq: int, *, bytes_max: int) -> list[Commit]:
+    async def read(
+        self, lane: Lane, after_seq: int, *, bytes_max: int, through_seq: int | None = None
+    ) -> list[Commit]:
         made = MemoryJournal(last_seq=after_seq)
         for n in range(min(10, (self.last_seq - after_seq) // 100)):
             made.capture(numbered(n, 100))
         return made.commits[lane]
 
-    async def trim(self, lane: Lane, up_to_seq: int) -> None:
+    async def trim(self, lane: Lane, up_to_seq: int, *, after_seq: int = 0) -> None:
         self.trimmed[lane] = up_to_seq
         self._changes.set()
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from bridge.intervals import IntervalSet
 from edge.contract import Commit, Lane, Tombstone
 from edge.segments import Segment, pack_segment
 from mqtt.frames import encode_publish
@@ -26,6 +27,9 @@ class MemoryJournal:
     last_seq: int = 0
     commits: dict[Lane, list[Commit]] = field(default_factory=lambda: {lane: [] for lane in Lane})
     trimmed: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
+    gone: dict[Lane, IntervalSet] = field(
+        default_factory=lambda: {lane: IntervalSet() for lane in Lane}
+    )
     aside: list[tuple[Lane, int, int, str, bytes]] = field(default_factory=list)
     stones: list[Tombstone] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)  # raised by the next calls
@@ -90,7 +94,9 @@ class MemoryJournal:
         await self._news.wait()
         self._news.clear()
 
-    async def read(self, lane: Lane, after_seq: int, *, bytes_max: int) -> list[Commit]:
+    async def read(
+        self, lane: Lane, after_seq: int, *, bytes_max: int, through_seq: int | None = None
+    ) -> list[Commit]:
         self.reads += 1
         self._fail()
         found: list[Commit] = []
@@ -98,6 +104,8 @@ class MemoryJournal:
         for commit in self.commits[lane]:
             if commit.first_seq + commit.count - 1 <= after_seq:
                 continue
+            if through_seq is not None and commit.first_seq > through_seq:
+                break
             if found and size + len(commit.body) > bytes_max:
                 break
             found.append(commit)
@@ -105,12 +113,17 @@ class MemoryJournal:
         await asyncio.sleep(0)
         return found
 
-    async def trim(self, lane: Lane, up_to_seq: int) -> None:
+    async def trim(self, lane: Lane, up_to_seq: int, *, after_seq: int = 0) -> None:
         self._fail()
-        assert up_to_seq >= self.trimmed[lane]
-        self.trimmed[lane] = up_to_seq
+        self.gone[lane].add(after_seq + 1, up_to_seq)
+        first, last = self.gone[lane].ranges()[0]
+        if first == 1:
+            assert last >= self.trimmed[lane]
+            self.trimmed[lane] = last
         self.commits[lane] = [
-            c for c in self.commits[lane] if c.first_seq + c.count - 1 > up_to_seq
+            c
+            for c in self.commits[lane]
+            if not self.gone[lane].covers(c.first_seq, c.first_seq + c.count - 1)
         ]
         self._changes.set()
 

@@ -1,0 +1,104 @@
+"""What a link moves, measured by acknowledgements, and the sizes that follow from it.
+
+On a slow link everything in flight stands in front of what comes next, an urgent or a live reading
+included. So the window is what the link moves in IN_FLIGHT_S (or two round trips, if that is
+more), and one batch is what it moves in BATCH_S, within floors that let both grow again and the
+ceilings that are configured.
+
+Speed is bytes acknowledged while something is in flight. A stretch that ended with nothing in
+flight was perhaps short of readings, not of link: it may raise the speed and never lowers it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LinkSpeed"]
+
+IN_FLIGHT_S = 0.5
+BATCH_S = 0.2
+WINDOW_BYTES_MIN = 4 * 1024
+WINDOW_BYTES_FIRST = 16 * 1024  # until the link's speed is known
+BATCH_BYTES_MIN = 1024
+BATCH_READINGS_MIN = 16
+_RATE_EVERY_S = 0.05  # shortest time over which speed is measured
+_READING_BYTES_FIRST = 20.0  # encoded; until one was
+_READING_BYTES_WEIGHT = 0.2  # of the newest batch in the average
+
+
+class LinkSpeed:
+    """The speed of one connection.
+
+    Attributes:
+        rate_bytes_s: Bytes acknowledged a second; None until known.
+        round_trip_s: The shortest time from sending a batch to its answer; 0 until known.
+        reading_bytes: What one reading of a batch takes, encoded, on average.
+    """
+
+    __slots__ = (
+        "_busy_bytes",
+        "_busy_since_s",
+        "_window_bytes_max",
+        "rate_bytes_s",
+        "reading_bytes",
+        "round_trip_s",
+    )
+
+    def __init__(self, window_bytes_max: int) -> None:
+        self._window_bytes_max = window_bytes_max
+        self.reading_bytes = _READING_BYTES_FIRST
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin on a new connection, which may be another link."""
+        self.rate_bytes_s: float | None = None
+        self.round_trip_s = 0.0
+        self._busy_since_s = 0.0
+        self._busy_bytes = 0
+
+    def began(self, now_s: float) -> None:
+        """Note that something is in flight again after nothing was."""
+        self._busy_since_s = now_s
+        self._busy_bytes = 0
+
+    def encoded(self, batch_bytes: int, readings: int) -> None:
+        """Note what a batch of readings came to."""
+        each = batch_bytes / readings
+        self.reading_bytes += (each - self.reading_bytes) * _READING_BYTES_WEIGHT
+
+    def acknowledged(self, batch_bytes: int, sent_s: float, now_s: float, *, idle: bool) -> None:
+        """Note that a batch was acknowledged.
+
+        Args:
+            batch_bytes: Its size.
+            sent_s: When it was sent.
+            now_s: Now.
+            idle: Nothing is in flight any more.
+        """
+        took_s = now_s - sent_s
+        self.round_trip_s = min(self.round_trip_s or took_s, took_s)
+        self._busy_bytes += batch_bytes
+        busy_s = now_s - self._busy_since_s
+        if busy_s < _RATE_EVERY_S:
+            return
+        rate = self._busy_bytes / busy_s
+        known = self.rate_bytes_s
+        if known is None:
+            self.rate_bytes_s = rate
+        elif rate > known or not idle:
+            self.rate_bytes_s = (known + rate) / 2
+        self.began(now_s)
+
+    @property
+    def window_bytes(self) -> int:
+        """How many bytes may be in flight; the batch that passes it still goes."""
+        most = self._window_bytes_max
+        if self.rate_bytes_s is None:
+            return min(most, WINDOW_BYTES_FIRST)
+        wanted = self.rate_bytes_s * max(IN_FLIGHT_S, 2 * self.round_trip_s)
+        return min(most, max(WINDOW_BYTES_MIN, int(wanted)))
+
+    def batch_readings(self, most: int) -> int:
+        """Return how many readings, at most `most`, one batch should hold on this link."""
+        if self.rate_bytes_s is None:
+            return most
+        size = max(BATCH_BYTES_MIN, self.rate_bytes_s * BATCH_S)
+        return min(most, max(BATCH_READINGS_MIN, int(size / max(1.0, self.reading_bytes))))

@@ -1,0 +1,162 @@
+"""Which lane of the link sends next, and what: readers, turns and the beginning of a backlog.
+
+Three lanes of the link read two of the journal: urgent its own, live and backlog the journal's live
+one at two places. Once the oldest reading that the live lane would send has waited for longer than
+`historical_s` (an outage, a hold, a budget, a link that is too slow), all that lies in the journal
+at that moment becomes backlog, and live goes on with what comes after it.
+
+A live batch waits for more readings for `linger_ms` at most, and only while it is not full.
+"""
+
+from __future__ import annotations
+
+from bridge.devices import DeviceIds
+from bridge.envelope import LinkLane
+from bridge.link_shares import Shares
+from bridge.readings import Readings
+from bridge.uplink_state import Grant, UplinkState
+from edge.config import UplinkConfig
+from edge.contract import JournalReader, Lane
+from edge.uplink_reader import LaneReader
+
+__all__ = ["UplinkLanes", "journal_lane"]
+
+TICK_S = 1.0  # longest wait without looking again
+_BEHIND_S = 1.0  # readings this much older than linger: nothing is gained by waiting for more
+
+
+def journal_lane(lane: int) -> Lane:
+    """Return the journal's lane that a lane of the link reads."""
+    return Lane.URGENT if lane == LinkLane.URGENT else Lane.LIVE
+
+
+class UplinkLanes:
+    """The lanes of one uplink.
+
+    Args:
+        journal: What is carried.
+        config: Linger, sizes, shares and ages.
+        device_ids: Finds the device of a topic.
+        state: Decides what may be sent.
+    """
+
+    def __init__(
+        self,
+        journal: JournalReader,
+        config: UplinkConfig,
+        device_ids: DeviceIds,
+        state: UplinkState,
+    ) -> None:
+        self._journal = journal
+        self._state = state
+        self._linger_s = config.linger_ms / 1000
+        self._late_us = int(config.historical_s * 1_000_000)
+        self._shares = Shares(config.backlog_share)
+        live = state.settled
+        self._readers = {
+            LinkLane.URGENT: LaneReader(journal, Lane.URGENT, device_ids),
+            LinkLane.LIVE: LaneReader(journal, Lane.LIVE, device_ids),
+            LinkLane.BACKLOG: LaneReader(journal, Lane.LIVE, device_ids, live),
+        }
+        self._since_s: dict[LinkLane, float] = {}  # since when a lane has readings to send
+        self._behind: set[LinkLane] = set()
+        self._read_out = -1  # the backlog's sent_seq past which the journal has nothing of it
+        self._stale = False  # live readings are to become backlog once the live lane is answered
+
+    def next(self, now_s: float, batch_readings: int) -> tuple[LinkLane | None, float]:
+        """Return the lane to send now, or None and how long to wait unless something happens.
+
+        Args:
+            now_s: Now.
+            batch_readings: How many readings fill a batch.
+        """
+        state = self._state
+        if self._stale:
+            self._split()
+        ready: set[LinkLane] = set()
+        waiting: set[LinkLane] = set()
+        wait_s = TICK_S
+        for lane, reader in self._readers.items():
+            after_seq = state.sent_seq(lane)
+            if lane is LinkLane.BACKLOG:
+                if not self._has_backlog():
+                    continue
+            elif not reader.has_more(after_seq):
+                self._since_s.pop(lane, None)
+                continue
+            elif lane is LinkLane.LIVE and self._stale:
+                continue
+            waiting.add(lane)
+            if not state.can_send(now_s, lane):
+                continue
+            left_s = self._since_s.setdefault(lane, now_s) + self._linger_s - now_s
+            full = self._journal.last_seq - after_seq >= batch_readings
+            hurried = lane is not LinkLane.LIVE or lane in self._behind or reader.cut
+            if full or hurried or left_s <= 0:
+                ready.add(lane)
+            else:
+                wait_s = min(wait_s, left_s)
+        return self._shares.next(ready, waiting, state.window_bytes), wait_s
+
+    async def take(self, grant: Grant, now_us: int) -> tuple[Readings | None, bool]:
+        """Return the readings of a granted batch, and whether they waited through an outage.
+
+        None when there are none to send; a backlog is then at its end.
+
+        Raises:
+            CommitError: the next commit cannot be read.
+        """
+        lane = LinkLane(grant.lane)
+        reader = self._readers[lane]
+        if lane is LinkLane.BACKLOG:
+            reader.through_seq = self._state.backlog_end
+        late_us = now_us - self._late_us
+        readings = await reader.take(grant.after_seq, grant.readings_max, grant.bytes_max, late_us)
+        self._since_s.pop(lane, None)
+        if grant.generation != self._state.generation:
+            return None, False
+        if readings is None:
+            if lane is LinkLane.BACKLOG:
+                self._read_out = grant.after_seq
+            return None, False
+        late = readings.times_us[0] < late_us
+        if late and lane is LinkLane.LIVE and self._split():
+            return None, False
+        waited_s = (now_us - readings.times_us[-1]) / 1e6
+        if waited_s > self._linger_s + _BEHIND_S:
+            self._behind.add(lane)
+        else:
+            self._behind.discard(lane)
+        return readings, late
+
+    async def take_one(self, lane: int, after_seq: int) -> Readings | None:
+        """Return the next reading of a lane alone.
+
+        Raises:
+            CommitError: the next commit cannot be read.
+        """
+        return await self._readers[LinkLane(lane)].take(after_seq, 1, 1, 0)
+
+    def sent(self, lane: int, batch_bytes: int) -> None:
+        """Note what a lane has sent."""
+        self._shares.sent(LinkLane(lane), batch_bytes, self._state.window_bytes)
+
+    def _split(self) -> bool:
+        """Make all that lies in the journal backlog, at once or when live is answered.
+
+        Returns:
+            False when a suspect batch has to be dealt with first.
+        """
+        state = self._state
+        done = state.split(self._journal.last_seq)
+        self._stale = not done and state.in_flight(LinkLane.LIVE)
+        return done or self._stale
+
+    def _has_backlog(self) -> bool:
+        """Return True when the backlog has readings to send, or is to be found empty."""
+        state = self._state
+        if state.backlog_end is None:
+            return False
+        return state.sent_seq(LinkLane.BACKLOG) != self._read_out or not state.in_flight(
+            LinkLane.BACKLOG
+        )

@@ -1,0 +1,72 @@
+"""What follows from a link's speed: the window, and the size of a batch."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.link_speed import LinkSpeed
+
+MOST = 1 << 20
+
+
+def measured(rate_bytes_s: float, *, round_trip_s: float = 0.05, seconds: float = 30) -> LinkSpeed:
+    """Return the speed of a link that was kept full."""
+    speed = LinkSpeed(MOST)
+    speed.began(0.0)
+    now_s = round_trip_s
+    while now_s < seconds:
+        speed.acknowledged(2000, now_s - round_trip_s, now_s, idle=False)
+        now_s += 2000 / rate_bytes_s
+    return speed
+
+
+def test_before_anything_is_known_batches_are_as_configured_and_the_window_is_small() -> None:
+    speed = LinkSpeed(MOST)
+    assert speed.batch_readings(500) == 500
+    assert speed.window_bytes == 16 * 1024
+
+
+@pytest.mark.parametrize("rate", [8_000, 100_000, 900_000])
+def test_the_window_is_half_a_second_of_the_link(rate: int) -> None:
+    speed = measured(rate)
+    assert speed.rate_bytes_s == pytest.approx(rate, rel=0.1)
+    assert speed.window_bytes == pytest.approx(rate / 2, rel=0.1)
+
+
+def test_the_window_covers_two_round_trips_of_a_long_way() -> None:
+    assert measured(50_000, round_trip_s=2.0).window_bytes == pytest.approx(200_000, rel=0.1)
+
+
+def test_a_batch_is_a_fifth_of_a_second_of_a_slow_link() -> None:
+    speed = measured(16_000)
+    for _ in range(50):
+        speed.encoded(4000, 400)
+    assert speed.batch_readings(500) == pytest.approx(320, rel=0.1)
+
+
+def test_a_batch_never_gets_too_small_to_compress_nor_larger_than_configured() -> None:
+    slow, fast = measured(100, seconds=600), measured(10_000_000)
+    assert slow.batch_readings(500) >= 16
+    assert fast.batch_readings(500) == 500
+    assert slow.batch_readings(5) == 5
+
+
+def test_a_link_that_was_short_of_readings_is_not_taken_for_a_slow_one() -> None:
+    speed = measured(100_000)
+    for n in range(20):
+        speed.began(100.0 + n)
+        speed.acknowledged(200, 100.0 + n, 100.1 + n, idle=True)
+    assert speed.rate_bytes_s == pytest.approx(100_000, rel=0.1)
+
+
+def test_a_link_that_gets_slower_is_found_out() -> None:
+    speed = measured(100_000)
+    for n in range(20):
+        speed.acknowledged(2000, 100.0 + n, 101.0 + n, idle=False)
+    assert speed.rate_bytes_s == pytest.approx(2000, rel=0.2)
+
+
+def test_another_connection_is_another_link() -> None:
+    speed = measured(100_000)
+    speed.reset()
+    assert speed.rate_bytes_s is None
