@@ -28,6 +28,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from cloud.api_config import HttpConfig
+from cloud.api_guard import json_body
 from cloud.api_models import (
     Acknowledgement,
     Alerts,
@@ -60,7 +61,6 @@ QUERIES_AT_ONCE = 2  # each has a thread and a connection
 DEVICES_PER_PAGE_MAX = 1_000
 EVENTS_PER_PAGE_MAX = 1_000
 ROWS_PER_PAGE = 1_000  # unless asked for otherwise
-BODY_BYTES_MAX = 16 * 1024
 _ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem},
     422: {"model": Problem},
@@ -279,7 +279,7 @@ def _alerts(parts: ApiParts) -> APIRouter:
         following = events[limit - 1].event_id if len(events) > limit else None
         return Alerts(events=events[:limit], next=following)
 
-    @router.post("/alerts/{alert_id}/ack", dependencies=[Depends(_json_body)])
+    @router.post("/alerts/{alert_id}/ack", dependencies=[Depends(json_body)])
     async def acknowledge(alert_id: str, acknowledgement: Acknowledgement) -> AlertView:
         """Take a firing alert on: it is not repeated any more."""
         done = None
@@ -381,15 +381,6 @@ async def _known_parameters(request: Request) -> None:
 
 def _listed(names: set[str]) -> str:
     return ", ".join(sorted(names)) or "none"
-
-
-async def _json_body(request: Request) -> None:
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise HTTPException(415, "send the body as application/json")
-    length = request.headers.get("content-length", "")
-    if not length.isdigit() or int(length) > BODY_BYTES_MAX:
-        raise HTTPException(413, f"send a body of at most {BODY_BYTES_MAX} bytes, with its length")
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

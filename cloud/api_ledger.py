@@ -1,19 +1,32 @@
-"""Paths of the HTTP API by which readings are accounted for: audit, trace.
+"""Paths of the HTTP API by which readings are accounted for: audit, trace, dead letters.
 
 docs/ledger.md. What is answered here is what the commands print: one computation, two ways to it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, Depends, HTTPException, Query
 from pydantic import BaseModel, Field
 
+from cloud.api_guard import json_body
 from cloud.database import DatabaseError
+from cloud.dead_letters import (
+    DeadLetterUnknown,
+    chosen,
+    discard,
+    letter_id,
+    letter_line,
+    letter_lines,
+    redrive,
+)
 from cloud.parts import CloudNode
 from cloud.query_time import parse_time
-from cloud.sinks.schema import epoch_from_text
+from cloud.sinks.contract import SinkUnavailable
+from cloud.sinks.schema import epoch_from_text, epoch_text
 from cloud.stream.contract import StreamError
 from cloud.trace import Trace, TraceError, trace
 from cloud.trace_files import find_reading, traced_files
@@ -49,6 +62,45 @@ class Traces(BaseModel):
     """One way an epoch in which that seq was assigned."""
 
     traces: list[TraceView]
+
+
+class DeadLetterView(BaseModel):
+    """An entry that a sink could not take."""
+
+    id: str
+    sink: str
+    gateway: str
+    epoch: str
+    readings: int
+    cause: str
+    tries: int
+    time_us: int
+    line: str
+
+
+class DeadLetters(BaseModel):
+    """All dead letters of the node's sinks."""
+
+    letters: list[DeadLetterView]
+
+
+class Lines(BaseModel):
+    """Text, line by line."""
+
+    lines: list[str]
+
+
+class Wanted(BaseModel):
+    """Which dead letters are meant."""
+
+    ids: list[str] | None = Field(None, description="None means all.", max_length=1000)
+
+
+class Done(BaseModel):
+    """What became of them."""
+
+    done: int
+    left: int
 
 
 def ledger_routes(node: CloudNode) -> APIRouter:
@@ -101,7 +153,63 @@ def ledger_routes(node: CloudNode) -> APIRouter:
             raise HTTPException(503, str(error)) from None
         return Traces(traces=[_traced(one) for one in found])
 
+    @router.get("/deadletters")
+    async def dead_letters() -> DeadLetters:
+        """List the entries that a sink could not take."""
+        with _told():
+            letters = await chosen(node.stream, None)
+        return DeadLetters(
+            letters=[
+                DeadLetterView(
+                    id=letter_id(one),
+                    sink=one.sink,
+                    gateway=one.entry.gateway,
+                    epoch=epoch_text(one.entry.epoch),
+                    readings=one.entry.count,
+                    cause=one.cause,
+                    tries=one.tries,
+                    time_us=one.time_us,
+                    line=letter_line(one),
+                )
+                for one in letters
+            ]
+        )
+
+    @router.get("/deadletters/{name}")
+    async def dead_letter(name: str) -> Lines:
+        """Show one dead letter with its readings."""
+        with _told():
+            (letter,) = await chosen(node.stream, [name])
+        return Lines(lines=letter_lines(letter))
+
+    @router.post("/deadletters/redrive", dependencies=[Depends(json_body)])
+    async def redrive_letters(wanted: Wanted) -> Done:
+        """Offer dead letters to their sinks once more."""
+        with _told():
+            letters = await chosen(node.stream, wanted.ids)
+            taken = await redrive(list(node.sinks.runners.values()), letters)
+        return Done(done=taken, left=len(letters) - taken)
+
+    @router.post("/deadletters/discard", dependencies=[Depends(json_body)])
+    async def discard_letters(wanted: Wanted) -> Done:
+        """Throw dead letters away for good; the ledger shows them as given up."""
+        with _told():
+            letters = await chosen(node.stream, wanted.ids)
+            await discard(node.stream, letters, node.clock.wall_us())
+        return Done(done=len(letters), left=0)
+
     return router
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Answer what went wrong with its line."""
+    try:
+        yield
+    except DeadLetterUnknown as error:
+        raise HTTPException(404, str(error)) from None
+    except (DatabaseError, SinkUnavailable, StreamError) as error:
+        raise HTTPException(503, str(error)) from None
 
 
 def _traced(one: Trace) -> TraceView:

@@ -22,6 +22,7 @@ from cloud.sinks.schema import epoch_text
 from cloud.stream.contract import DeadLetter, GivenUp, Source, SourceLedger
 
 __all__ = [
+    "DISCARDED",
     "Balance",
     "JournalLedger",
     "JournalState",
@@ -34,6 +35,7 @@ __all__ = [
     "ranges_text",
 ]
 
+DISCARDED = "discarded"  # reason of a tombstone for a dead letter; its lane is the sink's name
 _RANGES_SHOWN = 12
 _STONES_SHOWN = 20
 
@@ -294,6 +296,7 @@ async def _take_sink(
         left = account.held.copy()
         waits = _take(left, IntervalSet(waiting.get(source, ())))
         died = _take(left, dead.get(source, IntervalSet()))
+        _take(left, account.discarded(name))
         account.sinks.append(SinkAccount(name, left.count(), waits, died))
 
 
@@ -327,11 +330,13 @@ class _Account:
         stored = _take(left, self.stored)
         dead = _take(left, self.dead)
         in_stream = _take(left, self.in_stream)
+        discarded = _take(left, self.discarded("storage"))
         at_edge = _take(left, self.at_edge)
         lost = left.copy()  # what the stream took is not given up, whatever a tombstone says
         _take(left, self.held)
         _take(lost, left)
         given_up, unexplained = self._take_given_up(left)
+        given_up += discarded
         storage = [SinkAccount("storage", stored, in_stream, dead)] if with_storage else []
         return SourceBalance(
             gateway,
@@ -352,6 +357,15 @@ class _Account:
             (*storage, *sorted(self.sinks, key=lambda one: one.sink)),
         )
 
+    def discarded(self, sink: str) -> IntervalSet:
+        """Return what somebody decided a sink is never to have: dead letters thrown away."""
+        stones = self.tombstones.values()
+        return IntervalSet(
+            (stone.first_seq, stone.last_seq)
+            for stone in stones
+            if stone.reason == DISCARDED and stone.lane == sink
+        )
+
     def _take_given_up(self, left: IntervalSet) -> tuple[int, tuple[tuple[Range, int], ...]]:
         """Take what tombstones explain from `left`.
 
@@ -360,7 +374,7 @@ class _Account:
         """
         given_up = 0
         unexplained: list[tuple[Range, int]] = []
-        stones = list(self.tombstones.values())
+        stones = [stone for stone in self.tombstones.values() if stone.reason != DISCARDED]
         for first, last in IntervalSet((s.first_seq, s.last_seq) for s in stones):
             count = sum(s.count for s in stones if first <= s.first_seq <= last)
             gone = sum(b - a + 1 for a, b in _inside(left, first, last))

@@ -52,6 +52,7 @@ class ConnectionOptions:
     """What a connection needs besides an endpoint."""
 
     gateway: str
+    purpose: str = ""  # ends the client id of a connection beside the uplink's own
     username: str = ""
     password: str = ""
     keep_alive_s: int = 30
@@ -127,7 +128,7 @@ class UplinkConnection:
         options = self._options
         client = _PahoClient(
             CallbackAPIVersion.VERSION2,
-            client_id=f"tidegate-{options.gateway}",
+            client_id=f"tidegate-{options.gateway}{options.purpose}",
             protocol=paho.MQTTv5,
             reconnect_on_failure=False,
         )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -383,8 +383,11 @@ class SinkRunner:
 
     # ---- dead letters ----------------------------------------------------------------------------
 
-    async def redrive(self) -> tuple[int, int]:
+    async def redrive(self, only: Collection[tuple[int, int]] | None = None) -> tuple[int, int]:
         """Offer the sink its dead letters once more.
+
+        Args:
+            only: (partition, position) of those that are meant; None means all.
 
         Returns:
             How many it took, and how many are still dead.
@@ -392,7 +395,11 @@ class SinkRunner:
         Raises:
             SinkUnavailable: the sink can take nothing now.
         """
-        letters = await self._stream.dead_letters(self.name)
+        letters = [
+            letter
+            for letter in await self._stream.dead_letters(self.name)
+            if only is None or (letter.entry.partition, letter.entry.position) in only
+        ]
         taken = 0
         for letter in letters:
             entry = letter.entry

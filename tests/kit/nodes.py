@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import io
+import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from cloud.alerts.config import AlertsConfig
 from cloud.api_config import HttpConfig
@@ -53,11 +56,25 @@ async def running_node(
         await node.stop()
 
 
+class _OfThread(io.StringIO):
+    """Takes what the thread that made it writes; the rest, a node's logs, goes on as before."""
+
+    def __init__(self, other: TextIO) -> None:
+        super().__init__()
+        self._other = other
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        if threading.get_ident() == self._thread:
+            return super().write(text)
+        return self._other.write(text)
+
+
 async def run_command(*arguments: object) -> Outcome:
     """Run `tidegate ARGUMENTS` on a thread, so that a node in this loop can answer it."""
 
     def run() -> Outcome:
-        out, err = io.StringIO(), io.StringIO()
+        out, err = _OfThread(sys.stdout), _OfThread(sys.stderr)
         with redirect_stdout(out), redirect_stderr(err):
             code = main([str(argument) for argument in arguments])
         return Outcome(code, out.getvalue(), err.getvalue())
