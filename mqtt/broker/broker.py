@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from mqtt.broker.config import BrokerConfig
 from mqtt.broker.connection import Connection
 from mqtt.broker.core import BrokerStats, Core
+from mqtt.broker.net.config import ListenerConfig
+from mqtt.broker.net.listener import Listener
 from mqtt.broker.requests import HANDLERS
 from mqtt.broker.seams import Access, Capture, Hooks, SessionStore
 from mqtt.broker.sys_topics import publish_sys_topics
@@ -32,6 +34,7 @@ __all__ = ["Broker", "Outgoing"]
 
 _PUBLISH_SLICE = 256  # messages of `publish_many` before the loop gets a turn
 _RETAINED_SWEEP_TICKS = 120
+_FILES_TICKS = 10  # from one look at certificate files to the next
 _LINGER_S = 0.2
 _DRAIN_S = 1.0  # how long stopping waits for publishes that are not durable yet
 
@@ -78,6 +81,7 @@ class Broker:
         self.config = config or BrokerConfig()
         self._core = Core(self.config, clock or SystemClock(), capture, store, access, hooks)
         self._core.handlers = HANDLERS
+        self.listeners: list[Listener] = []
         self._servers: list[asyncio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -111,6 +115,8 @@ class Broker:
         Raises:
             OSError: the address cannot be had.
         """
+        if tls is None:
+            return await self.open_listener(ListenerConfig(host=host, port=port))
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
             self.connection, host, port, ssl=tls, backlog=backlog, reuse_address=True
@@ -119,6 +125,18 @@ class Broker:
         bound: int = server.sockets[0].getsockname()[1]
         self._core.log.info("mqtt.listening", host=host, port=bound, tls=tls is not None)
         return bound
+
+    async def open_listener(self, config: ListenerConfig) -> int:
+        """Accept clients as a listener's settings say; return its port, 0 for a Unix socket.
+
+        Raises:
+            OSError: the address cannot be had.
+            TlsError: certificate files cannot be used.
+        """
+        listener = Listener(self._core, config)
+        port = await listener.open()
+        self.listeners.append(listener)
+        return port
 
     def connection(self) -> Connection:
         """Return the protocol of a new connection: what a listener of any kind asks for."""
@@ -131,6 +149,8 @@ class Broker:
         core.stopping = True
         for server in self._servers:
             server.close()
+        for listener in self.listeners:
+            listener.close()
         # 2. Nothing more is read; what was taken is answered, if it gets durable in time.
         await core.drain(min(timeout_s, _DRAIN_S))
         # 3. Clients are told and closed [MQTT-4.13.1-1]; their sessions stay or end as they must.
@@ -153,6 +173,9 @@ class Broker:
                 async with asyncio.timeout(timeout_s):
                     await server.wait_closed()
         self._servers.clear()
+        for listener in self.listeners:
+            await listener.wait_closed(timeout_s)
+        self.listeners.clear()
         # 7. The store writes what it was given and closes.
         if core.store is not None:
             await core.store.close()
@@ -239,6 +262,9 @@ class Broker:
             ticks += 1
             try:
                 core.tick()
+                if ticks % _FILES_TICKS == 0:
+                    for listener in self.listeners:
+                        listener.look_at_files()
                 if ticks % _RETAINED_SWEEP_TICKS == 0:
                     core.router.expire_retained(core.now_s)
             except Exception as error:  # noqa: BLE001 - the task's root: time goes on

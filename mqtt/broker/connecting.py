@@ -52,7 +52,14 @@ def on_connect(connection: Connection, connect: Connect) -> None:
         connect.username,
         connection.peer(),
         tuple(connect.properties.get(USER_PROPERTY, ())),
+        address=connection.address(),
+        is_local=connection.is_local(),
+        keep_alive_s=connect.keep_alive,
+        clean_start=connect.clean_start,
     )
+    if connection.listener is not None:
+        connection.listener.connected(connection)
+        _identify(connection, client)
     if core.access is None:
         _connect(connection, connect, client, assigned=assigned)
         return
@@ -71,8 +78,11 @@ def _refusal(connection: Connection, connect: Connect) -> tuple[int, str] | None
     if AUTHENTICATION_METHOD in connect.properties:  # [MQTT-4.12.0-1]
         return ReasonCode.BAD_AUTHENTICATION_METHOD, "no authentication method is offered"
     if core.stopping:
-        return ReasonCode.SERVER_SHUTTING_DOWN, ""
-    if len(core.connections) > core.config.connections_max:
+        return ReasonCode.SERVER_UNAVAILABLE, "shutting down"
+    listener = connection.listener
+    if len(core.connections) > core.config.connections_max or (
+        listener is not None and listener.full()
+    ):
         return ReasonCode.SERVER_BUSY, "too many connections"
     sessions = core.registry.sessions
     if len(sessions) >= core.config.sessions_max and connect.client_id not in sessions:
@@ -86,6 +96,21 @@ def _refusal(connection: Connection, connect: Connect) -> tuple[int, str] | None
     ):
         return ReasonCode.TOPIC_NAME_INVALID, "topic of the will"
     return None
+
+
+def _identify(connection: Connection, client: ClientInfo) -> None:
+    """Take the name of the client's certificate, which the handshake has verified."""
+    listener = connection.listener
+    assert listener is not None
+    client.listener = listener.config.name
+    tls = connection.transport.get_extra_info("ssl_object")
+    if tls is not None and listener.config.client_certificate != "none":
+        from mqtt.broker.net.tls import certificate_name  # noqa: PLC0415 - ssl is heavy
+
+        client.tls = tls
+        client.certificate_name = certificate_name(
+            tls.getpeercert(), listener.config.certificate_name
+        )
 
 
 async def _check_access(
@@ -161,7 +186,7 @@ def _tell_limits(
     """Fill in what a v5 client is told in CONNACK (section 3.2.2.3)."""
     core = connection.core
     config = core.config
-    limits = core.limits
+    limits = connection.machine.limits
     asked = connect.properties.get(SESSION_EXPIRY_INTERVAL, 0)
     if session.expiry_s != asked:
         properties[SESSION_EXPIRY_INTERVAL] = session.expiry_s

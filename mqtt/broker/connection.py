@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from mqtt.broker.net.config import is_loopback
 from mqtt.broker.seams import PublishRun
 from mqtt.broker.settling import HeldRun, answer, settle
 from mqtt.errors import MqttError
@@ -31,6 +32,7 @@ from mqtt.session import SETTLED, Session
 
 if TYPE_CHECKING:
     from mqtt.broker.core import Core
+    from mqtt.broker.net.listener import Listener
 
 __all__ = ["Connection"]
 
@@ -56,17 +58,23 @@ class Connection(asyncio.Protocol):
         "_paused",
         "closed",
         "core",
+        "is_established",
+        "listener",
         "machine",
         "reason_code",
         "send_will",
         "session",
         "slow_since_s",
+        "source",
         "timer_tick",
         "transport",
     )
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, listener: Listener | None = None) -> None:
         self.core = core
+        self.listener = listener  # None: a transport that the host has made itself
+        self.is_established = False  # the listener's own: counted as past CONNECT
+        self.source: tuple[str, int] | None = None  # the client's address, told by a balancer
         self.machine: ServerConnection
         self.transport: Any = None  # asyncio.Transport, or what looks like one
         self.session: Session | None = None
@@ -84,10 +92,16 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """Make the machine; the client has until the deadline to send CONNECT."""
         core = self.core
+        listener = self.listener
         self.transport = transport
+        limits = core.limits if listener is None else listener.limits
         machine = self.machine = ServerConnection(
-            core.limits, core.router.routes, core.blocks, transport.write, settle, core.now_s, self
+            limits, core.router.routes, core.blocks, transport.write, settle, core.now_s, self
         )
+        if listener is not None and not listener.admit(self):
+            self.closed = True
+            transport.abort()
+            return
         transport.set_write_buffer_limits(high=core.config.write_buffer_bytes)
         core.connections.add(self)
         core.stats.connections_total += 1
@@ -113,6 +127,8 @@ class Connection(asyncio.Protocol):
         """The transport is gone."""
         self.core.wheel.cancel(self)
         self._leave()
+        if self.listener is not None:
+            self.listener.lost(self)
         self.core.closed_for_good(self)
 
     def pause_writing(self) -> None:
@@ -408,9 +424,28 @@ class Connection(asyncio.Protocol):
         else:
             self.core.wheel.cancel(self)
 
+    def cut_off(self) -> None:
+        """End the connection without a word."""
+        self._leave()
+        self.transport.abort()
+
+    def address(self) -> str:
+        """Return the client's address without its port; empty for a Unix socket."""
+        if self.source is not None:
+            return self.source[0]
+        peer = self.transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
+
+    def is_local(self) -> bool:
+        """Return True when the client is on this machine; what a balancer tells is no proof."""
+        if self.source is not None:
+            return False
+        address = self.address()
+        return not address or is_loopback(address)
+
     def peer(self) -> str:
         """Return the client's address, for logs."""
-        address = self.transport.get_extra_info("peername")
+        address = self.source or self.transport.get_extra_info("peername")
         if isinstance(address, tuple):
             return f"{address[0]}:{address[1]}"
         return str(address or "")
@@ -423,6 +458,8 @@ class Connection(asyncio.Protocol):
         self._backlog = self._feed = None
         core = self.core
         core.connections.discard(self)
+        if self.listener is not None:
+            self.listener.gone(self)
         if self in core.slow:
             core.slow.discard(self)
             core.writable_again()

@@ -46,6 +46,8 @@ class BrokerStats:
     captured: int = 0  # publishes taken by the capture
     capture_refusals: int = 0  # publishes it refused
     protocol_faults: int = 0
+    refused_connections: int = 0  # by a listener's limits, before CONNECT
+    failed_handshakes: int = 0  # TLS and PROXY protocol
     drops: dict[str, int] = field(default_factory=dict)  # messages, by reason
 
 

@@ -40,6 +40,10 @@ class BoundedLog:
             fields["reason_code"] = cause
         self._log.warning(event, **fields, suppressed=int(last[1]) if last else 0)
 
+    def error(self, event: str, **fields: object) -> None:
+        """Log what an operator has to put right; as seldom as `info`."""
+        self._log.error(event, **fields)
+
     def info(self, event: str, **fields: object) -> None:
         """Log what happens a few times in the life of a broker."""
         self._log.info(event, **fields)

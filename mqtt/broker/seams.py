@@ -23,11 +23,19 @@ class ClientInfo:
     client_id: str
     protocol_version: int  # 4 = MQTT 3.1.1, 5 = MQTT 5.0
     username: str | None = None
-    peer: str = ""  # address, for logs
+    peer: str = ""  # address and port, for logs
     connect_user_properties: tuple[tuple[str, str], ...] = ()
     state: dict[str, Any] = field(
         default_factory=dict
     )  # the host's own, lives as long as the connection
+    address: str = ""  # without port; empty for a Unix socket
+    is_local: bool = False  # on this machine
+    listener: str = ""  # where it came in
+    keep_alive_s: int = 0
+    clean_start: bool = True
+    certificate_name: str | None = None  # of a certificate that the handshake has verified
+    tls: Any = None  # the ssl.SSLObject that has it
+    auth_method: str = ""  # of enhanced authentication that succeeded; `username` is then proven
 
 
 @dataclass(slots=True)

@@ -1,0 +1,352 @@
+"""One way in: its socket, its limits, and who is on it.
+
+Plain TCP, WebSocket and Unix sockets are the event loop's own servers. TLS and PROXY protocol are
+accepted here, so that handshakes are counted and limited, each gets the newest certificate, and one
+that fails costs one bounded line of log.
+
+Invariants:
+- `half_open` holds the connections that have sent no CONNECT, in the order they came, and never
+  more than `half_open_max`: of more, the one that has waited for longest is cut off, so that who
+  connects in earnest gets through a flood of those who do not;
+- `connections` counts every connection from its first byte until its transport is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from mqtt.broker.connection import Connection
+from mqtt.broker.net.config import ListenerConfig
+from mqtt.broker.net.proxy_protocol import ProxyError, read_proxy_header
+from mqtt.broker.net.rates import MeteredConnection, TokenBucket
+from mqtt.broker.net.tls import ServerTls, TlsError
+
+if TYPE_CHECKING:
+    from mqtt.broker.core import Core
+
+__all__ = ["Listener"]
+
+_BACKLOG: Final = 1024
+_ACCEPT_AT_ONCE: Final = 64
+_RETRY_S: Final = 1.0  # after the system had no descriptor left
+
+
+class Listener:
+    """Accepts clients at one address.
+
+    Args:
+        core: The broker's.
+        config: Where and how.
+
+    Raises:
+        TlsError: certificate files cannot be used.
+    """
+
+    def __init__(self, core: Core, config: ListenerConfig) -> None:
+        self.core = core
+        self.config = config
+        self.limits = core.limits
+        self.port = 0  # once open; 0 for a Unix socket
+        self.connections = 0
+        self.established = 0  # of these, past CONNECT
+        self.half_open: dict[Connection, None] = {}
+        self.tls = ServerTls(config) if config.tls else None
+        self._bucket = TokenBucket(config.connect_rate_s, core.clock.monotonic_s())
+        self._addresses: dict[str, int] = {}
+        self._server: asyncio.Server | None = None
+        self._acceptors: list[_Acceptor] = []
+        self._set_limits()
+
+    def _set_limits(self) -> None:
+        size = self.config.maximum_packet_size_bytes
+        limits = self.core.limits
+        self.limits = replace(limits, maximum_packet_size=size) if size else limits
+
+    # -- opening and closing ------------------------------------------------------------------
+
+    async def open(self) -> int:
+        """Listen; return the port, 0 for a Unix socket.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        config = self.config
+        loop = asyncio.get_running_loop()
+        if config.path is not None:
+            sock = _unix_socket(config.path, config.mode)
+            if config.proxy_protocol:
+                self._acceptors.append(_Acceptor(self, sock))
+            else:
+                self._server = await loop.create_unix_server(self.protocol, sock=sock)
+        elif config.tls or config.proxy_protocol:
+            for sock in await _tcp_sockets(config.host, config.bound_port):
+                self._acceptors.append(_Acceptor(self, sock))
+            self.port = self._acceptors[0].sock.getsockname()[1]
+        else:
+            self._server = await loop.create_server(
+                self.protocol,
+                config.host,
+                config.bound_port,
+                backlog=_BACKLOG,
+                reuse_address=True,
+            )
+            self.port = self._server.sockets[0].getsockname()[1]
+        self.core.log.info("mqtt.listening", listener=config.name, port=self.port)
+        return self.port
+
+    def close(self) -> None:
+        """Accept nobody any more; connections stay."""
+        if self._server is not None:
+            self._server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
+        if self.config.path is not None:
+            with contextlib.suppress(OSError):
+                self.config.path.unlink()
+
+    async def wait_closed(self, timeout_s: float) -> None:
+        """Return when the event loop's server is gone, or time is up."""
+        if self._server is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._server.wait_closed()
+
+    def reconfigure(self, config: ListenerConfig) -> None:
+        """Take other settings for the same place; connections stay as they are.
+
+        Raises:
+            TlsError: certificate files cannot be used; everything stays as it was.
+        """
+        assert config.place == self.config.place
+        if self.tls is not None:
+            self.tls.refresh(config)
+        if config.connect_rate_s != self.config.connect_rate_s:
+            self._bucket = TokenBucket(config.connect_rate_s, self.core.clock.monotonic_s())
+        self.config = config
+        self._set_limits()
+
+    def look_at_files(self) -> None:
+        """Take certificates that have changed; say so, and say so when they cannot be used."""
+        if self.tls is None:
+            return
+        try:
+            if self.tls.refresh():
+                self.core.log.info("mqtt.certificates_renewed", listener=self.config.name)
+        except TlsError as error:
+            self.core.log.error(  # noqa: TRY400 - the reason is one line
+                "mqtt.certificates_kept", listener=self.config.name, reason=str(error)
+            )
+
+    # -- connections --------------------------------------------------------------------------
+
+    def protocol(self, source: tuple[str, int] | None = None) -> asyncio.Protocol:
+        """Return what speaks to a new client.
+
+        Args:
+            source: The client's address, as a load balancer tells it.
+        """
+        config = self.config
+        connection: Connection
+        if config.publish_rate_s or config.publish_bytes_s:
+            connection = MeteredConnection(self.core, self)
+        else:
+            connection = Connection(self.core, self)
+        connection.source = source
+        if not config.websocket:
+            return connection
+        from mqtt.broker.net.websocket import (  # noqa: PLC0415 - only who listens for it loads it
+            WebSocketProtocol,
+        )
+
+        return WebSocketProtocol(connection, self)
+
+    def admit(self, connection: Connection) -> bool:
+        """Count a new connection; False when it must go at once."""
+        config = self.config
+        core = self.core
+        self.connections += 1
+        address = connection.address()
+        count = self._addresses.get(address, 0) + 1
+        self._addresses[address] = count
+        cause = ""
+        if not self._bucket.admits(core.clock.monotonic_s()):
+            cause = "mqtt.connect_rate_exceeded"
+        elif 0 < config.address_connections_max < count:
+            cause = "mqtt.too_many_from_one_address"
+        if cause:
+            core.stats.refused_connections += 1
+            core.log.warning(cause, listener=config.name, peer=connection.peer())
+            return False
+        self._bucket.take(1)
+        if len(self.half_open) >= config.half_open_max:
+            oldest = next(iter(self.half_open))
+            core.stats.refused_connections += 1
+            core.log.warning("mqtt.too_many_half_open", listener=config.name, peer=oldest.peer())
+            oldest.cut_off()
+        self.half_open[connection] = None
+        return True
+
+    def full(self) -> bool:
+        """Return True when no more clients than now may connect."""
+        limit = self.config.connections_max
+        return 0 < limit <= self.established
+
+    def connected(self, connection: Connection) -> None:
+        """A client's CONNECT was accepted."""
+        if self.half_open.pop(connection, connection) is None:
+            self.established += 1
+            connection.is_established = True
+
+    def gone(self, connection: Connection) -> None:
+        """A connection counts no more."""
+        self.half_open.pop(connection, None)
+        if connection.is_established:
+            connection.is_established = False
+            self.established -= 1
+
+    def lost(self, connection: Connection) -> None:
+        """A transport is gone."""
+        self.gone(connection)
+        self.connections -= 1
+        address = connection.address()
+        count = self._addresses.get(address, 0) - 1
+        if count > 0:
+            self._addresses[address] = count
+        else:
+            self._addresses.pop(address, None)
+
+
+class _Acceptor:
+    """Accepts on one socket and does what comes before MQTT: PROXY header, TLS handshake."""
+
+    def __init__(self, listener: Listener, sock: socket.socket) -> None:
+        self.sock = sock
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._shaking: set[asyncio.Task[None]] = set()
+        self._is_open = True
+        sock.listen(_BACKLOG)
+        self._loop.add_reader(sock.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Accept no more and drop those who are not through."""
+        self._is_open = False
+        self._loop.remove_reader(self.sock.fileno())
+        self.sock.close()
+        for task in self._shaking:
+            task.cancel()
+
+    def _accept(self) -> None:
+        listener = self._listener
+        log = listener.core.log
+        for _ in range(_ACCEPT_AT_ONCE):
+            if len(self._shaking) >= listener.config.handshakes_max:
+                log.warning("mqtt.handshakes_full", listener=listener.config.name)
+                self._loop.remove_reader(self.sock.fileno())
+                return
+            try:
+                sock, address = self.sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no descriptor left, most of all
+                log.warning("mqtt.cannot_accept", listener=listener.config.name, error=str(error))
+                self._loop.remove_reader(self.sock.fileno())
+                self._loop.call_later(_RETRY_S, self._go_on)
+                return
+            task = self._loop.create_task(self._shake(sock, address), name="mqtt-handshake")
+            self._shaking.add(task)
+            task.add_done_callback(self._shaken)
+
+    def _go_on(self) -> None:
+        if self._is_open:
+            self._loop.add_reader(self.sock.fileno(), self._accept)
+
+    def _shaken(self, task: asyncio.Task[None]) -> None:
+        was_full = len(self._shaking) >= self._listener.config.handshakes_max
+        self._shaking.discard(task)
+        if was_full:
+            self._go_on()
+
+    async def _shake(self, sock: socket.socket, address: Any) -> None:
+        """Bring one client as far as its CONNECT, in the time given."""
+        listener = self._listener
+        config = listener.config
+        source = None
+        try:
+            sock.setblocking(False)
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(config.handshake_timeout_s):
+                if config.proxy_protocol:
+                    source = await read_proxy_header(sock)
+                await self._loop.connect_accepted_socket(
+                    lambda: listener.protocol(source),
+                    sock,
+                    ssl=listener.tls.context if listener.tls is not None else None,
+                )
+        except (OSError, TimeoutError, ProxyError) as error:
+            sock.close()
+            listener.core.stats.failed_handshakes += 1
+            listener.core.log.warning(
+                "mqtt.handshake_failed",
+                listener=config.name,
+                peer=f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "",
+                reason=getattr(error, "reason", None) or str(error) or "took too long",
+            )
+        except BaseException:
+            sock.close()
+            raise
+
+
+async def _tcp_sockets(host: str, port: int) -> list[socket.socket]:
+    """Return bound sockets for every address of a name, all with the same port."""
+    infos = await asyncio.get_running_loop().getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(infos):
+            sock = socket.socket(family, kind, protocol)
+            sockets.append(sock)
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((address[0], port, *address[2:]))
+            port = port or sock.getsockname()[1]
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _unix_socket(path: Path, mode: int) -> socket.socket:
+    """Return a socket bound in the file system; one that nobody listens on any more is replaced.
+
+    Its permissions are set before anybody can connect.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise OSError(errno.EEXIST, "is there and not a socket", str(path))
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), str(path))
+        path.unlink()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.bind(str(path))
+        path.chmod(mode)
+    except OSError:
+        sock.close()
+        raise
+    return sock
