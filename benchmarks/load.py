@@ -20,7 +20,15 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["LoadReport", "LoadSpec", "cpu_s_of", "frame_of", "run_load", "spawn_load"]
+__all__ = [
+    "LoadReport",
+    "LoadSpec",
+    "connect_frame",
+    "cpu_s_of",
+    "frame_of",
+    "run_load",
+    "spawn_load",
+]
 
 _ACK_BYTES = 4  # PUBACK, PUBREC and PUBCOMP without reason code, in 3.1.1 and in 5.0
 _PINGREQ = b"\xc0\x00"
@@ -69,6 +77,16 @@ def frame_of(topic: str, payload: bytes, qos: int, packet_id: int, protocol_vers
     return bytes([0x30 | qos << 1]) + _variable_length(len(body)) + body
 
 
+def connect_frame(client_id: str, protocol_version: int, keep_alive: int = 0) -> bytes:
+    """Return a CONNECT with a clean start."""
+    name = client_id.encode()
+    body = b"\x00\x04MQTT" + bytes([protocol_version, 0x02]) + keep_alive.to_bytes(2, "big")
+    if protocol_version == 5:
+        body += b"\x00"
+    body += len(name).to_bytes(2, "big") + name
+    return b"\x10" + _variable_length(len(body)) + body
+
+
 def cpu_s_of(pid: int) -> float:
     """Return the processor seconds, user and system, that process `pid` has used; 0.0 if gone."""
     try:
@@ -80,13 +98,13 @@ def cpu_s_of(pid: int) -> float:
 
 def run_load(spec: LoadSpec) -> LoadReport:
     """Run the load in this process and report it. Raises ConnectionError if the broker refuses."""
-    senders = {}
+    senders: dict[int, _Sender] = {}
     poller = select.epoll()
-    for index in range(spec.connections):
-        sender = _Sender(spec, index)
-        senders[sender.sock.fileno()] = sender
-        poller.register(sender.sock.fileno(), select.EPOLLIN)
     try:
+        for index in range(spec.connections):
+            sender = _Sender(spec, index)
+            senders[sender.sock.fileno()] = sender
+            poller.register(sender.sock.fileno(), select.EPOLLIN)
         return _measure(spec, senders, poller)
     finally:
         poller.close()
@@ -112,7 +130,18 @@ def spawn_load(spec: LoadSpec, timeout_s: float = 120.0) -> LoadReport:
 class _Sender:
     """One connection: what of its cyclic block of frames is sent, and what was acknowledged."""
 
-    __slots__ = ("block", "carry", "done", "frame_bytes", "position", "sock", "span", "unsent")
+    __slots__ = (
+        "block",
+        "carry",
+        "done",
+        "frame_bytes",
+        "position",
+        "sock",
+        "span",
+        "started",
+        "unsent",
+        "window",
+    )
 
     def __init__(self, spec: LoadSpec, index: int) -> None:
         client_id = f"{spec.client_prefix}-{index}"
@@ -127,6 +156,8 @@ class _Sender:
         self.unsent = 0  # bytes from `position` on that the window allows and the socket refused
         self.carry = b""  # of an acknowledgement cut by a read
         self.done = 0
+        self.started = False
+        self.window = spec.window
         self.sock = _connect(spec, client_id)
 
     def push(self) -> bool:
@@ -144,18 +175,17 @@ class _Sender:
 
 def _connect(spec: LoadSpec, client_id: str) -> socket.socket:
     sock = socket.create_connection((spec.host, spec.port), timeout=10)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    name = client_id.encode()
-    body = b"\x00\x04MQTT" + bytes([spec.protocol_version]) + b"\x02\x00\x00"
-    if spec.protocol_version == 5:
-        body += b"\x00"
-    body += len(name).to_bytes(2, "big") + name
-    sock.sendall(b"\x10" + _variable_length(len(body)) + body)
-    head = _receive_exactly(sock, 2)
-    connack = _receive_exactly(sock, head[1])
-    if head[0] != 0x20 or connack[1] != 0:
-        raise ConnectionError(f"CONNECT refused: {(head + connack).hex()}")
-    sock.setblocking(False)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.sendall(connect_frame(client_id, spec.protocol_version))
+        head = _receive_exactly(sock, 2)
+        connack = _receive_exactly(sock, head[1])
+        if head[0] != 0x20 or connack[1] != 0:
+            raise ConnectionError(f"CONNECT refused: {(head + connack).hex()}")  # noqa: TRY301
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
@@ -199,9 +229,10 @@ def _measure(spec: LoadSpec, senders: dict[int, _Sender], poller: select.epoll) 
     )
 
 
-def _start_window(senders: dict[int, _Sender], poller: select.epoll) -> None:
+def _start_windows(senders: dict[int, _Sender], poller: select.epoll) -> None:
     for fd, sender in senders.items():
-        if sender.position == 0 and not sender.unsent and not sender.carry and not sender.done:
+        if not sender.started:
+            sender.started = True
             sender.unsent = sender.span
             if not sender.push():
                 poller.modify(fd, select.EPOLLIN | select.EPOLLOUT)
@@ -209,8 +240,7 @@ def _start_window(senders: dict[int, _Sender], poller: select.epoll) -> None:
 
 def _pump_qos1(senders: dict[int, _Sender], poller: select.epoll, end: float, count: int) -> None:
     """Keep every window full until `end` or `count`; one read and one write a wake-up."""
-    if not any(sender.position or sender.unsent for sender in senders.values()):
-        _start_window(senders, poller)
+    _start_windows(senders, poller)
     total = 0
     clock, poll = time.monotonic, poller.poll
     while clock() < end and not (count and total >= count):
@@ -237,8 +267,7 @@ def _pump_qos1(senders: dict[int, _Sender], poller: select.epoll, end: float, co
 
 def _pump_qos2(senders: dict[int, _Sender], poller: select.epoll, end: float, count: int) -> None:
     """Answer each PUBREC with a PUBREL; a PUBCOMP lets the next message go."""
-    if not any(sender.position or sender.unsent for sender in senders.values()):
-        _start_window(senders, poller)
+    _start_windows(senders, poller)
     total = 0
     while time.monotonic() < end and not (count and total >= count):
         for fd, _event in poller.poll(0.1):
@@ -265,18 +294,21 @@ def _pump_qos2(senders: dict[int, _Sender], poller: select.epoll, end: float, co
 
 def _pump_qos0(senders: dict[int, _Sender], poller: select.epoll, end: float, count: int) -> None:
     """Send until `end`, then ask each connection with a PINGREQ whether the broker read it all."""
-    share = count // len(senders) if count else 0
+    share = count // len(senders) if count else 0  # of each connection; 0 = until `end`
     for fd in senders:
         poller.modify(fd, select.EPOLLOUT)
-    while time.monotonic() < end:
+    open_fds = set(senders)
+    while open_fds and time.monotonic() < end:
         for fd, _event in poller.poll(0.1):
             sender = senders[fd]
-            left = (share - sender.done) * sender.frame_bytes if share else sender.span
-            sender.unsent = min(sender.span, left) if not sender.unsent else sender.unsent
-            sender.done += sender.unsent // sender.frame_bytes if left > 0 else 0
+            if not sender.unsent:
+                frames = min(sender.window, share - sender.done) if share else sender.window
+                if not frames:
+                    poller.modify(fd, 0)
+                    open_fds.discard(fd)
+                sender.unsent = frames * sender.frame_bytes
+                sender.done += frames
             sender.push()
-        if share and all(s.done >= share and not s.unsent for s in senders.values()):
-            break
     for fd, sender in senders.items():
         poller.modify(fd, select.EPOLLIN)
         sender.sock.setblocking(True)
