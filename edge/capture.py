@@ -1,10 +1,10 @@
 """Capture: the broker's publishes become readings of the journal, and are settled once durable.
 
 Theory of operation. Runs gather in an open commit. When none is under way the open one is closed
-and written: at once after a pause, else not before `commit_window_ms` have passed since the last
-one began; meanwhile the next gathers (group commit). Everything here is per run or per commit,
-nothing per message. A commit that fails refuses its runs; the journal is then tried with small
-writes, with growing pauses, until it works again.
+and written: at once after a pause, else once `commit_window_ms` have passed since the last one
+began, or EARLY_BYTES have gathered; meanwhile the next gathers (group commit). Everything here is
+per run or per commit, nothing per message. A commit that fails refuses its runs; the journal is
+then tried with small writes, with growing pauses, until it works again.
 
 Invariants:
 - `run.settled` is called exactly once for a run that `take` took, never for one it refused.
@@ -38,10 +38,12 @@ __all__ = ["Capture", "CaptureStats", "Committer"]
 log = structlog.get_logger(component="capture")
 
 COMMIT_BYTES = 1024 * 1024  # more than this goes in the next commit: bounds one body, and its delay
+EARLY_BYTES = 64 * 1024  # a commit this large wears the disk no less by waiting for the window
 RUN_BYTES = 128  # what a run may add to the body beside its packets, and holds of memory
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 5.0
 RELIEF_BYTES = 256 * 1024  # room a lane must have again before clients are asked back
 NEVER = 1 << 62
+_DURABILITY = {"power-loss": "journal-fsync", "process-crash": "process-crash"}
 LOG_EVERY_S = 10.0
 FULL = int(ReasonCode.QUOTA_EXCEEDED)
 BROKEN = int(ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
@@ -100,6 +102,7 @@ class Capture:
         self._journal = journal
         self._topics = capture
         self._clock = clock
+        self._durability = _DURABILITY[config.durability]
         self._window_s = config.commit_window_ms / 1000
         self._waiting_bytes_max = config.waiting_bytes_max
         self._loop = asyncio.get_running_loop()
@@ -123,6 +126,11 @@ class Capture:
         self._task = self._loop.create_task(self._drive(), name="capture")
 
     # --- the broker's side -----------------------------------------------------------------------
+
+    @property
+    def durability(self) -> str:
+        """What an acknowledged reading survives: `journal-fsync` the loss of power."""
+        return self._durability
 
     def lane(self, topic_name: str) -> int | None:
         """Return the lane that captures `topic_name`, or None when it is not captured."""
@@ -179,8 +187,8 @@ class Capture:
             if not self._gathered_bytes and not self._closing:
                 await self._wait(1, None)
             rest_s = self._began_s + self._window_s - self._clock.monotonic_s()
-            if rest_s > 0 and self._gathered_bytes < COMMIT_BYTES and not self._closing:
-                await self._wait(COMMIT_BYTES, rest_s)
+            if rest_s > 0 and self._gathered_bytes < EARLY_BYTES and not self._closing:
+                await self._wait(EARLY_BYTES, rest_s)
             if not self._gathered_bytes:
                 if self._closing:
                     return

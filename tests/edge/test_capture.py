@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.capture import COMMIT_BYTES, Capture
+from edge.capture import COMMIT_BYTES, EARLY_BYTES, Capture
 from edge.config import CaptureConfig, LaneConfig
 from edge.contract import Lane
 from edge.journal import Journal
@@ -232,7 +232,7 @@ async def test_after_a_pause_a_commit_begins_at_once_then_waits_for_the_window()
             await asyncio.sleep(0)
         assert len(disk.commits) == 1
         clock.advance(10)
-        capture.take(run_of(size=COMMIT_BYTES, settled=answers))  # enough to end the wait early
+        capture.take(run_of(size=EARLY_BYTES, settled=answers))  # enough to end the wait early
         await answers.until(3)
         assert len(disk.commits) == 2
         clock.advance(10)
