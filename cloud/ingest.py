@@ -85,6 +85,10 @@ class CloudCapture:
 
     # ---- the broker's side -----------------------------------------------------------------------
 
+    @property
+    def durability(self) -> str:
+        return "embedded-fsync"
+
     def lane(self, topic_name: str) -> int | None:
         if topic_name.startswith(UP_PREFIX):
             return UP_LANE

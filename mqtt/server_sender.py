@@ -12,7 +12,7 @@ from typing import Final
 from mqtt.codec import encode
 from mqtt.errors import MqttError
 from mqtt.frames import encode_publish
-from mqtt.packets import CONNACK, DISCONNECT, PUBLISH, Connack, Connect, Disconnect, Packet
+from mqtt.packets import CONNACK, DISCONNECT, PUBACK, PUBLISH, Connack, Connect, Disconnect, Packet
 from mqtt.properties import (
     MAXIMUM_PACKET_SIZE,
     REASON_STRING,
@@ -21,6 +21,7 @@ from mqtt.properties import (
     TOPIC_ALIAS_MAXIMUM,
     USER_PROPERTY,
     Properties,
+    encode_property_block,
 )
 from mqtt.reason_codes import (
     ALLOWED,
@@ -32,8 +33,9 @@ from mqtt.server_events import Send, State
 from mqtt.server_messages import Message
 from mqtt.session import expiry_property
 
-__all__ = ["ServerSender"]
+__all__ = ["DURABILITY", "ServerSender"]
 
+DURABILITY: Final = "tidegate-durability"  # the user property; "1" in CONNECT asks for it
 _MAY_EXPLAIN: Final = frozenset((CONNACK, PUBLISH, DISCONNECT))  # [MQTT-3.1.2-29]
 
 
@@ -43,6 +45,7 @@ class ServerSender:
     __slots__ = (
         "_aliases_out",
         "_aliases_out_max",
+        "asks_durability",
         "bytes_sent",
         "packet_size_max",
         "plain",
@@ -63,6 +66,7 @@ class ServerSender:
         self.packet_size_max = 0  # the client's; 0 = no limit
         self.plain = True  # neither aliases nor a packet size: frames can be shared
         self.problem_information = True  # the client's wish
+        self.asks_durability = False  # v5: acknowledgements are to say how durable a publish is
         self.writable = True  # False while the driver's write buffer is full
         self.unacknowledged = 0
         self.bytes_sent = 0
@@ -75,6 +79,8 @@ class ServerSender:
         self.receive_maximum = properties.get(RECEIVE_MAXIMUM, 0xFFFF)  # [MQTT-3.3.4-9]
         self.packet_size_max = properties.get(MAXIMUM_PACKET_SIZE, 0)  # [MQTT-3.1.2-24]
         self.problem_information = properties.get(REQUEST_PROBLEM_INFORMATION, 1) == 1
+        asked = (DURABILITY, "1") in properties.get(USER_PROPERTY, ())
+        self.asks_durability = asked and self.version >= 5 and self.problem_information
         # [MQTT-3.1.2-26] [MQTT-3.1.2-27]
         self._aliases_out_max = min(properties.get(TOPIC_ALIAS_MAXIMUM, 0), aliases_max)
         self.plain = not self.packet_size_max and not self._aliases_out_max
@@ -145,6 +151,28 @@ class ServerSender:
             data = head + head.join(packet_ids)
         # A v5 client counts a QoS 2 publish until PUBCOMP (section 4.9).
         if qos == 1 or reason_code >= 0x80 or self.version < 5:
+            self.unacknowledged -= len(packet_ids)
+        self.bytes_sent += len(data)
+        self.send(data)
+
+    def acknowledge_durably(
+        self, qos: int, packet_ids: list[bytes], reason_code: int, durability: str
+    ) -> None:
+        """Answer publishes as `acknowledge` does, with a user property that says how durable.
+
+        Only for a client with `asks_durability`; left out where the client would find the packet
+        too large [MQTT-3.4.2-3].
+        """
+        named = encode_property_block({USER_PROPERTY: [(DURABILITY, durability)]}, PUBACK)
+        size = 4 + len(named)  # packet id, reason code, length of the properties
+        too_large = 0 < self.packet_size_max < size + 2 or size > 0x7F
+        if reason_code >= 0x80 or too_large:
+            self.acknowledge(qos, packet_ids, reason_code)
+            return
+        head = b"%c%c" % (0x40 if qos == 1 else 0x50, size)
+        tail = b"%c%c%b" % (reason_code, len(named), named)
+        data = b"".join([head + packet_id + tail for packet_id in packet_ids])
+        if qos == 1:
             self.unacknowledged -= len(packet_ids)
         self.bytes_sent += len(data)
         self.send(data)

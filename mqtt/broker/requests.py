@@ -38,6 +38,7 @@ from mqtt.packets import (
 )
 from mqtt.properties import SESSION_EXPIRY_INTERVAL, SUBSCRIPTION_IDENTIFIER
 from mqtt.reason_codes import ALLOWED, ReasonCode
+from mqtt.server import ServerConnection
 from mqtt.server_events import Acknowledged, Arrivals
 from mqtt.session import ASKED, SETTLED, Session, identifier_property
 from mqtt.topics import split_shared, topic_filter_fault
@@ -45,6 +46,7 @@ from mqtt.topics import split_shared, topic_filter_fault
 __all__ = ["HANDLERS"]
 
 _PINGRESP: Final = b"\xd0\0"
+_IN_MEMORY: Final = "memory"
 
 
 def _when_safe(connection: Connection, before: int, answer: Callable[[], None]) -> None:
@@ -128,12 +130,20 @@ def _answer_publishes(connection: Connection, answers: list[tuple[int, int, int]
         if qos == 2 and inbound is not None and packet_id in inbound:
             inbound[packet_id] = SETTLED
         if (qos, code) != kind and ids:
-            machine.acknowledge(*kind[:1], ids, kind[1])
+            _answer(machine, *kind, ids)
             ids = []
         kind = (qos, code)
         ids.append(packet_id.to_bytes(2, "big"))
-    machine.acknowledge(kind[0], ids, kind[1])
+    _answer(machine, *kind, ids)
     connection.settled()
+
+
+def _answer(machine: ServerConnection, qos: int, code: int, ids: list[bytes]) -> None:
+    """Answer publishes that no capture took: what they reached is in memory for sure, no more."""
+    if machine.asks_durability:
+        machine.acknowledge_durably(qos, ids, code, _IN_MEMORY)
+    else:
+        machine.acknowledge(qos, ids, code)
 
 
 # -- acknowledgements -------------------------------------------------------------------------

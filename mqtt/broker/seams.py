@@ -63,6 +63,11 @@ class PublishRun:
 class Capture(Protocol):
     """Takes publishes and says when they are durable."""
 
+    @property
+    def durability(self) -> str:
+        """What an acknowledged publish survives, in a word: told to v5 clients that ask for it."""
+        ...
+
     def lane(self, topic_name: str) -> int | None:
         """Return the lane that captures `topic_name`, or None when it is not captured.
 

@@ -51,7 +51,10 @@ def settle(run: PublishRun, codes: int | Sequence[int]) -> None:
     if type(token) is tuple:
         machine, flags, ids, _ = token
         if flags & 3 == 1 and codes == 0 and machine.state is State.CONNECTED:
-            machine.acknowledge(1, ids)
+            if machine.asks_durability:
+                machine.acknowledge_durably(1, ids, 0, machine.owner.core.capture.durability)
+            else:
+                machine.acknowledge(1, ids)
             if machine.owner.paused:
                 machine.owner.settled()
         else:
@@ -83,7 +86,11 @@ def answer(machine: ServerConnection, qos: int, ids: list[bytes], code: int) -> 
         # 3.1.1 cannot refuse: without an answer the client sends again [MQTT-3.1.1:3.3.5-2].
         connection.fail(ProtocolError(code, "publish could not be stored"))
         return
-    machine.acknowledge(qos, ids, code)
+    capture = connection.core.capture
+    if machine.asks_durability and capture is not None:
+        machine.acknowledge_durably(qos, ids, code, capture.durability)
+    else:
+        machine.acknowledge(qos, ids, code)
     connection.settled()
 
 

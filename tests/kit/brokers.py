@@ -228,6 +228,11 @@ class ManualCapture:
         self._relieved: list[Callable[[], None]] = []
         self._news = asyncio.Event()
 
+    @property
+    def durability(self) -> str:
+        """Return a word of the test's."""
+        return "by-hand"
+
     def lane(self, topic_name: str) -> int | None:
         """Return the lane of a topic."""
         self.asked.append(topic_name)

@@ -21,6 +21,8 @@ from mqtt.packets import (
     Will,
 )
 from mqtt.properties import (
+    MAXIMUM_PACKET_SIZE,
+    REQUEST_PROBLEM_INFORMATION,
     SESSION_EXPIRY_INTERVAL,
     TOPIC_ALIAS,
     USER_PROPERTY,
@@ -398,3 +400,59 @@ async def test_a_captured_publish_for_a_stored_session_waits_for_both() -> None:
             assert await client.settled() == []
             second()
             assert await client.settled() == [Puback(1)]
+
+
+# -- how durable -----------------------------------------------------------------------------------
+
+ASKS = {USER_PROPERTY: [("tidegate-durability", "1")]}
+
+
+def said(word: str) -> dict[int, object]:
+    """Return the properties of an acknowledgement that says how durable a publish is."""
+    return {USER_PROPERTY: [("tidegate-durability", word)]}
+
+
+async def test_a_client_that_asks_is_told_how_durable_its_publishes_are() -> None:
+    capture = ManualCapture()
+    async with serving(capture=capture) as broker:
+        client = await broker.connect("d", version=V5, properties=ASKS)
+        client.send(reading(1), reading(2), reading(3, 2), reading(4, topic="elsewhere"))
+        assert await client.settled() == [Puback(4, 0x10, said("memory"))]
+        capture.settle()
+        assert await client.settled() == [
+            Puback(1, 0, said("by-hand")),
+            Puback(2, 0, said("by-hand")),
+            Pubrec(3, 0, said("by-hand")),
+        ]
+        client.send(Pubrel(3))
+        assert await client.settled() == [Pubcomp(3)]
+
+
+async def test_a_refusal_says_nothing_of_durability() -> None:
+    capture = ManualCapture()
+    capture.refusal = 0x97
+    async with serving(capture=capture) as broker:
+        client = await broker.connect("d", version=V5, properties=ASKS)
+        client.send(reading(1))
+        assert await client.settled() == [Puback(1, 0x97)]
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {USER_PROPERTY: [("tidegate-durability", "0")]},
+        {**ASKS, REQUEST_PROBLEM_INFORMATION: 0},
+        {**ASKS, MAXIMUM_PACKET_SIZE: 30},
+        {},
+    ],
+)
+async def test_who_does_not_ask_or_cannot_take_it_gets_the_short_answer(
+    properties: dict[int, object],
+) -> None:
+    capture = ManualCapture()
+    async with serving(capture=capture) as broker:
+        client = await broker.connect("d", version=V5, properties=properties)
+        client.send(reading(1))
+        assert await client.settled() == []
+        capture.settle()
+        assert await client.settled() == [Puback(1)]
