@@ -75,7 +75,7 @@ class JournalConfig:
         minimum=0,
         maximum=10_000,
         help="Least time from one commit to the next: more of it wears the card less; a publish "
-        "after a pause is committed at once whatever the window.",
+        "after a pause, or 64 KB of them, are committed whatever the window.",
     )
     file_bytes_max: int = setting(
         4 * GIB,
