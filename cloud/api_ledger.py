@@ -1,4 +1,4 @@
-"""Paths of the HTTP API by which readings are accounted for: audit, trace, dead letters.
+"""Paths of the HTTP API by which readings are accounted for: audit, trace, dead letters, replay.
 
 docs/ledger.md. What is answered here is what the commands print: one computation, two ways to it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, HTTPException, Query
@@ -25,6 +26,7 @@ from cloud.dead_letters import (
 )
 from cloud.parts import CloudNode
 from cloud.query_time import parse_time
+from cloud.replay import replay
 from cloud.sinks.contract import SinkUnavailable
 from cloud.sinks.schema import epoch_from_text, epoch_text
 from cloud.stream.contract import StreamError
@@ -101,6 +103,16 @@ class Done(BaseModel):
 
     done: int
     left: int
+
+
+class ReplayView(BaseModel):
+    """What a replay did: cloud/replay.py."""
+
+    entries: int
+    refused: int
+    found: int
+    gone: int
+    line: str
 
 
 def ledger_routes(node: CloudNode) -> APIRouter:
@@ -197,6 +209,16 @@ def ledger_routes(node: CloudNode) -> APIRouter:
             letters = await chosen(node.stream, wanted.ids)
             await discard(node.stream, letters, node.clock.wall_us())
         return Done(done=len(letters), left=0)
+
+    @router.post("/replay", dependencies=[Depends(json_body)])
+    async def replay_lost() -> ReplayView:
+        """Write what storage has lost into it once more, from the stream."""
+        storage = node.sinks.runners.get("storage")
+        if storage is None:
+            raise HTTPException(404, "this node has no storage; see storage.enabled")
+        with _told():
+            done = await replay(node.stream, storage, await node.balance(thorough=True))
+        return ReplayView(**asdict(done), line=done.line())
 
     return router
 

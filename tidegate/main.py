@@ -29,6 +29,7 @@ COMMANDS = {
     "audit": "is every reading accounted for? assigned = stored + given up, or the exact gap",
     "trace": "the way of one reading, hop by hop: captured, batch, stream, sinks, row, alerts",
     "deadletter": "what was refused or could not be stored: list, show, redrive, discard",
+    "replay": "write what storage has lost into it once more, from the stream",
     "status": "how a running edge or cloud is: link, backlog, lag, ledger",
     "check": "read a configuration file and say what is wrong with it",
     "bench": "run a benchmark of this machine, side by side with its peers",

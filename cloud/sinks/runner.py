@@ -383,6 +383,17 @@ class SinkRunner:
 
     # ---- dead letters ----------------------------------------------------------------------------
 
+    async def offer_again(self, entry: Entry) -> None:
+        """Have the sink write an entry that lies behind its cursor, which stays where it is.
+
+        Raises:
+            BatchError: the entry cannot be read.
+            Exception: what the sink's `write` raises.
+        """
+        decoded = self._decoded.get(entry)
+        async with self._writing:
+            await self.sink.write([decoded], {})
+
     async def redrive(self, only: Collection[tuple[int, int]] | None = None) -> tuple[int, int]:
         """Offer the sink its dead letters once more.
 
@@ -404,9 +415,7 @@ class SinkRunner:
         for letter in letters:
             entry = letter.entry
             try:
-                decoded = self._decoded.get(entry)
-                async with self._writing:
-                    await self.sink.write([decoded], {})
+                await self.offer_again(entry)
             except SinkUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001 - it stays dead, for this cause

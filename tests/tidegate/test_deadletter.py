@@ -45,7 +45,7 @@ async def test_letters_of_a_running_node(tmp_path: Path) -> None:
         assert (again.code, again.out) == (1, "0 redriven, 1 still dead: see list for the cause\n")
         gone = await run_command("deadletter", "discard", "--all", "--url", url)
         assert (gone.code, gone.out) == (0, "4 discarded\n")
-        audit = await run_command("audit", "--data", tmp_path)
+        audit = await run_command("audit", "--url", url)
         assert audit.code == 0
         assert "35 assigned = 30 stored + 5 given up" in audit.out
         assert "given up: 5 of lane storage, seq 31-35: discarded" in audit.out
