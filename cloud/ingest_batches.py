@@ -143,6 +143,8 @@ class BatchIngest:
         while self._lines or self._appends:
             tasks = [line.task for line in self._lines if line.task is not None]
             await asyncio.gather(*tasks, *self._appends, return_exceptions=True)
+            # since 3.12 a gather of finished tasks does not let the loop run their callbacks
+            await asyncio.sleep(0)
 
     # ---- one connection --------------------------------------------------------------------------
 
