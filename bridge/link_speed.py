@@ -13,7 +13,7 @@ from __future__ import annotations
 
 __all__ = ["LinkSpeed"]
 
-IN_FLIGHT_S = 0.5
+IN_FLIGHT_S = 0.25
 BATCH_S = 0.2
 WINDOW_BYTES_MIN = 4 * 1024
 WINDOW_BYTES_FIRST = 16 * 1024  # until the link's speed is known

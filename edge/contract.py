@@ -60,6 +60,13 @@ class JournalReader(Protocol):
         """Return True when `lane` holds readings past `after_seq`. Never blocks."""
         ...
 
+    def seq_before(self, lane: Lane, time_us: int) -> int:
+        """Return a seq up to which all commits of `lane` are older than `time_us`. Never blocks.
+
+        The highest that is known without the disk; wall clock.
+        """
+        ...
+
     async def wait(self) -> None:
         """Return after the next commit or tombstone."""
         ...

@@ -173,6 +173,13 @@ class Journal:
         state = self._keeper.state.lanes[lane]
         return state.last_seq > after_seq and state.last_seq > state.gone_seq
 
+    def seq_before(self, lane: Lane, time_us: int) -> int:
+        """Return a seq up to which all commits of `lane` are older than `time_us`. Never blocks.
+
+        The highest that is known without the disk; wall clock.
+        """
+        return self._tail.seq_before(lane, time_us)
+
     async def wait(self) -> None:
         """Return after the next commit or tombstone."""
         waiter = asyncio.get_running_loop().create_future()

@@ -41,6 +41,14 @@ class Tail:
         """Return the seq past which the tail has everything of a lane."""
         return self._after[lane]
 
+    def seq_before(self, lane: Lane, time_us: int) -> int:
+        """Return the last seq of the newest commit older than `time_us`, as far as is here."""
+        commits, start = self._commits[lane], self._starts[lane]
+        for at in range(len(commits) - 1, start - 1, -1):
+            if commits[at].time_us < time_us:
+                return self._lasts[lane][at]
+        return self._after[lane]
+
     def push(self, commit: Commit) -> None:
         """Add the newest commit of a lane; the oldest leave when there are too many bytes."""
         self._commits[commit.lane].append(commit)

@@ -3,7 +3,7 @@
 Three lanes of the link read two of the journal: urgent its own, live and backlog the journal's live
 one at two places. Once the oldest reading that the live lane would send has waited for longer than
 `historical_s` (an outage, a hold, a budget, a link that is too slow), all that lies in the journal
-at that moment becomes backlog, and live goes on with what comes after it.
+becomes backlog but for the last moment's, which is still news, and live goes on from there.
 
 A live batch waits for more readings for `linger_ms` at most, and only while it is not full.
 """
@@ -22,6 +22,7 @@ from edge.uplink_reader import LaneReader
 __all__ = ["UplinkLanes", "journal_lane"]
 
 TICK_S = 1.0  # longest wait without looking again
+_NEWS_S = 2.0  # readings younger than this stay live when all others become backlog
 _BEHIND_S = 1.0  # readings this much older than linger: nothing is gained by waiting for more
 
 
@@ -61,7 +62,7 @@ class UplinkLanes:
         self._since_s: dict[LinkLane, float] = {}  # since when a lane has readings to send
         self._behind: set[LinkLane] = set()
         self._read_out = -1  # the backlog's sent_seq past which the journal has nothing of it
-        self._stale = False  # live readings are to become backlog once the live lane is answered
+        self._stale_us = 0  # live readings before it become backlog once live is answered; 0: none
 
     def next(self, now_s: float, batch_readings: int) -> tuple[LinkLane | None, float]:
         """Return the lane to send now, or None and how long to wait unless something happens.
@@ -71,8 +72,8 @@ class UplinkLanes:
             batch_readings: How many readings fill a batch.
         """
         state = self._state
-        if self._stale:
-            self._split()
+        if self._stale_us:
+            self._split(self._stale_us)
         ready: set[LinkLane] = set()
         waiting: set[LinkLane] = set()
         wait_s = TICK_S
@@ -84,7 +85,7 @@ class UplinkLanes:
             elif not reader.has_more(after_seq):
                 self._since_s.pop(lane, None)
                 continue
-            elif lane is LinkLane.LIVE and self._stale:
+            elif lane is LinkLane.LIVE and self._stale_us:
                 continue
             waiting.add(lane)
             if not state.can_send(now_s, lane):
@@ -120,7 +121,8 @@ class UplinkLanes:
                 self._read_out = grant.after_seq
             return None, False
         late = readings.times_us[0] < late_us
-        if late and lane is LinkLane.LIVE and self._split():
+        news_us = now_us - min(self._late_us, int(_NEWS_S * 1_000_000))
+        if late and lane is LinkLane.LIVE and self._split(news_us):
             return None, False
         waited_s = (now_us - readings.times_us[-1]) / 1e6
         if waited_s > self._linger_s + _BEHIND_S:
@@ -141,16 +143,17 @@ class UplinkLanes:
         """Note what a lane has sent."""
         self._shares.sent(LinkLane(lane), batch_bytes, self._state.window_bytes)
 
-    def _split(self) -> bool:
-        """Make all that lies in the journal backlog, at once or when live is answered.
+    def _split(self, news_us: int) -> bool:
+        """Make what is in the journal from before `news_us` backlog, now or after live's answers.
 
         Returns:
             False when a suspect batch has to be dealt with first.
         """
         state = self._state
-        done = state.split(self._journal.last_seq)
-        self._stale = not done and state.in_flight(LinkLane.LIVE)
-        return done or self._stale
+        waits = state.in_flight(LinkLane.LIVE)
+        done = not waits and state.split(self._journal.seq_before(Lane.LIVE, news_us))
+        self._stale_us = news_us if waits else 0
+        return done or waits
 
     def _has_backlog(self) -> bool:
         """Return True when the backlog has readings to send, or is to be found empty."""

@@ -170,3 +170,18 @@ async def test_a_kill_at_any_point_keeps_what_was_not_acknowledged(
                 assert set(range(1, journal.last_seq + 1)) - set(seqs) <= {
                     seq for first, last in acked for seq in range(first, last + 1)
                 }
+
+
+async def test_what_is_older_than_a_moment_is_told_from_memory(tmp_path: Path) -> None:
+    clock = ManualClock()
+    begin_us = clock.wall_us()
+    config = journal_config(tail_bytes_max=5000)
+    async with journal_at(tmp_path, config, clock) as journal:
+        for _ in range(20):
+            await fill(journal, 1)
+            clock.advance(1)
+        assert journal.seq_before(Lane.LIVE, begin_us + 15_500_000) == 48
+        assert journal.seq_before(Lane.LIVE, begin_us + 100_000_000) == 60
+        older = journal.seq_before(Lane.LIVE, begin_us + 1)
+        assert 3 < older < 48, "what the memory does not hold counts as older: it is"
+        assert journal.seq_before(Lane.URGENT, begin_us) == 0

@@ -90,6 +90,10 @@ class MemoryJournal:
     def pending(self, lane: Lane, after_seq: int) -> bool:
         return any(c.first_seq + c.count - 1 > after_seq for c in self.commits[lane][-1:])
 
+    def seq_before(self, lane: Lane, time_us: int) -> int:
+        older = [c for c in self.commits[lane] if c.time_us < time_us]
+        return older[-1].first_seq + older[-1].count - 1 if older else 0
+
     async def wait(self) -> None:
         await self._news.wait()
         self._news.clear()
