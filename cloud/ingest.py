@@ -16,6 +16,7 @@ from bridge.devices import DeviceIds
 from cloud.config import IngestConfig
 from cloud.ingest_batches import UP_PREFIX, BatchIngest, BatchTaken
 from cloud.ingest_devices import DeviceIngest
+from cloud.ingest_parts import Encoded
 from cloud.stream.contract import Stream
 from mqtt.broker.seams import PublishRun
 from mqtt.reason_codes import ReasonCode
@@ -38,6 +39,7 @@ class CloudCapture:
         node_id: The gateway id of devices connected here.
         clock: Wall clock.
         taken: Called for each batch that became durable.
+        encoded: Called with each part about to be appended and its readings, for sinks.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class CloudCapture:
         clock: Clock,
         *,
         taken: Callable[[BatchTaken], None] = lambda _taken: None,
+        encoded: Encoded | None = None,
     ) -> None:
         self._config = config
         self._waiting_bytes = 0
@@ -59,9 +62,14 @@ class CloudCapture:
             batch_bytes_max=config.batch_bytes_max,
             released=self._release,
             taken=taken,
+            encoded=encoded,
         )
         self.devices = DeviceIngest(
-            stream, node_id, DeviceIds(config.devices), released=self._release
+            stream,
+            node_id,
+            DeviceIds(config.devices),
+            released=self._release,
+            encoded=encoded,
         )
 
     async def start(self) -> None:

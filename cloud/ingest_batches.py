@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from bridge.batch import Batch, Decoder, EntryEncoder
+from bridge.batch import Batch, Decoder
 from bridge.columnar import Limits
 from bridge.envelope import LinkLane, Tombstone
 from bridge.errors import BatchError
 from bridge.intervals import Range, ranges_of
 from bridge.readings import Readings
-from bridge.select import split_by_partition, without
+from bridge.select import without
+from cloud.ingest_parts import Encoded, PartEncoder
 from cloud.ingest_sources import HeldSeqs, SourceState
 from cloud.stream.contract import GivenUp, Part, Stream, StreamError, StreamFull
 from mqtt.broker.seams import ClientInfo, PublishRun
@@ -34,7 +35,7 @@ from mqtt.reason_codes import ReasonCode
 from runtime.clock import Clock
 from runtime.logs import limited
 
-__all__ = ["UP_PREFIX", "BatchIngest", "BatchStats", "BatchTaken", "encode_parts"]
+__all__ = ["UP_PREFIX", "BatchIngest", "BatchStats", "BatchTaken"]
 
 log = structlog.get_logger(component="ingest")
 
@@ -105,6 +106,8 @@ class BatchIngest:
         batch_bytes_max: Longest batch accepted.
         released: Called with the bytes of a run once it is settled.
         taken: Called for each batch that became durable.
+        encoded: Called with each part about to be appended, its readings, and whether they waited
+            through an outage.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class BatchIngest:
         batch_bytes_max: int,
         released: Callable[[int], None],
         taken: Callable[[BatchTaken], None] = lambda _taken: None,
+        encoded: Encoded | None = None,
     ) -> None:
         self.stats = BatchStats()
         self._stream = stream
@@ -123,7 +127,7 @@ class BatchIngest:
         self._released = released
         self._taken = taken
         self._held = HeldSeqs(stream)
-        self._encoder = EntryEncoder()
+        self._encoder = PartEncoder(encoded)
         self._lines: set[_Line] = set()  # with work to do
         self._appends: set[asyncio.Task[None]] = set()
 
@@ -231,7 +235,7 @@ class BatchIngest:
         stored = False
         try:
             _check_order(line, generation)
-            parts = encode_parts(self._encoder, batch, new) if new is not None else []
+            parts = self._parts(batch, new)
             await self._stream.append(
                 parts,
                 [_given_up(batch, stone) for stone in batch.tombstones],
@@ -255,6 +259,15 @@ class BatchIngest:
             self._finish(work, index, batch)
         self._settle(line)
 
+    def _parts(self, batch: Batch, new: Readings | None) -> list[Part]:
+        if new is None:
+            return []
+        return list(
+            self._encoder.parts(
+                batch.gateway, batch.epoch, new, lane=batch.lane, historical=batch.historical
+            )
+        )
+
     # ---- answers ---------------------------------------------------------------------------------
 
     def _finish(self, work: _Run, index: int, batch: Batch) -> None:
@@ -277,30 +290,6 @@ class BatchIngest:
             codes = [code or 0 for code in work.codes]
             work.run.settled(work.run, codes if any(codes) else 0)
             self._released(len(work.run.frames))
-
-
-def encode_parts(encoder: EntryEncoder, batch: Batch, readings: Readings) -> list[Part]:
-    """Return `readings` of `batch` as parts, one a partition."""
-    # the link's resolution is not in a batch; without need, microseconds cost 1-2 bytes a reading
-    resolution_us = 1 if any(time_us % 1000 for time_us in readings.times_us) else 1000
-    return [
-        Part(
-            partition,
-            batch.gateway,
-            batch.epoch,
-            ranges_of(some.seqs),
-            len(some),
-            encoder.encode(
-                batch.gateway,
-                batch.epoch,
-                some,
-                lane=batch.lane,
-                historical=batch.historical,
-                resolution_us=resolution_us,
-            ),
-        )
-        for partition, some in split_by_partition(readings).items()
-    ]
 
 
 def _payload_bytes(readings: Readings) -> int:

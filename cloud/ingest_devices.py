@@ -17,12 +17,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from bridge.batch import EntryEncoder
 from bridge.devices import DeviceIds
-from bridge.intervals import ranges_of
 from bridge.readings import FLAG_PROPERTIES, FLAG_RETAIN, Readings, Source
-from bridge.select import split_by_partition
-from cloud.stream.contract import Part, Stream, StreamError, StreamFull
+from cloud.ingest_parts import Encoded, PartEncoder
+from cloud.stream.contract import Stream, StreamError, StreamFull
 from mqtt.broker.seams import PublishRun
 from mqtt.errors import MalformedPacket
 from mqtt.frames import parse_publishes
@@ -57,6 +55,7 @@ class DeviceIngest:
         node_id: The gateway id of these readings.
         devices: Finds the device of a topic.
         released: Called with the bytes of a run once it is settled.
+        encoded: Called with each part about to be appended and its readings.
     """
 
     def __init__(
@@ -66,6 +65,7 @@ class DeviceIngest:
         devices: DeviceIds,
         *,
         released: Callable[[int], None],
+        encoded: Encoded | None = None,
     ) -> None:
         self.stats = DeviceStats()
         self.full = False  # the stream takes nothing now
@@ -73,7 +73,7 @@ class DeviceIngest:
         self._node_id = node_id
         self._devices = devices
         self._released = released
-        self._encoder = EntryEncoder()
+        self._encoder = PartEncoder(encoded)
         self._next_seq = 1
         self._runs: deque[PublishRun] = deque()
         self._wake = asyncio.Event()
@@ -138,17 +138,7 @@ class DeviceIngest:
 
     async def _append(self, readings: Readings) -> None:
         """Append for as long as it takes, always the same parts."""
-        parts = [
-            Part(
-                partition,
-                self._node_id,
-                self._stream.epoch,
-                ranges_of(some.seqs),
-                len(some),
-                self._encoder.encode(self._node_id, self._stream.epoch, some),
-            )
-            for partition, some in split_by_partition(readings).items()
-        ]
+        parts = list(self._encoder.parts(self._node_id, self._stream.epoch, readings))
         last = readings.seqs[-1]
         pause_s = _RETRY_S
         while True:

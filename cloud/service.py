@@ -24,6 +24,7 @@ from cloud.ledger_files import JournalFile, StorageFile
 from cloud.node_view import gateway_views, ledger_views, partition_views
 from cloud.parts import CloudPart
 from cloud.sinks.contract import Sink
+from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.group import Sinks
 from cloud.sinks.live import LiveSink
 from cloud.sinks.storage import StorageSink
@@ -74,6 +75,7 @@ class CloudService:
         self._parts = parts
         self._stops: list[Any] = []  # what ends each thing begun, in order of beginning
         self._sample = Sample()
+        self._decoded = DecodedEntries(config.sinks.decoded_readings_max)
         self._not_ready = "starting"
         self._full = False  # the cause of not being ready is a limit, which sinks can cure
         self._started_us = 0
@@ -139,6 +141,7 @@ class CloudService:
             self.config.node_id,
             self.clock,
             taken=self.gateways_seen.batch_taken,
+            encoded=self._decoded.offer,
         )
 
     async def _start_broker(self) -> None:
@@ -165,7 +168,14 @@ class CloudService:
             sinks.append(LiveSink(self.broker, self.config.live, self.clock))
         for part in self._parts:
             sinks += part.sinks(self)
-        self.sinks = Sinks(self.stream, sinks, self.config.sinks, self.config.stream, self.clock)
+        self.sinks = Sinks(
+            self.stream,
+            sinks,
+            self.config.sinks,
+            self.config.stream,
+            self.clock,
+            decoded=self._decoded,
+        )
         try:
             await self.sinks.start()
         except (DatabaseError, StreamError) as error:

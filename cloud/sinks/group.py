@@ -35,6 +35,7 @@ class Sinks:
         config: Bounds and pauses of the runners.
         stream_config: What is kept for replay.
         clock: Wall clock, for the age of entries.
+        decoded: Shared with ingest, which hands over what it appends; None: of their own.
     """
 
     def __init__(
@@ -44,11 +45,14 @@ class Sinks:
         config: SinksConfig,
         stream_config: StreamConfig,
         clock: Clock,
+        *,
+        decoded: DecodedEntries | None = None,
     ) -> None:
         self._stream = stream
         self._stream_config = stream_config
         self._clock = clock
-        decoded = DecodedEntries(config.decoded_readings_max)
+        if decoded is None:
+            decoded = DecodedEntries(config.decoded_readings_max)
         self.runners = {sink.name: SinkRunner(sink, stream, decoded, config) for sink in sinks}
         self._trimming: asyncio.Task[None] | None = None
 

@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 
 from bridge.intervals import IntervalSet
-from cloud.config import SinksConfig, StreamConfig
+from cloud.config import IngestConfig, SinksConfig, StreamConfig
+from cloud.ingest import CloudCapture
 from cloud.sinks.contract import DecodedEntry, SinkUnavailable
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.runner import SinkRunner
-from cloud.stream.contract import Stream
+from cloud.stream.contract import Entry, Stream
 from cloud.stream.embedded import EmbeddedStream
+from mqtt.frames import encode_publish
 from runtime.clock import ManualClock
-from tests.kit.cloud import EPOCH, RecordingSink, append_readings, parts_of
-from tests.kit.readings import one_per_row
+from tests.kit.cloud import EPOCH, RecordingSink, Uplink, append_readings, parts_of
+from tests.kit.readings import one_per_row, rows
 
 FAST = SinksConfig(retry_s=0.001, retry_max_s=0.002, tries_max=3)
 
@@ -303,8 +305,6 @@ async def test_what_counts_as_passed_is_durable(stream: EmbeddedStream) -> None:
 def test_entries_are_decoded_once_within_bounds() -> None:
     decoded = DecodedEntries(25)
     parts = [parts_of(one_per_row(10, first_seq=n * 10 + 1, devices=1))[0] for n in range(4)]
-    from cloud.stream.contract import Entry
-
     entries = [
         Entry(p.partition, n + 1, p.gateway, p.epoch, p.seq_ranges, p.count, 5, p.body)
         for n, p in enumerate(parts)
@@ -318,3 +318,39 @@ def test_entries_are_decoded_once_within_bounds() -> None:
     assert decoded.get(entries[3]) is again[3]
     assert decoded.get(entries[0]) is not first
     assert first.entry.epoch == EPOCH
+
+
+async def test_what_ingest_hands_over_is_not_decoded_again(stream: EmbeddedStream) -> None:
+    """And is, reading for reading, what decoding would have given."""
+    decoded = DecodedEntries(1000)
+    plain = DecodedEntries(1000)
+    capture = CloudCapture(stream, IngestConfig(), "cloud-1", ManualClock(), encoded=decoded.offer)
+    await capture.start()
+    uplink = Uplink(capture)
+    uplink.send(uplink.batch(one_per_row(200, devices=30), historical=True))
+    await uplink.answered()
+    device = Uplink(capture, "thing")
+    frame = encode_publish(0x33, b"devices/d1/x", 1, b"\x01\x01", b"5", 5)
+    device.offer(frame, 1, 1, time_us=1_700_000_000_000_001)
+    await device.answered()
+    await capture.close()
+    for partition in range(64):
+        for entry in await stream.read(partition, 0, entries_max=100, bytes_max=1 << 20):
+            one, other = decoded.get(entry), plain.get(entry)
+            assert rows(one.readings) == rows(other.readings)
+            assert one.readings.sources == other.readings.sources
+            assert one.historical == other.historical
+            assert one.entry is entry
+    assert decoded.decodes == 0
+    assert plain.decodes > 10
+
+
+def test_what_is_handed_over_is_bounded() -> None:
+    decoded = DecodedEntries(25)
+    parts = [parts_of(one_per_row(10, first_seq=n * 10 + 1, devices=1))[0] for n in range(4)]
+    for n, part in enumerate(parts):
+        decoded.offer(part, one_per_row(10, first_seq=n * 10 + 1, devices=1), historical=False)
+        decoded.offer(part, one_per_row(10, first_seq=n * 10 + 1, devices=1), historical=False)
+    for n, p in enumerate(parts):
+        decoded.get(Entry(p.partition, n + 1, p.gateway, p.epoch, p.seq_ranges, p.count, 5, p.body))
+    assert decoded.decodes == 2
