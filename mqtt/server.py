@@ -6,7 +6,8 @@ which packets each state takes. `receive_data` makes one pass over a whole read.
 packets that the capture wants become `PublishRun`s that hold the bytes as received; the others
 become `Arrivals` of messages; short acknowledgements become `Acknowledged`; anything else is the
 codec's packet. The events keep the order of the wire. A fault of the peer is the last event, an
-`MqttError`; what came before it is good. MQTT 5.0 and 3.1.1, sections 3 and 4.
+`MqttError`; what came before it is good. A `VerdictPending` is the last one too: call
+`receive_data(b"", now_s)` when the verdict is known. MQTT 5.0 and 3.1.1, sections 3 and 4.
 
 Speed (benchmarks/fan_in.py): most publishes of a device look like its last one, so the bytes
 before the packet identifier are remembered: one `startswith` then recognises fixed header, topic
@@ -51,7 +52,7 @@ from mqtt.properties import SERVER_KEEP_ALIVE
 from mqtt.reason_codes import ReasonCode
 from mqtt.server_events import Acknowledged, Arrivals, Event, Send, ServerLimits, Settled, State
 from mqtt.server_messages import Message, PropertyBlocks, PublishProperties
-from mqtt.server_routes import Route
+from mqtt.server_routes import Route, VerdictPending
 from mqtt.server_sender import ServerSender
 from mqtt.session import PENDING, Session
 
@@ -306,6 +307,7 @@ class ServerConnection(ServerSender):
         routes: list[Route] = []
         parts: list[bytes] = []
         fault: MqttError | None = None
+        pending: VerdictPending | None = None
         try:
             while pos < end:
                 prefix = self._prefix
@@ -417,6 +419,10 @@ class ServerConnection(ServerSender):
                 pos = after
         except MqttError as error:
             fault = error
+        except VerdictPending as waiting:  # this PUBLISH and all behind it wait here
+            pending = waiting
+            self._tail = data[pos:]
+            self._need = end - pos
         if kind >= 0:
             parts.append(data[start:pos])
             self._end_run(events, kind, parts, count, ids, routes)
@@ -424,6 +430,8 @@ class ServerConnection(ServerSender):
             fault = self._receive_maximum_fault()
         if fault is not None:
             events.append(fault)
+        elif pending is not None:
+            events.append(pending)
         return events
 
     def _check_header(self, pos: int, body: int, after: int) -> None:

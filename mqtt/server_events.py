@@ -16,7 +16,7 @@ from mqtt.codec import Limits
 from mqtt.errors import MqttError
 from mqtt.packets import Auth, Connect, Disconnect, Pingreq, Subscribe, Unsubscribe
 from mqtt.server_messages import Message
-from mqtt.server_routes import Route
+from mqtt.server_routes import Route, VerdictPending
 
 if TYPE_CHECKING:
     from mqtt.server import ServerConnection
@@ -98,5 +98,6 @@ Event: TypeAlias = (
     | Pingreq
     | Disconnect
     | Auth
+    | VerdictPending
     | MqttError
 )

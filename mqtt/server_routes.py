@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
+from mqtt.broker.seams import PENDING
 from mqtt.errors import MalformedPacket, ProtocolError
 from mqtt.reason_codes import ReasonCode
 from mqtt.session import ShareGroup, Subscribed
@@ -24,9 +25,19 @@ __all__ = [
     "SubscriptionKey",
     "Target",
     "Verdict",
+    "VerdictPending",
 ]
 
 NOT_CAPTURED: Final = -1
+
+
+class VerdictPending(Exception):  # noqa: N818 - nobody's fault: the answer comes later
+    """Whether a client may publish to a topic has to be asked for first."""
+
+    def __init__(self, topic_name: str) -> None:
+        super().__init__(topic_name)
+        self.topic_name = topic_name
+
 
 Verdict: TypeAlias = Callable[[str], int]  # topic name -> 0, or why it may not be published to
 SubscriptionKey: TypeAlias = object  # a Session, or (share name,) of a shared subscription
@@ -178,10 +189,17 @@ class ClientRoutes(dict[bytes, Route]):
         self._size_max = size_max
 
     def __missing__(self, topic: bytes) -> Route:
-        """Return the shared route, or one that refuses; raises as `RouteTable` does."""
+        """Return the shared route, or one that refuses.
+
+        Raises:
+            VerdictPending: the verdict is not known yet.
+            MqttError: as `RouteTable` does.
+        """
         route = self._shared[topic]
         if not route.verdict:
             refusal = self._verdict(route.name)
+            if refusal == PENDING:
+                raise VerdictPending(route.name)
             if refusal:
                 route = Route(topic, route.name, NOT_CAPTURED, False, refusal)
         if len(self) >= self._size_max:

@@ -354,6 +354,10 @@ def _convert(kind: Any, value: Any, metadata: Mapping[str, Any]) -> Any:
     plain, optional = _plain(kind)
     if value is None and optional:
         return None
+    if typing.get_origin(plain) is dict:  # a table whose keys are somebody else's
+        if not isinstance(value, Mapping):
+            raise ValueError
+        return dict(value)
     if _is_tuple(plain):
         if not isinstance(value, list):
             raise ValueError

@@ -15,22 +15,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from mqtt.broker.access.enhanced import AuthMethod
 from mqtt.broker.config import BrokerConfig
 from mqtt.broker.connection import Connection
 from mqtt.broker.core import BrokerStats, Core
 from mqtt.broker.net.config import ListenerConfig
 from mqtt.broker.net.listener import Listener
+from mqtt.broker.permissions import decide_anew, drop_forbidden
 from mqtt.broker.requests import HANDLERS
-from mqtt.broker.seams import Access, Capture, Hooks, SessionStore
+from mqtt.broker.seams import Access, Capture, ClientInfo, Hooks, SessionStore
 from mqtt.broker.sys_topics import publish_sys_topics
 from mqtt.reason_codes import ReasonCode
 from mqtt.server_messages import Message
 from runtime.clock import Clock, SystemClock
 
-__all__ = ["Broker", "Outgoing"]
+__all__ = ["Broker", "Outgoing", "Subscriber"]
 
 _PUBLISH_SLICE = 256  # messages of `publish_many` before the loop gets a turn
 _RETAINED_SWEEP_TICKS = 120
@@ -55,6 +57,15 @@ class Outgoing:
     expiry_s: int | None = None
 
 
+@dataclass(slots=True, frozen=True)
+class Subscriber:
+    """One session that a topic's messages go to."""
+
+    client_id: str
+    connected: bool
+    qos: int  # the highest of its matching subscriptions
+
+
 class Broker:
     """An MQTT 3.1.1 and 5.0 broker in the running event loop.
 
@@ -66,6 +77,7 @@ class Broker:
         access: Who may do what; None: everybody everything.
         hooks: Told of clients that come and go.
         clock: Time.
+        auth_methods: Enhanced authentication by method; may change while the broker runs.
     """
 
     def __init__(
@@ -77,10 +89,13 @@ class Broker:
         access: Access | None = None,
         hooks: Hooks | None = None,
         clock: Clock | None = None,
+        auth_methods: Mapping[str, AuthMethod] | None = None,
     ) -> None:
         self.config = config or BrokerConfig()
         self._core = Core(self.config, clock or SystemClock(), capture, store, access, hooks)
         self._core.handlers = HANDLERS
+        if auth_methods is not None:
+            self._core.auth_methods = auth_methods
         self.listeners: list[Listener] = []
         self._servers: list[asyncio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -222,6 +237,47 @@ class Broker:
             await durable.wait()
         return delivered
 
+    def subscribers(self, topic_name: str) -> list[Subscriber]:
+        """Return the sessions, shared subscriptions left out, that a topic's messages go to.
+
+        Raises:
+            MqttError: the topic name is not valid.
+        """
+        router = self._core.router
+        route = router.routes[topic_name.encode()]
+        router.receivers(route)
+        return [
+            Subscriber(target.session.client_id, target.session.link is not None, target.qos)
+            for target in route.targets
+        ]
+
+    def offer(self, client_id: str, outgoing: Outgoing, done: Callable[[bool], None]) -> bool:
+        """Send a QoS 1 or 2 message to one connected client, and be told what became of it.
+
+        The session store does not keep it: who sends it does, and offers it again after a restart
+        or when the session ends first.
+
+        Args:
+            client_id: Whose session; subscribed to the topic or not.
+            outgoing: What to send.
+            done: Called once, on the loop: True when the client has acknowledged it, False when
+                it was dropped.
+
+        Returns:
+            False when the client is not connected or its queue is full; `done` is not called.
+        """
+        core = self._core
+        session = core.registry.sessions.get(client_id)
+        if session is None or session.link is None or not outgoing.qos:
+            return False
+        now_s = core.refresh()
+        message = Message(outgoing.topic_name.encode(), outgoing.payload, outgoing.qos, False,
+                          outgoing.properties)  # fmt: skip
+        if outgoing.expiry_s is not None:
+            message.expires_s = now_s + outgoing.expiry_s
+        message.tracker = done
+        return session.offer(message, outgoing.qos, False, b"", now_s)
+
     def has_subscribers(self, topic_name: str) -> bool:
         """Return True when a message to `topic_name` would go to somebody."""
         router = self._core.router
@@ -235,6 +291,33 @@ class Broker:
             client = connection.machine.client
             if client is not None and (client_ids is None or client.client_id in client_ids):
                 connection.machine.forget_routes()
+
+    async def recheck(self, still_known: Callable[[ClientInfo], bool]) -> tuple[int, int]:
+        """After permissions have changed: forget verdicts, and take away what is not allowed now.
+
+        Clients that are not known any more are disconnected with 0x87; of the others, those
+        subscriptions end that they may not have. All others notice nothing.
+
+        Args:
+            still_known: Whether a connected client would still get in.
+
+        Returns:
+            How many were disconnected, and how many subscriptions ended.
+        """
+        self.access_changed()
+        gone = ended = 0
+        for connection in list(self._core.connections):
+            client, session = connection.machine.client, connection.session
+            if client is None or session is None or connection.closed:
+                continue
+            if not still_known(client):
+                connection.disconnect(ReasonCode.NOT_AUTHORIZED, "access has changed")
+                gone += 1
+                continue
+            await decide_anew(connection, session, client)
+            if not connection.closed:
+                ended += drop_forbidden(connection, session, client)
+        return gone, ended
 
     def stats(self) -> BrokerStats:
         """Return the counters and gauges of this moment."""

@@ -11,11 +11,14 @@ import asyncio
 import secrets
 from functools import partial
 
+from mqtt.broker.authenticating import begin_authentication
 from mqtt.broker.connection import Connection
-from mqtt.broker.seams import ClientInfo
+from mqtt.broker.permissions import decide_subscriptions, drop_forbidden
+from mqtt.broker.seams import PENDING, Access, ClientInfo
 from mqtt.packets import Connack, Connect
 from mqtt.properties import (
     ASSIGNED_CLIENT_IDENTIFIER,
+    AUTHENTICATION_DATA,
     AUTHENTICATION_METHOD,
     MAXIMUM_PACKET_SIZE,
     RECEIVE_MAXIMUM,
@@ -38,7 +41,6 @@ _CLIENT_ID_BYTES_MAX = 1024
 
 def on_connect(connection: Connection, connect: Connect) -> None:
     """Answer a CONNECT, now or when the access check is through."""
-    core = connection.core
     refusal = _refusal(connection, connect)
     if refusal:
         _refuse(connection, *refusal)
@@ -60,6 +62,26 @@ def on_connect(connection: Connection, connect: Connect) -> None:
     if connection.listener is not None:
         connection.listener.connected(connection)
         _identify(connection, client)
+    proceed = partial(_ask_access, connection, connect, client, assigned=assigned)
+    method = connect.properties.get(AUTHENTICATION_METHOD)
+    if method is None:
+        proceed()
+    else:
+        begin_authentication(
+            connection,
+            method,
+            connect.properties.get(AUTHENTICATION_DATA, b""),
+            client,
+            proceed,
+            partial(_refuse, connection),
+        )
+
+
+def _ask_access(
+    connection: Connection, connect: Connect, client: ClientInfo, *, assigned: bool
+) -> None:
+    """Ask the host, if it has a say, whether the client may connect."""
+    core = connection.core
     if core.access is None:
         _connect(connection, connect, client, assigned=assigned)
         return
@@ -75,8 +97,6 @@ def on_connect(connection: Connection, connect: Connect) -> None:
 def _refusal(connection: Connection, connect: Connect) -> tuple[int, str] | None:
     """Return why a CONNECT is refused whoever it comes from, None when it is not."""
     core = connection.core
-    if AUTHENTICATION_METHOD in connect.properties:  # [MQTT-4.12.0-1]
-        return ReasonCode.BAD_AUTHENTICATION_METHOD, "no authentication method is offered"
     if core.stopping:
         return ReasonCode.SERVER_UNAVAILABLE, "shutting down"
     listener = connection.listener
@@ -124,13 +144,13 @@ async def _check_access(
     try:
         async with asyncio.timeout(core.config.connect_timeout_s):
             refusal = await access.connect(client, connect.password)
+            if not refusal:
+                refusal = await _may_send_will(access, client, connect)
+                await decide_subscriptions(connection, connect, client)
     except Exception as error:  # noqa: BLE001 - a plugin's fault must not let anybody in
         core.log.warning("mqtt.access_failed", client_id=client.client_id, error=repr(error))
     if connection.closed:
         return
-    will = connect.will
-    if not refusal and will is not None:
-        refusal = access.publish(client, will.topic_name)
     if refusal:
         _refuse(connection, refusal, "")
     else:
@@ -140,6 +160,16 @@ async def _check_access(
         _connect(connection, connect, client, assigned=assigned)
     if connection.closed or connection.machine.state is State.CONNECTED:
         connection.resume_connecting()
+
+
+async def _may_send_will(access: Access, client: ClientInfo, connect: Connect) -> int:
+    """Return 0 when a client may publish its will, if it has one; else why not."""
+    if connect.will is None:
+        return 0
+    code = access.publish(client, connect.will.topic_name)
+    if code == PENDING:
+        code = await access.decide(client, "publish", connect.will.topic_name)
+    return code
 
 
 def _refuse(connection: Connection, reason_code: int, reason: str) -> None:
@@ -159,6 +189,10 @@ def _connect(
     properties: Properties = {}
     if assigned:
         properties[ASSIGNED_CLIENT_IDENTIFIER] = client.client_id  # [MQTT-3.2.2-16]
+    if connection.auth is not None:  # [MQTT-4.12.0-5]
+        properties[AUTHENTICATION_METHOD] = connection.auth.method
+        if connection.auth.data:
+            properties[AUTHENTICATION_DATA] = connection.auth.data
     known = core.registry.sessions.get(connect.client_id)
     if known is not None and known.owner is not None:
         known.owner.disconnect(ReasonCode.SESSION_TAKEN_OVER)
@@ -167,6 +201,8 @@ def _connect(
     session, present = core.registry.open(connect, core.now_s)
     session.owner = connection
     connection.session = session
+    if present:
+        drop_forbidden(connection, session, client)
     if connect.protocol_version >= 5:
         _tell_limits(connection, connect, session, properties)
     else:

@@ -31,6 +31,7 @@ from mqtt.server_messages import Message
 from mqtt.session import SETTLED, Session
 
 if TYPE_CHECKING:
+    from mqtt.broker.authenticating import Authentication
     from mqtt.broker.core import Core
     from mqtt.broker.net.listener import Listener
 
@@ -43,6 +44,7 @@ _CONNECTING: Final = 4  # the answer to CONNECT waits for the access check or th
 _INFLIGHT: Final = 8  # a 3.1.1 client has sent more than a v5 one may
 _STOPPING: Final = 32
 _WRITE: Final = 16  # the client does not read what it is answered
+_VERDICT: Final = 64  # whether it may publish or subscribe has to be asked for
 
 _CLOSE_TIMEOUT_S: Final = 2.0
 _LINGERING_MAX: Final = 1000
@@ -55,7 +57,9 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_backlog",
         "_feed",
+        "_held",
         "_paused",
+        "auth",
         "closed",
         "core",
         "is_established",
@@ -84,6 +88,8 @@ class Connection(asyncio.Protocol):
         self.slow_since_s = 0.0  # when the write buffer filled
         self.timer_tick = 0
         self._paused = 0
+        self.auth: Authentication | None = None  # None without enhanced authentication
+        self._held = False  # events wait in `_backlog` for a verdict on the one before them
         self._backlog: list[Event] | None = None
         self._feed: Iterator[object] | None = None  # retained messages still to be sent
 
@@ -159,6 +165,9 @@ class Connection(asyncio.Protocol):
                     return
             else:
                 self.core.handlers[type(event)](self, event)
+                if self._held:
+                    self._backlog = events[index + 1 :]
+                    return
         machine = self.machine
         if machine.unacknowledged > machine.limits.receive_maximum:
             self.pause(_INFLIGHT)
@@ -220,11 +229,42 @@ class Connection(asyncio.Protocol):
         """The capture takes runs again."""
         if self.closed:
             return
+        if self._held:
+            self.resume(_CAPTURE)
+            return
         backlog, self._backlog = self._backlog, None
         if backlog is not None:
             self._handle(backlog)
-        if self._backlog is None:
+        if self._waits_for_verdict() or self._backlog is None:
             self.resume(_CAPTURE)
+
+    def _waits_for_verdict(self) -> bool:
+        return self._held
+
+    def hold(self) -> None:
+        """Handle nothing more until `release`: the event in hand waits for a verdict."""
+        self._held = True
+        self.pause(_VERDICT)
+
+    def release(self) -> None:
+        """The verdict is there: go on with what waits."""
+        self._held = False
+        backlog, self._backlog = self._backlog, None
+        if backlog and not self.closed:
+            self._handle(backlog)
+        if not self._held:
+            self.resume(_VERDICT)
+
+    def pause_for_verdict(self) -> bool:
+        """Stop reading for a verdict on a publish; False when that is so already."""
+        if self._paused & _VERDICT:
+            return False
+        self.pause(_VERDICT)
+        return True
+
+    def resume_after_verdict(self) -> None:
+        """Read again: the machine has kept what came behind."""
+        self.resume(_VERDICT)
 
     def _share(self, run: PublishRun) -> None:
         """Give a captured run to local subscribers too; keep it as retained where it asks so."""

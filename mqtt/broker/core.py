@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mqtt.broker.access.enhanced import AuthMethod
 from mqtt.broker.config import BrokerConfig
 from mqtt.broker.logs import BoundedLog
 from mqtt.broker.recorder import StoreRecorder
@@ -106,6 +107,7 @@ class Core:
         self.stopping = False
         self.closed_bytes_sent = 0  # on connections that are gone
         # Event type -> what is done about it; set by the broker.
+        self.auth_methods: Mapping[str, AuthMethod] = {}  # enhanced authentication, by name
         self.handlers: dict[type, Callable[[Connection, Any], None]] = {}
         self._writable: asyncio.Event | None = None  # somebody waits for slow clients
         self._closed: asyncio.Event | None = None  # somebody waits for closing connections

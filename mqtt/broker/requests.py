@@ -10,8 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+from mqtt.broker.authenticating import on_auth
 from mqtt.broker.connecting import on_connect
 from mqtt.broker.connection import Connection
+from mqtt.broker.permissions import on_verdict_pending, wait_for_subscribe
+from mqtt.broker.seams import PENDING
 from mqtt.errors import (
     LocalProtocolError,
     MalformedPacket,
@@ -40,6 +43,7 @@ from mqtt.properties import SESSION_EXPIRY_INTERVAL, SUBSCRIPTION_IDENTIFIER
 from mqtt.reason_codes import ALLOWED, ReasonCode
 from mqtt.server import ServerConnection
 from mqtt.server_events import Acknowledged, Arrivals
+from mqtt.server_routes import VerdictPending
 from mqtt.session import ASKED, SETTLED, Session, identifier_property
 from mqtt.topics import split_shared, topic_filter_fault
 
@@ -228,6 +232,13 @@ _ACKNOWLEDGED: Final[dict[int, Callable[[Connection, Session, Acknowledged], Non
 
 
 def _on_subscribe(connection: Connection, packet: Subscribe) -> None:
+    """Subscribe, once the host has said to each filter whether it may be."""
+    proceed = partial(_subscribe, connection, packet)
+    if not wait_for_subscribe(connection, packet, proceed):
+        proceed()
+
+
+def _subscribe(connection: Connection, packet: Subscribe) -> None:
     session = connection.session
     core = connection.core
     assert session is not None
@@ -279,6 +290,8 @@ def _refusal(connection: Connection, session: Session, subscription: Subscriptio
     client = connection.machine.client
     if core.access is not None and client is not None:
         code = core.access.subscribe(client, split_shared(topic_filter)[1])
+        if code == PENDING:  # it was asked for and could not be had
+            return int(ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
         return code if not code or code in ALLOWED[SUBACK] else int(ReasonCode.UNSPECIFIED_ERROR)
     return 0
 
@@ -330,15 +343,6 @@ def _on_pingreq(connection: Connection, _packet: Pingreq) -> None:
     connection.machine.send(_PINGRESP)  # [MQTT-3.12.4-1]
 
 
-def _on_auth(connection: Connection, _packet: Auth) -> None:
-    """No authentication method was agreed on at CONNECT, so none can go on."""
-    connection.fail(
-        ProtocolError(
-            ReasonCode.PROTOCOL_ERROR, "AUTH without an authentication method", "MQTT-4.12.0-6"
-        )
-    )
-
-
 def _on_fault(connection: Connection, fault: MqttError) -> None:
     connection.fail(fault)
 
@@ -351,7 +355,8 @@ HANDLERS: Final[dict[type, Callable[[Connection, Any], None]]] = {
     Unsubscribe: _on_unsubscribe,
     Pingreq: _on_pingreq,
     Disconnect: _on_disconnect,
-    Auth: _on_auth,
+    Auth: on_auth,
+    VerdictPending: on_verdict_pending,
     MqttError: _on_fault,
     ProtocolError: _on_fault,
     MalformedPacket: _on_fault,

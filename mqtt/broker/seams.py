@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from mqtt.broker.changes import Change, StoredState
 
-__all__ = ["Access", "Capture", "ClientInfo", "Hooks", "PublishRun", "SessionStore"]
+__all__ = ["PENDING", "Access", "Capture", "ClientInfo", "Hooks", "PublishRun", "SessionStore"]
+
+PENDING: Final = -1  # a verdict that `Access.decide` has to give first
 
 
 @dataclass(slots=True)
@@ -139,14 +141,22 @@ class Access(Protocol):
         ...
 
     def publish(self, client: ClientInfo, topic_name: str) -> int:
-        """Return 0 when the client may publish to `topic_name`.
+        """Return 0 when the client may publish to `topic_name`; PENDING: ask `decide`.
 
         Asked once a (client, topic): the verdict is kept until `Broker.access_changed`.
         """
         ...
 
     def subscribe(self, client: ClientInfo, topic_filter: str) -> int:
-        """Return 0 when the client may subscribe to `topic_filter`, without `$share/{name}/`."""
+        """Return 0 when the client may subscribe to `topic_filter`, without `$share/{name}/`.
+
+        PENDING: ask `decide`.
+        """
+        ...
+
+    async def decide(self, client: ClientInfo, action: str, topic: str) -> int:
+        """Find the verdict that was PENDING; `publish` or `subscribe`, as `action` says, has it
+        from then on. Not asked by a broker whose access never answers PENDING."""
         ...
 
 

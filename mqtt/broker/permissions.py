@@ -1,0 +1,146 @@
+"""Leave that has to be asked for first, and leave that is taken away.
+
+An `Access` that cannot tell at once answers PENDING. The connection then stands still, exactly
+there: what it sent before is done, what it sent behind waits, in order, until `Access.decide` has
+said. What it cannot say in time is no verdict: a SUBSCRIBE is refused with 0x83, and a client that
+wanted to publish is disconnected with it, so that it keeps its message and tries again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
+
+from mqtt.broker.seams import PENDING, ClientInfo
+from mqtt.packets import Connect, Subscribe
+from mqtt.reason_codes import ReasonCode
+from mqtt.server_routes import VerdictPending
+from mqtt.session import Session
+from mqtt.topics import split_shared
+
+if TYPE_CHECKING:
+    from mqtt.broker.connection import Connection
+
+__all__ = [
+    "decide_anew",
+    "decide_subscriptions",
+    "drop_forbidden",
+    "on_verdict_pending",
+    "wait_for_subscribe",
+]
+
+
+def on_verdict_pending(connection: Connection, pending: VerdictPending) -> None:
+    """Ask whether a client may publish to a topic; its reading goes on when that is known."""
+    client = connection.machine.client
+    if client is not None and connection.pause_for_verdict():
+        _spawn(connection, _publish_later(connection, client, pending.topic_name))
+
+
+async def _publish_later(connection: Connection, client: ClientInfo, topic_name: str) -> None:
+    failed = await _decide(connection, client, "publish", [topic_name])
+    if connection.closed:
+        return
+    if failed:
+        connection.disconnect(ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
+        return
+    connection.resume_after_verdict()
+    if not connection.closed:
+        connection.handle_waiting()
+
+
+def wait_for_subscribe(
+    connection: Connection, packet: Subscribe, proceed: Callable[[], None]
+) -> bool:
+    """Ask what has to be asked about a SUBSCRIBE; False when there is nothing.
+
+    Args:
+        connection: Whose it is.
+        packet: The SUBSCRIBE.
+        proceed: Called when the verdicts are there, before anything that came behind it.
+    """
+    access, client = connection.core.access, connection.machine.client
+    if access is None or client is None:
+        return False
+    filters = [split_shared(each.topic_filter)[1] for each in packet.subscriptions]
+    waiting = [each for each in filters if access.subscribe(client, each) == PENDING]
+    if not waiting:
+        return False
+    connection.hold()
+    _spawn(connection, _subscribe_later(connection, client, waiting, proceed))
+    return True
+
+
+async def _subscribe_later(
+    connection: Connection, client: ClientInfo, waiting: list[str], proceed: Callable[[], None]
+) -> None:
+    await _decide(connection, client, "subscribe", waiting)
+    if connection.closed:
+        return
+    proceed()
+    connection.release()
+
+
+async def decide_subscriptions(
+    connection: Connection, connect: Connect, client: ClientInfo
+) -> None:
+    """Ask about the subscriptions of the session that a CONNECT will resume."""
+    session = connection.core.registry.sessions.get(client.client_id)
+    if session is not None and not connect.clean_start:
+        await decide_anew(connection, session, client)
+
+
+async def decide_anew(connection: Connection, session: Session, client: ClientInfo) -> None:
+    """Ask about the subscriptions of a session, where that has to be asked for."""
+    core = connection.core
+    if core.access is None:
+        return
+    filters = [split_shared(each)[1] for each in session.subscriptions or ()]
+    waiting = [each for each in filters if core.access.subscribe(client, each) == PENDING]
+    if waiting:
+        await _decide(connection, client, "subscribe", waiting)
+
+
+def drop_forbidden(connection: Connection, session: Session, client: ClientInfo) -> int:
+    """End the subscriptions of a session that its client may not have (any more); count them."""
+    core = connection.core
+    access = core.access
+    if access is None:
+        return 0
+    forbidden = [
+        each
+        for each in session.subscriptions or ()
+        if access.subscribe(client, split_shared(each)[1])
+    ]
+    for topic_filter in forbidden:
+        core.router.unsubscribe(session, topic_filter)
+        if session.recorder is not None and core.recorder is not None:
+            core.recorder.subscription_ended(session, topic_filter)
+    if forbidden:
+        core.log.warning(
+            "mqtt.subscriptions_taken_away", client_id=client.client_id, count=len(forbidden)
+        )
+    return len(forbidden)
+
+
+async def _decide(
+    connection: Connection, client: ClientInfo, action: str, topics: Iterable[str]
+) -> bool:
+    """Have the access decide; True when it could not, or not in time."""
+    core = connection.core
+    access = core.access
+    assert access is not None
+    try:
+        async with asyncio.timeout(core.config.connect_timeout_s):
+            for topic in topics:
+                await access.decide(client, action, topic)
+    except Exception as error:  # noqa: BLE001 - a plugin's fault must not let anything through
+        core.log.warning("mqtt.access_failed", client_id=client.client_id, error=repr(error))
+        return True
+    return False
+
+
+def _spawn(connection: Connection, work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.get_running_loop().create_task(work, name=f"mqtt-permission-{connection.peer()}")
+    connection.core.spawn(task)
