@@ -21,6 +21,8 @@ CREATE TABLE readings (
 def make_storage(path: Path, rows: Iterable[tuple[str, bytes]] = ()) -> Path:
     """Make a storage.db with `(topic, payload)` rows of one gateway, in the order given."""
     with closing(sqlite3.connect(path)) as database:
+        # as the cloud's: whoever reads meanwhile never keeps the writer out
+        database.execute("PRAGMA journal_mode = WAL")
         database.execute(_SCHEMA)
     add_rows(path, list(rows))
     return path
