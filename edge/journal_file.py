@@ -284,11 +284,13 @@ class JournalFile:
             (free,) = connection.execute("PRAGMA freelist_count").fetchone()
             wal = self._wal_path.stat().st_size if self._wal_path.exists() else 0
             disk = os.statvfs(self._path.parent)
+            # pages that so far are in the log only: the database has yet to grow by them
+            growth = max(0, count * PAGE_BYTES - self._path.stat().st_size)
             return Space(
                 used_bytes=(count - free) * PAGE_BYTES,
                 free_page_bytes=free * PAGE_BYTES,
                 wal_bytes=wal,
-                disk_free_bytes=disk.f_bavail * disk.f_frsize,
+                disk_free_bytes=disk.f_bavail * disk.f_frsize - growth,
             )
 
         return await self._say(0, self._writer.run(pages))

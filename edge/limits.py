@@ -46,7 +46,7 @@ class Space:
     used_bytes: int  # pages of the database that hold something
     free_page_bytes: int  # pages of the database that do not: written again before it grows
     wal_bytes: int
-    disk_free_bytes: int
+    disk_free_bytes: int  # once the log is written back into the database
 
     @property
     def file_bytes(self) -> int:

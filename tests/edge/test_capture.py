@@ -115,6 +115,8 @@ async def capturing(
     try:
         yield capture
     finally:
+        if isinstance(disk, Disk):
+            disk.gate.set()  # a failed test must end
         await capture.close()
 
 

@@ -141,6 +141,20 @@ async def test_only_what_was_not_trimmed_gets_a_tombstone(tmp_path: Path) -> Non
         assert sum(t.count for t in tombstones) == first_kept - 6
 
 
+async def test_what_was_trimmed_between_two_evictions_is_not_lost(tmp_path: Path) -> None:
+    config = journal_config(live=drop_oldest(bytes_max=10_000))
+    async with journal_at(tmp_path, config) as journal:
+        await fill(journal, 7, size=500)
+        before = journal.stats().tombstones
+        assert before == 1
+        await journal.trim(Lane.LIVE, journal.stats().lanes[Lane.LIVE].gone_seq + 3)
+        await fill(journal, 7, size=500)
+        first, second = journal.tombstones()
+        assert second.first_seq == first.last_seq + 4
+        kept = seqs_in(await read_all(journal))
+        assert first.count + 3 + second.count == kept[0] - 1
+
+
 async def test_seqs_of_the_other_lane_are_not_counted_as_lost(tmp_path: Path) -> None:
     config = journal_config(live=drop_oldest(bytes_max=8_000))
     async with journal_at(tmp_path, config) as journal:

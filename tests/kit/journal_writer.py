@@ -45,6 +45,7 @@ class Plan:
     size_max: int = 2000
     urgent: float = 0.0  # share of readings in the urgent lane
     trim: float = 0.0  # chance of a trim after an answer
+    repeat: int = 1  # how often a reading stands in its run, each time with a seq of its own
     give_up: bool = False  # a refused reading is not offered again
     durability: str = "power-loss"
     window_ms: float = 0
@@ -126,7 +127,8 @@ class Writer:
     def offer(self, capture: Capture, number: int) -> None:
         payload = b"%d:" % number + b"." * self.rng.randint(0, self.plan.size_max)
         lane = Lane.URGENT if self.rng.random() < self.plan.urgent else Lane.LIVE
-        frames = publish_frame("devices/d/v", payload)
+        count = self.plan.repeat
+        frames = publish_frame("devices/d/v", payload) * count
 
         def settled(run: PublishRun, code: int | Sequence[int]) -> None:
             self.open.discard(number)
@@ -136,7 +138,7 @@ class Writer:
             say(f"refuse {number} {code}" if code else f"ack {number}")
 
         say(f"try {number}")
-        code = capture.take(PublishRun(self.client, lane, frames, 1, 1, settled))
+        code = capture.take(PublishRun(self.client, lane, frames, count, 1, settled))
         if code:
             self.again.append(number)
             say(f"refuse {number} {code}")
