@@ -137,10 +137,27 @@ def connect_version(body: bytes) -> int:
         raise MalformedPacket("CONNECT ends before its protocol version", "MQTT-3.1.2.2")
     level = body[pos]
     if name != "MQTT":  # [MQTT-3.1.2-1]
-        raise UnsupportedProtocolVersion(name, level, "MQTT-3.1.2-1")
+        answer = 4 if name == "MQIsdp" else 5 if level == 5 else 0
+        raise UnsupportedProtocolVersion(name, level, "MQTT-3.1.2-1", answer)
     if level not in (4, 5):  # [MQTT-3.1.2-2]
-        raise UnsupportedProtocolVersion(name, level, "MQTT-3.1.2-2")
+        raise UnsupportedProtocolVersion(
+            name, level, "MQTT-3.1.2-2", _layout_version(level, body[pos + 1 :])
+        )
     return level
+
+
+def _layout_version(level: int, rest: bytes) -> int:
+    """Return which CONNACK a client with an unknown protocol level will understand.
+
+    An older level gets 3.1.1's [MQTT-3.1.1:3.1.2-2] (bridges of mosquitto set its top bit). A newer
+    one gets it too when its fields lie as in 3.1.1, where no properties precede the client id.
+    """
+    if level & 0x7F < 5:
+        return 4
+    pos, end = 3, len(rest)  # after flags and keep-alive
+    while pos + 2 <= end:
+        pos += 2 + (rest[pos] << 8 | rest[pos + 1])
+    return 4 if pos == end else 5
 
 
 def _decode_connect(body: bytes, _version: int, _role: Role | None, limits: Limits) -> Connect:

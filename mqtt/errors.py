@@ -55,10 +55,13 @@ class MalformedPacket(ProtocolError):  # noqa: N818 - the specification's own te
 class UnsupportedProtocolVersion(ProtocolError):  # noqa: N818 - as above
     """A CONNECT for a protocol this library does not speak, MQTT 3.1 (`MQIsdp`) among them.
 
-    `answer_version` is the version whose CONNACK the client will understand: 4 or 5.
+    `answer_version` is the version whose CONNACK the client will understand: 4 or 5, or 0 when
+    there is none.
     """
 
-    def __init__(self, protocol_name: str, protocol_level: int, clause: str) -> None:
+    def __init__(
+        self, protocol_name: str, protocol_level: int, clause: str, answer_version: int
+    ) -> None:
         super().__init__(
             ReasonCode.UNSUPPORTED_PROTOCOL_VERSION,
             f"protocol {protocol_name!r} level {protocol_level} is not supported; use MQTT 3.1.1"
@@ -67,11 +70,11 @@ class UnsupportedProtocolVersion(ProtocolError):  # noqa: N818 - as above
         )
         self.protocol_name = protocol_name
         self.protocol_level = protocol_level
-        # A bridge of mosquitto sets the top bit of the level.
-        self.answer_version = 4 if protocol_level & 0x7F < 5 else 5
+        self.answer_version = answer_version
 
-    def __reduce__(self) -> tuple[type[UnsupportedProtocolVersion], tuple[str, int, str]]:
-        return type(self), (self.protocol_name, self.protocol_level, self.clause)
+    def __reduce__(self) -> tuple[type[UnsupportedProtocolVersion], tuple[str, int, str, int]]:
+        arguments = (self.protocol_name, self.protocol_level, self.clause, self.answer_version)
+        return type(self), arguments
 
 
 class LocalProtocolError(MqttError):

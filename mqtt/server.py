@@ -635,8 +635,11 @@ class ServerConnection(ServerSender):
 
     def accept(
         self, client: ClientInfo, session: Session, connect: Connect, connack: Connack
-    ) -> None:
+    ) -> bool:
         """Send CONNACK and take packets; call `receive_data(b"", now_s)` for those that wait.
+
+        Returns False, closed, when even CONNACK is larger than what the client takes: it is
+        never sent then [MQTT-3.1.2-24], and nothing else may be without it [MQTT-3.2.0-1].
 
         Args:
             client: Goes into each run.
@@ -649,9 +652,12 @@ class ServerConnection(ServerSender):
         self.state = State.CONNECTED
         self.keep_alive_s = float(connack.properties.get(SERVER_KEEP_ALIVE, connect.keep_alive))
         self.obey(connect, self.limits.topic_aliases_sent_max)
-        self.send_packet(connack)
+        if not self.send_packet(connack):
+            self.state = State.CLOSED
+            return False
         if self._tail:
             self._need = 1
+        return True
 
 
 def _check_utf8(payload: bytes) -> None:

@@ -9,6 +9,7 @@ Invariant: `route.generation == table.generation` exactly when its receivers are
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Final, TypeAlias
 
 from mqtt.broker.seams import PENDING
@@ -46,10 +47,12 @@ SubscriptionKey: TypeAlias = object  # a Session, or (share name,) of a shared s
 class Target:
     """One session that gets a topic's messages: its matching subscriptions taken together."""
 
-    __slots__ = ("identifiers", "no_local", "qos", "retain_as_published", "session")
+    __slots__ = ("identifiers", "no_local", "own", "qos", "retain_as_published", "session")
 
     def __init__(self, entry: Subscribed) -> None:
         self.session = entry.session
+        # Some are no-local: what the client published itself comes by the others only.
+        self.own: Target | None = None
         self.qos = entry.qos
         self.no_local = entry.no_local
         self.retain_as_published = entry.retain_as_published
@@ -57,10 +60,23 @@ class Target:
 
     def add(self, entry: Subscribed) -> None:
         """Overlap: one copy with the highest QoS and every identifier [MQTT-3.3.4-2..5]."""
+        if self.no_local or entry.no_local:
+            self._add_own(entry)
         self.qos = max(self.qos, entry.qos)
-        self.no_local = self.no_local and entry.no_local
+        self.no_local = self.no_local or entry.no_local
         self.retain_as_published = self.retain_as_published or entry.retain_as_published
         self.identifiers += entry.identifier
+
+    def _add_own(self, entry: Subscribed) -> None:
+        """Keep apart what is not no-local [MQTT-3.8.3-3]."""
+        if not self.no_local:  # the first no-local one: all before it are for the client's own
+            own = self.own = copy(self)
+            own.own = None
+        elif not entry.no_local:
+            if self.own is None:
+                self.own = Target(entry)
+            else:
+                self.own.add(entry)
 
 
 class Route:

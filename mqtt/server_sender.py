@@ -240,7 +240,11 @@ class ServerSender:
         name = b"" if alias and not fresh else topic
         frame = encode_publish(first_byte, name, packet_id, properties, message.payload, 5)
         if self.packet_size_max and len(frame) > self.packet_size_max:
-            return None
+            if not fresh:
+                return None
+            properties = extra + message.properties  # it may fit without the new alias
+            frame = encode_publish(first_byte, topic, packet_id, properties, message.payload, 5)
+            return frame if len(frame) <= self.packet_size_max else None
         if fresh:
             aliases[topic] = alias
         return frame

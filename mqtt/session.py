@@ -368,11 +368,27 @@ class Session:
         self._ended(packet_id, delivery)
         return True
 
-    def restore(self, packet_id: int, delivery: Delivery) -> None:
-        """Put back a delivery that the store held: it may have been sent before."""
+    def completed(self, packet_id: int) -> bool:
+        """A PUBCOMP came: True when it ends a delivery whose PUBREC had come [MQTT-4.3.3-5]."""
+        delivery = self.outbound.get(packet_id) if self.outbound else None
+        return delivery is not None and delivery.released and self.acknowledged(packet_id, 2)
+
+    def awaits_another(self, packet_id: int) -> bool:
+        """Return True when a PUBLISH sent on this connection awaits some other packet."""
+        delivery = self.outbound.get(packet_id) if self.outbound else None
+        return delivery is not None and delivery.counted
+
+    def restore(self, packet_id: int, delivery: Delivery, *, unsent: bool = False) -> None:
+        """Put back a delivery that the store held.
+
+        Args:
+            packet_id: Of the delivery.
+            delivery: What the store knew of it.
+            unsent: The store is sure that it was never sent; else it may have been.
+        """
         if self.outbound is None:
             self.outbound = {}
-        delivery.dup = True  # [MQTT-3.3.1-1]
+        delivery.dup = not unsent  # [MQTT-3.3.1-1] [MQTT-3.3.1-3]
         self.outbound[packet_id] = delivery
         self.queued_bytes += delivery.size
         self.policy.queued_bytes += delivery.size

@@ -7,9 +7,12 @@ transaction. Times are wall clock microseconds since 1970 UTC, 0 for never or no
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 __all__ = [
+    "MAYBE_SENT",
+    "RELEASED",
+    "UNSENT",
     "Change",
     "DeliveryEnded",
     "DeliveryReleased",
@@ -26,6 +29,11 @@ __all__ = [
     "SubscriptionEnded",
     "SubscriptionSaved",
 ]
+
+# How far a delivery had got when the store was last told.
+MAYBE_SENT: Final = 0
+RELEASED: Final = 1  # PUBREC came
+UNSENT: Final = 2  # queued while the client was away, and it has not come back since
 
 
 class SessionSaved(NamedTuple):
@@ -94,7 +102,7 @@ class DeliverySaved(NamedTuple):
     retain: int
     identifiers: bytes
     share: str  # the shared subscription's filter, "" for none
-    released: int = 0
+    progress: int = 0  # MAYBE_SENT, RELEASED or UNSENT
 
 
 class DeliveryReleased(NamedTuple):

@@ -245,7 +245,10 @@ def _established(
         return
     core = connection.core
     machine = connection.machine
-    machine.accept(client, session, connect, connack)
+    if not machine.accept(client, session, connect, connack):
+        connection.send_will = False  # it was never connected
+        connection.close(ReasonCode.PACKET_TOO_LARGE)
+        return
     connection.schedule()
     session.attach(machine)
     if core.hooks is not None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mqtt.broker.changes import (
+    MAYBE_SENT,
+    UNSENT,
     Change,
     DeliveryEnded,
     DeliveryReleased,
@@ -122,6 +124,7 @@ class StoreRecorder:
             )
         message.store_refs += 1
         share = delivery.share.topic_filter if delivery.share else ""
+        unsent = session.owner is None and not delivery.dup
         self.put(
             DeliverySaved(
                 session.client_id,
@@ -131,6 +134,7 @@ class StoreRecorder:
                 int(delivery.retain),
                 delivery.identifiers,
                 share,
+                UNSENT if unsent else MAYBE_SENT,
             )
         )
         if delivery.held:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 
-from mqtt.broker.changes import SessionSaved, StoredState
+from mqtt.broker.changes import RELEASED, UNSENT, SessionSaved, StoredState
 from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.router import Router
 from mqtt.broker.seams import ClientInfo
@@ -224,8 +224,9 @@ class SessionRegistry:
                 delivery = Delivery(
                     message, queued.qos, bool(queued.retain), queued.identifiers, share
                 )
-                delivery.released = bool(queued.released)
-                session.restore(queued.packet_id, delivery)
+                delivery.released = queued.progress == RELEASED
+                unsent = queued.progress == UNSENT
+                session.restore(queued.packet_id, delivery, unsent=unsent)
         for received in state.inbound:
             session = self.sessions.get(received.client_id)
             if session is not None:

@@ -23,6 +23,7 @@ from mqtt.errors import (
     UnsupportedProtocolVersion,
 )
 from mqtt.packets import (
+    PACKET_NAMES,
     PUBACK,
     PUBCOMP,
     PUBLISH,
@@ -42,7 +43,7 @@ from mqtt.packets import (
 from mqtt.properties import SESSION_EXPIRY_INTERVAL, SUBSCRIPTION_IDENTIFIER
 from mqtt.reason_codes import ALLOWED, ReasonCode
 from mqtt.server import ServerConnection
-from mqtt.server_events import Acknowledged, Arrivals
+from mqtt.server_events import Acknowledged, Arrivals, State
 from mqtt.server_routes import VerdictPending
 from mqtt.session import ASKED, SETTLED, Session, identifier_property
 from mqtt.topics import split_shared, topic_filter_fault
@@ -160,20 +161,28 @@ def _on_acknowledged(connection: Connection, event: Acknowledged) -> None:
 
 
 def _on_puback(connection: Connection, session: Session, event: Acknowledged) -> None:
-    for packet_id in event.packet_ids:
-        session.acknowledged(packet_id, 1)
+    for packet_id in event.packet_ids:  # a refusal ends it too [MQTT-4.4.0-2] [MQTT-4.8.2-6]
+        if not session.acknowledged(packet_id, 1) and session.awaits_another(packet_id):
+            _out_of_place(connection, event.packet_type, packet_id)
+            return
     session.send_waiting(connection.core.now_s)
     connection.pump()
 
 
 def _on_pubrec(connection: Connection, session: Session, event: Acknowledged) -> None:
     before = _position(connection)
-    if event.reason_code >= 0x80:  # [MQTT-4.3.3-4] the client does not want it
+    if event.reason_code >= 0x80:  # [MQTT-4.3.3-4] [MQTT-4.4.0-2] the client does not want it
         for packet_id in event.packet_ids:
             session.acknowledged(packet_id, 2)
         session.send_waiting(connection.core.now_s)
         return
-    known = [(packet_id, session.received(packet_id)) for packet_id in event.packet_ids]
+    known: list[tuple[int, bool]] = []
+    for packet_id in event.packet_ids:
+        is_known = session.received(packet_id)
+        if not is_known and session.awaits_another(packet_id):
+            _out_of_place(connection, event.packet_type, packet_id)
+            return
+        known.append((packet_id, is_known))
 
     def release() -> None:
         for packet_id, is_known in known:
@@ -202,9 +211,22 @@ def _on_pubrel(connection: Connection, session: Session, event: Acknowledged) ->
 
 def _on_pubcomp(connection: Connection, session: Session, event: Acknowledged) -> None:
     for packet_id in event.packet_ids:
-        session.acknowledged(packet_id, 2)
+        if not session.completed(packet_id) and session.awaits_another(packet_id):
+            _out_of_place(connection, event.packet_type, packet_id)
+            return
     session.send_waiting(connection.core.now_s)
     connection.pump()
+
+
+def _out_of_place(connection: Connection, packet_type: int, packet_id: int) -> None:
+    """End the connection of a client that answers a PUBLISH with what its QoS does not have."""
+    connection.fail(
+        ProtocolError(
+            ReasonCode.PROTOCOL_ERROR,
+            f"{PACKET_NAMES[packet_type]} {packet_id} is not what that PUBLISH awaits",
+            "MQTT-3.3.4-1",
+        )
+    )
 
 
 def _on_publish_again(connection: Connection, session: Session, event: Acknowledged) -> None:
@@ -323,8 +345,8 @@ def _on_disconnect(connection: Connection, packet: Disconnect) -> None:
     code = packet.reason_code
     expiry_s = packet.properties.get(SESSION_EXPIRY_INTERVAL)
     if session is not None and expiry_s is not None:
-        if expiry_s and not session.expiry_s:  # section 3.14.2.2.2
-            connection.machine.disconnect(ReasonCode.PROTOCOL_ERROR)
+        if expiry_s and not session.expiry_s:  # section 3.14.2.2.2: not taken as a DISCONNECT
+            connection.machine.state = State.CONNECTED
             connection.fail(
                 ProtocolError(
                     ReasonCode.PROTOCOL_ERROR,

@@ -126,7 +126,9 @@ class Router:
         for target in targets:
             session = target.session
             if target.no_local and publisher == session.client_id:  # [MQTT-3.8.3-3]
-                continue
+                if target.own is None:
+                    continue
+                target = target.own  # noqa: PLW2901 - its other subscriptions, without no-local
             lower = min(qos, target.qos) if qos else 0  # [MQTT-3.8.4-8]
             keep = retain and target.retain_as_published  # [MQTT-3.3.1-12] [MQTT-3.3.1-13]
             link = session.link

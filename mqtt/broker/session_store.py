@@ -75,7 +75,14 @@ CREATE TABLE retained (
 """
 
 _STATEMENTS: Final[dict[type, tuple[str, ...]]] = {
-    SessionSaved: ("INSERT OR REPLACE INTO sessions VALUES (?,?,?,?,?,?,?,?,?,?)",),
+    SessionSaved: (
+        "INSERT OR REPLACE INTO sessions VALUES (?,?,?,?,?,?,?,?,?,?)",
+        # The client is back: from now on what is UNSENT may be sent at any time.
+        (
+            "UPDATE deliveries SET released = 0"
+            " WHERE client_id = ?1 AND released = 2 AND ?4 = 0 AND ?10 NOTNULL"
+        ),
+    ),
     SessionEnded: (
         "DELETE FROM sessions WHERE client_id = ?",
         "DELETE FROM subscriptions WHERE client_id = ?",

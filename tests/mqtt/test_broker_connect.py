@@ -123,8 +123,11 @@ async def test_a_second_connect_is_a_protocol_error(version: int) -> None:
     [
         # MQTT 3.1
         (b"\x10\x0f\x00\x06MQIsdp\x03\x02\x00\x00\x00\x01a", b"\x20\x02\x00\x01"),
-        # an unknown level
-        (b"\x10\x0d\x00\x04MQTT\x06\x02\x00\x00\x00\x01a", b"\x20"),
+        # an unknown level, laid out as in 3.1.1 and as in 5.0
+        (b"\x10\x0d\x00\x04MQTT\x06\x02\x00\x00\x00\x01a", b"\x20\x02\x00\x01"),
+        (b"\x10\x0e\x00\x04MQTT\x06\x02\x00\x00\x00\x00\x01a", b"\x20"),
+        # another name
+        (b"\x10\x0d\x00\x04MQTU\x04\x02\x00\x00\x00\x01a", b""),
         # no MQTT at all
         (b"GET / HTTP/1.1\r\n\r\n", b""),
     ],
@@ -260,6 +263,7 @@ async def test_disconnect_must_not_lengthen_a_session_that_was_to_end() -> None:
     async with serving() as broker:
         client = await broker.connect("one")
         client.send(Disconnect(0, {SESSION_EXPIRY_INTERVAL: 60}))
+        assert (await client.receive(Disconnect)).reason_code == ReasonCode.PROTOCOL_ERROR
         assert await client.closed()
         assert broker.broker.stats().sessions == 0
         assert broker.broker.stats().protocol_faults == 1

@@ -100,7 +100,7 @@ async def test_deliveries_come_back_in_the_order_they_were_put(tmp_path: Path) -
     changes: list[Change] = [MESSAGE, *(DELIVERY._replace(packet_id=i) for i in ids)]
     changes += [DeliveryEnded("c", 9), DELIVERY._replace(packet_id=9), DeliveryReleased("c", 3)]
     state = await kept(tmp_path / "s.db", changes)
-    assert [(d.packet_id, d.released) for d in state.deliveries] == [
+    assert [(d.packet_id, d.progress) for d in state.deliveries] == [
         (5, 0),
         (1, 0),
         (65535, 0),

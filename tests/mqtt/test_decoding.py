@@ -138,6 +138,11 @@ def test_a_body_cut_short_is_an_error_or_another_packet_never_a_crash(
         ("0004 4D515454 03", "MQTT", 3, 4),
         ("0004 4D515454 84", "MQTT", 0x84, 4),
         ("0004 4D515454 06", "MQTT", 6, 5),
+        ("0004 4D515454 06 02 003C 0001 61", "MQTT", 6, 4),  # laid out as in 3.1.1
+        ("0004 4D515454 06 02 003C 00 0001 61", "MQTT", 6, 5),  # has a property length
+        ("0004 4D515454 06 02 003C 00 0000", "MQTT", 6, 5),
+        ("0004 4D515455 05", "MQTU", 5, 5),
+        ("0004 4D515455 04", "MQTU", 4, 0),  # no MQTT: nobody knows what it reads
     ],
 )
 def test_other_protocols_are_told_apart_so_that_they_can_be_answered(

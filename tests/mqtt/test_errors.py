@@ -18,7 +18,7 @@ ERRORS = [
     MqttError(0x88, "no route"),
     ProtocolError(0x82, "second CONNECT", "MQTT-3.1.0-2"),
     MalformedPacket("QoS is 3", "MQTT-3.3.1-4"),
-    UnsupportedProtocolVersion("MQIsdp", 3, "MQTT-3.1.2-1"),
+    UnsupportedProtocolVersion("MQIsdp", 3, "MQTT-3.1.2-1", 4),
     LocalProtocolError("QoS is 7"),
 ]
 
