@@ -26,7 +26,7 @@ from mqtt.errors import MqttError
 from mqtt.frames import parse_publishes
 from mqtt.reason_codes import ReasonCode
 from mqtt.server import ServerConnection
-from mqtt.server_events import Event, RunToken, State
+from mqtt.server_events import Arrivals, Event, RunToken, State
 from mqtt.server_messages import Message
 from mqtt.session import SETTLED, Session
 
@@ -269,15 +269,11 @@ class Connection(asyncio.Protocol):
     def _share(self, run: PublishRun) -> None:
         """Give a captured run to local subscribers too; keep it as retained where it asks so."""
         token: RunToken = run.token
-        machine, flags, ids, routes = token
+        machine, flags, _, routes = token
         core = self.core
         router = core.router
         recorder = core.recorder
         before = recorder.position if recorder is not None else 0
-        if flags & 2 and self.session is not None and self.session.recorder is not None:
-            assert recorder is not None
-            for packet_id in ids:
-                recorder.inbound_saved(self.session, int.from_bytes(packet_id, "big"))
         retain = flags & 4
         if retain or any(router.receivers(route) for route in routes):
             client_id = run.client.client_id
@@ -294,8 +290,12 @@ class Connection(asyncio.Protocol):
                 if retain:
                     router.retain(message, route.name)
                 router.deliver(message, route, core.now_s)
-        if recorder is not None and recorder.position != before:
-            run.token = HeldRun(token, run)
+        if recorder is None:
+            return
+        is_stored = recorder.position == before
+        if not is_stored or flags & 2:
+            run.token = HeldRun(token, run, is_stored=is_stored)
+        if not is_stored:
             recorder.when_durable(run.token.stored)
 
     # -- pausing ------------------------------------------------------------------------------
@@ -495,7 +495,8 @@ class Connection(asyncio.Protocol):
         if self.closed:
             return
         self.closed = True
-        self._backlog = self._feed = None
+        self._forget_backlog()
+        self._feed = None
         core = self.core
         core.connections.discard(self)
         if self.listener is not None:
@@ -515,6 +516,23 @@ class Connection(asyncio.Protocol):
         core.registry.leave(session, core.now_s, machine.client, send_will=self.send_will)
         if connected and core.hooks is not None and machine.client is not None:
             core.hooks.client_disconnected(machine.client, self.reason_code)
+
+    def _forget_backlog(self) -> None:
+        """What was read and not handled comes again: its QoS 2 identifiers are free."""
+        backlog, self._backlog = self._backlog, None
+        inbound = self.session.inbound if self.session is not None else None
+        if not backlog or not inbound:
+            return
+        for event in backlog:
+            if isinstance(event, PublishRun):
+                _, flags, ids, _ = event.token
+                if flags & 3 == 2:
+                    for packet_id in ids:
+                        inbound.pop(int.from_bytes(packet_id, "big"), None)
+            elif isinstance(event, Arrivals):
+                for message, number in zip(event.messages, event.packet_ids, strict=True):
+                    if message.qos == 2:
+                        inbound.pop(number, None)
 
 
 def _chain(first: Iterator[object], second: Iterator[object]) -> Iterator[object]:

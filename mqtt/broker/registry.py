@@ -331,5 +331,6 @@ class SessionRegistry:
                 recorder.delivery_released(session, packet_id)
         for entry in (session.subscriptions or {}).values():
             recorder.subscription_saved(entry)
-        for packet_id in session.inbound or ():
-            recorder.inbound_saved(session, packet_id)
+        for packet_id, state in (session.inbound or {}).items():
+            if state == SETTLED:  # the others are kept once they are (settling.py)
+                recorder.inbound_saved(session, packet_id)

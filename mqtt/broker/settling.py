@@ -1,12 +1,15 @@
 """Answering captured runs: PUBACK and PUBREC leave from here and from nowhere else.
 
-Invariant: a publish is answered after the capture has settled its run, and, if a stored session
-was given it, after the session store's commit as well (STYLE 13).
+Invariants (STYLE 13):
+- a publish is answered after the capture has settled its run, and, if a stored session was given
+  it, after the session store's commit as well;
+- the identifier of a captured QoS 2 publish goes to the store only after its run was settled: a
+  store that knew it first would, after a crash, have PUBREC sent for what no journal holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mqtt.broker.seams import PublishRun
@@ -22,27 +25,60 @@ __all__ = ["HeldRun", "answer", "settle"]
 
 
 class HeldRun:
-    """A run whose answer waits for the session store as well as for the capture."""
+    """A run whose answer waits for the session store as well as for the capture.
 
-    __slots__ = ("_codes", "_is_stored", "_run", "token")
+    After a crash between the two commits a QoS 2 publish comes again and is captured once more:
+    twice is the lesser evil, the other order would lose it.
+    """
 
-    def __init__(self, token: RunToken, run: PublishRun) -> None:
+    __slots__ = ("_codes", "_is_stored", "_keeps", "_run", "token")
+
+    def __init__(self, token: RunToken, run: PublishRun, *, is_stored: bool) -> None:
         self.token = token
         self._run = run
         self._codes: int | Sequence[int] | None = None
-        self._is_stored = False
+        self._is_stored = is_stored  # what the run gave to stored sessions, if anything
+        self._keeps = False  # its own identifiers are on their way to the store
 
     def settled(self, codes: int | Sequence[int]) -> None:
         """The capture has settled the run."""
         self._codes = codes
-        if self._is_stored:
+        self._keeps = _keep_identifiers(self.token, codes, self._kept)
+        if self._is_stored and not self._keeps:
             _settle(self.token, codes)
 
     def stored(self) -> None:
         """The session store has what came of the run."""
         self._is_stored = True
-        if self._codes is not None:
+        if self._codes is not None and not self._keeps:
             _settle(self.token, self._codes)
+
+    def _kept(self) -> None:
+        """The session store has the identifiers, and all that was put before them."""
+        assert self._codes is not None
+        _settle(self.token, self._codes)
+
+
+def _keep_identifiers(
+    token: RunToken, codes: int | Sequence[int], done: Callable[[], None]
+) -> bool:
+    """Have the identifiers of a stored session's QoS 2 publishes kept; False without any."""
+    machine, flags, ids, _ = token
+    connection: Connection = machine.owner  # type: ignore[assignment] # the driver's own
+    session, recorder = connection.session, connection.core.recorder
+    if flags & 3 != 2 or recorder is None or session is None or session.recorder is None:
+        return False
+    each = [codes] * len(ids) if isinstance(codes, int) else codes
+    kept = [
+        number
+        for number, code in zip((int.from_bytes(i, "big") for i in ids), each, strict=True)
+        if code < 0x80 and number in (session.inbound or ())
+    ]
+    for number in kept:
+        recorder.inbound_saved(session, number)
+    if kept:
+        recorder.when_durable(done)
+    return bool(kept)
 
 
 def settle(run: PublishRun, codes: int | Sequence[int]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from mqtt.broker.changes import InboundSaved
 from mqtt.broker.config import BrokerConfig
 from mqtt.frames import parse_publishes
 from mqtt.packets import (
@@ -400,6 +401,69 @@ async def test_a_captured_publish_for_a_stored_session_waits_for_both() -> None:
             assert await client.settled() == []
             second()
             assert await client.settled() == [Puback(1)]
+
+
+@VERSIONS
+async def test_a_qos_2_identifier_is_kept_only_once_its_publish_is_durable(version: int) -> None:
+    """Else a crash between the two commits has PUBREC sent for what no journal holds."""
+    capture, store = ManualCapture(), ManualStore()
+    async with serving(capture=capture, store=store) as broker:
+        async with store.committing():
+            client = await broker.connect(
+                "d",
+                version=version,
+                clean_start=False,
+                properties={SESSION_EXPIRY_INTERVAL: 60} if version == V5 else {},
+            )
+        client.send(reading(7, 2), reading(8, 2))
+        await capture.wait_for(2)
+        assert not [c for c in store.changes if isinstance(c, InboundSaved)]
+        capture.settle()
+        assert [c for c in store.changes if isinstance(c, InboundSaved)] == [
+            InboundSaved("d", 7),
+            InboundSaved("d", 8),
+        ]
+        assert await client.settled() == []
+        store.commit()
+        assert await client.settled() == [Pubrec(7), Pubrec(8)]
+
+
+async def test_a_refused_qos_2_identifier_is_never_kept() -> None:
+    capture, store = ManualCapture(), ManualStore()
+    async with serving(capture=capture, store=store) as broker:
+        async with store.committing():
+            client = await broker.connect(
+                "d", clean_start=False, properties={SESSION_EXPIRY_INTERVAL: 60}
+            )
+        client.send(reading(7, 2), reading(8, 2))
+        await capture.wait_for(2)
+        capture.settle([0x97, 0])
+        store.commit()
+        assert await client.settled() == [Pubrec(7, 0x97), Pubrec(8)]
+        assert [c for c in store.changes if isinstance(c, InboundSaved)] == [InboundSaved("d", 8)]
+
+
+@pytest.mark.parametrize("other", ["devices/d/t", "elsewhere"])
+async def test_a_qos_2_publish_that_waited_as_its_client_left_is_taken_when_it_comes_again(
+    other: str,
+) -> None:
+    capture = ManualCapture()
+    async with serving(capture=capture) as broker:
+        first = await broker.connect("d", version=V311, clean_start=False)
+        capture.refusal = 0x97
+        first.send(reading(7, 2), reading(8, 2, topic=other))
+        await broker.until(lambda: broker.broker.stats().capture_refusals > 0)
+        first.abort()  # not noticed while nothing is read: the next connection takes over
+        second = await broker.connect("d", version=V311, clean_start=False, session_present=True)
+        capture.relieve()
+        for number, topic in ((7, "devices/d/t"), (8, other)):
+            again = reading(number, 2, topic=topic)
+            again.dup = True
+            second.send(again)
+        await capture.wait_for(1 if other == "elsewhere" else 2)
+        capture.settle()
+        answers = await second.settled()
+        assert sorted(a.packet_id for a in answers if isinstance(a, Pubrec)) == [7, 8]
 
 
 # -- how durable -----------------------------------------------------------------------------------
