@@ -60,6 +60,8 @@ log = structlog.get_logger(component="journal")
 
 CHECK_BYTES_MAX = 64 * 1024 * 1024  # larger files are checked as they are read: a bounded start
 RESERVE_SEQS = 4096
+SQLITE_LEAST = (3, 37, 0)  # STRICT tables
+UNKNOWN_BOOT = "unknown"  # runtime.clock's word: then every start counts as one of the machine
 _HEADER_BYTES = 100
 # "no such table" in a file of ours is damage too
 _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
@@ -126,6 +128,9 @@ def open_journal(
     Raises:
         JournalError: the file is not ours to use, or cannot be written.
     """
+    if sqlite3.sqlite_version_info < SQLITE_LEAST:
+        hint = f"SQLite {sqlite3.sqlite_version} is too old; 3.37 or later is needed"
+        raise JournalError(path, 0, hint, "unwritable")
     opened = Opened(JournalState(0, 1, 0, 0, 0), [])
     damaged = known is not None
     try:
@@ -200,7 +205,7 @@ def _inspect(path: Path, clock: Clock, *, damaged: bool) -> _Found:
         intact=intact,
         clean=meta.clean,
         synced=meta.durability == "power-loss",
-        same_boot=meta.boot_id == clock.boot_id(),
+        same_boot=meta.boot_id == clock.boot_id() != UNKNOWN_BOOT,
         wal_whole=wal_whole,
     )
     return _Found(evidence, meta)

@@ -126,6 +126,20 @@ async def test_process_crash_over_a_boot_skips_all_that_was_reserved(tmp_path: P
     assert again.lost == []
 
 
+async def test_a_machine_without_a_boot_id_may_always_have_started_anew(tmp_path: Path) -> None:
+    clock = ManualClock(boot_id="unknown")
+    async with journal_at(tmp_path / "a", journal_config(durability="process-crash"), clock) as j:
+        await fill(j, 2)
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert reopen(tmp_path / "b", clock).actions == [Action.RESUME_PAST_RESERVED]
+
+
+def test_an_sqlite_that_is_too_old_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    with pytest.raises(JournalError, match=r"3\.37 or later is needed"):
+        reopen(tmp_path)
+
+
 async def test_a_log_damaged_in_its_middle_is_reported(tmp_path: Path) -> None:
     payloads = await crashed(tmp_path / "a", tmp_path / "b", commits=8)
     wal = tmp_path / "b" / "journal.db-wal"
