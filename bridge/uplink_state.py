@@ -247,6 +247,11 @@ class UplinkState:
         """When to dial `endpoint`; meaningless while connected."""
         return self._dial_at_s
 
+    def endpoints_changed(self, endpoints: int) -> None:
+        """Take another number of endpoints; the first of them is dialled next."""
+        self._endpoints = endpoints
+        self.endpoint = 0
+
     def connection_made(
         self, now_s: float, *, receive_maximum: int, packet_bytes_max: int | None
     ) -> None:

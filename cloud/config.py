@@ -11,9 +11,12 @@ from pathlib import Path
 from bridge.devices import DEFAULT_PATTERNS, DeviceIds
 from cloud.alerts.config import AlertsConfig
 from cloud.api_config import HttpConfig
+from mqtt.broker.access.config import AccessConfig
 from mqtt.broker.config import BrokerConfig
+from mqtt.broker.front import FrontSettings
+from mqtt.broker.net.config import ListenerConfig
 from mqtt.topics import topic_filter_fault
-from runtime.config import section, setting
+from runtime.config import section, setting, tables
 from runtime.logs import LogsConfig
 
 __all__ = [
@@ -208,9 +211,14 @@ class CloudConfig:
     )
     host: str = setting(
         "127.0.0.1",
-        help="Address the MQTT port is bound to; 0.0.0.0 lets gateways in from the network.",
+        help="Address the MQTT port is bound to; 0.0.0.0 lets gateways in from the network; "
+        "empty opens only [[listeners]].",
     )
     port: int = setting(2883, minimum=0, maximum=65535, help="MQTT port; 0 takes a free one.")
+    listeners: tuple[ListenerConfig, ...] = tables(
+        ListenerConfig, help="More ways in, beside host and port: TLS, WebSocket, Unix sockets."
+    )
+    access: AccessConfig = section(AccessConfig, help="Who may connect and what they may do.")
     broker: BrokerConfig = section(BrokerConfig, help="The MQTT front and its limits.")
     ingest: IngestConfig = section(IngestConfig, help="What is taken into the stream.")
     stream: StreamConfig = section(StreamConfig, help="The stream between ingest and sinks.")
@@ -224,3 +232,8 @@ class CloudConfig:
     def __post_init__(self) -> None:
         if not self.node_id or any(sign in self.node_id for sign in "/+#\0"):
             raise ValueError(f"node_id '{self.node_id}': a word without '/', '+' and '#'")
+
+    @property
+    def front(self) -> FrontSettings:
+        """What concerns the broker's clients."""
+        return FrontSettings(self.host, self.port, self.broker, self.access, self.listeners)

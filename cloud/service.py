@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,11 @@ from cloud.stream.embedded import EmbeddedStream
 from cloud.telemetry import Sample, figures_of, register_metrics
 from cloud.views import GatewayView, LedgerView, PartitionView, StatusView
 from mqtt.broker.broker import Broker
+from mqtt.broker.front import Front, FrontError
 from mqtt.broker.session_store import SessionStoreError, SqliteSessionStore
 from runtime.clock import Clock
 from runtime.metrics import Metrics
+from runtime.reload import Reloaded, changed_keys, sort_keys
 from runtime.service import StartError
 
 __all__ = ["CloudService"]
@@ -70,6 +73,7 @@ class CloudService:
         self.stream: EmbeddedStream
         self.capture: CloudCapture
         self.broker: Broker
+        self._front: Front
         self.sinks: Sinks
         self.storage: StorageSink | None = None
         self._parts = parts
@@ -146,8 +150,8 @@ class CloudService:
 
     async def _start_broker(self) -> None:
         store = SqliteSessionStore(self.config.data / "cloud" / "sessions.db")
-        self.broker = Broker(
-            self.config.broker,
+        self._front = Front(
+            self.config.front,
             capture=self.capture,
             store=store,
             hooks=self.gateways_seen,
@@ -155,9 +159,13 @@ class CloudService:
         )
         self._stops.append(self.broker.stop)
         try:
-            await self.broker.start()
+            await self._front.start()
         except SessionStoreError as error:
             raise StartError(f"sessions: {error}") from None
+        except FrontError as error:
+            raise StartError(str(error)) from None
+        self.broker = self._front.broker
+        self._stops.append(self._front.stop)
 
     async def _start_sinks(self) -> None:
         sinks: list[Sink] = []
@@ -198,12 +206,32 @@ class CloudService:
     async def _listen(self) -> None:
         config = self.config
         try:
-            self.port = await self.broker.listen(config.host, config.port)
-        except OSError as error:
-            raise StartError(
-                f"mqtt: cannot listen on {config.host}:{config.port}: "
-                f"{error.strerror or error}; choose another port"
-            ) from None
+            self.port = await self._front.listen()
+        except FrontError as error:
+            raise StartError(str(error)) from None
+
+    async def reload(self, config: CloudConfig) -> Reloaded:
+        """Take what can be changed while it runs: access, limits, listeners, certificates.
+
+        Clients that are still allowed notice nothing.
+        """
+        result = sort_keys(
+            changed_keys(self.config, config),
+            lambda key: key.partition(".")[0] in ("access", "broker", "listeners", "host", "port"),
+        )
+        try:
+            await self._front.reload(config.front)
+        except FrontError as error:
+            result.problem = str(error)
+        self.config = replace(
+            self.config,
+            host=config.host,
+            port=config.port,
+            broker=config.broker,
+            access=config.access,
+            listeners=config.listeners,
+        )
+        return result
 
     @property
     def _storage_path(self) -> Path:

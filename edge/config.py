@@ -13,9 +13,12 @@ from urllib.parse import urlsplit
 
 from bridge.devices import DEFAULT_PATTERNS, DeviceIds
 from bridge.uplink_state import UplinkLimits
+from mqtt.broker.access.config import AccessConfig
 from mqtt.broker.config import BrokerConfig
+from mqtt.broker.front import FrontSettings
+from mqtt.broker.net.config import ListenerConfig
 from mqtt.topics import topic_filter_fault
-from runtime.config import section, setting
+from runtime.config import section, setting, tables
 from runtime.logs import LogsConfig
 
 __all__ = [
@@ -307,8 +310,15 @@ class EdgeConfig:
     gateway: str = setting(
         "", help="This gateway's id, unique among those of one cloud; the host's name if empty."
     )
-    host: str = setting("0.0.0.0", help="Address the MQTT port is bound to.")  # noqa: S104 - devices come from the network
+    host: str = setting(
+        "0.0.0.0",  # noqa: S104 - devices come from the network; `access` says which may
+        help="Address the MQTT port is bound to; empty opens only [[listeners]].",
+    )
     port: int = setting(1883, minimum=0, maximum=65_535, help="MQTT port; 0 takes a free one.")
+    listeners: tuple[ListenerConfig, ...] = tables(
+        ListenerConfig, help="More ways in, beside host and port: TLS, WebSocket, Unix sockets."
+    )
+    access: AccessConfig = section(AccessConfig, help="Who may connect and what they may do.")
     devices: tuple[str, ...] = setting(
         DEFAULT_PATTERNS,
         help="Patterns that find the device id in a topic, such as 'tele/{device}/SENSOR'; the "
@@ -328,6 +338,11 @@ class EdgeConfig:
             raise ValueError(
                 f"'gateway' {name!r} is not 1 to 128 bytes without '/', '+', '#' and controls"
             )
+
+    @property
+    def front(self) -> FrontSettings:
+        """What concerns the broker's clients."""
+        return FrontSettings(self.host, self.port, self.broker, self.access, self.listeners)
 
     @property
     def gateway_id(self) -> str:

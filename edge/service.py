@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -18,12 +19,14 @@ from edge.config import EdgeConfig
 from edge.journal import Journal
 from edge.journal_schema import JournalError
 from edge.telemetry import Parts, edge_metrics, edge_status
-from edge.uplink import Uplink
+from edge.uplink import RELOADABLE_KEYS, Uplink
 from mqtt.broker.broker import Broker
+from mqtt.broker.front import Front, FrontError
 from mqtt.broker.session_store import SessionStoreError, SqliteSessionStore
 from runtime.clock import Clock
 from runtime.http import HttpServer, telemetry_routes
 from runtime.metrics import Metrics
+from runtime.reload import Reloaded, changed_keys, sort_keys
 from runtime.service import StartError
 
 __all__ = ["EdgeService"]
@@ -45,6 +48,7 @@ class EdgeService:
         self._config = config
         self._clock = clock
         self._parts: Parts | None = None
+        self._front: Front | None = None
         self._http: HttpServer | None = None
         self._stops: list[Any] = []  # what was started, in that order
         self._log = structlog.get_logger(component="edge").bind(gateway=config.gateway_id)
@@ -69,12 +73,10 @@ class EdgeService:
         self.metrics = edge_metrics(self._parts)
         await self._serve_http()  # 5. metrics and health
         try:  # 6. devices
-            self.port = await broker.listen(config.host, config.port)
-        except OSError as error:
-            raise StartError(
-                f"mqtt: cannot listen on {config.host}:{config.port}: "
-                f"{error.strerror or error}; choose another port"
-            ) from None
+            self.port = await front.listen()
+        except FrontError as error:
+            raise StartError(str(error)) from None
+        self._front = front
         self._log.info("edge_started", mqtt_port=self.port, http_port=self.http_port)
 
     async def stop(self) -> None:
@@ -89,6 +91,34 @@ class EdgeService:
         if self._parts is not None:
             self._log.info("edge_stopped")
         self._parts = None
+
+    async def reload(self, config: EdgeConfig) -> Reloaded:
+        """Take what can be changed while it runs: access, limits, listeners, certificates, and
+        where the uplink goes.
+
+        Clients that are still allowed notice nothing.
+        """
+        assert self._front is not None
+        assert self._parts is not None
+        result = sort_keys(changed_keys(self._config, config), _reloadable)
+        try:
+            await self._front.reload(config.front)
+        except FrontError as error:
+            result.problem = str(error)
+        self._parts.uplink.reconfigure(config.uplink)
+        self._config = replace(
+            self._config,
+            host=config.host,
+            port=config.port,
+            broker=config.broker,
+            access=config.access,
+            listeners=config.listeners,
+            uplink=replace(
+                self._config.uplink,
+                **{key: getattr(config.uplink, key) for key in RELOADABLE_KEYS},
+            ),
+        )
+        return result
 
     def status(self) -> dict[str, Any]:
         """Return the state of every part, as JSON has it; empty while not running."""
@@ -107,14 +137,35 @@ class EdgeService:
                 "choose another with --data"
             ) from None
 
-    async def _start_broker(self, capture: Capture) -> Broker:
+    async def _start_broker(self, capture: Capture) -> Front:
         store = SqliteSessionStore(self._config.data / "edge" / "sessions.db")
-        broker = Broker(self._config.broker, capture=capture, store=store, clock=self._clock)
+        front = Front(self._config.front, capture=capture, store=store, clock=self._clock)
         try:
             await broker.start()
         except SessionStoreError as error:
             raise StartError(f"sessions: {error}") from None
-        return broker
+        except FrontError as error:
+            raise StartError(str(error)) from None
+        return front
+
+    async def _start_commands(self, broker: Broker, journal: Journal, uplink: Uplink) -> None:
+        """Begin to take commands from the cloud and give them to devices' sessions."""
+        if not self._config.commands.enabled:
+            return
+        commands = Commands(
+            CommandStore(self._config.data / "edge" / "commands.db"),
+            self._config.commands,
+            self._clock,
+            lambda: (journal.epoch, journal.last_seq),
+        )
+        try:
+            await commands.start(broker)
+        except CommandStoreError as error:
+            raise StartError(f"commands: {error}") from None
+        self._stops.append(commands.stop)
+        uplink.attach(commands)
+        assert self._parts is not None
+        self._parts.commands = commands
 
     def _make_uplink(self, journal: Journal) -> Uplink:
         config = self._config
@@ -150,3 +201,10 @@ class EdgeService:
         if not self.port:
             return ("starting",)
         return ()
+
+
+def _reloadable(key: str) -> bool:
+    table, _, name = key.partition(".")
+    if table == "uplink":
+        return name in RELOADABLE_KEYS
+    return table in ("access", "broker", "listeners", "host", "port")

@@ -16,8 +16,10 @@ import asyncio
 import contextlib
 import math
 import random
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import structlog
 
@@ -46,7 +48,19 @@ from edge.uplink_status import UplinkStatus
 from runtime.clock import Clock
 from runtime.logs import limited
 
-__all__ = ["Uplink"]
+__all__ = ["RELOADABLE_KEYS", "Uplink"]
+
+# what `reconfigure` takes while the uplink runs
+RELOADABLE_KEYS = (
+    "endpoints",
+    "username",
+    "password",
+    "tls_ca_file",
+    "tls_cert_file",
+    "tls_key_file",
+    "keep_alive_s",
+    "connect_timeout_s",
+)
 
 _STOP_S = 2.0  # how long a stop waits for answers
 _RATE_WINDOW_S = 10.0
@@ -94,6 +108,7 @@ class Uplink:
             gateway, journal.epoch, resolution_us=self._resolution_us, level=config.zstd_level
         )
         self._connection: UplinkConnection | None = None
+        self._tls: ssl.SSLContext | None = None  # the last that could be made
         self._sent: dict[int, tuple[Sent, int]] = {}  # by packet id, with its packet_bytes
         self._asides: list[tuple[SetAside, bytes]] = []  # to do; b"" = encode the readings
         self._settler = Settler(journal)
@@ -110,8 +125,10 @@ class Uplink:
     async def start(self) -> None:
         """Begin; without endpoints nothing is ever sent."""
         self._wake = asyncio.Event()
-        if not self._endpoints:
-            return
+        if self._endpoints:
+            self._begin()
+
+    def _begin(self) -> None:
         works = {"pump": self._pump, "watch": self._watch, "settle": self._settler.run}
         self._tasks = [
             asyncio.create_task(self._for_ever(work), name=f"uplink-{name}")
@@ -131,6 +148,27 @@ class Uplink:
             await self._settler.settle()  # 4. what was acknowledged last
         self._tasks = []
         self._set_link("off")
+
+    def reconfigure(self, config: UplinkConfig) -> None:
+        """Take other endpoints, credentials or certificates (RELOADABLE_KEYS): at once where the
+        connection in use is not among them, else from the next on. What was not acknowledged is
+        sent again."""
+        before = self._config
+        changes = {key: getattr(config, key) for key in RELOADABLE_KEYS}
+        after = replace(before, **changes)
+        if after == before:
+            return
+        self._config = after
+        self._endpoints = [Endpoint.parse(url) for url in after.endpoints]
+        self._state.endpoints_changed(max(1, len(self._endpoints)))
+        connection = self._connection
+        if connection is not None and (
+            connection.endpoint not in self._endpoints
+            or replace(after, endpoints=()) != replace(before, endpoints=())
+        ):
+            connection.abort("the configuration has changed")
+        if not self._tasks and self._endpoints:
+            self._begin()
 
     async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run one of the tasks; whatever goes wrong is logged, and it begins again."""
@@ -162,6 +200,10 @@ class Uplink:
     async def _dial(self) -> UplinkConnection | None:
         """Return a connection to the endpoint whose turn it is, None when it cannot be had."""
         state = self._state
+        if not self._endpoints:  # taken away while it ran
+            self._set_link("off")
+            await asyncio.sleep(TICK_S)
+            return None
         endpoint = self._endpoints[state.endpoint]
         if self._status.link == "off":
             self._set_link("connecting")
@@ -198,9 +240,23 @@ class Uplink:
             password=config.password,
             keep_alive_s=config.keep_alive_s,
             connect_timeout_s=config.connect_timeout_s,
-            # made anew each time, so that renewed certificates are used
-            tls=tls_context(config) if endpoint.tls else None,
+            tls=self._tls_context() if endpoint.tls else None,
         )
+
+    def _tls_context(self) -> ssl.SSLContext:
+        """Return a context made anew, so that renewed certificates are used.
+
+        Files that cannot be used, half-written ones among them, leave the one of before in use.
+        """
+        try:
+            self._tls = tls_context(self._config)
+        except LinkError as error:
+            if self._tls is None:
+                raise
+            limited(self._log, "certificates_kept", _LOG_EVERY_S).warning(
+                "certificates_kept", reason=str(error)
+            )
+        return self._tls
 
     def _end(self, connection: UplinkConnection) -> None:
         """Forget a connection; what it had in flight is sent again on the next."""

@@ -121,7 +121,7 @@ class RouteTable(dict[bytes, Route]):
         self._exclusive = exclusive
         self._overflowed = False
         self._size_max = size_max
-        self._levels_max = levels_max
+        self.levels_max = levels_max
 
     def __missing__(self, topic: bytes) -> Route:
         """Make the route of a topic.
@@ -143,7 +143,7 @@ class RouteTable(dict[bytes, Route]):
             name = topic.decode()
         except UnicodeDecodeError:  # [MQTT-1.5.4-1] [MQTT-3.3.2-1]
             raise MalformedPacket("topic name is not well-formed UTF-8", "MQTT-1.5.4-1") from None
-        fault = topic_name_fault(name, levels_max=self._levels_max)
+        fault = topic_name_fault(name, levels_max=self.levels_max)
         if fault is not None:
             if "\0" in name:
                 raise MalformedPacket(fault.detail, "MQTT-1.5.4-2")

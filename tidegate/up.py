@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from edge.config import EdgeConfig
 from edge.service import EdgeService
 from runtime.clock import Clock
 from runtime.config import section, setting
+from runtime.reload import Reloaded, changed_keys, sort_keys
 
 __all__ = ["Site", "SiteFigures", "UpConfig", "sim_config"]
 
@@ -98,6 +99,28 @@ class Site:
         await self._cloud.start()
         self._edge = EdgeService(_edge_config(self._config, self._cloud.port), self._clock)
         await self._edge.start()
+
+    async def reload(self, config: UpConfig) -> Reloaded:
+        """Have both take what can be changed while they run; see `EdgeService.reload`."""
+        assert self._edge is not None
+        result = sort_keys(
+            [
+                key
+                for key in changed_keys(self._config, config)
+                if key.partition(".")[0] not in ("edge", "cloud")
+            ],
+            lambda _key: False,
+        )
+        # what `up` itself sets stays as it is: ports, folder, the way to one another
+        wanted = replace(self._config, edge=config.edge, cloud=config.cloud)
+        cloud = await self._cloud.reload(_cloud_config(wanted))
+        edge = await self._edge.reload(_edge_config(wanted, self._cloud.port))
+        for name, part in (("cloud", cloud), ("edge", edge)):
+            result.taken += [f"{name}.{key}" for key in part.taken]
+            result.needs_restart += [f"{name}.{key}" for key in part.needs_restart]
+            result.problem = result.problem or part.problem
+        self._config = wanted
+        return result
 
     async def stop(self) -> None:
         """Stop the gateway first, so that what it has sent is stored."""

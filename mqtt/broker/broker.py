@@ -319,6 +319,13 @@ class Broker:
                 ended += drop_forbidden(connection, session, client)
         return gone, ended
 
+    def reconfigure(self, config: BrokerConfig) -> None:
+        """Take other limits: for connections to come, and for what sessions may queue at once."""
+        self.config = config
+        self._core.reconfigure(config)
+        for listener in self.listeners:
+            listener.reconfigure(listener.config)
+
     def stats(self) -> BrokerStats:
         """Return the counters and gauges of this moment."""
         core = self._core

@@ -114,6 +114,19 @@ class Core:
         self._waiting_for_capture: list[Callable[[], None]] = []
         self._waiting_for_store: list[Callable[[], None]] = []
 
+    def reconfigure(self, config: BrokerConfig) -> None:
+        """Take other limits; machines that run keep those they have told their clients."""
+        self.config = config
+        self.limits = config.limits()
+        self.policy.queue_messages_max = config.queue_messages_max
+        self.policy.queue_bytes_max = config.queue_bytes_max
+        self.policy.inflight_max = config.inflight_max
+        self.policy.queues_bytes_max = config.queues_bytes_max
+        self.router.retained_messages_max = config.retained_messages_max
+        self.router.retained_bytes_max = config.retained_bytes_max
+        self.router.routes.levels_max = config.topic_levels_max
+        self.registry.expiry_max_s = config.session_expiry_max_s
+
     def refresh(self) -> float:
         """Return the time to the moment: a message that expires is counted from it."""
         self.now_s = self.clock.monotonic_s()

@@ -84,7 +84,7 @@ class SessionRegistry:
         self._recorder = recorder
         self._wheel = wheel
         self._publish_will = publish_will
-        self._expiry_max_s = expiry_max_s
+        self.expiry_max_s = expiry_max_s
 
     def expiry_s(self, connect: Connect) -> int:
         """Return the session expiry granted to a CONNECT; 3.1.1 asks by clean session."""
@@ -92,7 +92,7 @@ class SessionRegistry:
             asked = 0 if connect.clean_start else NEVER_EXPIRES
         else:
             asked = connect.properties.get(SESSION_EXPIRY_INTERVAL, 0)
-        return min(asked, self._expiry_max_s)
+        return min(asked, self.expiry_max_s)
 
     def open(self, connect: Connect, now_s: float) -> tuple[Session, bool]:
         """Return the session for a CONNECT and whether it was there before.
@@ -164,7 +164,7 @@ class SessionRegistry:
 
     def change_expiry(self, session: Session, expiry_s: int) -> None:
         """Take the session expiry of a DISCONNECT (section 3.14.2.2.2)."""
-        session.expiry_s = min(expiry_s, self._expiry_max_s)
+        session.expiry_s = min(expiry_s, self.expiry_max_s)
         self._store(session)
 
     def away_timeout(self, away: Away, now_s: float) -> None:

@@ -52,8 +52,8 @@ class Router:
         self.retained: NameTree[Message] = NameTree()
         self.retained_bytes = 0
         self._recorder = recorder
-        self._retained_messages_max = retained_messages_max
-        self._retained_bytes_max = retained_bytes_max
+        self.retained_messages_max = retained_messages_max
+        self.retained_bytes_max = retained_bytes_max
         self._groups: dict[str, ShareGroup] = {}  # by filter with `$share/{name}/`
 
     # -- subscriptions ------------------------------------------------------------------------
@@ -203,8 +203,8 @@ class Router:
             return True
         previous_size = previous.size if previous is not None else 0
         if (
-            previous is None and len(self.retained) >= self._retained_messages_max
-        ) or self.retained_bytes - previous_size + message.size > self._retained_bytes_max:
+            previous is None and len(self.retained) >= self.retained_messages_max
+        ) or self.retained_bytes - previous_size + message.size > self.retained_bytes_max:
             self.policy.dropped("retained_full")
             return False
         kept = Message(  # [MQTT-3.3.1-5]

@@ -10,14 +10,17 @@ A gateway's PUBACK means its batch is in the stream on disk.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from cloud.config import CloudConfig
 from cloud.node import Node
 from runtime.clock import SystemClock
 from runtime.logs import configure_logs
+from runtime.reload import Reloaded
 from runtime.service import run as run_loop
 from runtime.service import running, stop_on_signals
 from tidegate.options import add_config_arguments, config_of
+from tidegate.reloading import Reloader
 
 __all__ = ["add_arguments", "run"]
 
@@ -28,13 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run until SIGINT or SIGTERM."""
+    """Run until SIGINT or SIGTERM; SIGHUP reloads."""
     config = config_of(options, CloudConfig)
     configure_logs(config.logs)
-    return run_loop(_main(config))
+    return run_loop(_main(config, lambda: config_of(options, CloudConfig)))
 
 
-async def _main(config: CloudConfig) -> int:
-    stop = stop_on_signals()
-    await running([Node(config, SystemClock())], stop.wait)
+async def _main(config: CloudConfig, read: Callable[[], CloudConfig]) -> int:
+    node = Node(config, SystemClock())
+
+    async def reload() -> Reloaded:
+        return await node.reload(read())
+
+    reloader = Reloader(config.data, ["cloud"], reload)
+    stop = stop_on_signals(reloader.ask)
+    await running([node, reloader], stop.wait)
     return 0

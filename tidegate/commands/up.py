@@ -14,6 +14,7 @@ import asyncio
 import dataclasses
 import sys
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from cloud.ledger_files import balance_files
@@ -23,9 +24,11 @@ from device_sim.run import run_sim
 from device_sim.traces import TraceError
 from runtime.clock import SystemClock
 from runtime.logs import configure_logs
+from runtime.reload import Reloaded
 from runtime.service import StartError, running, stop_on_signals
 from runtime.service import run as run_loop
 from tidegate.options import add_config_arguments, config_of
+from tidegate.reloading import Reloader
 from tidegate.up import Site, SiteFigures, UpConfig, sim_config
 
 __all__ = ["add_arguments", "run"]
@@ -51,12 +54,17 @@ def run(options: argparse.Namespace) -> int:
     if logs.level == "info":
         logs = dataclasses.replace(logs, level="warning")
     configure_logs(logs)
-    return run_loop(_main(config))
+    return run_loop(_main(config, lambda: config_of(options, UpConfig)))
 
 
-async def _main(config: UpConfig) -> int:
-    stop = stop_on_signals()
+async def _main(config: UpConfig, read: Callable[[], UpConfig]) -> int:
     site = Site(config, SystemClock())
+
+    async def reload() -> Reloaded:
+        return await site.reload(read())
+
+    reloader = Reloader(config.data, ["edge", "cloud"], reload)
+    stop = stop_on_signals(reloader.ask)
     reports: list[SimReport] = []
     figures: list[SiteFigures] = []
 
@@ -71,7 +79,7 @@ async def _main(config: UpConfig) -> int:
             figures.append(site.figures())
 
     try:
-        await running([site], until)
+        await running([site, reloader], until)
     except (SimError, TraceError) as error:
         raise StartError(str(error)) from None
     return await _summary(config, figures[0], reports)

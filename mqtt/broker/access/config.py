@@ -27,6 +27,10 @@ _VARIABLES = ("%c", "%u", "%n", "%g")
 class RuleConfig:
     """One rule."""
 
+    topics: tuple[str, ...] = setting(
+        help="Topic filters in which %c stands for the client id, %u for the user name, %n for "
+        "the certificate's name, %g for the gateway's id.",
+    )
     effect: str = setting("allow", choices=("allow", "deny"), help="What it says.")
     action: str = setting(
         "all", choices=("publish", "subscribe", "all"), help="What it says it of."
@@ -35,10 +39,6 @@ class RuleConfig:
         ("*",),
         help="Whom it concerns: *, anonymous, authenticated, local (on this machine), user:NAME, "
         "client:ID, name:CERTIFICATE; NAME and the others may have * and ? in them.",
-    )
-    topics: tuple[str, ...] = setting(
-        help="Topic filters in which %c stands for the client id, %u for the user name, %n for "
-        "the certificate's name, %g for the gateway's id.",
     )
 
     def __post_init__(self) -> None:
