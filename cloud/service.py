@@ -157,7 +157,7 @@ class CloudService:
             hooks=self.gateways_seen,
             clock=self.clock,
         )
-        self._stops.append(self.broker.stop)
+        self._stops.append(self._front.stop)
         try:
             await self._front.start()
         except SessionStoreError as error:
@@ -165,7 +165,6 @@ class CloudService:
         except FrontError as error:
             raise StartError(str(error)) from None
         self.broker = self._front.broker
-        self._stops.append(self._front.stop)
 
     async def _start_sinks(self) -> None:
         sinks: list[Sink] = []

@@ -67,9 +67,9 @@ class EdgeService:
         self._stops.append(uplink.stop)
         capture = Capture(journal, config.capture, config.journal, clock)  # 3. the way into it
         self._stops.append(capture.close)
-        broker = await self._start_broker(capture)  # 4. broker and sessions, no port yet
-        self._stops.insert(-1, broker.stop)
-        self._parts = Parts(config.gateway_id, journal, capture, broker, uplink)
+        front = await self._start_broker(capture)  # 4. broker and sessions, no port yet
+        self._stops.insert(-1, front.stop)
+        self._parts = Parts(config.gateway_id, journal, capture, front.broker, uplink)
         self.metrics = edge_metrics(self._parts)
         await self._serve_http()  # 5. metrics and health
         try:  # 6. devices
@@ -141,32 +141,12 @@ class EdgeService:
         store = SqliteSessionStore(self._config.data / "edge" / "sessions.db")
         front = Front(self._config.front, capture=capture, store=store, clock=self._clock)
         try:
-            await broker.start()
+            await front.start()
         except SessionStoreError as error:
             raise StartError(f"sessions: {error}") from None
         except FrontError as error:
             raise StartError(str(error)) from None
         return front
-
-    async def _start_commands(self, broker: Broker, journal: Journal, uplink: Uplink) -> None:
-        """Begin to take commands from the cloud and give them to devices' sessions."""
-        if not self._config.commands.enabled:
-            return
-        commands = Commands(
-            CommandStore(self._config.data / "edge" / "commands.db"),
-            self._config.commands,
-            self._clock,
-            lambda: (journal.epoch, journal.last_seq),
-        )
-        try:
-            await commands.start(broker)
-        except CommandStoreError as error:
-            raise StartError(f"commands: {error}") from None
-        self._stops.append(commands.stop)
-        uplink.attach(commands)
-        assert self._parts is not None
-        self._parts.commands = commands
-
     def _make_uplink(self, journal: Journal) -> Uplink:
         config = self._config
 

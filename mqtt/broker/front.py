@@ -64,7 +64,6 @@ class Front:
         hooks: Told of clients that come and go.
 
     Attributes:
-        broker: The broker; access is there once `start` is through.
         port: Of the first listener; 0 before `listen`.
     """
 
@@ -81,7 +80,13 @@ class Front:
         self._settings = settings
         self._parts = (capture, store, hooks, clock)
         self._access: BrokerAccess | None = None
-        self.broker: Broker
+        self._broker: Broker | None = None
+
+    @property
+    def broker(self) -> Broker:
+        """The broker; there once `start` has set access up."""
+        assert self._broker is not None
+        return self._broker
 
     async def start(self) -> None:
         """Read access and sessions.
@@ -95,7 +100,7 @@ class Front:
             self._access = await BrokerAccess.open(self._settings.access)
         except AccessError as error:
             raise FrontError(f"access: {error}") from None
-        self.broker = Broker(
+        self._broker = Broker(
             self._settings.broker,
             capture=capture,
             store=store,
@@ -120,8 +125,9 @@ class Front:
         return self.port
 
     async def stop(self) -> None:
-        """End the connections, then the broker, then plugins."""
-        await self.broker.stop()
+        """End the connections, then the broker, then plugins; also after a failed start."""
+        if self._broker is not None:
+            await self._broker.stop()
         if self._access is not None:
             await self._access.close()
 
