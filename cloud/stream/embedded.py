@@ -7,7 +7,8 @@ sink that catches up never delays an acknowledgement.
 Invariants:
 - An append's future is resolved only after COMMIT returned under `synchronous = FULL`.
 - Requests are written in the order of the calls. When a transaction fails, everything waiting
-  fails with it, so nothing overtakes what has to come again.
+  fails with it, and so does what is called before those who waited have heard of it: nothing
+  overtakes what has to come again.
 - A cancelled call is still written: what it would leave behind, a hole in a gateway's order, is
   worse than a part that is taken as done when it comes again.
 """
@@ -97,6 +98,7 @@ class EmbeddedStream:
         self._wake = asyncio.Event()
         self._appended: list[asyncio.Future[None]] = []
         self._closing = False
+        self._failing: StreamError | None = None  # until those who waited have heard of it
         self._task = asyncio.create_task(self._write(), name="stream-writer")
 
     @classmethod
@@ -157,6 +159,8 @@ class EmbeddedStream:
 
     async def _request(self, request: Request) -> None:
         self._check_open()
+        if self._failing is not None:
+            raise type(self._failing)(str(self._failing))
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         self._waiting_bytes += request.bytes
@@ -233,6 +237,11 @@ class EmbeddedStream:
             self._waiting_bytes -= request.bytes
             if not future.done():
                 future.set_exception(failure)
+        self._failing = failure
+        asyncio.get_running_loop().call_soon(self._heard)  # after those it has just woken
+
+    def _heard(self) -> None:
+        self._failing = None
 
     def _failure(self, error: Exception) -> StreamError:
         if isinstance(error, StreamError):

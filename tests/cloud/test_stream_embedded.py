@@ -119,6 +119,43 @@ async def test_the_disk_reserve_is_left_free(tmp_path: Path) -> None:
 # ---- faults --------------------------------------------------------------------------------------
 
 
+async def test_nothing_overtakes_an_append_that_failed_before_its_caller_heard_of_it(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = RangeTable.write
+    commits = 0
+
+    def broken(table: RangeTable, connection: sqlite3.Connection) -> None:
+        nonlocal commits
+        commits += 1
+        real(table, connection)
+        if commits == 3:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    stored: list[int] = []
+    lost: list[int] = []
+
+    async def append(seq: int) -> None:
+        if not lost:
+            try:
+                await stream.append([part(1, [seq])])
+            except StreamError:
+                lost.append(seq)
+            else:
+                stored.append(seq)
+
+    async with opened(engine) as stream:
+        monkeypatch.setattr(RangeTable, "write", broken)
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            seq = 0
+            while not lost:  # one a turn of the loop, so that one falls into every gap
+                seq += 1
+                group.create_task(append(seq))
+                await asyncio.sleep(0)
+        assert max(stored) < min(lost)
+        await stream.append([part(1, [seq + 1])])
+
+
 async def test_a_failed_commit_fails_all_that_wait_and_nothing_of_it_stays(
     engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
