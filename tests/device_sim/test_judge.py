@@ -225,6 +225,26 @@ def test_what_the_device_sent_again_may_be_stored_again() -> None:
     assert verdict.stored_unacked == 1
 
 
+@pytest.mark.parametrize("stamped", [True, False])
+@pytest.mark.parametrize("copies", [0, 1, 2])
+@pytest.mark.parametrize("at", [28, 29])
+def test_a_kept_session_sends_again_and_one_delivery_counts(
+    at: int, copies: int, stamped: bool
+) -> None:
+    run = Run(stamped=stamped)
+    run.truth.devices[0] = again = DeviceTruth()
+    for n in range(30):
+        again.on_sent(key_of(0, n))
+        if n == at:
+            again.on_sent(key_of(0, n))
+        again.on_acked(key_of(0, n))
+    row = run.rows.pop(at)
+    run.rows[at:at] = [row] * copies
+    verdict = run.judge().verdict()
+    assert (verdict.acked, verdict.lost, verdict.doubled) == (60, int(copies == 0), 0)
+    assert verdict.ok == (copies > 0)
+
+
 def test_an_attempt_stored_twice_is_doubled_though_the_device_sent_the_reading_twice() -> None:
     run = Run()
     run.truth.devices[0].on_sent(key_of(1, 29))
