@@ -10,16 +10,21 @@ way: a webhook tells doubles by the `Idempotency-Key` header, the same `id` as i
 up to five minutes, or the one that Retry-After asks for. Any other answer will not get better by
 repeating: the message is dropped, logged and counted. Messages of one alert go out in order; one
 that fails does not hold up those of other alerts.
+
+While alerts.db cannot be written, what was delivered cannot be crossed out: its target waits and
+gets nothing twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import httpx
 import structlog
@@ -33,9 +38,12 @@ __all__ = ["MQTT", "MqttTarget", "Outbox", "OutboxStats", "Publish", "Target", "
 
 log = structlog.get_logger(component="alerts")
 
+T = TypeVar("T")
+
 MQTT = "mqtt"  # the target's name
 FIRST_PAUSE_S = 1.0
 PAUSE_MAX_S = 300.0
+STORE_PAUSE_MAX_S = 30.0
 AT_ONCE_MAX = 8  # messages under way
 _FAR_US = 1 << 62
 _TRY_AGAIN = frozenset({408, 425, 429})
@@ -177,16 +185,32 @@ class Outbox:
         while True:
             wake.clear()
             now_us = self._clock.wall_us()
-            next_us = await self._store.next_due_us(name)
+            next_us = await self._insist(name, partial(self._store.next_due_us, name))
             due_us = _FAR_US if next_us is None else max(next_us, health.closed_until_us)
             if due_us > now_us:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min((due_us - now_us) / 1_000_000, PAUSE_MAX_S)):
                         await wake.wait()
             if health.closed_until_us <= self._clock.wall_us():
-                await self._deliver(await self._store.due(name, self._clock.wall_us(), AT_ONCE_MAX))
+                due = partial(self._store.due, name, self._clock.wall_us(), AT_ONCE_MAX)
+                await self._deliver(name, await self._insist(name, due))
 
-    async def _deliver(self, due: Sequence[QueuedMessage]) -> None:
+    async def _insist(self, name: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """Return what the store answers, however long its disk is full or fails."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                return await ask()
+            except sqlite3.Error as error:
+                limited(log, ("outbox_failed", name), 60.0).error(
+                    "outbox_failed", target=name, error=f"alerts.db: {error}"
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, STORE_PAUSE_MAX_S)
+
+    async def _deliver(self, name: str, due: Sequence[QueuedMessage]) -> None:
+        if not due:
+            return
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._attempt(queued.message)) for queued in due]
         done: list[int] = []
@@ -198,7 +222,7 @@ class Outbox:
                 continue
             pause_s = max(self._pause_s(queued.attempts), retry_after_s)
             again.append((self._clock.wall_us() + round(pause_s * 1_000_000), queued.id))
-        await self._store.settle(done, again)
+        await self._insist(name, partial(self._store.settle, done, again))
 
     async def _attempt(self, message: Message) -> float | None:
         """Try once; None when the message is done with, else the least pause in seconds."""

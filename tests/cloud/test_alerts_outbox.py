@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -74,6 +75,27 @@ async def settled(store: AlertStore) -> None:
 
 def numbers(server: WebhookServer) -> list[int]:
     return [one.body["number"] for one in server.received]
+
+
+@pytest.mark.parametrize("broken", ["next_due_us", "due", "settle"])
+async def test_a_store_that_fails_for_a_while_ends_no_delivery_and_doubles_none(
+    server: WebhookServer, store: AlertStore, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    real = getattr(store, broken)
+    left = 3
+
+    async def fails_at_first(*args: object) -> object:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise sqlite3.OperationalError("database or disk is full")
+        return await real(*args)
+
+    monkeypatch.setattr(store, broken, fails_at_first)
+    await put(store, message(1), message(2))
+    async with delivering(store, pager=pager(server)):
+        await settled(store)
+    assert numbers(server) == [1, 2]
 
 
 async def test_webhook_gets_id_token_and_body(server: WebhookServer, store: AlertStore) -> None:
