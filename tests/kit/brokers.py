@@ -137,7 +137,7 @@ class Served:
     def __init__(self, broker: Broker, port: int) -> None:
         self.broker = broker
         self.port = port
-        self.clients: list[WireClient] = []
+        self.clients: list[Any] = []  # closed at the end: whatever has `close()`
 
     async def until(self, check: Callable[[], bool]) -> None:
         """Return when the broker has got so far that `check` holds."""
