@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import structlog
+from fastapi import APIRouter
 
 from cloud.alerts.part import AlertsPart
 from cloud.api import ApiParts, create_app
 from cloud.api_ledger import ledger_routes
 from cloud.api_server import ApiServer
+from cloud.commands.part import CommandsPart
 from cloud.latest import Latest
 from cloud.latest_sink import LatestSink
 from cloud.parts import CloudNode
@@ -28,11 +30,14 @@ class ApiPart:
         latest: The table of latest values.
     """
 
-    def __init__(self, alerts: AlertsPart | None = None) -> None:
-        """Prepare; `alerts` is the part whose alerts are shown."""
+    def __init__(
+        self, alerts: AlertsPart | None = None, commands: CommandsPart | None = None
+    ) -> None:
+        """Prepare; `alerts` and `commands` are the parts whose state is shown."""
         self.port = 0
         self.latest = Latest()
         self._alerts = alerts
+        self._commands = commands
         self._server: ApiServer | None = None
 
     def sinks(self, node: CloudNode) -> Sequence[Sink]:
@@ -53,7 +58,7 @@ class ApiPart:
             clock=node.clock,
             alerts=self._alerts.sink if self._alerts is not None else None,
             figures=node.figures,
-            routers=(ledger_routes(node),),
+            routers=self._routers(node),
         )
         self._server = ApiServer(
             create_app(parts, config.http), host=config.http.host, port=config.http.port
@@ -61,6 +66,10 @@ class ApiPart:
         await self._server.start()
         self.port = self._server.port
         log.info("api_started", address=f"http://{config.http.host}:{self.port}")
+
+    def _routers(self, node: CloudNode) -> Sequence[APIRouter]:
+        commands = [] if self._commands is None else [self._commands.router()]
+        return (ledger_routes(node), *commands)
 
     async def stop(self) -> None:
         """Answer what was asked and close the port."""

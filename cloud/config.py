@@ -11,6 +11,7 @@ from pathlib import Path
 from bridge.devices import DEFAULT_PATTERNS, DeviceIds
 from cloud.alerts.config import AlertsConfig
 from cloud.api_config import HttpConfig
+from cloud.commands.config import CommandsConfig
 from mqtt.broker.access.config import AccessConfig
 from mqtt.broker.config import BrokerConfig
 from mqtt.broker.front import FrontSettings
@@ -226,6 +227,7 @@ class CloudConfig:
     storage: StorageConfig = section(StorageConfig, help="Readings as rows.")
     live: LiveConfig = section(LiveConfig, help="Readings as MQTT messages.")
     alerts: AlertsConfig = section(AlertsConfig, help="Rules and where alerts go.")
+    commands: CommandsConfig = section(CommandsConfig, help="Commands to devices.")
     http: HttpConfig = section(HttpConfig, help="API, console, metrics and health.")
     logs: LogsConfig = section(LogsConfig, help="What is logged, and how.")
 

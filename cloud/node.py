@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cloud.alerts.part import AlertsPart
 from cloud.api_part import ApiPart
+from cloud.commands.part import CommandsPart
 from cloud.config import CloudConfig
 from cloud.service import CloudService
 from runtime.clock import Clock
@@ -17,8 +18,10 @@ class Node(CloudService):
     def __init__(self, config: CloudConfig, clock: Clock) -> None:
         """Prepare; `start` begins."""
         alerts = AlertsPart()
-        self._api = ApiPart(alerts)
-        super().__init__(config, clock, (alerts, self._api))
+        commands = CommandsPart(config) if config.commands.enabled else None
+        self._api = ApiPart(alerts, commands)
+        more = () if commands is None else (commands,)
+        super().__init__(config, clock, (alerts, *more, self._api))
 
     @property
     def http_port(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from bridge.devices import DeviceIds
 from cloud.config import CloudConfig
 from cloud.database import DatabaseError
 from cloud.gateways import GatewaysSeen
@@ -144,9 +145,14 @@ class CloudService:
             self.config.ingest,
             self.config.node_id,
             self.clock,
+            command_ids=self._command_ids(),
             taken=self.gateways_seen.batch_taken,
             encoded=self._decoded.offer,
         )
+
+    def _command_ids(self) -> DeviceIds | None:
+        commands = self.config.commands
+        return DeviceIds(commands.topics) if commands.enabled else None
 
     async def _start_broker(self) -> None:
         store = SqliteSessionStore(self.config.data / "cloud" / "sessions.db")
@@ -203,7 +209,6 @@ class CloudService:
             raise StartError(f"stream: {error}") from None
 
     async def _listen(self) -> None:
-        config = self.config
         try:
             self.port = await self._front.listen()
         except FrontError as error:

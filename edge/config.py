@@ -23,6 +23,7 @@ from runtime.logs import LogsConfig
 
 __all__ = [
     "CaptureConfig",
+    "CommandsConfig",
     "EdgeConfig",
     "EdgeHttpConfig",
     "Endpoint",
@@ -289,6 +290,25 @@ class UplinkConfig:
 
 
 @dataclass(slots=True, frozen=True)
+class CommandsConfig:
+    """Commands from the cloud to devices of this gateway."""
+
+    enabled: bool = setting(True, help="Take commands and give them to devices' sessions.")
+    held_max: int = setting(
+        1_000,
+        minimum=1,
+        help="Most commands kept for devices that are away; the cloud keeps what is beyond it.",
+    )
+    wait_s: float = setting(
+        10,
+        unit="s",
+        minimum=0,
+        help="How long a command waits for a session that subscribes to its topic, before the "
+        "outcome is 'no such device'; one that is there but away is waited for until it expires.",
+    )
+
+
+@dataclass(slots=True, frozen=True)
 class EdgeHttpConfig:
     """Metrics, health and status by HTTP."""
 
@@ -328,6 +348,7 @@ class EdgeConfig:
     capture: CaptureConfig = section(CaptureConfig, help="Which publishes become readings.")
     journal: JournalConfig = section(JournalConfig, help="The journal on the disk.")
     uplink: UplinkConfig = section(UplinkConfig, help="The way to the cloud.")
+    commands: CommandsConfig = section(CommandsConfig, help="Commands from the cloud to devices.")
     http: EdgeHttpConfig = section(EdgeHttpConfig, help="Metrics, health and status by HTTP.")
     logs: LogsConfig = section(LogsConfig, help="What is logged and how.")
 

@@ -15,6 +15,8 @@ import structlog
 
 from bridge.devices import DeviceIds
 from edge.capture import Capture
+from edge.command_store import CommandStore, CommandStoreError
+from edge.commands import Commands
 from edge.config import EdgeConfig
 from edge.journal import Journal
 from edge.journal_schema import JournalError
@@ -71,6 +73,7 @@ class EdgeService:
         self._stops.insert(-1, front.stop)
         self._parts = Parts(config.gateway_id, journal, capture, front.broker, uplink)
         self.metrics = edge_metrics(self._parts)
+        await self._start_commands(front.broker, journal, uplink)
         await self._serve_http()  # 5. metrics and health
         try:  # 6. devices
             self.port = await front.listen()
@@ -147,6 +150,26 @@ class EdgeService:
         except FrontError as error:
             raise StartError(str(error)) from None
         return front
+
+    async def _start_commands(self, broker: Broker, journal: Journal, uplink: Uplink) -> None:
+        """Begin to take commands from the cloud and give them to devices' sessions."""
+        if not self._config.commands.enabled:
+            return
+        commands = Commands(
+            CommandStore(self._config.data / "edge" / "commands.db"),
+            self._config.commands,
+            self._clock,
+            lambda: (journal.epoch, journal.last_seq),
+        )
+        try:
+            await commands.start(broker)
+        except CommandStoreError as error:
+            raise StartError(f"commands: {error}") from None
+        self._stops.append(commands.stop)
+        uplink.attach(commands)
+        assert self._parts is not None
+        self._parts.commands = commands
+
     def _make_uplink(self, journal: Journal) -> Uplink:
         config = self._config
 

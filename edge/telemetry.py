@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edge.capture import Capture
+from edge.commands import Commands
 from edge.journal import Journal
 from edge.uplink import Uplink
 from mqtt.broker.broker import Broker
@@ -27,6 +28,7 @@ class Parts:
     capture: Capture
     broker: Broker
     uplink: Uplink
+    commands: Commands | None = None
 
 
 def edge_status(parts: Parts) -> dict[str, Any]:
@@ -58,7 +60,12 @@ def edge_status(parts: Parts) -> dict[str, Any]:
             "damaged_rows": journal.damaged_rows,
         },
         "uplink": parts.uplink.status().as_dict(),
+        "commands": _commands(parts.commands),
     }
+
+
+def _commands(commands: Commands | None) -> dict[str, Any]:
+    return {} if commands is None else {"held": commands.held, "outcomes": dict(commands.counts)}
 
 
 def edge_metrics(parts: Parts) -> Metrics:

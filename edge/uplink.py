@@ -38,6 +38,7 @@ from bridge.uplink_state import (
     UplinkEvent,
     UplinkState,
 )
+from edge.commands import CommandLink
 from edge.config import Endpoint, UplinkConfig
 from edge.contract import JournalReader, Tombstone
 from edge.readings import CommitError, packet_bytes
@@ -66,6 +67,22 @@ _STOP_S = 2.0  # how long a stop waits for answers
 _RATE_WINDOW_S = 10.0
 _LOG_EVERY_S = 30.0
 _NOTHING = Readings(range(0), [], [], [], [], [], [])
+
+
+class Downlink(Protocol):
+    """Who takes what the cloud sends down besides credits: edge/commands.py."""
+
+    def linked(self, link: CommandLink, /) -> None:
+        """A connection is up; `link` is the way back on it."""
+        ...
+
+    def unlinked(self) -> None:
+        """It is gone."""
+        ...
+
+    def received(self, payload: bytes, /) -> bool:
+        """Take a control message; False when it is none of its own."""
+        ...
 
 
 class Uplink:
@@ -111,6 +128,7 @@ class Uplink:
         self._tls: ssl.SSLContext | None = None  # the last that could be made
         self._sent: dict[int, tuple[Sent, int]] = {}  # by packet id, with its packet_bytes
         self._asides: list[tuple[SetAside, bytes]] = []  # to do; b"" = encode the readings
+        self._downlink: Downlink | None = None
         self._settler = Settler(journal)
         self._acked_mark = 0  # the peer's TCP count at the last look
         self._status = UplinkStatus()
@@ -180,6 +198,12 @@ class Uplink:
                 limited(self._log, ("failed", work), _LOG_EVERY_S).exception("uplink_failed")
                 await asyncio.sleep(self._config.backoff_min_s)
 
+    def attach(self, downlink: Downlink) -> None:
+        """Give what comes down, and a way to answer it, to `downlink` from now on."""
+        self._downlink = downlink
+        if self._connection is not None:
+            downlink.linked(self._connection)
+
     # ---- connection
 
     async def _pump(self) -> None:
@@ -211,7 +235,11 @@ class Uplink:
         self._status.endpoint = str(endpoint)
         try:
             connection = UplinkConnection(
-                endpoint, self._options(endpoint), self._on_puback, self._wake.set
+                endpoint,
+                self._options(endpoint),
+                self._on_puback,
+                self._wake.set,
+                self._on_control,
             )
             await connection.dial()
         except LinkError as error:
@@ -221,7 +249,7 @@ class Uplink:
             return None
         state.connection_made(
             self._clock.monotonic_s(),
-            receive_maximum=connection.receive_maximum,
+            receive_maximum=connection.receive_maximum - connection.says_max,
             packet_bytes_max=connection.packet_bytes_max,
         )
         self._connection = connection
@@ -229,6 +257,8 @@ class Uplink:
         self._sent.clear()
         self._status.connections += 1
         self._set_link("online")
+        if self._downlink is not None:
+            self._downlink.linked(connection)
         self._log.info("connected", endpoint=str(endpoint), backlog=self._backlog()[0])
         return connection
 
@@ -264,6 +294,8 @@ class Uplink:
         out, into = self._closed_bytes
         self._closed_bytes = (out + moved.out, into + moved.into)
         self._connection = None
+        if self._downlink is not None:
+            self._downlink.unlinked()
         cause = f"{connection.endpoint}: {connection.cause}"
         now_s = self._clock.monotonic_s()
         self._handle(self._state.connection_lost(now_s, cause, connection.reason_code))
@@ -396,6 +428,11 @@ class Uplink:
             )
         self._handle(events)
         self._wake.set()
+
+    def _on_control(self, payload: bytes) -> None:
+        """Take what the cloud says on the control topic."""
+        if self._downlink is not None:
+            self._downlink.received(payload)
 
     def _handle(self, events: Sequence[UplinkEvent]) -> None:
         for event in events:

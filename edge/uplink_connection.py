@@ -29,7 +29,9 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from bridge.commands import CTL_PREFIX, DOWN_PREFIX
 from bridge.envelope import CONTENT_TYPE
 from bridge.errors import LinkError
 from edge.config import Endpoint, UplinkConfig
@@ -40,6 +42,7 @@ if TYPE_CHECKING:  # paho defines it for type checkers only
 __all__ = ["ConnectionOptions", "LinkBytes", "UplinkConnection", "tls_context"]
 
 _TOPIC_ALIAS = 1
+_SAYS_MAX = 16
 _TICK_S = 1.0  # how often paho looks at its keep alive
 _TCP_INFO = struct.Struct("8x24I4Q6I4Q2I2Q")  # Linux 4.19, up to tcpi_bytes_retrans
 _IP_TCP_HEADER_BYTES = 52  # IPv4 20, TCP with timestamps 32
@@ -100,6 +103,7 @@ class UplinkConnection:
         options: ConnectionOptions,
         on_puback: Callable[[int, int, str], None],
         on_lost: Callable[[], None],
+        on_control: Callable[[bytes], None] = lambda _payload: None,
     ) -> None:
         self.endpoint = endpoint
         self.receive_maximum = 65_535
@@ -110,6 +114,7 @@ class UplinkConnection:
         self._options = options
         self._on_puback = on_puback
         self._on_lost = on_lost
+        self._on_control = on_control
         self._loop = asyncio.get_running_loop()
         self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._topic = f"tidegate/v1/up/{options.gateway}"
@@ -118,6 +123,7 @@ class UplinkConnection:
         self._later_properties: Properties | None = None
         self._later_topic = self._topic
         self._first = True
+        self._said: dict[int, Callable[[int], None]] = {}  # by packet id: who awaits the answer
         self._packet_bytes_out = 0
         self._bytes = LinkBytes()
         self._socket: SocketLike | None = None
@@ -139,6 +145,7 @@ class UplinkConnection:
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
         client.on_publish = self._published
+        client.on_message = self._message
         client.on_socket_open = self._socket_open
         client.on_socket_close = self._socket_close
         client.on_socket_register_write = self._register_write
@@ -162,6 +169,8 @@ class UplinkConnection:
                 self._paho.ready_socket = sock
                 self._start_paho()
                 await self._accepted
+            down = DOWN_PREFIX + self._options.gateway
+            self._paho.subscribe([(down, SubscribeOptions(qos=0))])
         except TimeoutError:
             raise self._failed(f"no answer within {timeout_s:g} s") from None
         except (OSError, ValueError) as error:
@@ -279,6 +288,23 @@ class UplinkConnection:
             self._sample(self._socket)
         return self._bytes
 
+    def say(self, payload: bytes, answered: Callable[[int], None]) -> bool:
+        """Publish on the gateway's control topic (edge/commands.py's CommandLink)."""
+        if self.lost or len(self._said) >= self.says_max:
+            return False
+        topic = CTL_PREFIX + self._options.gateway
+        info = self._paho.publish(topic, payload, qos=1)
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            return False
+        self._said[info.mid] = answered
+        self._packet_bytes_out += len(payload) + len(topic) + 8
+        return True
+
+    @property
+    def says_max(self) -> int:
+        """How many words on the control topic may wait for an answer: the batches have the rest."""
+        return min(_SAYS_MAX, self.receive_maximum // 2)
+
     # ---- paho's callbacks
 
     def _connected(
@@ -301,7 +327,14 @@ class UplinkConnection:
     def _published(
         self, _client: Any, _data: Any, packet_id: int, reason: ReasonCode, properties: Any
     ) -> None:
+        answered = self._said.pop(packet_id, None)
+        if answered is not None:
+            answered(reason.value)
+            return
         self._on_puback(packet_id, reason.value, getattr(properties, "ReasonString", ""))
+
+    def _message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
+        self._on_control(bytes(message.payload))
 
     def _disconnected(
         self, _client: Any, _data: Any, flags: Any, reason: ReasonCode, _properties: Any

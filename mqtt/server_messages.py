@@ -8,6 +8,7 @@ Invariant: `topic`, `payload` and `properties` never change; what a receiver's c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from mqtt.errors import ProtocolError
@@ -44,6 +45,7 @@ class Message:
         "store_id",
         "store_refs",
         "topic",
+        "tracker",
     )
 
     def __init__(
@@ -66,6 +68,9 @@ class Message:
         self._frames: dict[object, tuple[bytes, bytes]] | None = None
         self.store_id = 0  # the session store's id once it holds the message
         self.store_refs = 0  # deliveries in the store that need it
+        # Told once: True when the client has it, False when it was dropped. Such a message is kept
+        # by whoever sent it, never by the session store.
+        self.tracker: Callable[[bool], None] | None = None
 
     @property
     def size(self) -> int:

@@ -309,7 +309,7 @@ class Session:
         outbound[packet_id] = delivery
         self.queued_bytes += delivery.size
         policy.queued_bytes += delivery.size
-        if self.recorder is not None:
+        if self.recorder is not None and message.tracker is None:
             # A QoS 2 message could come twice if it went out under an id the store never knew.
             delivery.held = qos == 2
             self.recorder.delivery_saved(self, packet_id, delivery)
@@ -365,7 +365,7 @@ class Session:
         if delivery is None or outbound is None or (qos and delivery.qos != qos):
             return False
         del outbound[packet_id]
-        self._ended(packet_id, delivery)
+        self._ended(packet_id, delivery, taken=True)
         return True
 
     def completed(self, packet_id: int) -> bool:
@@ -400,7 +400,7 @@ class Session:
             return False
         if not delivery.released:
             delivery.released = True
-            if self.recorder is not None:
+            if self.recorder is not None and delivery.message.tracker is None:
                 self.recorder.delivery_released(self, packet_id)
         return True
 
@@ -468,12 +468,15 @@ class Session:
             self._ended(packet_id, delivery)
         self.policy.dropped(reason)
 
-    def _ended(self, packet_id: int, delivery: Delivery) -> None:
+    def _ended(self, packet_id: int, delivery: Delivery, *, taken: bool = False) -> None:
         self.queued_bytes -= delivery.size
         self.policy.queued_bytes -= delivery.size
         if delivery.counted:
             self.window_used -= 1
-        if self.recorder is not None:
+        tracker = delivery.message.tracker
+        if tracker is not None:
+            tracker(taken)
+        elif self.recorder is not None:
             self.recorder.delivery_ended(self, packet_id, delivery)
 
 

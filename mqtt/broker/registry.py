@@ -319,13 +319,16 @@ class SessionRegistry:
         elif session.recorder is not None:
             for packet_id, delivery in (session.outbound or {}).items():
                 delivery.held = False
-                recorder.delivery_ended(session, packet_id, delivery)
+                if delivery.message.tracker is None:
+                    recorder.delivery_ended(session, packet_id, delivery)
             recorder.session_ended(session)
             session.recorder = None
 
     def _store_contents(self, session: Session, recorder: StoreRecorder) -> None:
         """A session becomes one that lasts: what it holds already is kept from now on."""
         for packet_id, delivery in (session.outbound or {}).items():
+            if delivery.message.tracker is not None:
+                continue
             recorder.delivery_saved(session, packet_id, delivery)
             if delivery.released:
                 recorder.delivery_released(session, packet_id)

@@ -1,0 +1,211 @@
+"""Commands on the link: what goes down to a gateway and what it says of it (link-format.md 7).
+
+Down, on `tidegate/v1/down/{gateway}`: a command, the recall of one, a welcome. Up, on
+`tidegate/v1/ctl/{gateway}`: a hello, the outcome of a command. Each message is one CBOR map of the
+envelope's subset, every field bounded before it is used. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final, TypeAlias
+
+import cbor2
+
+from bridge.cbor import read_map
+from bridge.errors import BatchError
+
+__all__ = [
+    "CTL_PREFIX",
+    "DELIVERED",
+    "DOWN_PREFIX",
+    "EXPIRED",
+    "FINAL",
+    "HELD",
+    "ID_BYTES_MAX",
+    "MESSAGE_BYTES_MAX",
+    "NO_DEVICE",
+    "NO_EXPIRY",
+    "RECALLED",
+    "Command",
+    "Hello",
+    "Message",
+    "Outcome",
+    "Recall",
+    "Welcome",
+    "open_message",
+    "seal_message",
+]
+
+DOWN_PREFIX: Final = "tidegate/v1/down/"
+CTL_PREFIX: Final = "tidegate/v1/ctl/"
+ID_BYTES_MAX: Final = 128
+MESSAGE_BYTES_MAX: Final = 1 << 20
+NO_EXPIRY: Final = 0xFFFFFFFF  # seconds left of a command that does not expire
+_TEXT_BYTES_MAX: Final = 0xFFFF
+_EPOCH_MAX: Final = (1 << 64) - 1
+_SEQ_MAX: Final = (1 << 63) - 1
+
+# what a gateway, or the cloud for it, says of a command; all but `held` are final there
+HELD: Final = "held"  # durable at the gateway
+DELIVERED: Final = "delivered"
+EXPIRED: Final = "expired"
+NO_DEVICE: Final = "no such device"
+RECALLED: Final = "recalled"  # taken back before the device had it
+FINAL: Final = frozenset((DELIVERED, EXPIRED, NO_DEVICE))
+
+
+class _Kind(IntEnum):
+    """What a control message is; those below 16 are of bridge/link_pacing.py."""
+
+    COMMAND = 16
+    RECALL = 17
+    WELCOME = 18
+    HELLO = 19
+    OUTCOME = 20
+
+
+@dataclass(slots=True, frozen=True)
+class Command:
+    """A message for a device, on its way down."""
+
+    command_id: str  # names it everywhere: a command that comes twice is one command
+    device: str
+    topic: str
+    payload: bytes
+    qos: int  # 1 or 2
+    properties: bytes  # MQTT 5 block as published, without expiry
+    left_s: int  # until it expires, counted from the sending; NO_EXPIRY = never
+
+
+@dataclass(slots=True, frozen=True)
+class Recall:
+    """The gateway is not to deliver a command any more: another one has it."""
+
+    command_id: str
+
+
+@dataclass(slots=True, frozen=True)
+class Welcome:
+    """What the cloud knows of a gateway's journal, in answer to its hello."""
+
+    epoch: int
+    assigned: int  # the highest seq of that epoch the cloud has ever heard of
+
+
+@dataclass(slots=True, frozen=True)
+class Hello:
+    """A gateway is ready for commands."""
+
+    epoch: int
+    last_seq: int
+
+
+@dataclass(slots=True, frozen=True)
+class Outcome:
+    """What became of a command at a gateway."""
+
+    command_id: str
+    state: str  # HELD, DELIVERED, EXPIRED, NO_DEVICE or RECALLED
+    detail: str
+    time_us: int  # by the gateway's clock
+
+
+Message: TypeAlias = Command | Recall | Welcome | Hello | Outcome
+_STATES = (HELD, DELIVERED, EXPIRED, NO_DEVICE, RECALLED)
+
+
+def seal_message(message: Message) -> bytes:
+    """Return a message as bytes."""
+    fields: dict[int, Any]
+    if isinstance(message, Command):
+        fields = {
+            0: int(_Kind.COMMAND),
+            1: message.command_id,
+            2: message.device,
+            3: message.topic,
+            4: message.payload,
+            5: message.qos,
+            6: message.properties,
+            7: message.left_s,
+        }
+    elif isinstance(message, Recall):
+        fields = {0: int(_Kind.RECALL), 1: message.command_id}
+    elif isinstance(message, Welcome):
+        fields = {0: int(_Kind.WELCOME), 1: message.epoch, 2: message.assigned}
+    elif isinstance(message, Hello):
+        fields = {0: int(_Kind.HELLO), 1: message.epoch, 2: message.last_seq}
+    else:
+        state = _STATES.index(message.state)
+        fields = {
+            0: int(_Kind.OUTCOME),
+            1: message.command_id,
+            2: state,
+            3: message.detail,
+            4: max(0, message.time_us),
+        }
+    return cbor2.dumps(fields)
+
+
+def open_message(data: bytes) -> Message:
+    """Return what a message says; keys it does not know are ignored.
+
+    Raises:
+        BatchError: "too-large", "malformed", "bounds", or "extension" for a kind not known here.
+    """
+    if not data:
+        raise BatchError("malformed", "an empty message")
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise BatchError("too-large", f"{len(data)} bytes where {MESSAGE_BYTES_MAX} are accepted")
+    fields = read_map(data)
+    kind = _number(fields, 0, 0xFF)
+    if kind == _Kind.COMMAND:
+        return Command(
+            _text(fields, 1, ID_BYTES_MAX),
+            _text(fields, 2, _TEXT_BYTES_MAX),
+            _text(fields, 3, _TEXT_BYTES_MAX),
+            _bytes(fields, 4),
+            max(1, _number(fields, 5, 2)),
+            _bytes(fields, 6),
+            _number(fields, 7, NO_EXPIRY),
+        )
+    if kind == _Kind.RECALL:
+        return Recall(_text(fields, 1, ID_BYTES_MAX))
+    if kind == _Kind.WELCOME:
+        return Welcome(_number(fields, 1, _EPOCH_MAX), _number(fields, 2, _SEQ_MAX))
+    if kind == _Kind.HELLO:
+        return Hello(_number(fields, 1, _EPOCH_MAX), _number(fields, 2, _SEQ_MAX))
+    if kind == _Kind.OUTCOME:
+        return Outcome(
+            _text(fields, 1, ID_BYTES_MAX),
+            _STATES[_number(fields, 2, len(_STATES) - 1)],
+            _text(fields, 3, _TEXT_BYTES_MAX, least=0),
+            _number(fields, 4, _SEQ_MAX),
+        )
+    raise BatchError("extension", f"a message of kind {kind} is not known here")
+
+
+def _number(fields: dict[int, Any], key: int, most: int) -> int:
+    value = fields.get(key)
+    if type(value) is not int:
+        raise BatchError("malformed", f"field {key} is missing or no number")
+    if value > most:
+        raise BatchError("bounds", f"field {key}: {value} is past {most}")
+    return value
+
+
+def _text(fields: dict[int, Any], key: int, bytes_max: int, least: int = 1) -> str:
+    value = fields.get(key)
+    if not isinstance(value, str):
+        raise BatchError("malformed", f"field {key} is missing or no text")
+    if not least <= len(value.encode()) <= bytes_max:
+        raise BatchError("bounds", f"field {key} is empty or over {bytes_max} bytes")
+    return value
+
+
+def _bytes(fields: dict[int, Any], key: int) -> bytes:
+    value = fields.get(key)
+    if not isinstance(value, bytes):
+        raise BatchError("malformed", f"field {key} is missing or no byte string")
+    return value

@@ -1,0 +1,362 @@
+"""Commands at the gateway: from the link into a device's session, and the outcome back.
+
+Theory of operation. A command from the cloud is kept (command_store.py), then the cloud is told
+`held`. It is offered to the device's session whenever that is connected, and leaves the session
+only acknowledged; the broker's session store does not keep it, so after a restart it is offered
+again from here. The device's session is the one whose client id is the device's, else any whose
+subscription matches the command's topic. Without such a session for `wait_s` the outcome is
+`no such device`; with one that is away the command waits until it expires.
+
+Invariants:
+- `held` is said only of what is durable here; any other outcome only after it is durable here.
+- At most `held_max` commands are kept: past it the cloud keeps what it sends, and sends it again.
+- A command id that is known is never delivered anew, unless it was recalled and sent again.
+
+What the device sees: its topic, payload and properties, and the user property
+`tidegate-command-id`. After a crash between its acknowledgement and the note of it here it sees the
+command once more, under the same id. docs/commands.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from bridge.commands import (
+    DELIVERED,
+    EXPIRED,
+    HELD,
+    NO_DEVICE,
+    RECALLED,
+    Command,
+    Hello,
+    Outcome,
+    Recall,
+    Welcome,
+    open_message,
+    seal_message,
+)
+from bridge.errors import BatchError
+from edge.command_store import CommandStore, CommandStoreError, HeldCommand, held_of
+from edge.config import CommandsConfig
+from mqtt.broker.broker import Outgoing, Subscriber
+from mqtt.errors import MqttError
+from runtime.clock import Clock
+from runtime.logs import limited
+
+__all__ = ["CommandBroker", "CommandLink", "Commands"]
+
+log = structlog.get_logger(component="commands")
+
+_LOOK_S = 0.25  # between two looks for a device that is away
+_REPORTS_MAX = 16  # on their way to the cloud at once
+_NEVER_S = 10 * 365 * 86_400.0
+_LOG_EVERY_S = 10.0
+_RETRY_S = 1.0
+_WAITING_MAX = 1_000  # messages from the link not looked at yet
+
+
+class CommandBroker(Protocol):
+    """The part of the broker that commands need."""
+
+    def subscribers(self, topic_name: str) -> list[Subscriber]:
+        """Return the sessions a topic's messages go to."""
+        ...
+
+    def offer(self, client_id: str, outgoing: Outgoing, done: Callable[[bool], None]) -> bool:
+        """Send to one connected client, and be told what became of it."""
+        ...
+
+
+class CommandLink(Protocol):
+    """The way to the cloud, while there is one."""
+
+    def say(self, payload: bytes, answered: Callable[[int], None]) -> bool:
+        """Publish on the gateway's control topic; `answered` gets the PUBACK's reason code.
+
+        Returns:
+            False when it cannot be sent now; `answered` is not called then, nor when the
+            connection is lost before the answer.
+        """
+        ...
+
+
+class Commands:
+    """The commands of one gateway.
+
+    Args:
+        store: Where they last.
+        config: Limits.
+        clock: Time.
+        journal: Returns epoch and last seq of the journal, for the hello.
+        welcomed: Told what the cloud knows of that journal.
+    """
+
+    def __init__(
+        self,
+        store: CommandStore,
+        config: CommandsConfig,
+        clock: Clock,
+        journal: Callable[[], tuple[int, int]],
+        welcomed: Callable[[Welcome], None] = lambda _welcome: None,
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._journal = journal
+        self._welcomed = welcomed
+        self._broker: CommandBroker | None = None
+        self._link: CommandLink | None = None
+        self._hello_due = False
+        self._held: dict[str, HeldCommand] = {}  # oldest first
+        self._offered: set[str] = set()  # by id: in a session now
+        self._absent_since_s: dict[str, float] = {}  # by id: no session matches
+        self._unreported: dict[str, HeldCommand] = {}
+        self._reporting: set[str] = set()
+        self._inbox: deque[bytes] = deque()
+        self._done: deque[tuple[str, bool]] = deque()
+        self._answers: deque[tuple[str, str, int]] = deque()  # id, state said, reason code
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+        self.counts: dict[str, int] = {}  # outcomes since the start
+
+    # ---- life ------------------------------------------------------------------------------------
+
+    async def start(self, broker: CommandBroker) -> None:
+        """Begin to deliver what is held.
+
+        Raises:
+            CommandStoreError: the file cannot be used.
+        """
+        self._broker = broker
+        for held in await self._store.open():
+            if held.state == HELD:
+                self._held[held.command_id] = held
+            if not held.reported:
+                self._unreported[held.command_id] = held
+        self._task = asyncio.create_task(self._work(), name="commands")
+
+    async def stop(self) -> None:
+        """Note what is known and end; harmless when not started."""
+        if self._task is not None:
+            self._stopping = True
+            self._wake.set()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        await self._store.close()
+
+    @property
+    def held(self) -> int:
+        """Commands that wait for their device."""
+        return len(self._held)
+
+    # ---- the link's side -------------------------------------------------------------------------
+
+    def linked(self, link: CommandLink) -> None:
+        """A connection to the cloud is up."""
+        self._link = link
+        self._hello_due = True
+        self._reporting.clear()
+        self._wake.set()
+
+    def unlinked(self) -> None:
+        """It is gone; what was said and not answered is said again."""
+        self._link = None
+        self._reporting.clear()
+
+    def received(self, payload: bytes) -> bool:
+        """Take what came down; False when it is none of ours."""
+        # a map, its first key 0, whose value of 16 or more is a message of bridge/commands.py
+        if len(payload) < 3 or payload[0] >> 5 != 5 or payload[1] != 0 or payload[2] < 16:
+            return False
+        if len(self._inbox) >= _WAITING_MAX:
+            return True  # the cloud sends it again
+        self._inbox.append(payload)
+        self._wake.set()
+        return True
+
+    # ---- the loop --------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        while not self._stopping:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S if self._held else None):
+                    await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._turn()
+            except (sqlite3.Error, CommandStoreError, MqttError) as error:
+                limited(log, "commands", _LOG_EVERY_S).error("commands_failed", error=str(error))
+                await asyncio.sleep(_RETRY_S)
+                self._wake.set()
+        with contextlib.suppress(sqlite3.Error, CommandStoreError):
+            await self._note_done()
+
+    async def _turn(self) -> None:
+        if self._hello_due and self._link is not None:
+            self._hello_due = not self._link.say(
+                seal_message(Hello(*self._journal())), lambda _code: None
+            )
+        while self._inbox:
+            await self._take(self._inbox[0])
+            self._inbox.popleft()
+        await self._note_done()
+        for held in list(self._held.values()):
+            await self._deliver(held)
+        await self._note_answers()
+        self._report()
+
+    async def _take(self, payload: bytes) -> None:
+        try:
+            message = open_message(payload)
+        except BatchError as error:
+            limited(log, "bad_message", _LOG_EVERY_S).warning("bad_message", error=str(error))
+            return
+        if isinstance(message, Command):
+            await self._take_command(message)
+        elif isinstance(message, Recall):
+            await self._recall(message.command_id)
+        elif isinstance(message, Welcome):
+            self._welcomed(message)
+
+    async def _take_command(self, command: Command) -> None:
+        known = self._held.get(command.command_id) or await self._store.find(command.command_id)
+        if known is not None and known.state != RECALLED:
+            if known.command_id not in self._unreported:  # the cloud has not heard it, it seems
+                known.reported = 0
+                self._unreported[known.command_id] = known
+            return
+        if len(self._held) >= self._config.held_max:
+            limited(log, "full", _LOG_EVERY_S).warning("commands_full", held=len(self._held))
+            return
+        clock = self._clock
+        held = held_of(
+            command,
+            now_us=clock.wall_us(),
+            boot_id=clock.boot_id(),
+            monotonic_s=clock.monotonic_s(),
+            expires_never_s=_NEVER_S,
+        )
+        await self._store.add(held)
+        self._held[held.command_id] = held
+        self._unreported[held.command_id] = held
+
+    async def _recall(self, command_id: str) -> None:
+        held = self._held.get(command_id)
+        if held is not None and command_id not in self._offered:
+            await self._finish(held, RECALLED, "")
+            return
+        if held is not None:
+            return  # the device has it now, or soon: its outcome comes
+        known = await self._store.find(command_id)
+        if known is None:
+            now_us = self._clock.wall_us()
+            known = HeldCommand(command_id, "", "", b"", 1, b"", now_us, now_us, "", 0.0,
+                                RECALLED, "never came", now_us)  # fmt: skip
+            await self._store.add(known)
+        known.reported = 0
+        self._unreported[command_id] = known
+
+    # ---- delivery --------------------------------------------------------------------------------
+
+    async def _deliver(self, held: HeldCommand) -> None:
+        """Offer a command to its device, or give it up when its time is over."""
+        command_id = held.command_id
+        if command_id in self._offered:
+            return
+        clock = self._clock
+        now_s = clock.monotonic_s()
+        if held.expired(clock.wall_us(), clock.boot_id(), now_s):
+            await self._finish(held, EXPIRED, "the device did not come for it")
+            return
+        assert self._broker is not None
+        sessions = self._broker.subscribers(held.topic)
+        own = [one for one in sessions if one.client_id == held.device]
+        sessions = own or sessions
+        if not sessions:
+            since_s = self._absent_since_s.setdefault(command_id, now_s)
+            if now_s - since_s >= self._config.wait_s:
+                await self._finish(held, NO_DEVICE, "no session here subscribes to its topic")
+            return
+        self._absent_since_s.pop(command_id, None)
+        for one in sessions:
+            if one.connected:
+                qos = max(1, min(held.qos, one.qos))
+                outgoing = Outgoing(held.topic, held.payload, qos, properties=held.properties)
+                done = self._note(command_id)
+                self._offered.add(command_id)
+                if self._broker.offer(one.client_id, outgoing, done):
+                    return
+                self._offered.discard(command_id)
+
+    def _note(self, command_id: str) -> Callable[[bool], None]:
+        def done(taken: bool) -> None:
+            self._done.append((command_id, taken))
+            self._wake.set()
+
+        return done
+
+    async def _note_done(self) -> None:
+        """Note what sessions said of what they were offered."""
+        while self._done:
+            command_id, taken = self._done[0]
+            held = self._held.get(command_id)
+            if held is not None and taken:
+                await self._finish(held, DELIVERED, "")
+            self._done.popleft()
+            self._offered.discard(command_id)
+
+    async def _finish(self, held: HeldCommand, state: str, detail: str) -> None:
+        before = (held.state, held.detail, held.changed_us, held.reported)
+        held.state, held.detail = state, detail
+        held.changed_us, held.reported = self._clock.wall_us(), 0
+        try:
+            await self._store.save(held)
+        except BaseException:
+            held.state, held.detail, held.changed_us, held.reported = before
+            raise
+        self.counts[state] = self.counts.get(state, 0) + 1
+        self._held.pop(held.command_id, None)
+        self._absent_since_s.pop(held.command_id, None)
+        self._unreported[held.command_id] = held
+
+    # ---- reports ---------------------------------------------------------------------------------
+
+    def _report(self) -> None:
+        """Say outcomes that the cloud has not acknowledged, a few at a time."""
+        for command_id, held in list(self._unreported.items()):
+            if self._link is None or self._hello_due or len(self._reporting) >= _REPORTS_MAX:
+                return
+            if command_id in self._reporting:
+                continue
+            outcome = Outcome(command_id, held.state, held.detail, held.changed_us)
+            if not self._link.say(seal_message(outcome), self._answer(command_id, held.state)):
+                return
+            self._reporting.add(command_id)
+
+    def _answer(self, command_id: str, state: str) -> Callable[[int], None]:
+        def answered(code: int) -> None:
+            self._answers.append((command_id, state, code))
+            self._wake.set()
+
+        return answered
+
+    async def _note_answers(self) -> None:
+        while self._answers:
+            command_id, state, code = self._answers[0]
+            held = self._unreported.get(command_id)
+            if held is not None and held.state == state and not code & 0x80:
+                held.reported = 1
+                await self._store.save(held)
+                del self._unreported[command_id]
+                if not self._unreported:
+                    await self._store.forget_old()
+            self._answers.popleft()
+            self._reporting.discard(command_id)

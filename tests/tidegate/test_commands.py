@@ -1,0 +1,217 @@
+"""Commands from the cloud to a device behind a gateway, and their outcome back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from cloud.commands.config import CommandsConfig
+from cloud.node import Node
+from edge.service import EdgeService
+from mqtt.aio import Client
+from mqtt.properties import (
+    CORRELATION_DATA,
+    MESSAGE_EXPIRY_INTERVAL,
+    RESPONSE_TOPIC,
+    USER_PROPERTY,
+)
+from tests.kit.nodes import node_config, running_node
+from tests.kit.sites import Box, client_at, running_gateway, until
+from tidegate.node_api import ask_node
+
+TOPIC = "devices/d1/cmd/valve"
+OUTCOMES = "tidegate/v1/outcome/#"
+
+
+@asynccontextmanager
+async def site(folder: Path, **keys: object) -> AsyncIterator[tuple[Node, EdgeService]]:
+    """A cloud node and a gateway on which device d1 has been seen."""
+    config = node_config(folder / "cloud-node", commands=CommandsConfig(retry_s=0.2), **keys)
+    async with (
+        running_node(folder, config=config) as node,
+        running_gateway(folder / "gw-1", node) as gateway,
+    ):
+        await seen(node, gateway)
+        yield node, gateway
+
+
+async def seen(node: Node, gateway: EdgeService, device: str = "d1", value: bytes = b"1") -> None:
+    """Let a device publish through a gateway, and the cloud know of it."""
+    name = gateway._config.gateway_id
+    async with client_at(gateway.port, device) as (client, _):
+        await client.publish(f"devices/{device}/value", value, 1)
+    carriers = node._api._commands._carriers.carriers  # type: ignore[union-attr]
+    await until("the cloud knows who carries it", lambda: carriers.get(device) == name)
+
+
+async def send(client: Client, payload: bytes, *, topic: str = TOPIC, **names: object) -> None:
+    properties: dict[int, object] = {}
+    if "command_id" in names:
+        properties[USER_PROPERTY] = [("tidegate-command-id", names["command_id"])]
+    if "expiry_s" in names:
+        properties[MESSAGE_EXPIRY_INTERVAL] = names["expiry_s"]
+    await client.publish(topic, payload, 1, properties=properties)
+
+
+async def outcome(box: Box, count: int = 1) -> list[dict[str, str]]:
+    await until("an outcome", lambda: len(box.messages) >= count)
+    return box.json()
+
+
+async def test_a_command_reaches_the_device_and_its_outcome_comes_back(tmp_path: Path) -> None:
+    async with (
+        site(tmp_path) as (node, gateway),
+        client_at(gateway.port, "d1", "devices/d1/cmd/#") as (_, device),
+        client_at(node.port, "operator", OUTCOMES, "answers/#") as (operator, told),
+    ):
+        properties = {
+            RESPONSE_TOPIC: "answers/7",
+            CORRELATION_DATA: b"c7",
+            USER_PROPERTY: [("tidegate-command-id", "open-7")],
+        }
+        await operator.publish(TOPIC, b"open", 2, properties=properties)
+        said = await outcome(told, 2)
+        assert device.payloads() == [b"open"]
+        (command,) = device.messages
+        assert (command.topic_name, command.qos) == (TOPIC, 1)  # the device subscribed with 1
+        assert ("tidegate-command-id", "open-7") in command.properties[USER_PROPERTY]
+        for one in said:
+            assert (one["id"], one["outcome"], one["gateway"]) == ("open-7", "delivered", "gw-1")
+        topics = {message.topic_name: message for message in told.messages}
+        assert set(topics) == {"tidegate/v1/outcome/d1", "answers/7"}
+        assert topics["answers/7"].properties[CORRELATION_DATA] == b"c7"
+        # the same id again is the same command
+        await operator.publish(TOPIC, b"open", 2, properties=properties)
+        await send(operator, b"other")
+        await outcome(told, 3)
+        assert device.payloads() == [b"open", b"other"]
+
+
+async def test_the_api_takes_commands_and_shows_them(tmp_path: Path) -> None:
+    import asyncio
+
+    async with (
+        site(tmp_path) as (node, gateway),
+        client_at(gateway.port, "d1", "devices/d1/cmd/#") as (_, device),
+    ):
+        url = f"http://127.0.0.1:{node.http_port}"
+
+        def ask(path: str, **body: object) -> dict[str, object]:
+            return dict(ask_node(url, path, body=body or None))
+
+        made = await asyncio.to_thread(ask, "commands", topic=TOPIC, payload="on", id="api-1")
+        assert (made["id"], made["device"]) == ("api-1", "d1")
+        await until("delivered", lambda: device.payloads() == [b"on"])
+        found: dict[str, object] = {}
+        while found.get("state") != "delivered":
+            found = await asyncio.to_thread(ask, "commands/api-1")
+        listed = await asyncio.to_thread(ask, "commands")
+        assert [one["id"] for one in listed["commands"]] == ["api-1"]  # type: ignore[attr-defined]
+
+
+async def test_a_device_that_is_away_gets_it_when_it_comes_back(tmp_path: Path) -> None:
+    async with (
+        site(tmp_path) as (node, gateway),
+        client_at(node.port, "operator", OUTCOMES) as (operator, told),
+    ):
+        async with client_at(gateway.port, "d1", "devices/d1/cmd/#", expiry_s=600):
+            pass  # its session stays
+        await send(operator, b"late")
+        await until("held", lambda: gateway.status()["commands"]["held"] == 1)
+        assert told.messages == []
+        async with client_at(gateway.port, "d1", expiry_s=600) as (_, device):
+            said = await outcome(told)
+            assert device.payloads() == [b"late"]
+            assert said[0]["outcome"] == "delivered"
+
+
+async def test_an_offline_gateway_gets_it_when_it_comes_back(tmp_path: Path) -> None:
+    config = node_config(tmp_path / "cloud-node", commands=CommandsConfig(retry_s=0.2))
+    async with running_node(tmp_path, config=config) as node:
+        async with running_gateway(tmp_path / "gw-1", node) as gateway:
+            await seen(node, gateway)
+        async with client_at(node.port, "operator", OUTCOMES) as (operator, told):
+            await send(operator, b"one")
+            await send(operator, b"two")
+            async with (
+                running_gateway(tmp_path / "gw-1", node) as gateway,
+                client_at(gateway.port, "d1", "devices/d1/cmd/#") as (_, device),
+            ):
+                said = await outcome(told, 2)
+                assert device.payloads() == [b"one", b"two"]
+                assert {one["outcome"] for one in said} == {"delivered"}
+
+
+async def test_what_cannot_be_delivered_says_why(tmp_path: Path) -> None:
+    async with (
+        site(tmp_path) as (node, _),
+        client_at(node.port, "operator", OUTCOMES) as (operator, told),
+    ):
+        await send(operator, b"x", topic="devices/nobody/cmd/x", command_id="a")
+        (said,) = await outcome(told)
+        assert (said["id"], said["outcome"]) == ("a", "no such device")
+        assert said["detail"] == "no gateway has ever carried it"
+        await send(operator, b"x", command_id="b")  # carried, but without a session
+        said = (await outcome(told, 2))[1]
+        assert (said["outcome"], said["gateway"]) == ("no such device", "gw-1")
+        assert said["detail"] == "no session here subscribes to its topic"
+        big = b"x" * 100_000
+        refused = await operator.publish(TOPIC, big, 1)
+        assert refused.reason_code == 0x97
+
+
+async def test_a_command_expires_where_it_waits(tmp_path: Path) -> None:
+    async with (
+        site(tmp_path) as (node, gateway),
+        client_at(node.port, "operator", OUTCOMES) as (operator, told),
+    ):
+        async with client_at(gateway.port, "d1", "devices/d1/cmd/#", expiry_s=600):
+            pass
+        await send(operator, b"now or never", expiry_s=1)
+        (said,) = await outcome(told)
+        assert (said["outcome"], said["gateway"]) == ("expired", "gw-1")
+        async with client_at(gateway.port, "d1", expiry_s=600) as (client, device):
+            await client.publish("devices/d1/value", b"2", 1)
+            assert device.messages == []
+
+
+async def test_a_device_that_moves_gets_it_at_its_new_gateway(tmp_path: Path) -> None:
+    async with (
+        site(tmp_path) as (node, first),
+        client_at(node.port, "operator", OUTCOMES) as (operator, told),
+    ):
+        async with client_at(first.port, "d1", "devices/d1/cmd/#", expiry_s=600):
+            pass
+        await send(operator, b"follow me")
+        await until("held", lambda: first.status()["commands"]["held"] == 1)
+        async with (
+            running_gateway(tmp_path / "gw-2", node, gateway="gw-2") as second,
+            client_at(second.port, "d1", "devices/d1/cmd/#") as (client, device),
+        ):
+            await client.publish("devices/d1/value", b"here now", 1)
+            said = await outcome(told)
+            assert device.payloads() == [b"follow me"]
+            assert (said[0]["outcome"], said[0]["gateway"]) == ("delivered", "gw-2")
+            await until("recalled", lambda: first.status()["commands"]["held"] == 0)
+            async with client_at(first.port, "d1", expiry_s=600) as (_, before):
+                await client.publish("devices/d1/value", b"x", 1)
+                assert before.messages == []
+
+
+async def test_commands_survive_restarts_of_both_ends(tmp_path: Path) -> None:
+    async with site(tmp_path) as (node, gateway):
+        async with client_at(gateway.port, "d1", "devices/d1/cmd/#", expiry_s=600):
+            pass
+        async with client_at(node.port, "operator") as (operator, _):
+            await send(operator, b"patience")
+        await until("held", lambda: gateway.status()["commands"]["held"] == 1)
+    async with (
+        running_node(tmp_path, config=node_config(tmp_path / "cloud-node")) as node,
+        client_at(node.port, "operator", OUTCOMES) as (operator, told),
+        running_gateway(tmp_path / "gw-1", node) as gateway,
+        client_at(gateway.port, "d1", expiry_s=600) as (_, device),
+    ):
+        (said,) = await outcome(told)
+        assert said["outcome"] == "delivered"
+        assert device.payloads() == [b"patience"]
