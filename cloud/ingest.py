@@ -7,7 +7,9 @@ batches of gateways; topics of `ingest.topics` are readings of devices connected
 Two more are not readings: commands to devices, and what gateways say of them (cloud/commands).
 
 Invariant: the bytes taken and not yet settled are bounded: past `ingest.waiting_bytes_max` the
-broker is told to stop reading until half of it is settled.
+broker is told to stop reading until half of it is settled. Once closing, what comes is not looked
+at and not answered, and nothing more is read: whoever sent it sends it again to the next node. A
+refusal would tell gateways that something is wrong, and devices that they need not come again.
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ class CloudCapture:
         await self.devices.start()
 
     async def close(self) -> None:
-        """Refuse what comes, finish the batches that were taken."""
+        """Answer nothing that comes, finish the batches that were taken."""
         self._closing = True
         await self.batches.close()
         await self.devices.close()
@@ -145,7 +147,7 @@ class CloudCapture:
 
     def take(self, run: PublishRun) -> int:
         if self._closing:
-            return ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR
+            return 0
         if run.lane == DEVICES_LANE and self.devices.full:
             return ReasonCode.QUOTA_EXCEEDED
         if run.lane >= COMMANDS_LANE:
@@ -164,7 +166,7 @@ class CloudCapture:
         return 0
 
     def saturated(self) -> bool:
-        return self._waiting_bytes >= self._config.waiting_bytes_max
+        return self._closing or self._waiting_bytes >= self._config.waiting_bytes_max
 
     def when_relieved(self, callback: Callable[[], None]) -> None:
         self._relieved.append(callback)
@@ -176,6 +178,8 @@ class CloudCapture:
 
     def relieve(self) -> None:
         """Have those asked back who wait for room, if there is some."""
+        if self._closing:
+            return
         if self._relieved and self._waiting_bytes <= self._config.waiting_bytes_max // 2:
             callbacks, self._relieved = self._relieved, []
             for callback in callbacks:

@@ -126,7 +126,10 @@ class CloudService:
             await asyncio.gather(self._watching, return_exceptions=True)
             self._watching = None
         while self._stops:
-            await self._stops.pop()()
+            try:
+                await self._stops.pop()()
+            except Exception:  # one part's fault must not keep the stream from being closed
+                log.exception("stop_failed")
         if self.port:
             log.info("cloud_stopped", node=self.config.node_id)
         self.port = 0

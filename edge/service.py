@@ -70,7 +70,7 @@ class EdgeService:
         capture = Capture(journal, config.capture, config.journal, clock)  # 3. the way into it
         self._stops.append(capture.close)
         front = await self._start_broker(capture)  # 4. broker and sessions, no port yet
-        self._stops.insert(-1, front.stop)
+        self._stops.append(front.stop)
         self._parts = Parts(config.gateway_id, journal, capture, front.broker, uplink)
         self.metrics = edge_metrics(self._parts)
         await self._start_commands(front.broker, journal, uplink)
@@ -85,12 +85,15 @@ class EdgeService:
     async def stop(self) -> None:
         """End in the reverse order; what is not acknowledged stays in the journal.
 
-        1. HTTP ends. 2. Capture commits and settles what it has taken. 3. The broker sends the
-        last acknowledgements and ends the connections. 4. The uplink waits for its answers.
-        5. The journal is closed.
+        1. HTTP ends. 2. The broker reads no more, sends the last acknowledgements and ends the
+        connections; their wills are captured. 3. Capture commits what it has taken. 4. The uplink
+        waits for its answers. 5. The journal is closed.
         """
         while self._stops:
-            await self._stops.pop()()
+            try:
+                await self._stops.pop()()
+            except Exception:  # noqa: BLE001 - one part's fault must not leave the journal open
+                self._log.exception("stop_failed")
         if self._parts is not None:
             self._log.info("edge_stopped")
         self._parts = None

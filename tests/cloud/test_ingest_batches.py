@@ -390,7 +390,6 @@ async def test_bytes_waiting_are_bounded_by_asking_the_broker_to_stop(stream: Ga
     await uplink.answered()
     assert capture.waiting_bytes == 0
     await capture.close()
-    assert uplink.send(uplink.batch(one_per_row(1, first_seq=seq))) == 0x83
 
 
 def test_lanes(tmp_path: Path) -> None:
@@ -409,3 +408,20 @@ def test_lanes(tmp_path: Path) -> None:
     default = CloudCapture(None, IngestConfig(), "cloud-1", ManualClock())  # type: ignore[arg-type]
     assert default.lane("devices/d1/state") == 1
     assert default.lane("alerts/x") is None
+
+
+async def test_what_comes_while_closing_is_neither_answered_nor_looked_at(
+    stream: GatedStream, capture: CloudCapture
+) -> None:
+    uplink = Uplink(capture)
+    stream.gate.clear()
+    assert uplink.send(uplink.batch(one_per_row(5))) == 0
+    await until(lambda: stream.calls == 1)
+    closing = asyncio.create_task(capture.close())
+    await asyncio.sleep(0)
+    assert uplink.send(uplink.batch(one_per_row(5, first_seq=6))) == 0
+    assert capture.saturated()  # nothing more is read of it
+    stream.gate.set()
+    await closing
+    assert uplink.answers == [0]
+    assert list(await stream.held("gw", EPOCH)) == [(1, 5)]

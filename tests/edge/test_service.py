@@ -15,8 +15,10 @@ import pytest
 
 from edge.config import CaptureConfig, EdgeConfig, EdgeHttpConfig, JournalConfig, UplinkConfig
 from edge.service import EdgeService
+from mqtt.packets import Connack, Connect, Will
 from runtime.clock import SystemClock
 from runtime.service import StartError
+from tests.kit.brokers import WireClient
 from tests.kit.cloud_peer import CloudPeer
 
 
@@ -90,6 +92,17 @@ async def test_readings_of_a_gateway_that_never_had_a_cloud_go_up_after_a_restar
     assert [payload for _, payload in cloud.rows] == [*numbered(40), b"after"]
     assert cloud.rows[0][0] == 1
     assert len({batch.epoch for batch in cloud.accepted}) == 1
+
+
+async def test_the_wills_of_clients_that_a_stop_disconnects_are_captured(tmp_path: Path) -> None:
+    async with running(gateway(tmp_path)) as service:
+        client = await WireClient.open(service.port)
+        client.send(Connect("d1", will=Will("devices/d1/will", b"gone", 1)))
+        assert (await client.receive(Connack)).reason_code == 0
+        await service.stop()
+        await client.close()
+    async with running(gateway(tmp_path)) as service:
+        assert service.status()["uplink"]["backlog_readings"] == 1
 
 
 async def test_a_link_that_is_cut_again_and_again_never_holds_a_device_up(tmp_path: Path) -> None:
