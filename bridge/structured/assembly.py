@@ -7,39 +7,39 @@ Invariant: no more memory is taken than the limits allow for the payloads of one
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bridge.readings import FLAG_PROPERTIES
 from bridge.structured.coder import Reader, refuse
-from bridge.structured.columns import decode_column
+from bridge.structured.columns import decode_column, read_chain
 from bridge.structured.context import RAW, Context, Source, Template
 from bridge.structured.heads import (
     EXPLICIT,
     MASKED,
     SAME,
     FamilyRows,
+    References,
     code_mask,
     code_meta,
     code_raw,
     code_template,
-    expected_template,
     note_template,
 )
-from bridge.structured.predictors import Maybe
-from bridge.structured.rows import refer
+from bridge.structured.predictors import Rows
 from bridge.structured.schema import add_instance
 from bridge.structured.timing import Arrivals
 
-__all__ = ["Reading", "decode_rows"]
+__all__ = ["Decoded", "decode_rows"]
 
 
 @dataclass(slots=True)
-class Reading:
-    """A reading as a decoder found it, in canonical order."""
+class Decoded:
+    """The readings of a batch in canonical order, as columns."""
 
-    flags: int
-    block: bytes
-    payload: bytes = b""
+    flags: list[int]
+    blocks: list[bytes]
+    payloads: list[bytes]
 
 
 class _Budget:
@@ -59,20 +59,20 @@ class _Budget:
             refuse("the readings would unpack to more than allowed")
 
 
-def decode_rows(io: Reader, context: Context, arrivals: Arrivals) -> list[Reading]:
+def decode_rows(io: Reader, context: Context, arrivals: Arrivals) -> Decoded:
     """Return the readings of a batch in canonical order."""
-    out: list[Reading] = []
+    out = Decoded([], [], [])
     gathered: dict[int, FamilyRows] = {}
-    placed: list[tuple[Reading, FamilyRows, Template, int, int]] = []
-    limits = context.limits
-    budget = _Budget(limits.batch_cells, limits.batch_bytes)
+    placed: list[tuple[int, FamilyRows, Template, int, int]] = []
+    budget = _Budget(context.limits.batch_cells, context.limits.batch_bytes)
+    heads = iter(_read_heads(io, context, arrivals))
     for source, times in arrivals:
         for time in times:
-            reading, template, kind = _decode_head(io, context, source)
-            out.append(reading)
+            template, kind = _decode_head(io, context, source, next(heads), out)
             if template is None:
-                reading.payload = code_raw(io, context, source, b"")
-                budget.take(0, len(reading.payload))
+                payload = code_raw(io, context, source, b"")
+                budget.take(0, len(payload))
+                out.payloads.append(payload)
                 continue
             budget.take(len(template.columns), template.literal_bytes)
             family = template.family
@@ -82,49 +82,58 @@ def decode_rows(io: Reader, context: Context, arrivals: Arrivals) -> list[Readin
             cell = source.instances.get(family.index, -1)
             if cell < 0:
                 cell = add_instance(context, family, source)
-            template.prepare()
+            if template.version != family.version:
+                template.prepare()
             number = -1 if kind == SAME else rows.add(template, cell, time)
-            _decode_changes(io, context, rows, template, cell, number, kind)
-            placed.append((reading, rows, template, cell, number))
+            if kind == MASKED or cell not in template.complete:
+                _decode_changes(io, context, rows, template, cell, number, kind)
+            placed.append((len(out.payloads), rows, template, cell, number))
+            out.payloads.append(b"")
     for index in sorted(gathered):
         _decode_columns(io, context, gathered[index])
-    for reading, rows, template, cell, number in placed:
-        tokens = rows.family.tokens[cell]
-        if number >= 0:
-            for column, token in rows.decoded[number]:
-                tokens[column] = token
-        payload = reading.payload = template.payload(template.pick_columns(tokens))
-        budget.take(0, len(payload))
+    _put_together(out, placed, budget)
     return out
 
 
+def _read_heads(io: Reader, context: Context, arrivals: Arrivals) -> list[int]:
+    """Return the heads of all readings, each read in the light of its source's last one."""
+    contexts = [source.head for source, _ in arrivals]
+    places = [place for place, (_, times) in enumerate(arrivals) for _ in times]
+    heads = read_chain(io, context.tables.heads, contexts, places)
+    for (source, _), head in zip(arrivals, contexts, strict=True):
+        source.head = head
+    return heads
+
+
 def _decode_head(
-    io: Reader, context: Context, source: Source
-) -> tuple[Reading, Template | None, int]:
-    """Return a reading without its payload, its template and what kind of change it is."""
-    number = expected_template(context, source)
-    heads = context.tables.heads
-    kind = io.symbol(heads[source.head])
-    if kind == EXPLICIT:
+    io: Reader, context: Context, source: Source, head: int, out: Decoded
+) -> tuple[Template | None, int]:
+    """Return the template of a reading and its kind of change; note its flags and properties."""
+    last = source.template
+    number = source.after.get(last, last)
+    template = context.templates[number] if number != RAW else None
+    if head == EXPLICIT:
+        if template is None:
+            number = RAW
         number = code_template(io, context, source, number, None)
-        flags, block = code_meta(io, context, source, None)
-        note_template(source, number)
         template = context.templates[number] if number != RAW else None
-        kind = io.symbol(heads[3])
-        if kind == EXPLICIT:
+        flags, block = code_meta(io, context, source, 0, b"")
+        note_template(source, RAW if template is None else number)
+        head = io.symbol(context.tables.explicit)
+        if head == EXPLICIT:
             refuse("a head within a head")
     else:
-        note_template(source, number)
-        template = context.templates[number] if number != RAW else None
+        note_template(source, RAW if template is None else number)
         flags = source.flags
         block = source.block if flags & FLAG_PROPERTIES else b""
-    source.head = kind
     if template is None:
-        if kind:
+        if head:
             refuse("changes of a raw payload")
     elif source.index < 0:
         refuse("a template for a source that is not remembered")
-    return Reading(flags, block), template, kind
+    out.flags.append(flags)
+    out.blocks.append(block)
+    return template, head
 
 
 def _decode_changes(
@@ -156,21 +165,50 @@ def _decode_changes(
     template.complete.add(cell)
 
 
-def _decode_columns(io: Reader, context: Context, gathered: FamilyRows) -> None:
-    family = gathered.family
-    gathered.decoded = [[] for _ in gathered.cells]
-    decoded = gathered.decoded
-    numbers: dict[int, dict[int, Maybe]] = {}
-    referred = {column.ref[1] for column in family.columns}
-    for index in family.order:
-        column = family.columns[index]
-        places = gathered.rows_of(column)
-        if not places:
-            continue
-        rows = gathered.select(places)
-        refer(column, rows, places, numbers)
-        tokens, found = decode_column(io, context, column, rows)
-        if index in referred:
-            numbers[index] = dict(zip(places, found, strict=False))
-        for row, token in zip(places, tokens, strict=True):
-            decoded[row].append((index, token))
+def _decode_columns(io: Reader, context: Context, rows: FamilyRows) -> None:
+    references = References(rows.family)
+    if len(rows.layouts) == 1:
+        (layout,) = rows.layouts
+        everywhere, selected = range(len(rows.cells)), Rows(rows.cells, rows.times)
+        by_place: list[list[bytes]] = [[]] * len(layout)
+        for column, place in rows.family.hot_order(layout):
+            references.give(column, everywhere, selected)
+            by_place[place], numbers = decode_column(io, context, column, selected)
+            references.keep(column.index, everywhere, numbers)
+        rows.hot = list(zip(*by_place, strict=True))
+    elif rows.layouts:
+        hot: dict[int, Iterator[bytes]] = {}
+        for column in rows.hot_columns():
+            places = rows.rows_with(column)
+            selected = rows.select(places)
+            references.give(column, places, selected)
+            tokens, numbers = decode_column(io, context, column, selected)
+            references.keep(column.index, places, numbers)
+            hot[column.index] = iter(tokens)
+        for template in rows.templates:
+            rows.hot.append(tuple([next(hot[index]) for index in template.hot_columns]))
+    for column in rows.changed_columns():
+        places, _ = rows.extra[column.index]
+        selected = rows.select(places)
+        references.give(column, places, selected)
+        tokens, _ = decode_column(io, context, column, selected)
+        for place, token in zip(places, tokens, strict=True):
+            rows.changes.setdefault(place, []).append((column.index, token))
+
+
+def _put_together(
+    out: Decoded, placed: list[tuple[int, FamilyRows, Template, int, int]], budget: _Budget
+) -> None:
+    """Make the payloads, each from its template and its instance's tokens as they are by then."""
+    payloads = out.payloads
+    for place, rows, template, cell, number in placed:
+        tokens = rows.family.tokens[cell]
+        if number >= 0:
+            if template.hot_columns:
+                for column, token in zip(template.hot_columns, rows.hot[number], strict=True):
+                    tokens[column] = token
+            if rows.changes:
+                for column, token in rows.changes.get(number, ()):
+                    tokens[column] = token
+        payload = payloads[place] = template.payload(template.pick_columns(tokens))
+        budget.take(0, len(payload))

@@ -71,7 +71,7 @@ def pack_body(io: Writer, context: Context, compressor: Compressor, *, anew: boo
         method, stored = compressor.compress(data, context.history)
         parts += (varint(len(stored) << 2 | method), stored)
     parts[0] = bytes((head,))
-    parts.append(io.words())
+    parts.append(io.section())
     _remember(context, bytes(io.pools[TEXT_POOL]), bytes(io.pools[RAW_POOL]))
     return b"".join(parts)
 

@@ -7,6 +7,8 @@ bytes (`Printer`).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 __all__ = ["DAY_S", "parse_clock", "parse_stamp", "show_clock", "show_stamp"]
 
 DAY_S = 86_400
@@ -43,16 +45,32 @@ def parse_stamp(token: bytes, digits: int) -> int:
     Raises:
         ValueError: it is not of that form.
     """
-    date = int(token[0:4]), int(token[5:7]), int(token[8:10])
-    if not 1 <= date[1] <= 12:
-        raise ValueError("a month that does not exist")
-    seconds = int(token[11:13]) * 3600 + int(token[14:16]) * 60 + int(token[17:19])
+    seconds = (
+        _parse_date(token[:10])
+        + int(token[11:13]) * 3600
+        + int(token[14:16]) * 60
+        + int(token[17:19])
+    )
     fraction = token[20:]
     if len(fraction) > digits:
         raise ValueError("more digits than the column has")
     units = int(fraction.ljust(digits, b"0")) if digits else 0
     scale: int = 10**digits
-    return (_days(*date) * DAY_S + seconds) * scale + units
+    return seconds * scale + units
+
+
+@lru_cache(64)
+def _parse_date(token: bytes) -> int:
+    """Return the seconds from 1970 to the day of `YYYY-MM-DD`."""
+    year, month, day = int(token[0:4]), int(token[5:7]), int(token[8:10])
+    if not 1 <= month <= 12:
+        raise ValueError("a month that does not exist")
+    return _days(year, month, day) * DAY_S
+
+
+@lru_cache(64)
+def _show_date(days: int) -> bytes:
+    return b"%04d-%02d-%02d" % _civil(days)
 
 
 def show_stamp(value: int, digits: int, separator: bytes) -> bytes:
@@ -67,7 +85,7 @@ def show_stamp(value: int, digits: int, separator: bytes) -> bytes:
         raise ValueError("a year of more than four digits")
     minute, second = divmod(second, 60)
     hour, minute = divmod(minute, 60)
-    text = b"%04d-%02d-%02d%b%02d:%02d:%02d" % (*_civil(days), separator, hour, minute, second)
+    text = b"%b%b%02d:%02d:%02d" % (_show_date(days), separator, hour, minute, second)
     return text + b".%0*d" % (digits, units) if digits else text
 
 

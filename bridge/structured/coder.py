@@ -4,6 +4,7 @@ docs/link-format-structured.md sections 2 and 3. A range asymmetric numeral syst
 the state is one integer in [2^16, 2^32); coding a symbol of frequency f and start b takes it to
 `(state // f << 14) + state % f + b`, after moving its low 16 bits out when it would overflow. The
 decoder runs the other way, so the encoder keeps what it is to code and does it last to first.
+Plain bits need no coder: they are read from the end of the section backwards.
 
 `Writer` and `Reader` have the same verbs, each taking the value to write and returning the value:
 `Reader` ignores its argument. Code that both run is written once, and cannot disagree.
@@ -25,6 +26,8 @@ from bridge.structured.symbols import (
     SCALE_BITS,
     SYMBOL_BASE,
     SYMBOL_SIGN,
+    SYMBOLS,
+    SYMBOLS_FROM,
     symbol_of,
 )
 from bridge.structured.tables import Table
@@ -33,7 +36,6 @@ __all__ = ["POOLS", "Coder", "Pool", "Reader", "Writer", "refuse"]
 
 _LOW = 1 << 16  # the state's least value, and where it starts and must end
 _MASK = SCALE - 1
-_PIECE_BITS = 12  # plain bits are coded in pieces of at most this many
 
 Pool = int
 POOLS = 3  # 0 text, 1 packed digits, 2 raw payloads
@@ -69,17 +71,19 @@ class Coder(Protocol):
 
 
 class Writer:
-    """Collects what a body is to say; `finish` turns it into bytes.
+    """Collects what a body is to say; `section` turns it into bytes.
 
     Attributes:
         spans: (frequency, start) of every symbol, in order; columns append here directly.
+        plain: Plain bits as texts of 0 and 1, in order.
         pools: The byte pools.
     """
 
-    __slots__ = ("pools", "spans")
+    __slots__ = ("plain", "pools", "spans")
 
     def __init__(self) -> None:
         self.spans: list[tuple[int, int]] = []
+        self.plain: list[str] = []
         self.pools = [bytearray() for _ in range(POOLS)]
 
     def symbol(self, table: Table, value: int = 0) -> int:
@@ -91,11 +95,17 @@ class Writer:
         return value
 
     def number(self, table: Table, value: int = 0) -> int:
-        symbol = self.symbol(table, symbol_of(value))
-        if symbol == BIG:
+        symbol = SYMBOLS[value] if SYMBOLS_FROM <= value <= -SYMBOLS_FROM else symbol_of(value)
+        self.spans.append(table.spans[symbol])
+        log = table.log
+        log.append(symbol)
+        if len(log) >= table.due:
+            table.rebuild()
+        count = EXTRA_BITS[symbol]
+        if count:
+            self.bits(count, abs(value))
+        elif symbol == BIG:
             self.big(value)
-        elif EXTRA_BITS[symbol]:
-            self.bits(EXTRA_BITS[symbol], abs(value))
         return value
 
     def escapable(self, table: Table, value: int | None = None) -> int | None:
@@ -119,12 +129,9 @@ class Writer:
         return value
 
     def bits(self, count: int, value: int) -> None:
-        """Code the low `count` bits of `value`, the higher pieces first."""
-        while count > _PIECE_BITS:
-            count -= _PIECE_BITS
-            self.bits(_PIECE_BITS, value >> count)
-        freq = SCALE >> count
-        self.spans.append((freq, (value & (1 << count) - 1) * freq))
+        """Code the low `count` bits of `value`."""
+        mark = 1 << count
+        self.plain.append(bin(value & (mark - 1) | mark)[3:])
 
     def big(self, value: int) -> None:
         """Code what follows the symbol `BIG`: sign, bit length and the bits below the first."""
@@ -133,10 +140,11 @@ class Writer:
         if bits > INTEGER_BITS:
             raise ValueError(f"an integer of {bits} bits")
         self.bits(7, (value < 0) << 6 | bits)
-        self.bits(bits - 1, magnitude)
+        if bits > 1:
+            self.bits(bits - 1, magnitude)
 
-    def words(self) -> bytes:
-        """Return the final state and the words, in the order in which a decoder takes them."""
+    def section(self) -> bytes:
+        """Return the final state, the words as a decoder takes them, and the plain bits."""
         state = _LOW
         words: list[int] = []
         emit = words.append
@@ -144,10 +152,11 @@ class Writer:
             if state >= freq << 18:
                 emit(state & 0xFFFF)
                 state >>= 16
-            quotient = state // freq
-            state = (quotient << SCALE_BITS) + state - quotient * freq + start
+            state += state // freq * (SCALE - freq) + start
         words.reverse()
-        return struct.pack(f"<I{len(words)}H", state, *words)
+        plain = "".join(reversed(self.plain))
+        tail = int(plain, 2).to_bytes((len(plain) + 7) // 8, "big") if plain else b""
+        return struct.pack(f"<I{len(words)}H", state, *words) + tail
 
 
 class Reader:
@@ -156,18 +165,21 @@ class Reader:
     Attributes:
         state: The coder's state.
         words: The words; `at` is the place of the next one.
+        plain: The whole section as a text of 0 and 1; `plain_at` is the end of the next plain bits.
         pools: The byte pools, unpacked.
     """
 
-    __slots__ = ("_pool_at", "at", "pools", "state", "words")
+    __slots__ = ("_pool_at", "at", "plain", "plain_at", "pools", "state", "words")
 
-    def __init__(self, words: bytes, pools: list[bytes]) -> None:
-        if len(words) < 4 or len(words) % 2:
+    def __init__(self, section: bytes, pools: list[bytes]) -> None:
+        if len(section) < 4:
             refuse("the symbols are cut short")
-        self.state, *self.words = struct.unpack(f"<I{len(words) // 2 - 2}H", words)
+        self.state, *self.words = struct.unpack_from(f"<I{len(section) // 2 - 2}H", section)
         if self.state < _LOW:
             refuse("a coder state below its range")
         self.at = 0
+        self.plain = bin(int.from_bytes(b"\1" + section, "big"))[3:]
+        self.plain_at = len(self.plain)
         self.pools = pools
         self._pool_at = [0] * POOLS
 
@@ -225,14 +237,12 @@ class Reader:
 
     def bits(self, count: int) -> int:
         """Return the next `count` plain bits."""
-        value = 0
-        while count > _PIECE_BITS:
-            count -= _PIECE_BITS
-            value = value << _PIECE_BITS | self.bits(_PIECE_BITS)
-        low = self.state & _MASK
-        shift = SCALE_BITS - count
-        self._advance(1 << shift, low & (1 << shift) - 1)
-        return int(value << count | low >> shift)
+        end = self.plain_at
+        begin = end - count
+        if begin < 32:
+            refuse("the plain bits end too early")
+        self.plain_at = begin
+        return int(self.plain[begin:end], 2)
 
     def big(self) -> int:
         """Return the integer behind the symbol `BIG`."""
@@ -245,7 +255,9 @@ class Reader:
 
     def close(self) -> None:
         """Prove that all was read: the state is where the encoder began, nothing is left."""
-        if self.state != _LOW or self.at != len(self.words):
+        words_end = 32 + 16 * self.at
+        left = self.plain[words_end : self.plain_at]
+        if self.state != _LOW or not words_end <= self.plain_at < words_end + 8 or "1" in left:
             refuse("symbols left over")
         if any(at != len(data) for at, data in zip(self._pool_at, self.pools, strict=True)):
             refuse("bytes left over")

@@ -2,15 +2,18 @@
 
 docs/link-format-structured.md section 5. A column is coded for the rows in which it may have
 changed, in row order. A NUMBER column turns tokens into integers, integers into residuals, and
-residuals into symbols, whose table is chosen by the size of the cell's last residual; a token that
-its printer does not spell is escaped. An ENUM column codes which of its texts a token is, in a
-table chosen by the cell's last one. A TEXT column codes what differs from the cell's last text.
+residuals into symbols, whose table is chosen by the size of the cell's last residual; tokens that
+its printer does not spell are escaped and follow the symbols. An ENUM column names its new texts,
+then codes which of its texts each token is, in a table chosen by the cell's last one. A TEXT column
+codes what differs from the cell's last text.
 
-The loops keep the coder's state in locals: `benchmarks/codec.py` pays for that.
+What is split into passes here, each a tight loop or one in C, is paid for by
+`benchmarks/codec.py`.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -18,6 +21,7 @@ from bridge.structured.coder import Coder, Reader, Writer, refuse
 from bridge.structured.context import Column, ColumnKind, Context, TextModel
 from bridge.structured.limits import CHUNK_ROWS, ENUM_VALUES
 from bridge.structured.predictors import Maybe, Rows, residuals, values
+from bridge.structured.printers import DIGITS_MAX, Printer, PrinterKind
 from bridge.structured.symbols import (
     BIG,
     CONTEXT_AFTER,
@@ -28,34 +32,48 @@ from bridge.structured.symbols import (
     SCALE_BITS,
     SYMBOL_BASE,
     SYMBOL_SIGN,
+    SYMBOLS,
+    SYMBOLS_FROM,
     UNKNOWN_PRIOR,
     symbol_of,
 )
-from bridge.structured.tables import Table
+from bridge.structured.tables import Chain, Table
 from bridge.structured.texts import code_text
 
-__all__ = ["decode_column", "encode_column"]
+__all__ = ["decode_column", "encode_column", "read_chain", "write_chain"]
 
+_DECIMAL = re.compile(rb"-?\d+(?:\.(\d+))?")
+_OTHER_DIGITS = -1
 _MASK = SCALE - 1
 _LOW = 1 << 16
 _REMEMBERED_BYTES = 64  # longer texts are not kept by a column
 _FIRST_WITH_EXTRA = 2 * DIRECT + 1
-# Index by residual, -8 to 8: the list is made so that negative indices count from its end.
-_DIRECT_SYMBOLS = [symbol_of(r) for r in (*range(DIRECT + 1), *range(-DIRECT, 0))]
-_DIRECT_VALUES = [
-    base * sign for base, sign in zip(SYMBOL_BASE, SYMBOL_SIGN, strict=True)
-]  # by symbol, right for those without plain bits
+_DIRECT_VALUES = [base * sign for base, sign in zip(SYMBOL_BASE, SYMBOL_SIGN, strict=True)]
+_SAME = list(range(ENUM_VALUES + 1))  # the context behind a symbol is the symbol
+
+
+def _plain(r: int) -> str:
+    """Return the plain bits of a residual as a text of 0 and 1."""
+    count = EXTRA_BITS[symbol_of(r)]
+    return bin(abs(r) & ((1 << count) - 1) | 1 << count)[3:]
+
+
+# Plain bits of small residuals, by residual: negative ones count from the end of the list.
+_PLAIN = [_plain(r) for r in (*range(-SYMBOLS_FROM + 1), *range(SYMBOLS_FROM, 0))]
 
 
 def encode_column(
     io: Writer, context: Context, column: Column, rows: Rows, tokens: Sequence[bytes]
 ) -> list[Maybe]:
     """Code the tokens of a column; returns the integers of a NUMBER column for those referring."""
-    column.prepare()
     if column.kind == ColumnKind.NUMBER and column.printer is not None:
-        numbers = list(map(column.printer.parse, tokens))
+        numbers = column.printer.parse_all(tokens)
         steps = residuals(column.predictor, column.cells, rows, numbers, column.param)
-        _write_residuals(io, context, column, rows.cells, steps, tokens)
+        _write_residuals(io, column, rows.cells, steps)
+        if None in numbers:
+            for number, token in zip(numbers, tokens, strict=True):
+                if number is None:
+                    _code_escape(io, context, column, token)
         return numbers
     if column.kind == ColumnKind.ENUM:
         _write_enum(io, context, column, rows.cells, tokens)
@@ -68,73 +86,65 @@ def decode_column(
     io: Reader, context: Context, column: Column, rows: Rows
 ) -> tuple[list[bytes], list[Maybe]]:
     """Return the tokens of a column and, of a NUMBER column, their integers."""
-    column.prepare()
     if column.kind == ColumnKind.NUMBER and column.printer is not None:
-        steps, escaped = _read_residuals(io, context, column, rows.cells)
+        steps = _read_residuals(io, column, rows.cells)
         numbers = values(column.predictor, column.cells, rows, steps, column.param)
+        if None not in numbers:
+            return column.printer.show_all(numbers), numbers  # type: ignore[arg-type]  # no None
         show = column.printer.show
-        if not escaped:
-            return list(map(show, numbers)), numbers  # type: ignore[arg-type]  # none is None
-        spare = iter(escaped)
-        return [next(spare) if n is None else show(n) for n in numbers], numbers
+        return [
+            _code_escape(io, context, column) if number is None else show(number)
+            for number in numbers
+        ], numbers
     if column.kind == ColumnKind.ENUM:
         return _read_enum(io, context, column, rows.cells), []
     return _code_texts(io, context, column, rows.cells, None), []
 
 
-# ---- NUMBER --------------------------------------------------------------------------------------
+# ---- chains --------------------------------------------------------------------------------------
 
 
-def _write_residuals(
+def write_chain(
     io: Writer,
-    context: Context,
-    column: Column,
+    chain: Chain,
+    contexts: list[int],
     cells: Sequence[int],
-    steps: Sequence[Maybe],
-    tokens: Sequence[bytes],
+    symbols: Sequence[int],
+    after: Sequence[int] = _SAME,
 ) -> None:
-    contexts, tables = column.contexts, column.tables
+    """Code symbols, each with the table its cell's last one chose: `after` by symbol."""
     put = io.spans.append
+    spans, logs = chain.spans, chain.logs
     for start in range(0, len(cells), CHUNK_ROWS):
-        spans = [table.spans for table in tables]
-        logs = [table.log.append for table in tables]
-        chunk = slice(start, start + CHUNK_ROWS)
-        for at, (cell, r) in enumerate(zip(cells[chunk], steps[chunk], strict=True), start):
+        some_cells, some = cells, symbols
+        if len(cells) > CHUNK_ROWS:
+            end = start + CHUNK_ROWS
+            some_cells, some = cells[start:end], symbols[start:end]
+        for cell, symbol in zip(some_cells, some, strict=True):
             which = contexts[cell]
-            if r is None:
-                symbol = ESCAPE
-            elif -DIRECT <= r <= DIRECT:
-                symbol = _DIRECT_SYMBOLS[r]
-            else:
-                symbol = symbol_of(r)
             put(spans[which][symbol])
-            logs[which](symbol)
-            contexts[cell] = CONTEXT_AFTER[symbol]
-            if symbol >= _FIRST_WITH_EXTRA:
-                if r is None:
-                    _code_escape(io, context, column, tokens[at])
-                elif symbol == BIG:
-                    io.big(r)
-                else:
-                    io.bits(EXTRA_BITS[symbol], abs(r))
-        _rebuild(tables)
+            logs[which].append(symbol)
+            contexts[cell] = after[symbol]
+        chain.note(len(some))
 
 
-def _read_residuals(
-    io: Reader, context: Context, column: Column, cells: Sequence[int]
-) -> tuple[list[Maybe], list[bytes]]:
-    contexts, tables = column.contexts, column.tables
+def read_chain(
+    io: Reader,
+    chain: Chain,
+    contexts: list[int],
+    cells: Sequence[int],
+    after: Sequence[int] = _SAME,
+) -> list[int]:
+    """Return the symbols of a chain."""
     words = io.words
     n_words = len(words)
-    out: list[Maybe] = []
+    state, at = io.state, io.at
+    out: list[int] = []
     put = out.append
-    escaped: list[bytes] = []
+    spans, starts, logs = chain.spans, chain.starts, chain.logs
     for start in range(0, len(cells), CHUNK_ROWS):
-        spans = [table.spans for table in tables]
-        starts = [table.starts for table in tables]
-        logs = [table.log.append for table in tables]
-        state, at = io.state, io.at
-        for cell in cells[start : start + CHUNK_ROWS]:
+        some = cells[start : start + CHUNK_ROWS] if len(cells) > CHUNK_ROWS else cells
+        for cell in some:
             which = contexts[cell]
             low = state & _MASK
             symbol = bisect_right(starts[which], low) - 1
@@ -145,43 +155,91 @@ def _read_residuals(
                     refuse("the symbols end too early")
                 state = state << 16 | words[at]
                 at += 1
-            logs[which](symbol)
-            contexts[cell] = CONTEXT_AFTER[symbol]
-            if symbol < _FIRST_WITH_EXTRA:
-                put(_DIRECT_VALUES[symbol])
-                continue
-            io.state, io.at = state, at
-            if symbol == ESCAPE:
-                put(None)
-                escaped.append(_code_escape(io, context, column))
-            elif symbol == BIG:
-                put(io.big())
-            else:
-                extra = io.bits(EXTRA_BITS[symbol])
-                put((SYMBOL_BASE[symbol] + extra) * SYMBOL_SIGN[symbol])
-            state, at = io.state, io.at
-        io.state, io.at = state, at
-        _rebuild(tables)
-    return out, escaped
+            logs[which].append(symbol)
+            contexts[cell] = after[symbol]
+            put(symbol)
+        chain.note(len(some))
+    io.state, io.at = state, at
+    return out
 
 
-def _rebuild(tables: Sequence[Table]) -> None:
-    for table in tables:
-        if len(table.log) >= table.due:
-            table.rebuild()
+# ---- NUMBER --------------------------------------------------------------------------------------
+
+
+def _write_residuals(io: Writer, column: Column, cells: Sequence[int], steps: list[Maybe]) -> None:
+    chain, contexts = column.prepare(), column.contexts
+    known: list[int] = steps  # type: ignore[assignment]  # unless there is a None, see below
+    escapes = None in steps
+    if escapes:
+        known = [step for step in steps if step is not None]
+    if known and min(known) >= SYMBOLS_FROM and max(known) <= -SYMBOLS_FROM:
+        if escapes:
+            symbols = [ESCAPE if step is None else SYMBOLS[step] for step in steps]
+        else:
+            symbols = list(map(SYMBOLS.__getitem__, known))
+        write_chain(io, chain, contexts, cells, symbols, CONTEXT_AFTER)
+        io.plain += [_PLAIN[step] for step in known if step > DIRECT or step < -DIRECT]
+        return
+    symbols = [ESCAPE if step is None else symbol_of(step) for step in steps]
+    write_chain(io, chain, contexts, cells, symbols, CONTEXT_AFTER)
+    for step in known:
+        symbol = symbol_of(step)
+        if symbol == BIG:
+            io.big(step)
+        elif symbol >= _FIRST_WITH_EXTRA:
+            io.bits(EXTRA_BITS[symbol], abs(step))
+
+
+def _read_residuals(io: Reader, column: Column, cells: Sequence[int]) -> list[Maybe]:
+    symbols = read_chain(io, column.prepare(), column.contexts, cells, CONTEXT_AFTER)
+    if max(symbols) < _FIRST_WITH_EXTRA:
+        return list(map(_DIRECT_VALUES.__getitem__, symbols))
+    out: list[Maybe] = []
+    put = out.append
+    for symbol in symbols:
+        if symbol < _FIRST_WITH_EXTRA:
+            put(_DIRECT_VALUES[symbol])
+        elif symbol < BIG:
+            magnitude = SYMBOL_BASE[symbol] + io.bits(EXTRA_BITS[symbol])
+            put(magnitude * SYMBOL_SIGN[symbol])
+        elif symbol == BIG:
+            put(io.big())
+        else:
+            put(None)
+    return out
 
 
 def _code_escape(io: Coder, context: Context, column: Column, token: bytes = b"") -> bytes:
-    """Code a token that is no integer of its column: one of those before, or a new text."""
+    """Code a token that is no integer of its column.
+
+    It is one of those before, or a decimal with other digits (-1), or a new text (0).
+    """
     table = column.escapes
     if table is None:
         table = column.escapes = Table(UNKNOWN_PRIOR)
-    place = io.number(table, column.text_index.get(token, 0))
+    place = column.text_index.get(token, 0)
+    decimal = _DECIMAL.fullmatch(token) if not place else None
+    digits = len(decimal.group(1) or b"") if decimal else DIGITS_MAX + 1
+    value: int | None = None
+    if digits <= DIGITS_MAX:
+        value = _other_digits(context, digits).parse(token)
+        place = 0 if value is None else _OTHER_DIGITS
+    place = io.number(table, place)
+    if place == _OTHER_DIGITS:
+        fields = context.tables.decimals
+        digits = io.number(fields[0], digits)
+        if not 0 <= digits <= DIGITS_MAX:
+            refuse("a decimal of too many digits")
+        return _other_digits(context, digits).show(io.number(fields[1], value or 0))
     if place:
         if not 0 < place <= len(column.texts):
             refuse("a spelling that was never used")
         return column.texts[place - 1]
     return _code_new_text(io, context, column, token)
+
+
+def _other_digits(context: Context, digits: int) -> Printer:
+    return context.printer((int(PrinterKind.FIXED), digits, b"", b"", b""))
 
 
 def _code_new_text(io: Coder, context: Context, column: Column, token: bytes) -> bytes:
@@ -202,31 +260,33 @@ def _code_new_text(io: Coder, context: Context, column: Column, token: bytes) ->
 def _write_enum(
     io: Writer, context: Context, column: Column, cells: Sequence[int], tokens: Sequence[bytes]
 ) -> None:
-    contexts, tables, index = column.contexts, column.tables, column.text_index
-    for cell, token in zip(cells, tokens, strict=True):
-        place = index.get(token, 0)
-        io.symbol(tables[contexts[cell]], place)
-        if not place:
-            _code_new_text(io, context, column, token)
-            place = index.get(token, 0)
-        contexts[cell] = place
+    index = column.text_index
+    new = [token for token in dict.fromkeys(tokens) if token not in index]
+    new = [token for token in new if len(token) <= _REMEMBERED_BYTES]
+    new = new[: ENUM_VALUES - len(column.texts)]
+    io.number(context.tables.lengths, len(new))
+    for token in new:
+        _code_new_text(io, context, column, token)
+    places = [index.get(token, 0) for token in tokens]
+    write_chain(io, column.prepare(), column.contexts, cells, places)
+    if 0 in places:
+        for place, token in zip(places, tokens, strict=True):
+            if not place:
+                _code_new_text(io, context, column, token)
 
 
 def _read_enum(io: Reader, context: Context, column: Column, cells: Sequence[int]) -> list[bytes]:
-    contexts, tables, texts = column.contexts, column.tables, column.texts
-    out: list[bytes] = []
-    for cell in cells:
-        place = io.symbol(tables[contexts[cell]])
-        if not place:
-            token = _code_new_text(io, context, column, b"")
-            place = column.text_index.get(token, 0)
-        elif place <= len(texts):
-            token = texts[place - 1]
-        else:
-            refuse("a text that was never used")
-        contexts[cell] = place
-        out.append(token)
-    return out
+    count = io.number(context.tables.lengths)
+    texts = column.texts
+    if not 0 <= count <= ENUM_VALUES - len(texts):
+        refuse("more texts than an enumeration holds")
+    for _ in range(count):
+        _code_new_text(io, context, column, b"")
+    places = read_chain(io, column.prepare(), column.contexts, cells)
+    if max(places) > len(texts):
+        refuse("a text that was never used")
+    known = [b"", *texts]
+    return [known[place] if place else _code_new_text(io, context, column, b"") for place in places]
 
 
 # ---- TEXT ----------------------------------------------------------------------------------------

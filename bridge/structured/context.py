@@ -22,13 +22,12 @@ from bridge.structured.predictors import CellState, PredictorKind
 from bridge.structured.printers import Printer
 from bridge.structured.symbols import (
     CONTEXT_NEW,
-    CONTEXTS,
     ENUM_PRIOR,
     UNKNOWN_PRIOR,
     Prior,
     residual_priors,
 )
-from bridge.structured.tables import Table
+from bridge.structured.tables import Chain, Table
 
 __all__ = [
     "RAW",
@@ -121,6 +120,8 @@ class Source:
     wake: int = 0  # not expected before this time
     absent: int = 0  # batches in which it was expected and did not come
     awake: bool = False
+    margin: int = 0  # how far off its forecast a reading may well be, in 256ths
+    steady: bool = False  # it has lately kept its period
     # content
     head: int = 0
     template: int = RAW
@@ -145,7 +146,7 @@ class Column:
     alphabet: int = 0
     cells: CellState = field(default_factory=CellState)
     contexts: list[int] = field(default_factory=list)  # by instance: the table of its next symbol
-    tables: list[Table] = field(default_factory=list)
+    chain: Chain | None = None
     texts: list[bytes] = field(default_factory=list)  # enumeration, or spellings of what escaped
     text_index: dict[bytes, int] = field(default_factory=dict)
     escapes: Table | None = None
@@ -153,16 +154,12 @@ class Column:
     recent: bytes = b""  # the last token that was written as text
     last_texts: list[bytes] = field(default_factory=list)  # by instance, of a TEXT column
 
-    def prepare(self) -> None:
-        """Make what the column's kind codes with, if it is not there."""
-        if self.tables:
-            return
-        if self.kind == ColumnKind.NUMBER:
-            self.tables = [Table(residual_priors[context]) for context in range(CONTEXTS)]
-        elif self.kind == ColumnKind.ENUM:
-            self.tables = [Table(ENUM_PRIOR) for _ in range(ENUM_VALUES + 1)]
-        if self.model is None and self.kind == ColumnKind.TEXT:
-            self.model = TextModel()
+    def prepare(self) -> Chain:
+        """Return the tables a NUMBER or ENUM column codes with, made if they are not there."""
+        if self.chain is None:
+            number = self.kind == ColumnKind.NUMBER
+            self.chain = Chain(residual_priors if number else [ENUM_PRIOR] * (ENUM_VALUES + 1))
+        return self.chain
 
     def add_cell(self) -> None:
         """Make room for one more instance."""
@@ -173,7 +170,7 @@ class Column:
 
     def forget_statistics(self) -> None:
         """Drop tables and what the predictor keeps; last values stay."""
-        self.tables = []
+        self.chain = None
         instances = len(self.contexts)
         self.cells.aux = [None] * instances
         self.cells.recent_aux = 0
@@ -208,7 +205,9 @@ class Family:
     masks: list[tuple[int, ...]] = field(default_factory=list)
     mask_index: dict[tuple[int, ...], int] = field(default_factory=dict)
     mask_table: Table = field(default_factory=lambda: Table(_MASK_PRIOR))
-    version: int = 0  # rises when `hot` of a column changes
+    version: int = 0  # rises when `hot` of a column changes, and with every new column
+    referred: set[int] = field(default_factory=set)  # columns that others refer to
+    hot_orders: dict[tuple[int, ...], list[tuple[Column, int]]] = field(default_factory=dict)
 
     def put_in_order(self) -> None:
         """Order the columns so that each comes behind the one it refers to."""
@@ -229,6 +228,22 @@ class Family:
                 refuse("columns that refer to one another in a ring")
             waiting = later
         self.order = order
+        self.referred = {column.ref[1] for column in columns}
+        self.hot_orders = {}
+
+    def hot_order(self, layout: tuple[int, ...]) -> list[tuple[Column, int]]:
+        """Return the hot columns of `layout` as they are coded, with their places in it."""
+        found = self.hot_orders.get(layout)
+        if found is None:
+            found = [
+                (self.columns[index], layout.index(index))
+                for index in self.order
+                if index in layout
+            ]
+            if len(self.hot_orders) > 64:
+                self.hot_orders.clear()
+            self.hot_orders[layout] = found
+        return found
 
 
 @dataclass(slots=True, eq=False)
@@ -256,6 +271,8 @@ class Template:
     pick_cold: Any = None
     pick_cold_columns: Any = None
     pick_columns: Any = None
+    pick_hot_columns: Any = None
+    whole: bool = False  # its slots are all columns of the family in order
     complete: set[int] = field(default_factory=set)  # instances with a token in each column
 
     def fill(self, literals: list[bytes]) -> None:
@@ -284,6 +301,8 @@ class Template:
         self.pick_cold = pick(self.cold)
         self.pick_cold_columns = pick(self.cold_columns)
         self.pick_columns = pick(self.columns)
+        self.pick_hot_columns = pick(self.hot_columns)
+        self.whole = self.columns == tuple(range(len(columns)))
         self.version = self.family.version
 
 
@@ -294,16 +313,18 @@ class ModelTables:
     header: Table = field(default_factory=_numbers)
     span: Table = field(default_factory=_numbers)
     schema: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(SCHEMA_FIELDS)])
-    counts: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(24)])
+    counts: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(36)])
     arrivals: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(10)])
     gaps: list[Table] = field(default_factory=lambda: _by_size(22))
     phases: list[Table] = field(default_factory=lambda: _by_size(16))
     multiples: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(16)])
     order: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(4)])
-    heads: list[Table] = field(default_factory=lambda: [Table(_HEAD_PRIOR) for _ in range(4)])
+    heads: Chain = field(default_factory=lambda: Chain([_HEAD_PRIOR] * 4))
+    explicit: Table = field(default_factory=lambda: Table(_HEAD_PRIOR))
     template_choice: Table = field(default_factory=lambda: Table(_CHOICE_PRIOR))
     meta_choice: Table = field(default_factory=lambda: Table(_CHOICE_PRIOR))
     lengths: Table = field(default_factory=_numbers)
+    decimals: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(2)])
     family_choice: Table = field(default_factory=lambda: Table(_CHOICE_PRIOR))
     fragment_choice: Table = field(default_factory=lambda: Table(_CHOICE_PRIOR))
     column_choice: Table = field(default_factory=lambda: Table(_CHOICE_PRIOR))

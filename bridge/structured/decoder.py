@@ -95,12 +95,11 @@ class StructuredDecoder:
         io.close()
         sources = [source for source, source_times in arrivals for _ in source_times]
         table = {source: place for place, source in enumerate(dict.fromkeys(sources))}
-        in_order = [readings[position] for position in order]
         return Columns(
             sources=[(source.topic, source.device) for source in table],
             source_index=[table[sources[position]] for position in order],
             times=[times[position] for position in order],
-            flags=[reading.flags for reading in in_order],
-            payloads=[reading.payload for reading in in_order],
-            properties=[reading.block for reading in in_order],
+            flags=[readings.flags[position] for position in order],
+            payloads=[readings.payloads[position] for position in order],
+            properties=[readings.blocks[position] for position in order],
         )

@@ -16,7 +16,7 @@ from bridge.structured.review import review_columns, review_times
 from bridge.structured.rows import encode_rows
 from bridge.structured.schema import update_columns
 from bridge.structured.snapshot import dump, restore
-from bridge.structured.timing import code_arrivals, code_mode_changes
+from bridge.structured.timing import TIME_MAX, code_arrivals, code_mode_changes
 
 __all__ = ["StructuredEncoder"]
 
@@ -89,6 +89,8 @@ class StructuredEncoder:
         size = sum(map(len, columns.payloads))
         if len(columns) > limits.batch_cells or size > limits.batch_bytes:
             return None
+        if min(columns.times) <= -TIME_MAX or max(columns.times) >= TIME_MAX:
+            return None
         if self._planner.refused > _PRESSURE_MAX:
             self.reset()
         planner = self._planner
@@ -102,8 +104,8 @@ class StructuredEncoder:
     def _write(self, plan: BatchPlan, count: int) -> bytes:
         context, planner = self._context, self._planner
         io = Writer()
-        views = planner.sources.values()
-        code_mode_changes(io, context, review_times(views, self._resolution_us))
+        changes = review_times(plan.views, self._resolution_us)
+        code_mode_changes(io, context, changes)
         budget = max(_REVIEWS_MIN, count // _READINGS_PER_REVIEW)
         update_columns(io, context, review_columns(planner.families, budget, self._resolution_us))
         arrivals = code_arrivals(io, context, count, plan.arrivals)

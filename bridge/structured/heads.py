@@ -13,7 +13,7 @@ from bridge.readings import FLAG_PROPERTIES
 from bridge.structured.coder import Coder, refuse
 from bridge.structured.context import RAW, Column, Context, Family, Source, Template
 from bridge.structured.limits import MASKS, PROPERTY_BLOCKS
-from bridge.structured.predictors import Rows
+from bridge.structured.predictors import Maybe, Rows
 from bridge.structured.schema import TemplatePlan, define_template
 from bridge.structured.texts import RAW_POOL, code_text
 
@@ -23,14 +23,18 @@ __all__ = [
     "PLAIN",
     "SAME",
     "FamilyRows",
-    "RowPlan",
+    "References",
+    "Row",
     "code_mask",
     "code_meta",
     "code_raw",
     "code_template",
-    "expected_template",
     "note_template",
 ]
+
+# A reading as an encoder wants it coded: flags, property block, payload, and template and tokens,
+# or None to send the payload raw.
+Row = tuple[int, bytes, bytes, Template | TemplatePlan | None, tuple[bytes, ...]]
 
 PLAIN, SAME, MASKED, EXPLICIT = range(4)
 _EXPECTED, _KNOWN, _NEW, _AS_IT_IS = range(4)
@@ -39,23 +43,12 @@ _BLOCK_BYTES_MAX = 1 << 20
 
 
 @dataclass(slots=True)
-class RowPlan:
-    """A reading as an encoder wants it coded: with a template and tokens, or raw without."""
-
-    flags: int
-    block: bytes
-    payload: bytes
-    template: Template | TemplatePlan | None = None
-    tokens: tuple[bytes, ...] = ()
-
-
-@dataclass(slots=True)
 class FamilyRows:
     """The rows of one family in a batch that are not repetitions, in canonical order.
 
-    `hot` holds per row the tokens of its template's hot columns (for an encoder); `extra` by cold
-    column the rows in which it is coded, and their tokens; `decoded` per row the columns coded in
-    it and their tokens (for a decoder).
+    `hot` holds per row the tokens of its template's hot columns; `extra` by cold column the rows in
+    which it is coded, and their tokens; `changes` by row the cold columns coded in it and their
+    tokens (for a decoder).
     """
 
     family: Family
@@ -65,15 +58,17 @@ class FamilyRows:
     hot: list[tuple[bytes, ...]] = field(default_factory=list)
     layouts: dict[tuple[int, ...], None] = field(default_factory=dict)  # distinct hot columns
     extra: dict[int, tuple[list[int], list[bytes]]] = field(default_factory=dict)
-    decoded: list[list[tuple[int, bytes]]] = field(default_factory=list)
+    changes: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict)
 
     def add(self, template: Template, cell: int, time: int) -> int:
         """Note a row; returns its number."""
+        number = len(self.cells)
+        if not number or template is not self.templates[-1]:
+            self.layouts[template.hot_columns] = None
         self.cells.append(cell)
         self.times.append(time)
         self.templates.append(template)
-        self.layouts[template.hot_columns] = None
-        return len(self.cells) - 1
+        return number
 
     def add_extra(self, row: int, column: int, token: bytes = b"") -> None:
         """Note that a cold column is coded in `row`."""
@@ -81,15 +76,25 @@ class FamilyRows:
         rows.append(row)
         tokens.append(token)
 
-    def rows_of(self, column: Column) -> Sequence[int]:
-        """Return the rows in which `column` is coded."""
-        if not column.hot:
-            return self.extra.get(column.index, ((), ()))[0]
-        everywhere = range(len(self.cells))
-        if len(self.layouts) == 1:
-            return everywhere if column.index in next(iter(self.layouts)) else ()
+    def hot_columns(self) -> list[Column]:
+        """Return the hot columns coded in some row, in the order in which they are coded."""
+        wanted = {column for layout in self.layouts for column in layout}
+        columns = self.family.columns
+        return [columns[index] for index in self.family.order if index in wanted]
+
+    def changed_columns(self) -> list[Column]:
+        """Return the cold columns coded in some row, in the order in which they are coded."""
+        if not self.extra:
+            return []
+        columns = self.family.columns
+        return [columns[index] for index in self.family.order if index in self.extra]
+
+    def rows_with(self, column: Column) -> Sequence[int]:
+        """Return the rows whose templates have a hot column."""
         with_it = {layout for layout in self.layouts if column.index in layout}
-        return [row for row in everywhere if self.templates[row].hot_columns in with_it]
+        return [
+            row for row, template in enumerate(self.templates) if template.hot_columns in with_it
+        ]
 
     def select(self, rows: Sequence[int]) -> Rows:
         """Return what a predictor needs to know of `rows`."""
@@ -99,15 +104,35 @@ class FamilyRows:
         return Rows([cells[row] for row in rows], [times[row] for row in rows])
 
 
-def expected_template(context: Context, source: Source) -> int:
-    """Return the number of the template the source's next reading is expected to have."""
-    number = source.after.get(source.template, source.template)
-    if number != RAW and context.templates[number] is None:
-        return RAW
-    return number
+class References:
+    """The integers of a family's columns by row, for those columns that refer to them."""
+
+    __slots__ = ("_known", "_wanted")
+
+    def __init__(self, family: Family) -> None:
+        self._wanted = family.referred
+        self._known: dict[int, tuple[Sequence[int], list[Maybe]]] = {}
+
+    def keep(self, column: int, places: Sequence[int], numbers: list[Maybe]) -> None:
+        """Keep the integers of a column, if another refers to it."""
+        if column in self._wanted:
+            self._known[column] = places, numbers
+
+    def give(self, column: Column, places: Sequence[int], rows: Rows) -> None:
+        """Give a column that refers to another the other's integers in the same rows."""
+        where, index = column.ref
+        if index < 0:
+            return
+        known_places, numbers = self._known.get(index, ((), [])) if where < 0 else ((), [])
+        if known_places == places and numbers:
+            rows.refs = numbers
+        else:
+            by_place = dict(zip(known_places, numbers, strict=False))
+            rows.refs = [by_place.get(place) for place in places]
 
 
 def note_template(source: Source, number: int) -> None:
+    """Remember the template a source's reading had, and what followed which."""
     if source.template != number or source.after:
         if len(source.after) > 64:
             source.after.clear()
@@ -116,16 +141,19 @@ def note_template(source: Source, number: int) -> None:
 
 
 def code_template(
-    io: Coder, context: Context, source: Source, expected: int, plan: RowPlan | None
+    io: Coder,
+    context: Context,
+    source: Source,
+    expected: int,
+    wanted: Template | TemplatePlan | None,
 ) -> int:
     """Code the template of a reading whose head is explicit; returns its number."""
-    wanted = plan.template if plan else None
     number, choice = RAW, _AS_IT_IS
     if isinstance(wanted, TemplatePlan):
         choice = _NEW
     elif wanted is not None:
         number, choice = wanted.index, _KNOWN
-    if plan is not None and number == expected and choice != _NEW:
+    if number == expected and choice != _NEW:
         choice = _EXPECTED
     choice = io.symbol(context.tables.template_choice, choice)
     if choice == _EXPECTED:
@@ -144,14 +172,11 @@ def code_template(
 
 
 def code_meta(
-    io: Coder, context: Context, source: Source, plan: RowPlan | None
+    io: Coder, context: Context, source: Source, flags: int, block: bytes
 ) -> tuple[int, bytes]:
     """Code flags and property block of a reading whose head is explicit."""
     table = context.tables.meta_choice
-    flags = plan.flags if plan else 0
-    block = plan.block if plan else b""
-    changed = plan is not None and flags != source.flags
-    if io.symbol(table, int(changed)):
+    if io.symbol(table, int(flags != source.flags)):
         flags = io.below(_FLAGS_ALLOWED, flags)
         if flags & 3 == 3:
             refuse("a QoS that does not exist", "malformed")

@@ -21,7 +21,7 @@ from bridge.structured.limits import ENUM_VALUES
 from bridge.structured.predictors import CellState, Maybe, PredictorKind, Rows, residuals
 from bridge.structured.printers import Printer, PrinterKey, PrinterKind
 from bridge.structured.schema import ColumnSpec
-from bridge.structured.spelling import printer_for, spells
+from bridge.structured.spelling import ESCAPE_BITS, printer_for, share_spelled
 from bridge.structured.texts import ALPHABETS, shared_prefix
 
 __all__ = ["Neighbour", "Numbers", "Series", "bits_of", "choose_spec"]
@@ -34,7 +34,7 @@ NO_REF = (-1, -1)
 
 _HOT, _COOL = 0.12, 0.05  # share of changes from which on, and down to which, a column is hot
 _GAIN = 0.97  # a new predictor's bits must be below this share of the old one's
-_ESCAPE_BITS = 24
+_SPELLING_GAIN = 0.02  # the share of tokens a new printer must spell beyond the old one
 _ENUM_DISTINCT_MAX = 12  # numbers that take more values than this are never an enumeration
 _TEXT_BYTES_MAX = 48  # longer texts are no enumeration
 
@@ -62,7 +62,7 @@ def bits_of(steps: Sequence[int], escapes: int = 0) -> float:
     """Return about how many bits an adaptive coder spends on residuals."""
     sizes = Counter(map(int.bit_length, steps))
     plain = sum(size * count for size, count in sizes.items())  # sign, and the bits but the first
-    return _entropy(sizes.values()) + plain + _ESCAPE_BITS * escapes
+    return _entropy(sizes.values()) + plain + ESCAPE_BITS * escapes
 
 
 def _entropy(counts: Iterable[int]) -> float:
@@ -226,7 +226,7 @@ def choose_spec(
         return _text_spec(column, series, tokens, hot=hot)
     if not share:
         return ColumnSpec(ColumnKind.NUMBER, hot, printer)
-    parse = Printer(*printer).parse_anew
+    parse = Printer(*printer).parse
     numbers = [[(time, parse(token)) for time, token in source] for source in series]
     digits = _second_digits(printer)
     best = _predict(column, numbers, digits, resolution_us, neighbours)
@@ -237,13 +237,13 @@ def choose_spec(
 
 
 def _printer(column: Column | None, tokens: Sequence[bytes]) -> PrinterKey | None:
-    """Return the spelling of the tokens: the old one unless they need more digits than it has."""
+    """Return the spelling of the tokens: the old one unless another spells clearly more."""
     found = printer_for(tokens)
     old = column.printer.key if column is not None and column.printer is not None else None
-    if old is None or not spells(old, tokens):
+    if old is None or found is None or found == old:
         return found
-    finer = found is not None and found[0] == old[0] and found[1] > old[1]
-    return found if finer else old
+    gain = share_spelled(found, tokens) - share_spelled(old, tokens)
+    return found if gain > _SPELLING_GAIN else old
 
 
 def _second_digits(printer: PrinterKey) -> int | None:

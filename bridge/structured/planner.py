@@ -19,11 +19,11 @@ from zlib import crc32
 from bridge.columnar import Columns
 from bridge.readings import FLAG_PROPERTIES
 from bridge.structured.context import Column, Context, Source, Template, TimeMode
-from bridge.structured.heads import RowPlan
+from bridge.structured.heads import Row
 from bridge.structured.learner import choose_spec
-from bridge.structured.limits import TEMPLATE_RING
 from bridge.structured.printers import PrinterKind
 from bridge.structured.review import VARYING, FamilyView, SourceView
+from bridge.structured.room import Room
 from bridge.structured.schema import EPHEMERAL, ColumnPlan, ColumnSpec, FamilyPlan, TemplatePlan
 from bridge.structured.shapes import Path, Shape, matcher, shape_of
 from bridge.structured.timing import Arrivals
@@ -53,6 +53,7 @@ class KnownShape:
     plan: TemplatePlan
     uses: int = 0
     match: Match | None = None
+    fresh: bool = True  # of this batch: its columns' coding is to be chosen from `first`
     first: list[tuple[SourceView, int, tuple[bytes, ...]]] = field(default_factory=list)
 
     def template(self, context: Context) -> Template | TemplatePlan:
@@ -71,9 +72,9 @@ class BatchPlan:
     """A batch, ready to be written."""
 
     arrivals: Arrivals = field(default_factory=list)
-    rows: dict[int, list[RowPlan]] = field(default_factory=dict)  # by id of the source
+    rows: dict[int, list[Row]] = field(default_factory=dict)  # by id of the source
     order: list[list[int]] = field(default_factory=list)  # beside arrivals: the readings' places
-    raw_bytes: int = 0
+    views: list[SourceView] = field(default_factory=list)  # sources whose times want a review
 
     def placed(self) -> Iterable[tuple[tuple[Source, list[int]], list[int]]]:
         """Return the arrivals with the readings' places in the batch."""
@@ -91,6 +92,7 @@ class Planner:
     def __init__(self, context: Context, resolution_us: int) -> None:
         self._context = context
         self._resolution_us = resolution_us
+        self._token_bytes = context.limits.token_bytes
         self._sources: dict[tuple[str, str], SourceView] = {}
         self._shapes: dict[object, KnownShape] = {}
         self._families: list[FamilyView] = []
@@ -99,7 +101,7 @@ class Planner:
         self._credit = _CREDIT_MAX
         self._new: list[KnownShape] = []  # of this batch
         self._compiles = 0
-        self._room: _Room = _Room(context, 0)
+        self._room: Room = Room(context, 0)
         self.refused = 0  # readings that travelled raw for want of room
         self._adopt()
 
@@ -117,7 +119,7 @@ class Planner:
         """Return the plan of a batch of one or more readings."""
         self._compiles = _COMPILES_PER_BATCH
         self._new = []
-        self._room = _Room(self._context, len(columns))
+        self._room = Room(self._context, len(columns))
         batch = BatchPlan()
         by_source: list[list[int]] = [[] for _ in columns.sources]
         for place, source in enumerate(columns.source_index):
@@ -147,6 +149,7 @@ class Planner:
                         if len(sample) < _FIRST_READINGS:
                             sample.append((time, token))
             known.first.clear()
+            known.fresh = False
         for column, by_source in series.items():
             column.spec = choose_spec(None, list(by_source.values()), self._resolution_us)
 
@@ -173,20 +176,45 @@ class Planner:
     ) -> None:
         source = view.source
         times = [columns.times[place] for place in places]
-        view.note_times(times)
-        if view.known is not None:
-            view.wanted = view.known.template(self._context)
-        rows: list[RowPlan] = []
-        flags, payloads, properties = columns.flags, columns.payloads, columns.properties
+        if not source.steady:
+            view.times.extend(times)
+            view.readings += len(times)
+            if source.index >= 0:
+                batch.views.append(view)
+        elif view.times:
+            view.times.clear()
+        rows: list[Row] = []
+        if view.known is not None and not self._take_up(view, view.known, len(places)):
+            view.known = None
+        known = view.known
+        match = known.match if known is not None else None
+        flags, payloads = columns.flags, columns.payloads
         for place, time in zip(places, times, strict=True):
-            flag, payload = flags[place], payloads[place]
-            block = properties[place] if flag & FLAG_PROPERTIES else b""
-            row = RowPlan(flag, block, payload)
-            if source.index != EPHEMERAL:
-                self._plan_payload(view, row, time)
-            if row.template is None:
-                batch.raw_bytes += len(payload)
-            rows.append(row)
+            payload = payloads[place]
+            tokens: tuple[bytes, ...] | None = None
+            if match is not None and len(payload) <= self._token_bytes:
+                found = match(payload)
+                if found is not None:
+                    tokens = found.groups()
+            if tokens is None and source.index != EPHEMERAL:
+                tokens = self._tokens_of(view, payload, len(places))
+                known = view.known
+                match = known.match if known is not None else None
+            flag = flags[place]
+            block = columns.properties[place] if flag & FLAG_PROPERTIES else b""
+            if tokens is None or known is None:
+                rows.append((flag, block, payload, None, ()))
+                continue
+            rows.append((flag, block, payload, view.wanted, tokens))
+            family = known.family
+            if view in family.samples or family.wants_sample:
+                family.keep_sample(view, (time, known.columns, tokens))
+            if known.fresh and len(known.first) < _FIRST_ROWS:
+                known.first.append((view, time, tokens))
+        if known is not None:
+            known.uses += len(rows)
+            known.family.readings += len(rows)
+            self._credit = min(_CREDIT_MAX, self._credit + _CREDIT_PER_HIT * len(rows))
         batch.arrivals.append((source, times))
         batch.rows[id(source)] = rows
         batch.order.append(places)
@@ -212,7 +240,7 @@ class Planner:
             plan.template, plan.columns = template, columns
             spelled = _spelled(family.columns[template.columns[0]]) if _is_slot(plan) else None
             shape = Shape.of(plan.fragments, framed=template.framed)
-            known = KnownShape(shape, view, columns, plan)
+            known = KnownShape(shape, view, columns, plan, fresh=False)
             self._shapes[shape.framed, shape.fragments, spelled] = known
             view.fragments.update(plan.fragments)
             for path, column in zip(shape.paths(), columns, strict=True):
@@ -227,40 +255,41 @@ class Planner:
 
     # ---- payloads --------------------------------------------------------------------------------
 
-    def _plan_payload(self, view: SourceView, row: RowPlan, time: int) -> None:
-        """Find template and tokens of a payload, or leave it raw."""
-        payload = row.payload
+    def _take_up(self, view: SourceView, known: KnownShape, readings: int) -> bool:
+        """Let a source's payloads be tried with a shape first, if there is room for so many."""
+        if not self._room.take_rows(view.source, known.family, len(known.columns) * readings):
+            self.refused += readings
+            return False
+        view.known = known
+        view.wanted = known.template(self._context)
+        view.fits = None
+        if known.shape.kind == "scalar":
+            column = known.columns[0].column
+            if column is not None and column.printer is not None:
+                view.fits = column.printer.resembles
+            elif column is not None:
+                view.fits = column.text_index.__contains__
+        return True
+
+    def _tokens_of(
+        self, view: SourceView, payload: bytes, readings: int
+    ) -> tuple[bytes, ...] | None:
+        """Return the tokens of a payload, `view.wanted` being its template; None to send it raw."""
         known = view.known
-        tokens: tuple[bytes, ...] | None = None
-        if known is not None:
-            if known.match is not None:
-                match = known.match(payload)
-                if match is not None:
-                    tokens = match.groups()
-            elif view.still_spells(payload):
-                tokens = (payload,)
-        if tokens is None or known is None:
+        if known is not None and view.fits is not None and view.fits(payload):
+            tokens: tuple[bytes, ...] = (payload,)
+        else:
             found = self._find_shape(view, payload)
             if found is None:
-                view.known = view.wanted = None
-                return
+                view.known = None
+                return None
             known, tokens = found
-            if known is not view.known:
-                view.known = known
-                view.wanted = known.template(self._context)
-        limits = self._context.limits
-        if len(payload) > limits.token_bytes and max(map(len, tokens)) > limits.token_bytes:
-            return
-        if not self._room.take_row(view, known):
-            self.refused += 1
-            return
-        known.uses += 1
-        row.template, row.tokens = view.wanted, tokens
-        if self._credit < _CREDIT_MAX:
-            self._credit += _CREDIT_PER_HIT
-        known.family.note(view, time, known.columns, tokens)
-        if known.plan.template is None and len(known.first) < _FIRST_ROWS:
-            known.first.append((view, time, tokens))
+            if known is not view.known and not self._take_up(view, known, readings):
+                view.known = None
+                return None
+        if len(payload) > self._token_bytes and max(map(len, tokens)) > self._token_bytes:
+            return None
+        return tokens
 
     def _find_shape(
         self, view: SourceView, payload: bytes
@@ -371,62 +400,3 @@ def _spelled(column: Column) -> object:
         return "text"
     kind, digits, *_ = column.printer.key
     return digits if kind == PrinterKind.FIXED else VARYING
-
-
-class _Room:
-    """What is left of the context's limits, as far as this batch has not planned it away."""
-
-    def __init__(self, context: Context, readings: int) -> None:
-        limits = context.limits
-        self._sources = limits.sources - len(context.sources)
-        self._families = limits.families - len(context.families)
-        self._columns = limits.columns - context.columns
-        self._cells = limits.cells - context.cells
-        self._literals = limits.literal_bytes - context.literal_bytes
-        self._batch_cells = limits.batch_cells
-        self._shapes = min(TEMPLATE_RING // 2, max(256, readings // 2))
-
-    def take_source(self, size: int) -> bool:
-        """Take room for a source whose names have `size` characters."""
-        size *= 4
-        if self._sources < 1 or self._literals < size:
-            return False
-        self._sources -= 1
-        self._literals -= size
-        return True
-
-    def take_shape(self, family: FamilyView, columns: int, shape: Shape) -> bool:
-        """Take room for a template that adds `columns` to `family`."""
-        new = family.plan.family is None and not family.columns
-        size = sum(map(len, shape.fragments)) + 16 * len(shape.fragments)
-        cells = columns * (len(family.members) + 1)
-        if (
-            self._shapes < 1
-            or self._families < new
-            or self._columns < columns
-            or self._literals < size
-            or self._cells < cells
-            or len(family.columns) + columns > 1024
-        ):
-            return False
-        self._shapes -= 1
-        self._families -= new
-        self._columns -= columns
-        self._literals -= size
-        self._cells -= cells
-        return True
-
-    def take_row(self, view: SourceView, known: KnownShape) -> bool:
-        """Take room for a reading of a known shape."""
-        slots = len(known.columns)
-        if self._batch_cells < slots:
-            return False
-        family = known.family
-        if view.source not in family.members:
-            cells = len(family.columns)
-            if self._cells < cells:
-                return False
-            self._cells -= cells
-            family.members.add(view.source)
-        self._batch_cells -= slots
-        return True

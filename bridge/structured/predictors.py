@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 __all__ = ["USES_COLUMN", "CellState", "Maybe", "PredictorKind", "Rows", "residuals", "values"]
 
@@ -97,6 +97,8 @@ def _last(
     last, recent = state.last, state.recent
     out: list[Maybe] = []
     put = out.append
+    if None not in xs and None not in map(last.__getitem__, rows.cells):
+        return _last_of_all(state, rows, xs, fwd)
     for cell, x in zip(rows.cells, xs, strict=True):
         if x is None:
             put(None)
@@ -111,6 +113,24 @@ def _last(
             last[cell] = recent = x + p
             put(recent)
     state.recent = recent
+    return out
+
+
+def _last_of_all(state: CellState, rows: Rows, xs: Any, fwd: bool) -> list[Maybe]:
+    """Do what `_last` does where every cell has a value and none is escaped."""
+    last: Any = state.last
+    out: list[Maybe] = []
+    put = out.append
+    if fwd:
+        for cell, x in zip(rows.cells, xs, strict=True):
+            put(x - last[cell])
+            last[cell] = x
+        state.recent = xs[-1]
+    else:
+        for cell, x in zip(rows.cells, xs, strict=True):
+            value = last[cell] = x + last[cell]
+            put(value)
+        state.recent = last[rows.cells[-1]]
     return out
 
 

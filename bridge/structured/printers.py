@@ -11,11 +11,13 @@ bounded length or raises ValueError.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from enum import IntEnum
+from functools import lru_cache
+from typing import Literal
 
 from bridge.structured.calendar import parse_clock, parse_stamp, show_clock, show_stamp
+from bridge.structured.frames import varint
 from bridge.structured.limits import VALUE_BITS
 
 __all__ = ["DIGITS_MAX", "Printer", "PrinterKey", "PrinterKind"]
@@ -25,7 +27,7 @@ PrinterKey = tuple[int, int, bytes, bytes, bytes]  # kind, digits, text, prefix,
 DIGITS_MAX = 18
 _BOUND = 1 << VALUE_BITS
 _TWO_64 = 1 << 64
-_CACHE_MAX = 4096
+_CACHE_MAX = 512
 _PARSE_ERRORS = (ValueError, OverflowError, struct.error)
 
 
@@ -48,42 +50,10 @@ class PrinterKind(IntEnum):
     VARINT = 13  # protobuf: 7 bits a byte, low first; negative numbers as 2^64 more
 
 
-class _Parsed(dict[bytes, int | None]):
-    """Tokens parsed before; a look-up parses what is missing."""
-
-    __slots__ = ("_printer",)
-
-    def __init__(self, printer: Printer) -> None:
-        super().__init__()
-        self._printer = printer
-
-    def __missing__(self, token: bytes) -> int | None:
-        if len(self) >= _CACHE_MAX:
-            self.clear()
-        value = self[token] = self._printer.parse_anew(token)
-        return value
-
-
-class _Shown(dict[int, bytes]):
-    """Integers shown before; a look-up shows what is missing."""
-
-    __slots__ = ("_printer",)
-
-    def __init__(self, printer: Printer) -> None:
-        super().__init__()
-        self._printer = printer
-
-    def __missing__(self, value: int) -> bytes:
-        if len(self) >= _CACHE_MAX:
-            self.clear()
-        token = self[value] = self._printer.show_anew(value)
-        return token
-
-
-@dataclass(slots=True, frozen=True, eq=False)
-class _Spelling:
-    parse: Callable[[bytes, int, bytes], int]
-    show: Callable[[int, int, bytes], bytes]
+_Parse = Callable[[bytes], int]
+_Show = Callable[[int], bytes]
+_ParseMany = Callable[[Sequence[bytes]], "list[int | None]"]
+_ShowMany = Callable[[Sequence[int]], list[bytes]]
 
 
 class Printer:
@@ -91,11 +61,9 @@ class Printer:
 
     Attributes:
         key: (kind, digits, text, prefix, suffix): what is sent, and what makes two printers equal.
-        parse: Token to integer, or None when the printer does not spell it so.
-        show: Integer to token; raises ValueError for what cannot be spelled.
     """
 
-    __slots__ = ("_affixes", "_spelling", "key", "parse", "show")
+    __slots__ = ("_parse_core", "_parse_many", "_show_core", "_show_many", "key")
 
     def __init__(
         self,
@@ -105,160 +73,276 @@ class Printer:
         prefix: bytes = b"",
         suffix: bytes = b"",
     ) -> None:
-        self.key = (int(kind), digits, text, prefix, suffix)
-        self._spelling = _SPELLINGS[PrinterKind(kind)]
-        self._affixes = bool(prefix or suffix)
-        self.parse: Callable[[bytes], int | None] = _Parsed(self).__getitem__
-        self.show: Callable[[int], bytes] = _Shown(self).__getitem__
+        self.key: PrinterKey = (int(kind), digits, text, prefix, suffix)
+        self._parse_core, self._show_core = _SPELLINGS[PrinterKind(kind)](digits, text)
+        self._parse_many: _ParseMany = self._parse_one_by_one
+        self._show_many: _ShowMany = self._show_one_by_one
+        if kind in _REPEATING:
+            cached_parse = lru_cache(_CACHE_MAX)(self.parse)
+            cached_show = lru_cache(_CACHE_MAX)(self.show)
+            self._parse_many = lambda tokens: list(map(cached_parse, tokens))
+            self._show_many = lambda values: list(map(cached_show, values))
+        elif kind in (PrinterKind.FIXED, PrinterKind.TRIMMED) and not prefix and not suffix:
+            self._parse_many, self._show_many = _decimals(self, digits, kind)
 
-    def parse_anew(self, token: bytes) -> int | None:
-        """Return the integer `token` spells, or None; without the cache."""
-        _, digits, text, prefix, suffix = self.key
+    def parse(self, token: bytes) -> int | None:
+        """Return the integer `token` spells, or None when this printer does not spell it so."""
+        _, _, _, prefix, suffix = self.key
         core = token
-        if self._affixes:
+        if prefix or suffix:
             end = len(token) - len(suffix)
             if len(prefix) > end or not (token.startswith(prefix) and token.endswith(suffix)):
                 return None
             core = token[len(prefix) : end]
         try:
-            value = self._spelling.parse(core, digits, text)
-            if -_BOUND < value < _BOUND and self._spelling.show(value, digits, text) == core:
+            value = self._parse_core(core)
+            if -_BOUND < value < _BOUND and self._show_core(value) == core:
                 return value
         except _PARSE_ERRORS:
             pass
         return None
 
-    def show_anew(self, value: int) -> bytes:
-        """Return the token that spells `value`; without the cache."""
-        _, digits, text, prefix, suffix = self.key
+    def show(self, value: int) -> bytes:
+        """Return the token that spells `value`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        _, _, _, prefix, suffix = self.key
         try:
             if not -_BOUND < value < _BOUND:
                 raise ValueError("out of range")
-            core = self._spelling.show(value, digits, text)
+            core = self._show_core(value)
         except _PARSE_ERRORS as error:
             raise ValueError(f"an integer its column cannot spell: {error}") from error
-        return prefix + core + suffix if self._affixes else core
+        return prefix + core + suffix
+
+    def parse_all(self, tokens: Sequence[bytes]) -> list[int | None]:
+        """Return what `parse` returns for each token."""
+        return self._parse_many(tokens)
+
+    def show_all(self, values: Sequence[int]) -> list[bytes]:
+        """Return what `show` returns for each value.
+
+        Raises:
+            ValueError: there is none for some value.
+        """
+        return self._show_many(values)
+
+    def _parse_one_by_one(self, tokens: Sequence[bytes]) -> list[int | None]:
+        return list(map(self.parse, tokens))
+
+    def _show_one_by_one(self, values: Sequence[int]) -> list[bytes]:
+        return list(map(self.show, values))
+
+    def resembles(self, token: bytes) -> bool:
+        """Return True for a token that this printer, if it is decimal, may well spell."""
+        kind, digits, *_ = self.key
+        if kind != PrinterKind.FIXED:
+            return self.parse(token) is not None
+        if digits:
+            return token[-digits - 1 : -digits] == b"."
+        return token.isdigit() or token[1:].isdigit()
 
 
 # ---- decimals ------------------------------------------------------------------------------------
 
 
-def _parse_fixed(token: bytes, digits: int, text: bytes) -> int:  # noqa: ARG001
+def _fixed(digits: int, text: bytes) -> tuple[_Parse, _Show]:  # noqa: ARG001
     if not digits:
-        return int(token)
-    return int(token[: -digits - 1] + token[-digits:])
+        return int, b"%d".__mod__
+    form = b"%%0%dd" % (digits + 1)
+    point = -digits - 1
+
+    def parse(token: bytes) -> int:
+        return int(token[:point] + token[-digits:])
+
+    def show(value: int) -> bytes:
+        if value < 0:
+            shown = form % -value
+            return b"-" + shown[:-digits] + b"." + shown[-digits:]
+        shown = form % value
+        return shown[:-digits] + b"." + shown[-digits:]
+
+    return parse, show
 
 
-def _show_fixed(value: int, digits: int, text: bytes) -> bytes:  # noqa: ARG001
-    if not digits:
-        return b"%d" % value
-    shown = b"%0*d" % (digits + 1, abs(value))
-    return b"%b%b.%b" % (b"-" if value < 0 else b"", shown[:-digits], shown[-digits:])
+def _decimals(printer: Printer, digits: int, kind: int) -> tuple[_ParseMany, _ShowMany]:
+    """Return what parses and shows many tokens of a FIXED or TRIMMED printer at once.
+
+    Parsing does nearly all tokens in C loops and leaves the rest to `printer`. It proves them all
+    as well: shown with its point left out, a value must give the token with its point left out.
+    """
+    form, negative_form = b"%%0%dd" % (digits + 1), b"%%0%dd" % (digits + 2)
+    point = -digits - 1
+    trimmed = kind == PrinterKind.TRIMMED and digits > 0
+
+    def likely(token: bytes) -> bool:
+        return token[point : point + 1] == b"." and not (trimmed and token[-1:] == b"0")
+
+    def parse_some(tokens: Sequence[bytes]) -> list[int] | None:
+        bare = [token.replace(b".", b"", 1) for token in tokens] if digits else list(tokens)
+        values = list(map(int, bare))
+        if digits:
+            forms = [(form if value >= 0 else negative_form) % value for value in values]
+        else:
+            forms = list(map(b"%d".__mod__, values))
+        if forms != bare or min(values) <= -_BOUND or max(values) >= _BOUND:
+            return None
+        return values
+
+    def parse(tokens: Sequence[bytes]) -> list[int | None]:
+        if digits:
+            some = [token for token in tokens if likely(token)]
+        else:
+            some = [token for token in tokens if token.isdigit() or token[1:].isdigit()]
+        values: list[int] | None = None
+        if 2 * len(some) > len(tokens):
+            try:
+                values = parse_some(some)
+            except ValueError:
+                values = None
+        if values is None:
+            return list(map(printer.parse, tokens))
+        if len(some) == len(tokens):
+            return [*values]
+        known = dict(zip(some, values, strict=True))
+        return [known[token] if token in known else printer.parse(token) for token in tokens]
+
+    def show(values: Sequence[int]) -> list[bytes]:
+        if min(values) <= -_BOUND or max(values) >= _BOUND:
+            raise ValueError("an integer its column cannot spell: out of range")
+        if not digits:
+            return list(map(b"%d".__mod__, values))
+        bare = [(form if value >= 0 else negative_form) % value for value in values]
+        shown = [text[: point + 1] + b"." + text[point + 1 :] for text in bare]
+        if trimmed:
+            return [text if text[-1:] != b"0" else text.rstrip(b"0").rstrip(b".") for text in shown]
+        return shown
+
+    return parse, show
 
 
-def _parse_trimmed(token: bytes, digits: int, text: bytes) -> int:  # noqa: ARG001
-    whole, _, fraction = token.partition(b".")
-    if len(fraction) > digits:
-        raise ValueError("more digits than the column has")
-    return int(whole + fraction.ljust(digits, b"0"))
+def _trimmed(digits: int, text: bytes) -> tuple[_Parse, _Show]:
+    _, show_fixed = _fixed(digits, text)
+
+    def parse(token: bytes) -> int:
+        whole, _, fraction = token.partition(b".")
+        if len(fraction) > digits:
+            raise ValueError("more digits than the column has")
+        return int(whole + fraction.ljust(digits, b"0"))
+
+    def show(value: int) -> bytes:
+        shown = show_fixed(value)
+        return shown.rstrip(b"0").rstrip(b".") if digits else shown
+
+    return parse, show
 
 
-def _show_trimmed(value: int, digits: int, text: bytes) -> bytes:
-    shown = _show_fixed(value, digits, text)
-    return shown.rstrip(b"0").rstrip(b".") if digits else shown
+def _floaty(digits: int, text: bytes) -> tuple[_Parse, _Show]:
+    parse, show_trimmed = _trimmed(digits, text)
+
+    def show(value: int) -> bytes:
+        shown = show_trimmed(value)
+        return shown if b"." in shown else shown + b".0"
+
+    return parse, show
 
 
-def _show_floaty(value: int, digits: int, text: bytes) -> bytes:
-    shown = _show_trimmed(value, digits, text)
-    return shown if b"." in shown else shown + b".0"
+def _padded(digits: int, text: bytes) -> tuple[_Parse, _Show]:  # noqa: ARG001
+    form = b"%%0%dd" % digits
 
+    def show(value: int) -> bytes:
+        if value < 0:
+            raise ValueError("a negative count")
+        return form % value
 
-def _parse_padded(token: bytes, digits: int, text: bytes) -> int:  # noqa: ARG001
-    return int(token)
-
-
-def _show_padded(value: int, digits: int, text: bytes) -> bytes:  # noqa: ARG001
-    if value < 0:
-        raise ValueError("a negative count")
-    return b"%0*d" % (digits, value)
+    return int, show
 
 
 # ---- times ---------------------------------------------------------------------------------------
 
 
-def _parse_stamp(token: bytes, digits: int, text: bytes) -> int:  # noqa: ARG001
-    return parse_stamp(token, digits)
+def _stamp(digits: int, text: bytes) -> tuple[_Parse, _Show]:
+    return lambda token: parse_stamp(token, digits), lambda value: show_stamp(value, digits, text)
 
 
-def _show_stamp_trimmed(value: int, digits: int, text: bytes) -> bytes:
-    shown = show_stamp(value, digits, text)
-    return shown.rstrip(b"0").rstrip(b".") if digits else shown
+def _stamp_trimmed(digits: int, text: bytes) -> tuple[_Parse, _Show]:
+    parse, show_whole = _stamp(digits, text)
+
+    def show(value: int) -> bytes:
+        shown = show_whole(value)
+        return shown.rstrip(b"0").rstrip(b".") if digits else shown
+
+    return parse, show
 
 
-def _parse_clock(token: bytes, digits: int, text: bytes) -> int:  # noqa: ARG001
-    return parse_clock(token, text)
+def _clock(digits: int, text: bytes) -> tuple[_Parse, _Show]:
+    return lambda token: parse_clock(token, text), lambda value: show_clock(value, digits, text)
 
 
 # ---- bytes ---------------------------------------------------------------------------------------
 
 
-def _bytes_spelling(order: str, signed: bool) -> _Spelling:
-    little = order == "little"
+def _whole(order: Literal["little", "big"], *, signed: bool) -> _Spelling:
+    def spelling(digits: int, text: bytes) -> tuple[_Parse, _Show]:  # noqa: ARG001
+        def parse(token: bytes) -> int:
+            return int.from_bytes(token, order, signed=signed)
 
-    def parse(token: bytes, digits: int, text: bytes) -> int:  # noqa: ARG001
-        return int.from_bytes(token, "little" if little else "big", signed=signed)
+        def show(value: int) -> bytes:
+            return value.to_bytes(digits, order, signed=signed)
 
-    def show(value: int, digits: int, text: bytes) -> bytes:  # noqa: ARG001
-        return value.to_bytes(digits, "little" if little else "big", signed=signed)
+        return parse, show
 
-    return _Spelling(parse, show)
+    return spelling
 
 
-def _float_spelling(mark: str) -> _Spelling:
-    formats = {b"4": struct.Struct(mark + "f"), b"8": struct.Struct(mark + "d")}
-
-    def parse(token: bytes, digits: int, text: bytes) -> int:
-        number: float = formats[text].unpack(token)[0]
+def _float(mark: str) -> _Spelling:
+    def spelling(digits: int, text: bytes) -> tuple[_Parse, _Show]:
+        form = struct.Struct(mark + ("f" if text == b"4" else "d"))
         scale: int = 10**digits
-        return round(number * scale)
 
-    def show(value: int, digits: int, text: bytes) -> bytes:
-        return formats[text].pack(value / 10**digits)
+        def parse(token: bytes) -> int:
+            number: float = form.unpack(token)[0]
+            return round(number * scale)
 
-    return _Spelling(parse, show)
+        def show(value: int) -> bytes:
+            return form.pack(value / scale)
 
+        return parse, show
 
-def _parse_varint(token: bytes, digits: int, text: bytes) -> int:  # noqa: ARG001
-    value = 0
-    for place, byte in enumerate(token[:10]):
-        value |= (byte & 0x7F) << 7 * place
-    return value - _TWO_64 if value >= 1 << 63 else value
+    return spelling
 
 
-def _show_varint(value: int, digits: int, text: bytes) -> bytes:  # noqa: ARG001
-    if value < 0:
-        value += _TWO_64
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+def _varint(digits: int, text: bytes) -> tuple[_Parse, _Show]:  # noqa: ARG001
+    def parse(token: bytes) -> int:
+        value = 0
+        for place, byte in enumerate(token[:10]):
+            value |= (byte & 0x7F) << 7 * place
+        return value - _TWO_64 if value >= 1 << 63 else value
+
+    def show(value: int) -> bytes:
+        return varint(value + _TWO_64 if value < 0 else value)
+
+    return parse, show
 
 
-_SPELLINGS = {
-    PrinterKind.FIXED: _Spelling(_parse_fixed, _show_fixed),
-    PrinterKind.TRIMMED: _Spelling(_parse_trimmed, _show_trimmed),
-    PrinterKind.FLOATY: _Spelling(_parse_trimmed, _show_floaty),
-    PrinterKind.PADDED: _Spelling(_parse_padded, _show_padded),
-    PrinterKind.STAMP: _Spelling(_parse_stamp, show_stamp),
-    PrinterKind.STAMP_TRIMMED: _Spelling(_parse_stamp, _show_stamp_trimmed),
-    PrinterKind.CLOCK: _Spelling(_parse_clock, show_clock),
-    PrinterKind.UNSIGNED_LITTLE: _bytes_spelling("little", signed=False),
-    PrinterKind.UNSIGNED_BIG: _bytes_spelling("big", signed=False),
-    PrinterKind.SIGNED_LITTLE: _bytes_spelling("little", signed=True),
-    PrinterKind.SIGNED_BIG: _bytes_spelling("big", signed=True),
-    PrinterKind.FLOAT_LITTLE: _float_spelling("<"),
-    PrinterKind.FLOAT_BIG: _float_spelling(">"),
-    PrinterKind.VARINT: _Spelling(_parse_varint, _show_varint),
+_Spelling = Callable[[int, bytes], tuple[_Parse, _Show]]
+_REPEATING = frozenset({PrinterKind.STAMP, PrinterKind.STAMP_TRIMMED, PrinterKind.CLOCK})
+
+_SPELLINGS: dict[int, _Spelling] = {
+    PrinterKind.FIXED: _fixed,
+    PrinterKind.TRIMMED: _trimmed,
+    PrinterKind.FLOATY: _floaty,
+    PrinterKind.PADDED: _padded,
+    PrinterKind.STAMP: _stamp,
+    PrinterKind.STAMP_TRIMMED: _stamp_trimmed,
+    PrinterKind.CLOCK: _clock,
+    PrinterKind.UNSIGNED_LITTLE: _whole("little", signed=False),
+    PrinterKind.UNSIGNED_BIG: _whole("big", signed=False),
+    PrinterKind.SIGNED_LITTLE: _whole("little", signed=True),
+    PrinterKind.SIGNED_BIG: _whole("big", signed=True),
+    PrinterKind.FLOAT_LITTLE: _float("<"),
+    PrinterKind.FLOAT_BIG: _float(">"),
+    PrinterKind.VARINT: _varint,
 }

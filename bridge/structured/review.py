@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ __all__ = ["VARYING", "FamilyView", "SourceView", "review_columns", "review_time
 
 _SAMPLED_SOURCES = 8
 _SAMPLED_READINGS = 16
-_FIRST_REVIEW = 32
+_FIRST_REVIEW = 64
 _REVIEW_EVERY = 8192
 _NEIGHBOURS = 12
 _TIMES = 17
@@ -46,37 +46,23 @@ class SourceView:
         source: The source.
         known: The shape of its last payload.
         wanted: The template, or plan, to give its next payload of that shape.
-        times: Its last times.
-        readings: How many it had.
+        fits: Returns True for a payload that is a slot alone and spelled as the last.
+        times: Its last times, kept while they are not predicted well.
+        readings: How many of those it had.
+        review_at: How many it must have had for the next review.
     """
 
-    __slots__ = ("_digits", "known", "readings", "review_at", "source", "times", "wanted")
+    __slots__ = ("_digits", "fits", "known", "readings", "review_at", "source", "times", "wanted")
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.known: KnownShape | None = None
         self.wanted: Template | TemplatePlan | None = None
+        self.fits: Callable[[bytes], bool] | None = None
         self.times: deque[int] = deque(maxlen=_TIMES)
         self.readings = 0
         self.review_at = _FIRST_TIMES
         self._digits = -1
-
-    def note_times(self, times: Sequence[int]) -> None:
-        """Keep the times of new readings."""
-        self.times.extend(times)
-        self.readings += len(times)
-
-    def still_spells(self, payload: bytes) -> bool:
-        """Return True when a payload that is a slot alone is spelled as the source's last one."""
-        known = self.known
-        if known is None or known.shape.kind != "scalar":
-            return False
-        column = known.columns[0].column
-        if column is None:
-            return False
-        if column.kind == ColumnKind.NUMBER and column.printer is not None:
-            return column.printer.parse(payload) is not None
-        return payload in column.text_index
 
     def spelling_of(self, payload: bytes) -> object:
         """Return what sets apart columns of payloads that are a slot alone."""
@@ -97,7 +83,9 @@ def review_times(views: Iterable[SourceView], resolution_us: int) -> list[tuple[
     for view in views:
         if view.readings < view.review_at or view.source.index < 0:
             continue
-        view.review_at = view.readings * 2
+        view.review_at = view.readings * 3
+        if len(view.times) < _FIRST_TIMES:
+            continue
         mode, period = _best_mode(view, resolution_us)
         source = view.source
         if mode != source.mode or (
@@ -116,13 +104,13 @@ def _best_mode(view: SourceView, resolution_us: int) -> tuple[int, int]:
     period = long[len(long) // 2]
     options = [(_gap_bits(gaps), TimeMode.GAP, 0)]
     source = view.source
-    candidates = {_rounded(period << 8, resolution_us)}
+    candidates = {_rounded(period << 8, resolution_us), (60_000_000 << 8) // resolution_us}
     if source.mode == TimeMode.PERIODIC:
         candidates.add(source.period)
     for candidate in sorted(candidates):
-        if candidate > 256:
+        if 256 < candidate <= max(gaps) << 9:
             bits = _periodic_bits(times, candidate, free=False)
-            bits *= 0.95 if candidate == source.period else 1.0
+            bits *= 1.0 if candidate == source.period else 1.05
             options.append((bits, TimeMode.PERIODIC, candidate))
     second = (1_000_000 << 8) // resolution_us
     if len(gaps) >= 8 and 256 < second < period << 8:
@@ -169,7 +157,7 @@ def _periodic_bits(times: Sequence[int], period: int, *, free: bool) -> float:
 
 # ---- families ------------------------------------------------------------------------------------
 
-_Sample = tuple[int, list[ColumnPlan], tuple[bytes, ...]]
+Sample = tuple[int, list[ColumnPlan], tuple[bytes, ...]]  # time, columns, their tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -180,22 +168,19 @@ class FamilyView:
     columns: dict[tuple[object, ...], ColumnPlan] = field(default_factory=dict)
     fragments: set[bytes] = field(default_factory=set)
     members: set[Source] = field(default_factory=set)
-    samples: dict[SourceView, deque[_Sample]] = field(default_factory=dict)
+    samples: dict[SourceView, deque[Sample]] = field(default_factory=dict)
+    wants_sample: bool = True  # there is room for another source's samples
     readings: int = 0
     review_at: int = _FIRST_REVIEW
     due: list[ColumnPlan] = field(default_factory=list)
 
-    def note(
-        self, view: SourceView, time: int, columns: list[ColumnPlan], tokens: tuple[bytes, ...]
-    ) -> None:
-        """Count a reading, and keep it if its source is one of those sampled."""
-        self.readings += 1
-        sample = self.samples.get(view)
-        if sample is None:
-            if len(self.samples) >= _SAMPLED_SOURCES:
-                return
-            sample = self.samples[view] = deque(maxlen=_SAMPLED_READINGS)
-        sample.append((time, columns, tokens))
+    def keep_sample(self, view: SourceView, sample: Sample) -> None:
+        """Keep a reading to learn from."""
+        kept = self.samples.get(view)
+        if kept is None:
+            kept = self.samples[view] = deque(maxlen=_SAMPLED_READINGS)
+            self.wants_sample = len(self.samples) < _SAMPLED_SOURCES
+        kept.append(sample)
 
     def series_of(self, column: ColumnPlan) -> Series:
         """Return the sampled tokens of a column by source, only of sources that have it."""
@@ -218,7 +203,7 @@ class FamilyView:
             for sample in self._samples_with(beside)
         ]
 
-    def _samples_with(self, column: ColumnPlan) -> Iterable[list[_Sample]]:
+    def _samples_with(self, column: ColumnPlan) -> Iterable[list[Sample]]:
         for sample in self.samples.values():
             having = [row for row in sample if column in row[1]]
             if having:
@@ -248,6 +233,7 @@ def review_columns(
             _review_column(view, family, view.due.pop(), refs, resolution_us, out)
         if not view.due:
             view.samples.clear()
+            view.wants_sample = True
     return out
 
 

@@ -8,36 +8,34 @@ they changed; those of hot columns in every reading that is not a repetition of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 from bridge.readings import FLAG_PROPERTIES
 from bridge.structured.coder import Writer
-from bridge.structured.columns import encode_column
-from bridge.structured.context import RAW, Column, Context, Source, Template
+from bridge.structured.columns import encode_column, write_chain
+from bridge.structured.context import RAW, Context, Source, Template
 from bridge.structured.heads import (
     EXPLICIT,
     MASKED,
     PLAIN,
     SAME,
     FamilyRows,
-    RowPlan,
+    References,
+    Row,
     code_mask,
     code_meta,
     code_raw,
     code_template,
-    expected_template,
     note_template,
 )
-from bridge.structured.predictors import Maybe, Rows
+from bridge.structured.predictors import Rows
 from bridge.structured.schema import TemplatePlan, add_instance
-from bridge.structured.tables import Table
 from bridge.structured.timing import Arrivals
 
-__all__ = ["encode_rows", "refer"]
+__all__ = ["encode_rows"]
 
 
 def encode_rows(
-    io: Writer, context: Context, arrivals: Arrivals, plans: Sequence[Sequence[RowPlan]]
+    io: Writer, context: Context, arrivals: Arrivals, plans: Sequence[Sequence[Row]]
 ) -> None:
     """Code the readings of a batch.
 
@@ -48,11 +46,25 @@ def encode_rows(
         plans: Beside each of them the readings.
     """
     gathered: dict[int, FamilyRows] = {}
+    heads: list[int] = []
+    before, io.spans = io.spans, []
     for (source, times), rows in zip(arrivals, plans, strict=True):
         for time, row in zip(times, rows, strict=True):
-            _encode_row(io, context, source, time, row, gathered)
+            heads.append(_encode_row(io, context, source, time, row, gathered))
+    details, io.spans = io.spans, before
+    _write_heads(io, context, arrivals, heads)
+    io.spans += details
     for index in sorted(gathered):
         _encode_columns(io, context, gathered[index])
+
+
+def _write_heads(io: Writer, context: Context, arrivals: Arrivals, heads: list[int]) -> None:
+    """Code the heads of all readings, each in the light of its source's last one."""
+    contexts = [source.head for source, _ in arrivals]
+    places = [place for place, (_, times) in enumerate(arrivals) for _ in times]
+    write_chain(io, context.tables.heads, contexts, places, heads)
+    for (source, _), head in zip(arrivals, contexts, strict=True):
+        source.head = head
 
 
 def _encode_row(
@@ -60,116 +72,110 @@ def _encode_row(
     context: Context,
     source: Source,
     time: int,
-    row: RowPlan,
+    row: Row,
     gathered: dict[int, FamilyRows],
-) -> None:
-    wanted = row.template
+) -> int:
+    """Code the details of a reading and note its tokens; returns its head."""
+    flags, block, payload, wanted, tokens = row
     if isinstance(wanted, TemplatePlan) and wanted.template is not None:
-        wanted = row.template = wanted.template
-    expected = expected_template(context, source)
+        wanted = wanted.template
+    last = source.template
+    expected = source.after.get(last, last)
     template = context.templates[expected] if expected != RAW else None
-    usual = (
-        wanted is template
-        and row.flags == source.flags
-        and (not row.flags & FLAG_PROPERTIES or row.block == source.block)
+    explicit = (
+        wanted is not template
+        or flags != source.flags
+        or (flags & FLAG_PROPERTIES != 0 and block != source.block)
     )
-    heads = context.tables.heads
-    table = heads[source.head]
-    number = expected
-    if not usual:
-        io.symbol(table, EXPLICIT)
-        table = heads[3]
+    if explicit:
         if isinstance(wanted, Template) and context.templates[wanted.index] is not wanted:
-            wanted = row.template = TemplatePlan.of(wanted)
-        number = code_template(io, context, source, expected, row)
-        template = context.templates[number] if number != RAW else None
-        code_meta(io, context, source, row)
-    note_template(source, number)
+            wanted = TemplatePlan.of(wanted)
+        if template is None:
+            expected = RAW
+        expected = code_template(io, context, source, expected, wanted)
+        template = context.templates[expected] if expected != RAW else None
+        code_meta(io, context, source, flags, block)
+    note_template(source, RAW if template is None else expected)
     if template is None:
-        source.head = io.symbol(table, PLAIN)
-        code_raw(io, context, source, row.payload)
-        return
+        if explicit:
+            io.symbol(context.tables.explicit, PLAIN)
+        code_raw(io, context, source, payload)
+        return EXPLICIT if explicit else PLAIN
     family = template.family
-    cell = source.instances.get(family.index, -1)
-    if cell < 0:
-        cell = add_instance(context, family, source)
     rows = gathered.get(family.index)
     if rows is None:
         rows = gathered[family.index] = FamilyRows(family)
-    _encode_changes(io, context, source, table, template, cell, time, row.tokens, rows)
+    cell = source.instances.get(family.index, -1)
+    if cell < 0:
+        cell = add_instance(context, family, source)
+    kind, mask = _note_changes(rows, template, cell, time, tokens)
+    if explicit:
+        io.symbol(context.tables.explicit, kind)
+    if kind == MASKED:
+        code_mask(io, context, family, mask)
+    return EXPLICIT if explicit else kind
 
 
-def _encode_changes(
-    io: Writer,
-    context: Context,
-    source: Source,
-    table: Table,
-    template: Template,
-    cell: int,
-    time: int,
-    tokens: tuple[bytes, ...],
-    rows: FamilyRows,
-) -> None:
-    """Code how the tokens of a reading differ from its instance's last ones."""
-    template.prepare()
-    before = rows.family.tokens[cell]
-    if template.pick_columns(before) == tokens:
-        source.head = io.symbol(table, SAME)
-        return
+def _note_changes(
+    rows: FamilyRows, template: Template, cell: int, time: int, tokens: tuple[bytes, ...]
+) -> tuple[int, tuple[int, ...]]:
+    """Note what of a reading is to be coded; returns its kind and the cold columns that changed."""
+    family = rows.family
+    if template.version != family.version:
+        template.prepare()
+    before = family.tokens[cell]
+    hot = template.pick_hot(tokens)
     cold = template.pick_cold(tokens)
     cold_before = template.pick_cold_columns(before)
-    number = rows.add(template, cell, time)
-    rows.hot.append(template.pick_hot(tokens))
+    kind = PLAIN
+    mask: tuple[int, ...] = ()
     if cold == cold_before:
-        source.head = io.symbol(table, PLAIN)
+        if hot == template.pick_hot_columns(before):
+            return SAME, mask
+        number = rows.add(template, cell, time)
     else:
-        columns = template.cold_columns
-        pairs = zip(columns, cold, cold_before, strict=True)
-        mask = tuple(column for column, token, old in pairs if old is not None and token != old)
-        source.head = io.symbol(table, MASKED if mask else PLAIN)
-        if mask:
-            code_mask(io, context, rows.family, mask)
-        for column, token, old in zip(columns, cold, cold_before, strict=True):
+        number = rows.add(template, cell, time)
+        changed = []
+        for column, token, old in zip(template.cold_columns, cold, cold_before, strict=True):
             if token != old:
                 rows.add_extra(number, column, token)
-    for column, token in zip(template.columns, tokens, strict=True):
-        before[column] = token
+                if old is not None:
+                    changed.append(column)
+        if changed:
+            kind, mask = MASKED, tuple(changed)
+    rows.hot.append(hot)
+    if template.whole:
+        family.tokens[cell] = list(tokens)
+    else:
+        for column, token in zip(template.columns, tokens, strict=True):
+            before[column] = token
+    return kind, mask
 
 
-def _encode_columns(io: Writer, context: Context, gathered: FamilyRows) -> None:
-    family = gathered.family
-    plain = len(gathered.layouts) == 1
-    layout = next(iter(gathered.layouts), ())
-    by_column = dict(zip(layout, zip(*gathered.hot, strict=True), strict=True)) if plain else {}
-    numbers: dict[int, dict[int, Maybe]] = {}
-    referred = {column.ref[1] for column in family.columns}
-    for index in family.order:
-        column = family.columns[index]
-        places = gathered.rows_of(column)
-        if not places:
-            continue
-        if not column.hot:
-            tokens: Sequence[bytes] = gathered.extra[index][1]
-        elif plain:
-            tokens = cast("tuple[bytes, ...]", by_column[index])
-        else:
+def _encode_columns(io: Writer, context: Context, rows: FamilyRows) -> None:
+    """Code the columns of a family: the hot ones, then those cold ones that changed somewhere."""
+    references = References(rows.family)
+    if len(rows.layouts) == 1:
+        (layout,) = rows.layouts
+        everywhere, selected = range(len(rows.cells)), Rows(rows.cells, rows.times)
+        by_place = list(zip(*rows.hot, strict=True))
+        for column, place in rows.family.hot_order(layout):
+            references.give(column, everywhere, selected)
+            numbers = encode_column(io, context, column, selected, by_place[place])
+            references.keep(column.index, everywhere, numbers)
+    else:
+        for column in rows.hot_columns():
+            places = rows.rows_with(column)
             tokens = [
-                gathered.hot[row][gathered.templates[row].hot_columns.index(index)]
-                for row in places
+                rows.hot[place][rows.templates[place].hot_columns.index(column.index)]
+                for place in places
             ]
-        rows = gathered.select(places)
-        refer(column, rows, places, numbers)
-        found = encode_column(io, context, column, rows, tokens)
-        if index in referred:
-            numbers[index] = dict(zip(places, found, strict=False))
-
-
-def refer(
-    column: Column, rows: Rows, places: Sequence[int], numbers: dict[int, dict[int, Maybe]]
-) -> None:
-    """Give a column that refers to another the other's values in the same rows."""
-    where, place = column.ref
-    if place < 0:
-        return
-    known = numbers.get(place, {}) if where < 0 else {}
-    rows.refs = [known.get(row) for row in places]
+            selected = rows.select(places)
+            references.give(column, places, selected)
+            numbers = encode_column(io, context, column, selected, tokens)
+            references.keep(column.index, places, numbers)
+    for column in rows.changed_columns():
+        places, changed = rows.extra[column.index]
+        selected = rows.select(places)
+        references.give(column, places, selected)
+        encode_column(io, context, column, selected, changed)

@@ -173,6 +173,7 @@ def define_column(
     spec = _code_spec(io, context, family, len(family.columns), spec or ColumnSpec())
     column = Column(len(family.columns))
     family.columns.append(column)
+    family.version += 1
     for tokens in family.tokens:
         tokens.append(None)
         column.add_cell()

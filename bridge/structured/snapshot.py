@@ -18,7 +18,8 @@ import zstandard
 from bridge.structured.context import Column, Context, Family, Source, Template, TextModel
 from bridge.structured.limits import TEMPLATE_RING, StructuredLimits
 from bridge.structured.symbols import UNKNOWN_PRIOR
-from bridge.structured.tables import Table
+from bridge.structured.tables import Chain, Table
+from bridge.structured.timing import settle
 
 __all__ = ["SnapshotError", "digest", "dump", "restore"]
 
@@ -37,7 +38,6 @@ _SOURCE_NUMBERS = (
     "multiple",
     "burst",
     "burst_length",
-    "wake",
     "absent",
     "awake",
     "head",
@@ -107,9 +107,11 @@ def _plain(context: Context) -> bytes:
     )
 
 
-def _put_any(value: Table | TextModel | list[Table]) -> Any:
+def _put_any(value: Table | Chain | TextModel | list[Table]) -> Any:
     if isinstance(value, Table):
         return _put_table(value)
+    if isinstance(value, Chain):
+        return _put_chain(value)
     if isinstance(value, TextModel):
         return _put_model(value)
     return [_put_table(table) for table in value]
@@ -117,6 +119,10 @@ def _put_any(value: Table | TextModel | list[Table]) -> Any:
 
 def _put_table(table: Table) -> list[Any]:
     return [table.counts, table.log]
+
+
+def _put_chain(chain: Chain) -> list[Any]:
+    return [[_put_table(table) for table in chain.tables], chain.noted]
 
 
 def _put_model(model: TextModel) -> list[Any]:
@@ -168,7 +174,7 @@ def _put_column(column: Column) -> list[Any]:
         column.ref,
         [cells.last, cells.aux, cells.recent, cells.recent_aux],
         column.contexts,
-        [_put_table(table) for table in column.tables],
+        _put_chain(column.chain) if column.chain else None,
         column.texts,
         _put_table(column.escapes) if column.escapes else None,
         _put_model(column.model) if column.model else None,
@@ -203,9 +209,11 @@ def _context(data: list[Any], limits: StructuredLimits) -> Context:
     return context
 
 
-def _get_any(value: Table | TextModel | list[Table], data: list[Any]) -> None:
+def _get_any(value: Table | Chain | TextModel | list[Table], data: list[Any]) -> None:
     if isinstance(value, Table):
         _get_table(value, data)
+    elif isinstance(value, Chain):
+        _get_chain(value, data)
     elif isinstance(value, TextModel):
         _get_model(value, data)
     else:
@@ -223,6 +231,13 @@ def _get_table(table: Table, data: list[Any]) -> Table:
     return table
 
 
+def _get_chain(chain: Chain, data: list[Any]) -> None:
+    for table, item in zip(chain.tables, data[0], strict=True):
+        _get_table(table, item)
+    chain.noted = data[1]
+    chain.refresh()
+
+
 def _get_model(model: TextModel, data: list[Any]) -> TextModel:
     for table, item in zip((model.prefix, model.suffix, model.length), data[:3], strict=True):
         _get_table(table, item)
@@ -236,6 +251,7 @@ def _get_source(index: int, data: list[Any]) -> Source:
     for name, number in zip(_SOURCE_NUMBERS, numbers, strict=True):
         setattr(source, name, number)
     source.awake = bool(source.awake)
+    settle(source)
     source.after = {a: b for a, b in after}  # noqa: C416 - pairs come as lists
     source.block = block
     source.instances = {a: b for a, b in instances}  # noqa: C416
@@ -257,17 +273,15 @@ def _get_family(context: Context, index: int, data: list[Any]) -> Family:
 
 
 def _get_column(context: Context, index: int, data: list[Any]) -> Column:
-    numbers, key, param, ref, cells, contexts, tables, texts, escapes, model, recent, last = data
+    numbers, key, param, ref, cells, contexts, chain, texts, escapes, model, recent, last = data
     column = Column(index, param=tuple(param), ref=tuple(ref), contexts=contexts, texts=texts)
     column.kind, column.hot, column.predictor, column.alphabet = numbers
     if key is not None:
         column.printer = context.printer((key[0], key[1], key[2], key[3], key[4]))
     state = column.cells
     state.last, state.aux, state.recent, state.recent_aux = cells
-    if tables:
-        column.prepare()
-        for table, item in zip(column.tables, tables, strict=True):
-            _get_table(table, item)
+    if chain is not None:
+        _get_chain(column.prepare(), chain)
     column.text_index = {text: place for place, text in enumerate(texts, 1)}
     if escapes is not None:
         column.escapes = _get_table(Table(UNKNOWN_PRIOR), escapes)

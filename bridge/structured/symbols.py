@@ -2,7 +2,8 @@
 
 docs/link-format-structured.md section 3. A residual r of any column is written as one of
 `RESIDUALS` symbols: -8..8 each have their own; larger ones share one by sign, bit length (4 to 20)
-and the bit after the leading one, the other bits following plainly; still larger ones are `BIG`.
+and, up to 8 bits, the bit after the leading one; the other bits follow plainly. Still larger ones
+are `BIG`.
 `ESCAPE` says that no integer follows. A symbol's *size* is the bit length of its integer.
 
 Invariant: everything here is integer arithmetic, so every machine gets the same tables.
@@ -26,6 +27,8 @@ __all__ = [
     "SCALE",
     "SCALE_BITS",
     "SMALL_PRIOR",
+    "SYMBOLS",
+    "SYMBOLS_FROM",
     "SYMBOL_BASE",
     "SYMBOL_SIGN",
     "UNKNOWN_PRIOR",
@@ -40,8 +43,10 @@ SCALE = 1 << SCALE_BITS  # the frequencies of a table add up to this
 DIRECT = 8
 _BUCKET_BITS_MIN = 4
 _BUCKET_BITS_MAX = 20
+_HALVED_BITS_MAX = 8
 _BUCKETS = 2 * DIRECT + 1
-BIG = _BUCKETS + 4 * (_BUCKET_BITS_MAX - _BUCKET_BITS_MIN + 1)
+_HALVED = 4 * (_HALVED_BITS_MAX - _BUCKET_BITS_MIN + 1)
+BIG = _BUCKETS + _HALVED + 2 * (_BUCKET_BITS_MAX - _HALVED_BITS_MAX)
 ESCAPE = BIG + 1
 RESIDUALS = ESCAPE + 1
 
@@ -61,11 +66,12 @@ def _bucket_tables() -> tuple[list[int], list[int], list[int], list[int]]:
             extra.append(0)
             size.append(r.bit_length())
     for bits in range(_BUCKET_BITS_MIN, _BUCKET_BITS_MAX + 1):
-        for half in (0, 1):
+        plain = bits - 2 if bits <= _HALVED_BITS_MAX else bits - 1
+        for leading in (2, 3) if bits <= _HALVED_BITS_MAX else (1,):
             for s in (1, -1):
-                base.append((2 + half) << (bits - 2))
+                base.append(leading << plain)
                 sign.append(s)
-                extra.append(bits - 2)
+                extra.append(plain)
                 size.append(bits)
     return [*base, 0, 0], [*sign, 1, 1], [*extra, 0, 0], [*size, _BUCKET_BITS_MAX + 1, 0]
 
@@ -84,8 +90,15 @@ def symbol_of(r: int) -> int:
     bits = magnitude.bit_length()
     if bits > _BUCKET_BITS_MAX:
         return BIG
+    if bits > _HALVED_BITS_MAX:
+        return _BUCKETS + _HALVED + (bits - _HALVED_BITS_MAX - 1) * 2 + (r < 0)
     half = magnitude >> (bits - 2) & 1
     return _BUCKETS + ((bits - _BUCKET_BITS_MIN) * 2 + half) * 2 + (r < 0)
+
+
+# The symbols of small residuals, by residual: negative ones count from the end of the list.
+SYMBOLS_FROM = -1023
+SYMBOLS = [symbol_of(r) for r in (*range(-SYMBOLS_FROM + 1), *range(SYMBOLS_FROM, 0))]
 
 
 class Prior:
@@ -94,15 +107,15 @@ class Prior:
     Attributes:
         freqs: By symbol; each 1 or more, all together `SCALE`.
         spans: By symbol its (frequency, start).
-        starts: By symbol the sum of the frequencies before it.
+        starts: By symbol the sum of the frequencies before it; `SCALE` at the end.
     """
 
     __slots__ = ("freqs", "spans", "starts")
 
     def __init__(self, weights: list[int]) -> None:
         self.freqs = scaled(weights)
-        self.starts = list(accumulate(self.freqs, initial=0))[:-1]
-        self.spans = list(zip(self.freqs, self.starts, strict=True))
+        self.starts = list(accumulate(self.freqs, initial=0))
+        self.spans = list(zip(self.freqs, self.starts, strict=False))
 
 
 def scaled(weights: list[int]) -> list[int]:

@@ -9,16 +9,19 @@ Invariant: what a table does next depends on its prior, `counts`, `total` and `l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
+from operator import add
 
 from bridge.structured.symbols import Prior, scaled
 
-__all__ = ["Table"]
+__all__ = ["Chain", "Table"]
 
 _GAIN = 2048  # a symbol seen once weighs this much; a whole prior weighs 16384
 _TOTAL_MAX = 1024  # counts are halved beyond, so that a table follows what changes
 _DUE_MIN = 16
-_DUE_MAX = 128
+_LOOK_EVERY = 48
+_DUE_MAX = 256
 
 
 class Table:
@@ -26,7 +29,7 @@ class Table:
 
     Attributes:
         spans: By symbol its (frequency, start); both add up to `SCALE` at the end.
-        starts: By symbol the start alone, for a bisection.
+        starts: By symbol the start alone, and `SCALE`: for a bisection.
         log: Symbols since the last rebuild, in order; appended to by the coder.
         due: The length of `log` at which a rebuild follows.
         counts: By symbol how often it was seen, halved now and then; None before any rebuild.
@@ -63,8 +66,45 @@ class Table:
         """Take over `counts` and make the frequencies that belong to them."""
         self.counts = counts
         self.total = sum(counts)
-        self.due = max(_DUE_MIN, min(_DUE_MAX, self.total >> 2))
-        prior = self.prior.freqs
-        freqs = scaled([p + _GAIN * count for p, count in zip(prior, counts, strict=True)])
-        self.starts = list(accumulate(freqs, initial=0))[:-1]
-        self.spans = list(zip(freqs, self.starts, strict=True))
+        self.due = max(_DUE_MIN, min(_DUE_MAX, self.total >> 1))
+        freqs = scaled(list(map(add, self.prior.freqs, map(_GAIN.__mul__, counts))))
+        self.starts = list(accumulate(freqs, initial=0))
+        self.spans = list(zip(freqs, self.starts, strict=False))
+
+
+class Chain:
+    """The tables of symbols that each choose the table of the next one.
+
+    Attributes:
+        tables: By context.
+        spans: Their spans, and `starts` and `logs` alike, at hand for the loops.
+        noted: Symbols since the last look for tables to rebuild.
+    """
+
+    __slots__ = ("logs", "noted", "spans", "starts", "tables")
+
+    def __init__(self, priors: Sequence[Prior]) -> None:
+        self.tables = [Table(prior) for prior in priors]
+        self.logs = [table.log for table in self.tables]
+        self.spans = [table.spans for table in self.tables]
+        self.starts = [table.starts for table in self.tables]
+        self.noted = 0
+
+    def note(self, count: int) -> None:
+        """Count symbols of a chunk that is done; now and then rebuild the tables that are due."""
+        self.noted += count
+        if self.noted < _LOOK_EVERY:
+            return
+        self.noted = 0
+        for which, log in enumerate(self.logs):
+            if len(log) >= _DUE_MIN:
+                table = self.tables[which]
+                if len(log) >= table.due:
+                    table.rebuild()
+                    self.spans[which], self.starts[which] = table.spans, table.starts
+
+    def refresh(self) -> None:
+        """Take over tables that were changed from outside."""
+        self.logs = [table.log for table in self.tables]
+        self.spans = [table.spans for table in self.tables]
+        self.starts = [table.starts for table in self.tables]

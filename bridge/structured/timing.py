@@ -15,19 +15,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bridge.structured.coder import Coder, refuse
-from bridge.structured.context import Context, Source, TimeMode
+from bridge.structured.context import Context, ModelTables, Source, TimeMode
 from bridge.structured.schema import define_source
 
-__all__ = ["PERIOD_MAX", "Arrivals", "ModeChange", "code_arrivals", "code_mode_changes"]
+__all__ = [
+    "PERIOD_MAX",
+    "TIME_MAX",
+    "Arrivals",
+    "ModeChange",
+    "code_arrivals",
+    "code_mode_changes",
+    "settle",
+]
 
 Arrivals = list[tuple[Source, list[int]]]
 ModeChange = tuple[Source, int, int]  # source, mode, period in 256ths of a unit
 
-PERIOD_MAX = 1 << 46
+PERIOD_MAX = 1 << 54  # in 256ths of a unit
+TIME_MAX = 1 << 61  # in units, so that no residual passes 2^63
 _MENTIONS_MAX = 1 << 17
 _FRACTION = 8
 _HALF = 1 << (_FRACTION - 1)
-_TIME_MAX = 1 << 62
 _GAIN_MAX = 16
 _CLAMP = 3
 _ABSENT_MAX = 16
@@ -50,38 +58,52 @@ _GAINS = [(0, 0, 1)] + [(2 * (2 * n - 1), 6, n * (n + 1)) for n in range(1, _GAI
 # ---- forecasts -----------------------------------------------------------------------------------
 
 
-def _margin(source: Source) -> int:
-    """Return how far off its forecast a reading may well be, in 256ths of a unit."""
-    return min(source.period >> 1, 4 << (source.spread >> 2) << _FRACTION)
+def settle(source: Source) -> None:
+    """Work out what follows from a source's state: how steady it is, and when to expect it."""
+    period = source.period
+    margin = min(period >> 1, 4 << (source.spread >> 2) << _FRACTION)
+    source.margin = margin
+    if source.mode == TimeMode.PERIODIC and source.multiple == 1 and 4 * margin < period:
+        source.steady = True
+        source.wake = (source.phase + period - margin) >> _FRACTION
+    else:
+        source.steady = False
+        source.wake = -TIME_MAX
 
 
 def _expect(source: Source, start: int, end: int) -> tuple[int, int]:
     """Return how many readings are expected up to `end`, and the table for their count."""
-    if source.mode == TimeMode.PERIODIC:
-        periods, rest = divmod((end << _FRACTION) - source.phase, source.period)
+    if source.steady:
+        period = source.period
+        periods, rest = divmod((end << _FRACTION) - source.phase, period)
         if periods < 0:
             return 0, 0
-        margin = _margin(source)
-        doubt = 1 if rest < margin else 2 if source.period - rest < margin else 0
+        doubt = 1 if rest < source.margin else 2 if period - rest < source.margin else 0
         expected = min(periods, 64) * (source.burst_length + 1)
         return expected, min(periods, 3) * 3 + doubt
     window = max(end - max(source.last, start), 0)
-    return 0, 12 + min(((window << 3) // (source.gap + 1)).bit_length(), 11)
+    size = min(((window << 3) // (source.gap + 1)).bit_length(), 11)
+    return 0, (12 if source.mode == TimeMode.GAP else 24) + size
 
 
-def _set_wake(source: Source) -> None:
-    if source.mode == TimeMode.PERIODIC:
-        source.wake = (source.phase + source.period - _margin(source)) >> _FRACTION
-    else:
-        source.wake = source.last
-
-
-def _advance(source: Source, time: int, error: int, multiple: int) -> None:
-    """Take over what a reading at `time`, `error` off its forecast, says of the source's phase."""
-    period = source.period
+def _note_phase(source: Source, time: int, residual: int, multiple: int) -> None:
+    """Take over what a reading, `residual` off its forecast, says of the source's phase."""
+    period, spread = source.period, source.spread
     step = source.phase + multiple * period
-    limit = _CLAMP << (source.spread >> 2) << _FRACTION
-    if abs(error) > limit and source.gain > 2:
+    error = (time << _FRACTION) - step
+    source.multiple = multiple
+    limit = _CLAMP << (spread >> 2) << _FRACTION
+    if -limit <= error <= limit or source.gain <= 2:
+        source.strayed = 0
+        gain = source.gain
+        if gain < _GAIN_MAX:
+            gain = source.gain = gain + 1
+        position, slope, whole = _GAINS[gain]
+        source.phase = step + error * position // whole
+        if multiple and source.mode == TimeMode.PERIODIC:
+            period += error * slope // (whole * multiple)
+            source.period = min(max(period, 1 << _FRACTION), PERIOD_MAX)
+    else:
         source.strayed += 1
         if source.strayed >= 3:
             source.strayed, source.gain = 0, 1
@@ -89,15 +111,12 @@ def _advance(source: Source, time: int, error: int, multiple: int) -> None:
         else:
             position, _, whole = _GAINS[source.gain]
             source.phase = step + (limit if error > 0 else -limit) // 2 * position // whole
+    size = 4 * residual.bit_length()
+    if size > spread:
+        source.spread = spread + ((min(size, 56) - spread + 3) >> 2)
     else:
-        source.strayed = 0
-        source.gain = min(source.gain + 1, _GAIN_MAX)
-        position, slope, whole = _GAINS[source.gain]
-        source.phase = step + error * position // whole
-        if source.mode == TimeMode.PERIODIC and multiple:
-            source.period = max(1 << _FRACTION, period + error * slope // (whole * multiple))
-    size = min((abs(error) >> _FRACTION).bit_length(), 14) * 4
-    source.spread += (size - source.spread + (3 if size > source.spread else 0)) >> 2
+        source.spread = spread + ((size - spread) >> 2)
+    settle(source)
 
 
 # ---- one time ------------------------------------------------------------------------------------
@@ -105,83 +124,89 @@ def _advance(source: Source, time: int, error: int, multiple: int) -> None:
 
 def _code_time(io: Coder, context: Context, source: Source, time: int) -> int:
     """Code one time of a source and bring its forecast up to date."""
-    if source.mode == TimeMode.GAP:
-        time = _code_gap(io, context, source, time)
-    elif source.mode == TimeMode.TICK:
-        table = context.tables.multiples[min(source.multiple, 15)]
-        multiple = max(0, ((time << _FRACTION) - source.phase + (source.period >> 1)))
-        multiple = io.number(table, multiple // source.period)
+    tables = context.tables
+    if source.mode == TimeMode.PERIODIC and source.burst >= source.burst_length:
+        time = _code_periodic(io, tables, source, time)
+    elif source.mode == TimeMode.PERIODIC:
+        time = _code_in_burst(io, tables, source, time)
+    elif source.mode == TimeMode.GAP:
+        time = _code_gap(io, tables, source, time)
+    else:
+        table = tables.multiples[min(source.multiple, 15)]
+        multiple = io.number(table, _multiple(source, time))
         if multiple < 0:
             refuse("a time before its source's first")
-        time = _code_phase(io, context, source, time, multiple)
-    else:
-        time = _code_periodic(io, context, source, time)
-    if not -_TIME_MAX < time < _TIME_MAX:
-        refuse("a time outside 62 bits")
+        time = _code_phase(io, tables, source, time, multiple)
+    if not -TIME_MAX < time < TIME_MAX:
+        refuse("a time outside 61 bits")
     gap = time - source.last
     source.gap += (max(gap, 0) - source.gap) >> 2
     source.last = time
     return time
 
 
-def _code_gap(io: Coder, context: Context, source: Source, time: int) -> int:
-    gap = io.number(context.tables.gaps[source.gap_size], time - source.last)
-    source.gap_size = min(abs(gap).bit_length(), 21)
+def _code_gap(io: Coder, tables: ModelTables, source: Source, time: int) -> int:
+    gap = io.number(tables.gaps[source.gap_size], time - source.last)
+    source.gap_size = min(gap.bit_length(), 21)
     return source.last + gap
 
 
-def _code_periodic(io: Coder, context: Context, source: Source, time: int) -> int:
-    """Code a time as so many periods on (0: within a burst), which is only said if unexpected."""
-    tables = context.tables
-    expected = 0 if source.burst < source.burst_length else 1
-    ahead = (time << _FRACTION) - source.phase
-    multiple = 0
-    if time - source.last << _FRACTION + 1 > source.period or expected:
-        multiple = max(0, (ahead + (source.period >> 1)) // source.period)
-    table = tables.phases[source.spread >> 2] if expected else tables.gaps[source.gap_size]
-    known: int | None = None
-    if multiple == expected:
-        known = time - (_forecast(source, multiple) if expected else source.last)
-    known = io.escapable(table, known)
+def _code_periodic(io: Coder, tables: ModelTables, source: Source, time: int) -> int:
+    """Code a time that is expected one period on; one that is not is escaped."""
+    period = source.period
+    forecast = (source.phase + period + _HALF) >> _FRACTION
+    near = period >> _FRACTION + 1
+    offset = time - forecast
+    known = io.escapable(
+        tables.phases[source.spread >> 2], offset if -near <= offset <= near else None
+    )
     if known is None:
-        multiple = io.number(tables.multiples[0], multiple)
-        if multiple < 0:
-            refuse("a time before its source's first")
-        if multiple:
-            time = _code_phase(io, context, source, time, multiple)
-        else:
-            time = _code_gap(io, context, source, time)
-    else:
-        multiple = expected
-        if expected:
-            time = _forecast(source, multiple) + known
-            _note_phase(source, time, multiple)
-        else:
-            time = source.last + known
-            source.gap_size = min(abs(known).bit_length(), 21)
-    if multiple:
+        return _code_unexpected(io, tables, source, time)
+    if source.burst_length or source.burst:
         source.burst_length, source.burst = min(source.burst, 15), 0
-    else:
+    _note_phase(source, forecast + known, known, 1)
+    return forecast + known
+
+
+def _code_in_burst(io: Coder, tables: ModelTables, source: Source, time: int) -> int:
+    """Code a time that is expected soon after the last; one that is not is escaped."""
+    near = source.period >> _FRACTION + 1
+    offset = time - source.last
+    table = tables.gaps[source.gap_size]
+    known = io.escapable(table, offset if -near <= offset <= near else None)
+    if known is None:
+        return _code_unexpected(io, tables, source, time)
+    source.burst += 1
+    source.gap_size = min(known.bit_length(), 21)
+    return source.last + known
+
+
+def _code_unexpected(io: Coder, tables: ModelTables, source: Source, time: int) -> int:
+    """Code a time as so many periods on; none means a burst."""
+    multiple = 0
+    if time - source.last << _FRACTION + 1 > source.period:
+        multiple = _multiple(source, time)
+    multiple = io.number(tables.multiples[0], multiple)
+    if multiple < 0:
+        refuse("a time before its source's first")
+    if not multiple:
         source.burst += 1
-    return time
+        return _code_gap(io, tables, source, time)
+    source.burst_length, source.burst = min(source.burst, 15), 0
+    return _code_phase(io, tables, source, time, multiple)
 
 
-def _forecast(source: Source, multiple: int) -> int:
-    time = (source.phase + multiple * source.period + _HALF) >> _FRACTION
-    return min(max(time, -_TIME_MAX), _TIME_MAX)
+def _multiple(source: Source, time: int) -> int:
+    """Return the nearest count of periods from a source's phase to `time`, 0 or more."""
+    ahead = (time << _FRACTION) - source.phase
+    return max(0, (ahead + (source.period >> 1)) // source.period)
 
 
-def _code_phase(io: Coder, context: Context, source: Source, time: int, multiple: int) -> int:
-    forecast = _forecast(source, multiple)
-    time = forecast + io.number(context.tables.phases[source.spread >> 2], time - forecast)
-    _note_phase(source, time, multiple)
-    return time
-
-
-def _note_phase(source: Source, time: int, multiple: int) -> None:
-    error = (time << _FRACTION) - (source.phase + multiple * source.period)
-    source.multiple = multiple
-    _advance(source, time, error, multiple)
+def _code_phase(io: Coder, tables: ModelTables, source: Source, time: int, multiple: int) -> int:
+    forecast = (source.phase + multiple * source.period + _HALF) >> _FRACTION
+    residual = io.number(tables.phases[source.spread >> 2], time - forecast)
+    _note_phase(source, forecast + residual, residual, multiple)
+    return forecast + residual
 
 
 # ---- a batch -------------------------------------------------------------------------------------
@@ -202,8 +227,8 @@ def code_arrivals(
     start = context.last_time
     end = max(max(times) for _, times in given) if given else 0
     end = start + io.number(context.tables.span, end - start)
-    if not -_TIME_MAX < end < _TIME_MAX:
-        refuse("a time outside 62 bits")
+    if not -TIME_MAX < end < TIME_MAX:
+        refuse("a time outside 61 bits")
     wanted = {id(source): times for source, times in given} if given else {}
     due = [source for source in context.awake if source.wake <= end]
     out: Arrivals = []
@@ -236,7 +261,7 @@ def _code_due(
         found = expected + io.number(tables[table], len(times) - expected)
         if found:
             left = _take(io, context, source, found, left, times, out)
-        elif source.mode != TimeMode.PERIODIC or expected > 1:
+        elif expected > 1 or not source.steady:
             source.absent += 1
     return left
 
@@ -266,20 +291,22 @@ def _code_new(
     """Define sources and code their readings; returns how many are left."""
     tables = context.tables
     start, end = span
+    near = end
     for turn in range(_code_count(io, context, _FRESH, len(fresh))):
         given, times = fresh[turn] if fresh else (None, [])
         source = define_source(io, context, given)
         mode = io.number(tables.arrivals[_FRESH_MODE], source.mode)
         found = 1 + io.number(tables.arrivals[_FRESH_COUNT], len(times) - 1)
-        first = start + io.number(tables.arrivals[_FRESH_TIME], times[0] - start if times else 0)
+        near += io.number(tables.arrivals[_FRESH_TIME], times[0] - near if times else 0)
         if mode not in (TimeMode.GAP, TimeMode.PERIODIC) or mode > context.period:
             refuse("a way of arriving that does not exist")
-        if not -_TIME_MAX < first < _TIME_MAX:
-            refuse("a time outside 62 bits")
+        if not -TIME_MAX < near < TIME_MAX:
+            refuse("a time outside 61 bits")
         source.mode, source.period = mode, context.period
-        source.last, source.phase, source.gap = first, first << _FRACTION, max(end - start, 0)
+        source.last, source.phase, source.gap = near, near << _FRACTION, max(end - start, 0)
         source.gap_size = 10
-        out.append((source, [first]))
+        settle(source)
+        out.append((source, [near]))
         left -= 1
         if found > 1:
             left = _take(io, context, source, found - 1, left, times[1:], out)
@@ -301,8 +328,12 @@ def _take(
     """Code `found` times of a source; returns how many readings of the batch are left."""
     if not 0 < found <= left:
         refuse("counts of readings that do not add up")
-    given = times or [0] * found
-    out.append((source, [_code_time(io, context, source, time) for time in given]))
+    if found == 1:
+        coded = [_code_time(io, context, source, times[0] if times else 0)]
+    else:
+        given = times or (0,) * found
+        coded = [_code_time(io, context, source, time) for time in given]
+    out.append((source, coded))
     source.absent = 0
     return left - found
 
@@ -322,7 +353,6 @@ def _tidy(context: Context, out: Arrivals) -> None:
             source.awake = source.absent <= _ABSENT_MAX
         context.awake = awake
     for source, _ in out:
-        _set_wake(source)
         if not source.awake and source.index >= 0:
             source.awake = True
             source.absent = 0
@@ -354,4 +384,4 @@ def code_mode_changes(io: Coder, context: Context, changes: Sequence[ModeChange]
             changed.phase = changed.last << _FRACTION
             changed.gain = 1
             changed.burst = changed.burst_length = 0
-        _set_wake(changed)
+        settle(changed)

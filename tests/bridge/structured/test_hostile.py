@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bridge.columnar import Columns, Limits, check_columns
 from bridge.errors import BatchError
 from bridge.structured import StructuredDecoder, StructuredEncoder, StructuredLimits
-from tests.kit.columns import START, batches, columns_of
+from tests.kit.columns import START, batches, columns_of, same_columns
 
 Mutation = Callable[[bytearray, random.Random], bytearray]
 
@@ -65,7 +65,8 @@ def test_a_changed_body_is_refused_or_fails_the_check(several: list[Columns], se
             assert decoder.context is None
         else:
             # what the coder's own end state lets through is for the envelope's check to refuse
-            assert check_columns(found, 0) != check_columns(several[-1], 0) or found == several[-1]
+            if check_columns(found, 0) == check_columns(several[-1], 0):
+                same_columns(found, several[-1])
 
 
 @settings(max_examples=200, deadline=None)
