@@ -241,6 +241,7 @@ class ServerConnection(ServerSender):
             return [fault]
         assert isinstance(packet, Connect)
         self.state = State.CONNECTING
+        self.obey(packet, self.limits.topic_aliases_sent_max)  # a refusal must, too
         if end < len(data):
             self._tail = data[end:]
         return [packet]
@@ -651,7 +652,6 @@ class ServerConnection(ServerSender):
         self.session = session
         self.state = State.CONNECTED
         self.keep_alive_s = float(connack.properties.get(SERVER_KEEP_ALIVE, connect.keep_alive))
-        self.obey(connect, self.limits.topic_aliases_sent_max)
         if not self.send_packet(connack):
             self.state = State.CLOSED
             return False

@@ -1,4 +1,4 @@
-"""Conformance, sections 1.5 and 2: data types, flags and identifiers, byte by byte over a socket."""
+"""Conformance, sections 1.5 and 2: data types, flags and identifiers, byte by byte."""
 
 from __future__ import annotations
 
