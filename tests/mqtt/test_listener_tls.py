@@ -1,0 +1,206 @@
+"""TLS of a listener: versions, client certificates, revocation, and files that change."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import structlog
+
+from mqtt.broker.access.config import AccessConfig
+from mqtt.broker.net.config import ListenerConfig
+from mqtt.broker.net.tls import certificate_name
+from tests.kit.fronts import Fronted, client_tls, fronting, talk
+from tidegate.certificates import Authority
+
+
+@dataclass
+class Pki:
+    """An authority with a server's and two clients' certificates."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.authority = Authority(self.folder)
+        self.authority.create("test authority")
+        self.authority.server("broker", ["localhost", "127.0.0.1"], 1)
+        for name in ("hall-7", "pump-3"):
+            self.authority.client(name, 1)
+
+    def file(self, name: str) -> Path:
+        return self.folder / name
+
+    def listener(self, **changes: object) -> ListenerConfig:
+        """Return a listener that asks for certificates."""
+        fields: dict[str, object] = {
+            "transport": "tls",
+            "port": 0,
+            "tls_cert_file": self.file("broker.pem"),
+            "tls_key_file": self.file("broker.key"),
+            "tls_ca_file": self.file("ca.pem"),
+        }
+        return ListenerConfig(**(fields | changes))  # type: ignore[arg-type]
+
+    def client(self, name: str = "", *, ca: Path | None = None) -> ssl.SSLContext:
+        """Return a client's context, with its certificate if it is named."""
+        trusted = ca or self.file("ca.pem")
+        if not name:
+            return client_tls(trusted)
+        return client_tls(trusted, self.file(f"{name}.pem"), self.file(f"{name}.key"))
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> Pki:
+    return Pki(tmp_path / "pki")
+
+
+async def refused(front: Fronted, context: ssl.SSLContext) -> bool:
+    """Return True when a client does not get as far as a CONNACK."""
+    try:
+        answer = await talk(front.port, b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01c", context)
+    except OSError:
+        return True
+    return answer == b""
+
+
+async def test_the_certificate_names_the_client(pki: Pki) -> None:
+    access = AccessConfig(anonymous="never")
+    async with fronting(pki.listener(), access=access) as front:
+        _, connack = await front.ask_at(tls=pki.client("hall-7"))
+        assert connack.reason_code == 0
+        (connection,) = front.broker._core.connections
+        client = connection.machine.client
+        assert client is not None
+        assert client.certificate_name == "hall-7"
+
+
+async def test_the_first_alternative_name_can_be_the_name(pki: Pki) -> None:
+    config = pki.listener(certificate_name="san")
+    async with fronting(config, access=AccessConfig(anonymous="never")) as front:
+        _, connack = await front.ask_at(tls=pki.client("hall-7"))
+        assert connack.reason_code == 0
+        (connection,) = front.broker._core.connections
+        assert connection.machine.client is not None
+        assert connection.machine.client.certificate_name == "urn:tidegate:hall-7"
+
+
+def test_certificates_without_a_name_have_none() -> None:
+    assert certificate_name(None, "cn") is None
+    assert certificate_name({"subject": ()}, "cn") is None
+    assert certificate_name({"subject": ()}, "san") is None
+    assert (
+        certificate_name({"subject": ((("commonName", "a"),), (("commonName", "b"),))}, "cn") == "b"
+    )
+
+
+async def test_without_a_certificate_there_is_no_way_in(pki: Pki) -> None:
+    async with fronting(pki.listener()) as front:
+        assert await refused(front, pki.client())
+        stranger = Authority(pki.folder / "other")
+        stranger.create("another authority")
+        stranger.client("hall-7", 1)
+        context = client_tls(
+            pki.file("ca.pem"), stranger.folder / "hall-7.pem", stranger.folder / "hall-7.key"
+        )
+        assert await refused(front, context)
+        await front.until(lambda: front.broker.stats().failed_handshakes == 2)
+        assert front.broker.stats().connections == 0
+
+
+async def test_an_optional_certificate_leaves_a_client_anonymous(pki: Pki) -> None:
+    config = pki.listener(tls_client_certificate="optional")
+    async with fronting(config, access=AccessConfig(anonymous="never")) as front:
+        _, connack = await front.ask_at("a", tls=pki.client())
+        assert connack.reason_code == 0x87
+        _, connack = await front.ask_at("b", tls=pki.client("pump-3"))
+        assert connack.reason_code == 0
+
+
+async def test_a_revoked_certificate_is_refused(pki: Pki) -> None:
+    pki.authority.revoke("pump-3")
+    async with fronting(pki.listener(tls_crl_file=pki.file("ca.crl"))) as front:
+        assert await refused(front, pki.client("pump-3"))
+        _, connack = await front.ask_at(tls=pki.client("hall-7"))
+        assert connack.reason_code == 0
+
+
+async def test_old_versions_are_not_spoken(pki: Pki) -> None:
+    async with fronting(pki.listener(tls_minimum="1.3")) as front:
+        context = pki.client("hall-7")
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        assert await refused(front, context)
+        context = pki.client("hall-7")
+        _, connack = await front.ask_at(tls=context)
+        assert connack.reason_code == 0
+
+
+# -- files that change ----------------------------------------------------------------------------
+
+
+def look(front: Fronted) -> None:
+    """Do now what the broker does every few seconds."""
+    for listener in front.broker.listeners:
+        listener.look_at_files()
+
+
+async def test_renewed_certificates_are_taken_and_clients_stay(pki: Pki) -> None:
+    async with fronting(pki.listener()) as front:
+        before, _ = await front.ask_at("before", tls=pki.client("hall-7"))
+        after = Pki(pki.folder.with_name("after"))
+        for name in ("ca.pem", "broker.pem", "broker.key"):
+            shutil.copyfile(after.file(name), pki.file(name))
+        look(front)
+        _, connack = await front.ask_at("after", tls=after.client("hall-7"))
+        assert connack.reason_code == 0
+        old = pki.client("hall-7", ca=after.file("ca.pem"))
+        assert await refused(front, old)  # the old authority is trusted no more
+        assert await before.settled() == []
+
+
+@pytest.mark.parametrize("file", ["broker.pem", "broker.key", "ca.pem"])
+async def test_half_a_file_changes_nothing_and_is_told_once(pki: Pki, file: str) -> None:
+    async with fronting(pki.listener()) as front:
+        whole = pki.file(file).read_bytes()
+        pki.file(file).write_bytes(whole[: len(whole) // 2])
+        with structlog.testing.capture_logs() as logs:
+            look(front)
+            look(front)
+        kept = [entry for entry in logs if entry["event"] == "mqtt.certificates_kept"]
+        assert len(kept) == 1
+        assert str(pki.file(file)) in kept[0]["reason"]
+        pki.file(file).write_bytes(whole)
+        with structlog.testing.capture_logs() as logs:
+            look(front)
+        assert [entry["event"] for entry in logs] == ["mqtt.certificates_renewed"]
+        _, connack = await front.ask_at(tls=pki.client("hall-7"))
+        assert connack.reason_code == 0
+
+
+async def test_a_key_of_another_certificate_changes_nothing(pki: Pki) -> None:
+    async with fronting(pki.listener()) as front:
+        pki.authority.server("other", ["localhost"], 1)
+        shutil.copyfile(pki.file("other.key"), pki.file("broker.key"))
+        with structlog.testing.capture_logs() as logs:
+            look(front)
+        assert "mismatch" in logs[0]["reason"]
+        assert (await front.ask_at(tls=pki.client("hall-7")))[1].reason_code == 0
+
+
+async def test_a_crl_that_is_added_to_takes_effect(pki: Pki) -> None:
+    async with fronting(pki.listener(tls_crl_file=pki.file("ca.crl"))) as front:
+        assert (await front.ask_at(tls=pki.client("pump-3")))[1].reason_code == 0
+        pki.authority.revoke("pump-3")
+        look(front)
+        assert await refused(front, pki.client("pump-3"))
+
+
+async def test_the_broker_looks_by_itself(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mqtt.broker.broker._FILES_TICKS", 1)
+    async with fronting(pki.listener()) as front:
+        context = front.broker.listeners[0].tls.context  # type: ignore[union-attr]
+        await asyncio.to_thread(pki.file("broker.pem").touch)
+        await front.until(lambda: front.broker.listeners[0].tls.context is not context)  # type: ignore[union-attr]
