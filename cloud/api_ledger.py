@@ -24,6 +24,7 @@ from cloud.dead_letters import (
     letter_lines,
     redrive,
 )
+from cloud.ledger_files import picture_files
 from cloud.parts import CloudNode
 from cloud.query_time import parse_time
 from cloud.replay import replay
@@ -124,14 +125,23 @@ def ledger_routes(node: CloudNode) -> APIRouter:
         thorough: Annotated[
             bool, Query(description="Count storage row by row: seconds a million readings.")
         ] = False,
+        hours: Annotated[
+            float | None, Query(gt=0, le=87_600, description="With a picture of so many hours.")
+        ] = None,
     ) -> Audit:
         """Balance the ledger: assigned = stored + given up + dead letters + waiting."""
         try:
             report = await node.balance(thorough=thorough)
+            drawn: list[str] = []
+            if hours is not None:
+                since_us = node.clock.wall_us() - round(hours * 3_600_000_000)
+                drawn = await picture_files(node.config.data, report, since_us)
         except (DatabaseError, StreamError) as error:
             raise HTTPException(503, str(error)) from None
         return Audit(
-            balanced=report.balanced, waiting=report.waiting, lines=report.lines(detail=True)
+            balanced=report.balanced,
+            waiting=report.waiting,
+            lines=[*report.lines(detail=True), *drawn],
         )
 
     @router.get("/trace")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import structlog
 from fastapi import APIRouter
@@ -14,6 +15,7 @@ from cloud.api_server import ApiServer
 from cloud.commands.part import CommandsPart
 from cloud.latest import Latest
 from cloud.latest_sink import LatestSink
+from cloud.ledger_part import LedgerPart
 from cloud.parts import CloudNode
 from cloud.sinks.contract import Sink
 
@@ -31,13 +33,17 @@ class ApiPart:
     """
 
     def __init__(
-        self, alerts: AlertsPart | None = None, commands: CommandsPart | None = None
+        self,
+        alerts: AlertsPart | None = None,
+        commands: CommandsPart | None = None,
+        ledger: LedgerPart | None = None,
     ) -> None:
-        """Prepare; `alerts` and `commands` are the parts whose state is shown."""
+        """Prepare; the other parts are those whose state is shown."""
         self.port = 0
         self.latest = Latest()
         self._alerts = alerts
         self._commands = commands
+        self._ledger = ledger
         self._server: ApiServer | None = None
 
     def sinks(self, node: CloudNode) -> Sequence[Sink]:
@@ -57,7 +63,7 @@ class ApiPart:
             metrics=node.metrics,
             clock=node.clock,
             alerts=self._alerts.sink if self._alerts is not None else None,
-            figures=node.figures,
+            figures=lambda: self._figures(node),
             routers=self._routers(node),
         )
         self._server = ApiServer(
@@ -66,6 +72,10 @@ class ApiPart:
         await self._server.start()
         self.port = self._server.port
         log.info("api_started", address=f"http://{config.http.host}:{self.port}")
+
+    def _figures(self, node: CloudNode) -> Mapping[str, Any]:
+        ledger = {} if self._ledger is None else {"ledger": self._ledger.figures()}
+        return {**node.figures(), **ledger}
 
     def _routers(self, node: CloudNode) -> Sequence[APIRouter]:
         commands = [] if self._commands is None else [self._commands.router()]

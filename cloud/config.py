@@ -23,6 +23,7 @@ from runtime.logs import LogsConfig
 __all__ = [
     "CloudConfig",
     "IngestConfig",
+    "LedgerConfig",
     "LiveConfig",
     "SinksConfig",
     "StorageConfig",
@@ -198,6 +199,18 @@ class LiveConfig:
 
 
 @dataclass(slots=True, frozen=True)
+class LedgerConfig:
+    """The account of every reading, as figures of the running node."""
+
+    interval_s: float = setting(
+        15,
+        unit="s",
+        minimum=0.05,
+        help="How often the ledger is balanced for /metrics and status.",
+    )
+
+
+@dataclass(slots=True, frozen=True)
 class CloudConfig:
     """Everything a cloud node reads."""
 
@@ -228,6 +241,7 @@ class CloudConfig:
     live: LiveConfig = section(LiveConfig, help="Readings as MQTT messages.")
     alerts: AlertsConfig = section(AlertsConfig, help="Rules and where alerts go.")
     commands: CommandsConfig = section(CommandsConfig, help="Commands to devices.")
+    ledger: LedgerConfig = section(LedgerConfig, help="Where every reading is.")
     http: HttpConfig = section(HttpConfig, help="API, console, metrics and health.")
     logs: LogsConfig = section(LogsConfig, help="What is logged, and how.")
 

@@ -126,6 +126,8 @@ class SourceBalance:
     unassigned: tuple[Range, ...]  # stored or held, but nobody is known to have assigned them
     tombstones: tuple[GivenUp, ...]
     sinks: tuple[SinkAccount, ...] = ()
+    # ranges by place: stored, dead, stream, edge, given-up, missing
+    where: tuple[tuple[str, tuple[Range, ...]], ...] = ()
 
     @property
     def missing(self) -> int:
@@ -327,15 +329,19 @@ class _Account:
         unassigned = IntervalSet(self.stored)
         unassigned.update(self.held)
         unassigned.discard(1, self.assigned)
-        stored = _take(left, self.stored)
-        dead = _take(left, self.dead)
-        in_stream = _take(left, self.in_stream)
-        discarded = _take(left, self.discarded("storage"))
-        at_edge = _take(left, self.at_edge)
+        where: dict[str, tuple[Range, ...]] = {}
+        stored = _take(left, self.stored, where, "stored")
+        dead = _take(left, self.dead, where, "dead")
+        in_stream = _take(left, self.in_stream, where, "stream")
+        discarded = _take(left, self.discarded("storage"), where, "given-up")
+        at_edge = _take(left, self.at_edge, where, "edge")
         lost = left.copy()  # what the stream took is not given up, whatever a tombstone says
         _take(left, self.held)
         _take(lost, left)
+        stones = IntervalSet((s.first_seq, s.last_seq) for s in self.tombstones.values())
+        where["given-up"] = (*where["given-up"], *_common(left, stones))
         given_up, unexplained = self._take_given_up(left)
+        where["missing"] = (*lost.ranges(), *left.ranges(), *(span for span, _ in unexplained))
         given_up += discarded
         storage = [SinkAccount("storage", stored, in_stream, dead)] if with_storage else []
         return SourceBalance(
@@ -355,6 +361,7 @@ class _Account:
             tuple(unassigned.ranges()),
             tuple(self.tombstones.values()),
             (*storage, *sorted(self.sinks, key=lambda one: one.sink)),
+            tuple(where.items()),
         )
 
     def discarded(self, sink: str) -> IntervalSet:
@@ -418,12 +425,33 @@ def ranges_text(ranges: Sequence[Range], shown: int = _RANGES_SHOWN) -> str:
     return ", ".join(parts) + (f" and {more} more ranges" if more > 0 else "")
 
 
-def _take(left: IntervalSet, place: IntervalSet) -> int:
-    """Remove from `left` what is in `place`; return how many that were."""
+def _take(
+    left: IntervalSet,
+    place: IntervalSet,
+    where: dict[str, tuple[Range, ...]] | None = None,
+    name: str = "",
+) -> int:
+    """Remove from `left` what is in `place`; return how many that were, and note which."""
     before = left.count()
+    if where is not None:
+        where[name] = _common(left, place)
     for first, last in place:
         left.discard(first, last)
     return before - left.count()
+
+
+def _common(left: IntervalSet, place: IntervalSet) -> tuple[Range, ...]:
+    """Return what is in both, as ranges."""
+    common: list[Range] = []
+    for first, last in left:
+        at = first
+        for gap_first, gap_last in place.missing(first, last):
+            if gap_first > at:
+                common.append((at, gap_first - 1))
+            at = gap_last + 1
+        if at <= last:
+            common.append((at, last))
+    return tuple(common)
 
 
 def _inside(ranges: IntervalSet, first: int, last: int) -> list[Range]:

@@ -17,6 +17,7 @@ from bridge.intervals import IntervalSet, Range
 from cloud.alerts.store import KIND as ALERTS_KIND
 from cloud.database import Database, DatabaseError, DatabaseKind, open_read_only
 from cloud.ledger import Balance, JournalState, StorageState, balance
+from cloud.ledger_picture import picture
 from cloud.sinks.schema import STORAGE_KIND, epoch_from_sql, epoch_from_text
 from cloud.stream import arrivals, queries
 from cloud.stream.contract import Arrival, DeadLetter, Entry, GivenUp, Source, SourceLedger
@@ -28,6 +29,7 @@ __all__ = [
     "StorageFile",
     "StreamFile",
     "balance_files",
+    "picture_files",
     "storage_state",
 ]
 
@@ -93,6 +95,10 @@ class StreamFile(_File):
 
     async def arrival(self, gateway: str, epoch: int, seq: int) -> Arrival | None:
         return await self._ask(lambda connection: arrivals.find(connection, gateway, epoch, seq))
+
+    async def first_since(self, since_us: int) -> dict[Source, int]:
+        """Return the lowest seq of each source among the batches that came since a time."""
+        return await self._ask(lambda connection: arrivals.first_since(connection, since_us))
 
     async def heard(self) -> dict[Source, tuple[int, int]]:
         """Return when the first and the last known batch of each source came."""
@@ -167,6 +173,20 @@ async def balance_files(data: Path, *, thorough: bool = True) -> Balance:
             thorough=thorough,
             notes=notes,
         )
+
+
+async def picture_files(data: Path, report: Balance, since_us: int) -> list[str]:
+    """Return the picture of a balance (cloud/ledger_picture.py).
+
+    Raises:
+        DatabaseError: there is no stream, or it cannot be read.
+    """
+    stream = StreamFile(data / "cloud" / "stream.db")
+    await stream.open()
+    try:
+        return picture(report, await stream.first_since(since_us), since_us)
+    finally:
+        await stream.close()
 
 
 class _Opened:

@@ -6,6 +6,7 @@ from cloud.alerts.part import AlertsPart
 from cloud.api_part import ApiPart
 from cloud.commands.part import CommandsPart
 from cloud.config import CloudConfig
+from cloud.ledger_part import LedgerPart
 from cloud.service import CloudService
 from runtime.clock import Clock
 
@@ -19,9 +20,10 @@ class Node(CloudService):
         """Prepare; `start` begins."""
         alerts = AlertsPart()
         commands = CommandsPart(config) if config.commands.enabled else None
-        self._api = ApiPart(alerts, commands)
+        ledger = LedgerPart(config.ledger.interval_s)
+        self._api = ApiPart(alerts, commands, ledger)
         more = () if commands is None else (commands,)
-        super().__init__(config, clock, (alerts, *more, self._api))
+        super().__init__(config, clock, (alerts, *more, ledger, self._api))
 
     @property
     def http_port(self) -> int:

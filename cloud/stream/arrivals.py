@@ -18,7 +18,7 @@ from cloud.database import execute_rows
 from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
 from cloud.stream.contract import Arrival, Entry, Source
 
-__all__ = ["ARRIVALS_SCHEMA", "find", "heard", "prune", "write"]
+__all__ = ["ARRIVALS_SCHEMA", "find", "first_since", "heard", "prune", "write"]
 
 ARRIVALS_SCHEMA = """
 CREATE TABLE IF NOT EXISTS arrivals (
@@ -108,6 +108,20 @@ def heard(connection: sqlite3.Connection) -> dict[Source, tuple[int, int]]:
         for gateway, epoch, first_us, last_us in connection.execute(
             "SELECT gateway, epoch, min(arrived_us), max(arrived_us) FROM arrivals"
             " GROUP BY gateway, epoch"
+        )
+    }
+
+
+def first_since(connection: sqlite3.Connection, since_us: int) -> dict[Source, int]:
+    """Return the lowest seq of each source among the batches that came since a time."""
+    if not _there(connection):
+        return {}
+    return {
+        (gateway, epoch_from_sql(epoch)): first_seq
+        for gateway, epoch, first_seq in connection.execute(
+            "SELECT gateway, epoch, min(first_seq) FROM arrivals WHERE arrived_us >= ?"
+            " GROUP BY gateway, epoch",
+            (since_us,),
         )
     }
 

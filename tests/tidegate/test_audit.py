@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sqlite3
+import urllib.request
 from contextlib import closing
 from pathlib import Path
 
+from cloud.config import LedgerConfig
 from tests.kit.cloud import Uplink
-from tests.kit.nodes import run_command, running_node
+from tests.kit.nodes import node_config, run_command, running_node
 from tests.kit.readings import one_per_row
 
 
@@ -50,3 +54,55 @@ async def test_nobody_there_is_one_line(tmp_path: Path) -> None:
     assert (read.code, read.err.count("\n")) == (1, 1)
     wrong = await run_command("audit", "--url", "ftp://x")
     assert (wrong.code, wrong.err.count("\n")) == (2, 1)
+
+
+async def test_the_picture_shows_the_worst_of_each_cell(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        uplink = Uplink(node.capture)
+        uplink.send(uplink.batch(one_per_row(1000)))
+        await uplink.answered()
+        await node.sinks.drained()
+        with closing(sqlite3.connect(tmp_path / "cloud" / "storage.db")) as connection:
+            connection.execute("DELETE FROM readings WHERE seq = 500")
+            connection.commit()
+        url = f"http://127.0.0.1:{node.http_port}"
+        asked = await run_command("audit", "--url", url, "--picture")
+        read = await run_command("audit", "--data", tmp_path, "--picture", "--hours", 1)
+        for said in (asked.out, read.out):
+            assert "gw fedcba9876543210  seq 1-1,000  since " in said
+            assert f"|{'#' * 31}!{'#' * 32}|" in said
+            assert "# stored 999   ! missing 1" in said
+
+
+async def test_figures_of_the_ledger_in_status_and_metrics(tmp_path: Path) -> None:
+    config = node_config(tmp_path, ledger=LedgerConfig(interval_s=0.05))
+    async with running_node(tmp_path, config=config) as node:
+        uplink = Uplink(node.capture)
+        uplink.send(uplink.batch(one_per_row(30)))
+        await uplink.answered()
+        await node.sinks.drained()
+        url = f"http://127.0.0.1:{node.http_port}"
+
+        def ask(path: str) -> str:
+            with urllib.request.urlopen(url + path) as answer:
+                return str(answer.read().decode())
+
+        line = 'tidegate_ledger_stored{gateway="gw"} 30.0'
+        async with asyncio.timeout(10):
+            while line not in await asyncio.to_thread(ask, "/metrics"):
+                await asyncio.sleep(0.02)
+        assert 'tidegate_ledger_missing{gateway="gw"} 0.0' in await asyncio.to_thread(
+            ask, "/metrics"
+        )
+        status = json.loads(await asyncio.to_thread(ask, "/status"))["ledger"]
+        assert status["balanced"] is True
+        assert status["gateways"]["gw"]["stored"] == 30
+        with closing(sqlite3.connect(tmp_path / "cloud" / "storage.db")) as connection:
+            connection.execute("DELETE FROM stored")  # what a rolled back storage lacks
+            connection.commit()
+        async with asyncio.timeout(10):
+            while status["balanced"]:
+                status = json.loads(await asyncio.to_thread(ask, "/status"))["ledger"]
+        assert status["gateways"]["gw"]["gaps"] == ["epoch fedcba9876543210 seq 1-30"]
+        shown = await run_command("status", "--url", url)
+        assert "epoch fedcba9876543210 seq 1-30" in shown.out

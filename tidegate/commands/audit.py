@@ -2,6 +2,7 @@
 
     tidegate audit --data DIR            from the files, beside a running system or without one
     tidegate audit --url http://cloud:8080    asks a running cloud node
+    tidegate audit --picture --hours 6   and draws where the readings of six hours stand
     tidegate audit --data DIR --settled 30    also wait until nothing is under way
 
 For each gateway and epoch (a journal is an epoch, so a new card is a new account): assigned =
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 
 from cloud.database import DatabaseError
-from cloud.ledger_files import balance_files
+from cloud.ledger_files import balance_files, picture_files
 from runtime.service import StartError
 from tidegate.node_api import ask_node
 
@@ -43,6 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick",
         action="store_true",
         help="trust the ranges kept along with the rows; do not count storage row by row",
+    )
+    parser.add_argument(
+        "--picture",
+        action="store_true",
+        help="draw where the readings of the last hours stand",
+    )
+    parser.add_argument(
+        "--hours", type=float, default=3.0, metavar="H", help="of --picture: how many hours [3]"
     )
     parser.add_argument(
         "--settled",
@@ -74,8 +83,14 @@ def run(options: argparse.Namespace) -> int:
 def _ask(options: argparse.Namespace) -> tuple[list[str], bool, int]:
     """Return the report's lines, whether it balances, and how many readings wait."""
     if options.url:
-        thorough = "false" if options.quick else "true"
-        answer = ask_node(options.url, "audit", {"thorough": thorough})
+        asked = {"thorough": "false" if options.quick else "true"}
+        if options.picture:
+            asked["hours"] = str(options.hours)
+        answer = ask_node(options.url, "audit", asked)
         return answer["lines"], answer["balanced"], answer["waiting"]
     report = asyncio.run(balance_files(options.data, thorough=not options.quick))
-    return report.lines(detail=True), report.balanced, report.waiting
+    lines = report.lines(detail=True)
+    if options.picture:
+        since_us = time.time_ns() // 1000 - round(options.hours * 3_600_000_000)
+        lines += asyncio.run(picture_files(options.data, report, since_us))
+    return lines, report.balanced, report.waiting
