@@ -1,7 +1,8 @@
-"""Brokers for benchmarks, each in a process of its own: ours with the edge's journal, mosquitto's.
+"""Brokers for benchmarks, each in a process of its own: ours with the edge's journal, and peers.
 
     with ours(folder) as broker: ... broker.port, broker.pid
     with mosquitto(folder) as broker: ...
+    with amqtt(folder) as broker: ...
 
 `python -m benchmarks.brokers FOLDER` serves ours until its standard input ends.
 """
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["RunningBroker", "mosquitto", "ours"]
+__all__ = ["RunningBroker", "amqtt", "mosquitto", "ours"]
 
 _MOSQUITTO = """
 listener {port} 127.0.0.1
@@ -29,6 +30,17 @@ max_inflight_messages 0
 max_queued_messages 0
 set_tcp_nodelay true
 log_type none
+"""
+
+_AMQTT = """
+listeners:
+  default:
+    type: tcp
+    bind: 127.0.0.1:{port}
+    max_connections: 10000
+plugins:
+  amqtt.plugins.authentication.AnonymousAuthPlugin:
+    allow_anonymous: true
 """
 
 
@@ -79,16 +91,31 @@ def mosquitto(folder: Path) -> Iterator[RunningBroker]:
     program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if program is None:
         raise FileNotFoundError("mosquitto is not installed")
+    with _peer("mosquitto", folder, _MOSQUITTO, [program, "-c"]) as broker:
+        yield broker
+
+
+@contextmanager
+def amqtt(folder: Path) -> Iterator[RunningBroker]:
+    """Run amqtt, the asyncio broker from PyPI, on its defaults: MQTT 3.1.1 only."""
+    program = Path(sys.executable).parent / "amqtt"
+    with _peer("amqtt", folder, _AMQTT, [str(program), "-c"]) as broker:
+        yield broker
+
+
+@contextmanager
+def _peer(name: str, folder: Path, settings: str, command: list[str]) -> Iterator[RunningBroker]:
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    config = folder / "mosquitto.conf"
-    config.write_text(_MOSQUITTO.format(port=port))
-    process = subprocess.Popen([program, "-c", str(config)])
+    config = folder / f"{name}.conf"
+    config.write_text(settings.format(port=port))
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen([*command, str(config)], stdout=log, stderr=log)
     try:
         _wait_until_listening(port)
-        yield RunningBroker("mosquitto", port, process.pid)
+        yield RunningBroker(name, port, process.pid)
     finally:
         process.terminate()
         process.wait(10)

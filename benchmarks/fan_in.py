@@ -2,6 +2,7 @@
 
 Ours acknowledges after the journal's commit is on disk; mosquitto keeps nothing. Runs of the two
 alternate, so that whatever else the machine does hits both; the table gives medians and ratios.
+`--amqtt` adds amqtt, the asyncio broker from PyPI, which acknowledges before it stores.
 
     python -m benchmarks.fan_in --runs 5 --duration-s 3
 """
@@ -15,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.brokers import RunningBroker, mosquitto, ours
+from benchmarks.brokers import RunningBroker, amqtt, mosquitto, ours
 from benchmarks.load import LoadReport, LoadSpec, spawn_load
 
 __all__ = ["CASES", "Case", "main"]
@@ -61,15 +62,21 @@ def _median(reports: list[LoadReport], field: str) -> float:
     return float(statistics.median(getattr(report, field) for report in reports))
 
 
-def compare(case: Case, runs: int, payload_bytes: int, duration_s: float) -> dict[str, object]:
-    """Return the medians of one case for both brokers, and their ratio."""
-    reports: dict[str, list[LoadReport]] = {"tidegate": [], "mosquitto": []}
+def compare(
+    case: Case, runs: int, payload_bytes: int, duration_s: float, *, with_amqtt: bool = False
+) -> dict[str, object]:
+    """Return the medians of one case for each broker, and our ratio to mosquitto."""
+    brokers = [ours, mosquitto]
+    if with_amqtt and case.protocol_version == 4:
+        brokers.append(amqtt)
+    reports: dict[str, list[LoadReport]] = {}
     with tempfile.TemporaryDirectory(prefix="fan-in-") as folder:
         for index in range(runs):
             # A journal of its own each run: a full one would refuse.
-            for start in (ours, mosquitto):
+            for start in brokers:
                 with start(Path(folder) / f"{start.__name__}-{index}") as broker:
-                    reports[broker.name].append(_run(case, broker, payload_bytes, duration_s))
+                    report = _run(case, broker, payload_bytes, duration_s)
+                    reports.setdefault(broker.name, []).append(report)
     rates = {name: _median(each, "messages_per_s") for name, each in reports.items()}
     return {
         "case": case.name,
@@ -98,6 +105,10 @@ def _print_table(rows: list[dict[str, object]]) -> None:
             f"{row['tidegate_broker_cores']:>6} {row['mosquitto_messages_per_s']:>12} "
             f"{row['mosquitto_broker_cores']:>6} {row['ratio']:>6} {row['target_ratio'] or '':>7}"
         )
+        if "amqtt_messages_per_s" in row:
+            print(
+                f"{'  amqtt':36} {row['amqtt_messages_per_s']:>11} {row['amqtt_broker_cores']:>6}"
+            )
 
 
 def main() -> None:
@@ -107,11 +118,21 @@ def main() -> None:
     parser.add_argument("--duration-s", type=float, default=3.0)
     parser.add_argument("--payload-bytes", type=int, default=100)
     parser.add_argument("--cases", default="", help="indices of the cases, such as 0,1")
+    parser.add_argument("--amqtt", action="store_true", help="run amqtt as well")
     parser.add_argument("--json", action="store_true", help="print only JSON")
     options = parser.parse_args()
     chosen = [int(index) for index in options.cases.split(",")] if options.cases else range(99)
     cases = [case for index, case in enumerate(CASES) if index in chosen]
-    rows = [compare(c, options.runs, options.payload_bytes, options.duration_s) for c in cases]
+    rows = [
+        compare(
+            case,
+            options.runs,
+            options.payload_bytes,
+            options.duration_s,
+            with_amqtt=options.amqtt,
+        )
+        for case in cases
+    ]
     if not options.json:
         _print_table(rows)
     print(json.dumps(rows))
