@@ -44,7 +44,8 @@ _CONNECTING: Final = 4  # the answer to CONNECT waits for the access check or th
 _INFLIGHT: Final = 8  # a 3.1.1 client has sent more than a v5 one may
 _STOPPING: Final = 32
 _WRITE: Final = 16  # the client does not read what it is answered
-_VERDICT: Final = 64  # whether it may publish or subscribe has to be asked for
+_VERDICT: Final = 64  # whether it may publish has to be asked for
+_HELD: Final = 256  # whether it may subscribe has to be asked for
 
 _CLOSE_TIMEOUT_S: Final = 2.0
 _LINGERING_MAX: Final = 1000
@@ -244,7 +245,7 @@ class Connection(asyncio.Protocol):
     def hold(self) -> None:
         """Handle nothing more until `release`: the event in hand waits for a verdict."""
         self._held = True
-        self.pause(_VERDICT)
+        self.pause(_HELD)
 
     def release(self) -> None:
         """The verdict is there: go on with what waits."""
@@ -252,8 +253,8 @@ class Connection(asyncio.Protocol):
         backlog, self._backlog = self._backlog, None
         if backlog and not self.closed:
             self._handle(backlog)
-        if not self._held:
-            self.resume(_VERDICT)
+        if not self._waits_for_verdict():
+            self.resume(_HELD)
 
     def pause_for_verdict(self) -> bool:
         """Stop reading for a verdict on a publish; False when that is so already."""

@@ -45,7 +45,7 @@ class Plugins:
         """
         try:
             from amqtt.broker import BrokerContext  # noqa: PLC0415 - only who has plugins loads it
-            from amqtt.errors import PluginError  # noqa: PLC0415
+            from amqtt.errors import PluginError, PluginLoadError  # noqa: PLC0415
             from amqtt.events import BrokerEvents  # noqa: PLC0415
             from amqtt.plugins.manager import PluginManager  # noqa: PLC0415
         except ImportError as error:
@@ -56,10 +56,12 @@ class Plugins:
         context.config = {"plugins": {config.name: config.options or {} for config in configs}}
         try:
             manager: Any = PluginManager(_NAMESPACE, context)
-        except PluginError as error:
+        except (PluginError, PluginLoadError) as error:
             cause = error.__cause__ or error
-            detail = f"{type(cause).__name__}: {cause}" if str(cause) else repr(cause)
-            raise PluginsError(f"access.plugins: {error or 'a plugin'}: {detail}") from None
+            one_line = " ".join(f"{type(cause).__name__}: {cause}".split())
+            raise PluginsError(
+                f"access.plugins: {str(error) or 'settings of a plugin'}: {one_line}"
+            ) from None
         await manager.fire_event(BrokerEvents.PRE_START, wait=True)
         await manager.fire_event(BrokerEvents.POST_START, wait=True)
         return cls(manager)
