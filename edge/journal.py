@@ -28,6 +28,7 @@ import structlog
 from edge.config import JournalConfig
 from edge.contract import Commit, Lane, Tombstone
 from edge.journal_file import JournalFile
+from edge.journal_high import write_high
 from edge.journal_keeper import Keeper
 from edge.journal_open import Opened, lock_journal, open_journal
 from edge.journal_schema import ROW_BYTES, JournalError, Row, key_of, row_crc32
@@ -377,6 +378,11 @@ class Journal:
         self._reserved_at_s = now_s
         seq = state.next_seq + total - 1 + self._reserve_size
         await self._keeper.file.reserve(seq)
+        try:
+            await asyncio.to_thread(write_high, self._path, state.epoch, seq)
+        except OSError as error:
+            hint = f"journal.high cannot be written: {error.strerror or error}"
+            raise JournalError(self._path, seq, hint, "io") from None
         state.reserved_seq = seq
 
     async def _give_up_unreadable(

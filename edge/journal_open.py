@@ -34,6 +34,7 @@ from edge.journal_build import (
     swap_in,
     sync_path,
 )
+from edge.journal_high import read_high, write_high
 from edge.journal_recovery import Action, Evidence, Header, Owner, decide, wal_lost_frames
 from edge.journal_schema import (
     APPLICATION_ID,
@@ -141,7 +142,7 @@ def open_journal(
             if action in _REFUSALS:
                 raise _refusal(path, action)
             if found.meta is not None and action in _RESUMING:
-                _resume(path, found.meta, durability, clock, opened)
+                _resume(path, found.meta, durability, clock, opened, salvaged=known is not None)
                 _report(path, opened)
                 return opened
             now_us = clock.wall_us()
@@ -243,8 +244,10 @@ def _intact(connection: sqlite3.Connection, path: Path) -> bool:
 # --- going on ------------------------------------------------------------------------------------
 
 
-def _resume(path: Path, meta: Meta, durability: str, clock: Clock, opened: Opened) -> None:
-    """Take over an intact journal and mark it as open."""
+def _resume(
+    path: Path, meta: Meta, durability: str, clock: Clock, opened: Opened, *, salvaged: bool
+) -> None:
+    """Take over an intact journal and mark it as open; `salvaged`: just made of one in use."""
     now_us = clock.wall_us()
     past_reserved = opened.actions[-1] is Action.RESUME_PAST_RESERVED
     with closing(connect_file(path, "rw")) as connection:
@@ -261,9 +264,12 @@ def _resume(path: Path, meta: Meta, durability: str, clock: Clock, opened: Opene
                 Tombstone(Lane.LIVE, last_seq + 1, meta.reserved_seq, count, "damaged", now_us)
             )
             last_seq = meta.reserved_seq
+        if not salvaged:
+            last_seq = _past_backup(path, meta, last_seq, now_us, lost)
         for tombstone in lost:
             connection.execute(INSERT_TOMBSTONE, tombstone_row(tombstone))
-        reserved_seq = max(meta.reserved_seq, last_seq + RESERVE_SEQS)
+        # one more at each opening: a copy made in an earlier session has reserved less than `high`
+        reserved_seq = max(meta.reserved_seq + 1, last_seq + RESERVE_SEQS)
         boot = boot_row(connection, clock.boot_id(), now_us)
         connection.execute(
             "UPDATE meta SET reserved_seq = ?, last_seq = ?, clean = 0, durability = ?, boot = ?",
@@ -271,6 +277,7 @@ def _resume(path: Path, meta: Meta, durability: str, clock: Clock, opened: Opene
         )
         tombstones = _read_tombstones(connection)
         connection.execute("COMMIT")
+    write_high(path, meta.epoch, reserved_seq)
     opened.lost += lost
     opened.state = JournalState(
         epoch=meta.epoch,
@@ -281,6 +288,22 @@ def _resume(path: Path, meta: Meta, durability: str, clock: Clock, opened: Opene
         lanes=lanes,
         tombstones=tombstones,
     )
+
+
+def _past_backup(
+    path: Path, meta: Meta, last_seq: int, now_us: int, lost: list[Tombstone]
+) -> int:
+    """Return the last seq to go on after: past all that was given out, if this is an old copy.
+
+    What was given out after the copy was made may have reached the cloud: no seq may be used twice.
+    How many readings that were is not known, so the tombstone's count is an upper bound.
+    """
+    high_seq = read_high(path, meta.epoch)
+    if high_seq <= max(meta.reserved_seq, last_seq):
+        return last_seq
+    count = high_seq - last_seq
+    lost.append(Tombstone(Lane.LIVE, last_seq + 1, high_seq, count, "restored", now_us))
+    return high_seq
 
 
 def _resume_lane(
