@@ -38,7 +38,7 @@ def test_a_damaged_mark_says_nothing(tmp_path: Path, damage: bytes) -> None:
 
 
 async def used(path: Path, count: int) -> tuple[int, int, list[str]]:
-    """Open the journal and commit `count` readings; return first and last seq given out, and tombstones."""
+    """Commit `count` readings; return first and last seq given out, and tombstones' reasons."""
     journal = await Journal.open(path, JournalConfig(disk_reserve_bytes=0), ManualClock())
     before = journal.last_seq
     if count:
