@@ -45,6 +45,7 @@ RELIEF_BYTES = 256 * 1024  # room a lane must have again before clients are aske
 NEVER = 1 << 62
 _DURABILITY = {"power-loss": "journal-fsync", "process-crash": "process-crash"}
 LOG_EVERY_S = 10.0
+LATELY_S = 10.0  # for so long a refusal counts as trouble
 FULL = int(ReasonCode.QUOTA_EXCEEDED)
 BROKEN = int(ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
 
@@ -114,6 +115,9 @@ class Capture:
         self._granted = [0 for _ in Lane]  # `_room` when last set: the difference was taken since
         self._waiting = [0 for _ in Lane]  # bytes by lane taken before that and not settled
         self._wanted = [0 for _ in Lane]  # the largest run refused since the last relief
+        self._saturated = False  # since the last relief somebody was told to stop reading
+        self._refused_s = -LATELY_S  # when a run was refused last, ...
+        self._refused_why = ""  # ... and why
         self._failing = 0  # the reason code while the journal cannot be written, else 0
         self._retry_s = 0.0
         self._began_s = -self._window_s  # when the last commit began
@@ -131,6 +135,11 @@ class Capture:
     def durability(self) -> str:
         """What an acknowledged reading survives: `journal-fsync` the loss of power."""
         return self._durability
+
+    def trouble(self) -> str:
+        """Return why devices were refused just now, "" when none was."""
+        lately = self._clock.monotonic_s() - self._refused_s < LATELY_S
+        return self._refused_why if lately or self._failing else ""
 
     def lane(self, topic_name: str) -> int | None:
         """Return the lane that captures `topic_name`, or None when it is not captured."""
@@ -163,8 +172,10 @@ class Capture:
 
     def saturated(self) -> bool:
         """Return True when enough is waiting for the disk."""
-        waiting: int = self._gathered_bytes + self._committing_bytes
-        return waiting >= self._waiting_bytes_max
+        if self._gathered_bytes + self._committing_bytes < self._waiting_bytes_max:
+            return False
+        self._saturated = True
+        return True
 
     def when_relieved(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, on the loop, when taking can go on."""
@@ -259,7 +270,10 @@ class Capture:
         self._committing = [0 for _ in Lane]
         self._committing_bytes = 0
         if code:
-            self._count_refused(code, sum(len(of_lane) for of_lane in runs))
+            for lane, of_lane in enumerate(runs):
+                if of_lane:
+                    self._count_refused(code, len(of_lane))
+                    self._tell_refused(lane, code)
         self._measure()
 
     async def _recover(self, code: int) -> None:
@@ -301,7 +315,22 @@ class Capture:
             self._journal.look_again()
         self._wanted[lane] = max(self._wanted[lane], size)
         self._count_refused(code, 1)
+        if not self._closing:
+            self._tell_refused(lane, code)
         return code
+
+    def _tell_refused(self, lane: int, code: int) -> None:
+        self._refused_s = self._clock.monotonic_s()
+        name = Lane(lane).name.lower()
+        what = f"the {name} lane has no room" if code == FULL else "the disk cannot be written"
+        self._refused_why = f"journal: {what}; devices are refused"
+        limited(log, ("publishes_refused", lane, code), LOG_EVERY_S).error(
+            "publishes_refused",
+            lane=name,
+            reason_code=f"0x{code:02x}",
+            refused_full=self.stats.refused_full,
+            refused_broken=self.stats.refused_broken,
+        )
 
     def _count_refused(self, code: int, runs: int) -> None:
         if code == FULL:
@@ -332,10 +361,16 @@ class Capture:
             return
         if self._gathered_bytes + self._committing_bytes > self._waiting_bytes_max // 2:
             return
-        for lane in Lane:
-            if self._wanted[lane] and self._room[lane] < self._wanted[lane] + RELIEF_BYTES:
-                return
-        self._wanted = [0 for _ in Lane]
+        lacking = any(
+            wanted and room < wanted + RELIEF_BYTES
+            for wanted, room in zip(self._wanted, self._room, strict=True)
+        )
+        if lacking and not self._saturated:
+            return
+        # who waits for the disk is not to wait for room in another lane; who does is refused again
+        self._saturated = False
+        if not lacking:
+            self._wanted = [0 for _ in Lane]
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             self._loop.call_soon(callback)

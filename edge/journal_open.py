@@ -290,9 +290,7 @@ def _resume(
     )
 
 
-def _past_backup(
-    path: Path, meta: Meta, last_seq: int, now_us: int, lost: list[Tombstone]
-) -> int:
+def _past_backup(path: Path, meta: Meta, last_seq: int, now_us: int, lost: list[Tombstone]) -> int:
     """Return the last seq to go on after: past all that was given out, if this is an old copy.
 
     What was given out after the copy was made may have reached the cloud: no seq may be used twice.

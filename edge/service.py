@@ -206,7 +206,8 @@ class EdgeService:
         """Return why devices cannot be served now; the cloud's absence is no reason."""
         if not self.port:
             return ("starting",)
-        return ()
+        trouble = self._parts.capture.trouble() if self._parts is not None else ""
+        return (trouble,) if trouble else ()
 
 
 def _reloadable(key: str) -> bool:

@@ -303,6 +303,49 @@ async def test_what_waits_for_the_disk_saturates_and_relieves() -> None:
         await answers.until(taken)
 
 
+async def test_a_full_lane_does_not_hold_up_who_waits_for_the_disk() -> None:
+    disk, answers = Disk(), Answers()
+    disk.room[Lane.LIVE] = 0
+    disk.gate.clear()
+    relieved: list[str] = []
+    async with capturing(disk, journal_config(waiting_bytes_max=64 * 1024)) as capture:
+        live = run_of(size=1000, settled=answers)
+        assert capture.take(live) == 0x97
+
+        def offer_again() -> None:
+            relieved.append("live")
+            assert capture.take(live) == 0x97
+            capture.when_relieved(offer_again)
+
+        capture.when_relieved(offer_again)
+        taken = 0
+        while not capture.saturated():
+            assert capture.take(run_of(lane=Lane.URGENT, size=1000, settled=answers)) == 0
+            taken += 1
+        capture.when_relieved(lambda: relieved.append("urgent"))
+        disk.gate.set()
+        await answers.until(taken)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert sorted(relieved) == ["live", "urgent"]  # refused once more, not again and again
+
+
+async def test_a_refusal_is_told_for_a_while() -> None:
+    disk, clock = Disk(), ManualClock()
+    disk.room[Lane.LIVE] = 1000
+    async with capturing(disk, clock=clock) as capture:
+        assert capture.trouble() == ""
+        assert capture.take(run_of(size=2000)) == 0x97
+        assert capture.trouble() == "journal: the live lane has no room; devices are refused"
+        clock.advance(11)
+        assert capture.trouble() == ""
+        disk.failures = [io_error(), io_error()]
+        answers = Answers()
+        assert capture.take(run_of(settled=answers)) == 0
+        await answers.until(1)
+        assert capture.trouble() == "journal: the disk cannot be written; devices are refused"
+
+
 async def test_a_lanes_room_counts_what_waits_and_what_is_under_way() -> None:
     disk, answers = Disk(), Answers()
     disk.room[Lane.LIVE] = 2000
