@@ -104,6 +104,7 @@ class ServerConnection(ServerSender):
         "owner",
         "routes",
         "session",
+        "waiting_since_s",
     )
 
     def __init__(
@@ -124,6 +125,8 @@ class ServerConnection(ServerSender):
         self.client: ClientInfo | None = None  # None until accepted
         self.keep_alive_s = 0.0  # 0 = off
         self.last_received_s = now_s
+        # Before CONNACK: since when a packet is waited for, whatever trickles in of it.
+        self.waiting_since_s = now_s
         self.session: Session | None = None  # None until accepted
         self._settled = settled
         self._tail = b""  # the start of a packet whose rest has not come
@@ -164,7 +167,7 @@ class ServerConnection(ServerSender):
     def next_deadline_s(self) -> float | None:
         """Return when `handle_timeout` must be called if nothing is received; None for never."""
         if self.state in (State.NEW, State.CONNECTING):
-            return self.last_received_s + self.limits.connect_timeout_s
+            return self.waiting_since_s + self.limits.connect_timeout_s
         if self.state is State.CONNECTED and self.keep_alive_s:  # [MQTT-3.1.2-22]
             return self.last_received_s + 1.5 * self.keep_alive_s
         return None
@@ -241,6 +244,7 @@ class ServerConnection(ServerSender):
             return [fault]
         assert isinstance(packet, Connect)
         self.state = State.CONNECTING
+        self.waiting_since_s = self.last_received_s
         self.obey(packet, self.limits.topic_aliases_sent_max)  # a refusal must, too
         if end < len(data):
             self._tail = data[end:]

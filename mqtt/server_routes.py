@@ -16,7 +16,7 @@ from mqtt.broker.seams import PENDING
 from mqtt.errors import MalformedPacket, ProtocolError
 from mqtt.reason_codes import ReasonCode
 from mqtt.session import ShareGroup, Subscribed
-from mqtt.topics import TOPIC_LEVELS_MAX, TopicTree, split_shared, topic_name_fault
+from mqtt.topics import TOPIC_BYTES_MAX, TOPIC_LEVELS_MAX, TopicTree, split_shared, topic_name_fault
 
 __all__ = [
     "NOT_CAPTURED",
@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 NOT_CAPTURED: Final = -1
+
+_ROUTES_BYTES_MAX: Final = 16 << 20  # of topics, however few and long
+_CLIENT_ROUTES_BYTES_MAX: Final = 256 << 10
 
 
 class VerdictPending(Exception):  # noqa: N818 - nobody's fault: the answer comes later
@@ -122,6 +125,8 @@ class RouteTable(dict[bytes, Route]):
         self._overflowed = False
         self._size_max = size_max
         self.levels_max = levels_max
+        self.topic_bytes_max = TOPIC_BYTES_MAX
+        self._bytes = 0  # of the topics kept
 
     def __missing__(self, topic: bytes) -> Route:
         """Make the route of a topic.
@@ -131,10 +136,12 @@ class RouteTable(dict[bytes, Route]):
             MalformedPacket: 0x81, the topic is not UTF-8 [MQTT-1.5.4-1] or has U+0000.
         """
         route = self._make(topic)
-        if len(self) >= self._size_max:
+        self._bytes += len(topic)
+        if len(self) >= self._size_max or self._bytes > _ROUTES_BYTES_MAX:
             self.clear()
             self.generation += 1
             self._overflowed = True
+            self._bytes = len(topic)
         self[topic] = route
         return route
 
@@ -143,7 +150,7 @@ class RouteTable(dict[bytes, Route]):
             name = topic.decode()
         except UnicodeDecodeError:  # [MQTT-1.5.4-1] [MQTT-3.3.2-1]
             raise MalformedPacket("topic name is not well-formed UTF-8", "MQTT-1.5.4-1") from None
-        fault = topic_name_fault(name, levels_max=self.levels_max)
+        fault = topic_name_fault(name, levels_max=self.levels_max, bytes_max=self.topic_bytes_max)
         if fault is not None:
             if "\0" in name:
                 raise MalformedPacket(fault.detail, "MQTT-1.5.4-2")
@@ -203,6 +210,7 @@ class ClientRoutes(dict[bytes, Route]):
         self._shared = shared
         self._verdict = verdict
         self._size_max = size_max
+        self._bytes = 0  # of the topics kept
 
     def __missing__(self, topic: bytes) -> Route:
         """Return the shared route, or one that refuses.
@@ -218,7 +226,9 @@ class ClientRoutes(dict[bytes, Route]):
                 raise VerdictPending(route.name)
             if refusal:
                 route = Route(topic, route.name, NOT_CAPTURED, False, refusal)
-        if len(self) >= self._size_max:
+        self._bytes += len(topic)
+        if len(self) >= self._size_max or self._bytes > _CLIENT_ROUTES_BYTES_MAX:
             self.clear()
+            self._bytes = len(topic)
         self[topic] = route
         return route

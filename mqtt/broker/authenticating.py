@@ -133,6 +133,7 @@ async def _step(connection: Connection, auth: Authentication, data: bytes) -> No
         _refused(connection, auth, refusal)
     elif not step.done:
         _say(connection, auth, _CONTINUE, step.data)  # [MQTT-4.12.0-2]
+        connection.machine.waiting_since_s = core.now_s
         connection.resume_connecting()
         if connection.machine.state is State.CONNECTING:
             connection.handle_waiting()

@@ -45,6 +45,13 @@ class BrokerConfig:
     topic_levels_max: int = setting(
         128, help="Levels of a topic name or filter.", minimum=1, maximum=65535
     )
+    topic_bytes_max: int = setting(
+        65_535,
+        help="Length of a topic name or filter.",
+        unit="bytes",
+        minimum=1,
+        maximum=65_535,
+    )
     subscriptions_max: int = setting(
         10_000, help="Subscriptions of one session; more are refused 0x97.", minimum=1
     )

@@ -111,7 +111,11 @@ def _refusal(connection: Connection, connect: Connect) -> tuple[int, str] | None
         return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "client id is too long"
     will = connect.will
     if will is not None and (
-        topic_name_fault(will.topic_name, levels_max=core.config.topic_levels_max)
+        topic_name_fault(
+            will.topic_name,
+            levels_max=core.config.topic_levels_max,
+            bytes_max=core.config.topic_bytes_max,
+        )
         or will.topic_name.startswith(("$SYS/", "$share/"))
     ):
         return ReasonCode.TOPIC_NAME_INVALID, "topic of the will"

@@ -450,7 +450,7 @@ class Connection(asyncio.Protocol):
             return
         machine = self.machine
         if self._paused:  # not the client's fault that nothing is received
-            machine.last_received_s = now_s
+            machine.last_received_s = machine.waiting_since_s = now_s
         fault = machine.handle_timeout(now_s)
         if fault is not None:
             self.fail(fault)

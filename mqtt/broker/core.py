@@ -92,6 +92,7 @@ class Core:
             config.retained_messages_max,
             config.retained_bytes_max,
         )
+        self.router.routes.topic_bytes_max = config.topic_bytes_max
         self.registry = SessionRegistry(
             self.policy,
             self.router,
@@ -125,6 +126,7 @@ class Core:
         self.router.retained_messages_max = config.retained_messages_max
         self.router.retained_bytes_max = config.retained_bytes_max
         self.router.routes.levels_max = config.topic_levels_max
+        self.router.routes.topic_bytes_max = config.topic_bytes_max
         self.registry.expiry_max_s = config.session_expiry_max_s
 
     def refresh(self) -> float:

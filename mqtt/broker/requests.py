@@ -300,7 +300,10 @@ def _refusal(connection: Connection, session: Session, subscription: Subscriptio
     core = connection.core
     config = core.config
     topic_filter = subscription.topic_filter
-    if topic_filter_fault(topic_filter, levels_max=config.topic_levels_max) is not None:
+    fault = topic_filter_fault(
+        topic_filter, levels_max=config.topic_levels_max, bytes_max=config.topic_bytes_max
+    )
+    if fault is not None:
         return int(ReasonCode.TOPIC_FILTER_INVALID)
     subscriptions = session.subscriptions
     if (
