@@ -362,7 +362,9 @@ class Session:
         """
         outbound = self.outbound
         delivery = outbound.get(packet_id) if outbound else None
-        if delivery is None or outbound is None or (qos and delivery.qos != qos):
+        if delivery is None or outbound is None:
+            return False
+        if qos and (delivery.qos != qos or not delivery.dup):  # never sent: some other exchange's
             return False
         del outbound[packet_id]
         self._ended(packet_id, delivery, taken=True)
@@ -396,7 +398,7 @@ class Session:
     def received(self, packet_id: int) -> bool:
         """A PUBREC came: True when PUBREL is the answer, False when the id is not known."""
         delivery = self.outbound.get(packet_id) if self.outbound else None
-        if delivery is None or delivery.qos != 2:
+        if delivery is None or delivery.qos != 2 or not delivery.dup:
             return False
         if not delivery.released:
             delivery.released = True
