@@ -195,7 +195,8 @@ class LimitsConfig:
         unit="s",
         minimum=0,
         maximum=86_400,
-        help="A reading this much older than its arrival is history: it fires nothing.",
+        help="A reading this much older than its arrival is history: it fires nothing. So is one "
+        "that its gateway marks as historical, whatever its age.",
     )
     ahead_max_s: float = setting(
         30.0,

@@ -40,6 +40,7 @@ class Batch:
     epoch: int
     received_us: int  # when the stream took them
     readings: Readings
+    historical: bool = False  # their gateway says that they waited through an outage
 
 
 @dataclass(slots=True, frozen=True)
@@ -58,7 +59,7 @@ class EngineStats:
 
     series: int = 0  # kept now
     evaluated: int = 0  # readings measured by a rule
-    late: int = 0  # of those: older than late_after_s at their arrival, so only history
+    late: int = 0  # of those: historical, or older than late_after_s at arrival: only history
     unreadable: int = 0  # had no value where the rule looks for one
     clock_refused: int = 0  # lay too far in the future
     refused_series: int = 0  # readings of devices beyond series_max
@@ -118,7 +119,7 @@ class RuleEngine:
             if time_us > ahead_us:
                 self._stats.clock_refused += 1
                 continue
-            self._stats.late += time_us < behind_us
+            self._stats.late += batch.historical or time_us < behind_us
             topic, device = readings.sources[index]
             order = (time_us, batch.gateway, batch.epoch, seq)
             needed = any(rule.needs_value for rule in rules)
@@ -134,7 +135,9 @@ class RuleEngine:
                     continue
                 self._stats.evaluated += 1
                 before = series.state, series.wrong, series.clear_us
-                transitions += series.receive(order, value, batch.received_us, self.now_us)
+                transitions += series.receive(
+                    order, value, batch.received_us, self.now_us, historical=batch.historical
+                )
                 self._changed.add(series.key)
                 # only these make a deadline earlier
                 if (

@@ -108,7 +108,13 @@ class Series:
     # ---- readings --------------------------------------------------------------------------------
 
     def receive(
-        self, order: Order, value: Value, received_us: int, now_us: int
+        self,
+        order: Order,
+        value: Value,
+        received_us: int,
+        now_us: int,
+        *,
+        historical: bool = False,
     ) -> Iterator[Transition]:
         """Take a reading whose clock can be trusted.
 
@@ -117,11 +123,12 @@ class Series:
             value: What the rule measured; any text for an absence rule.
             received_us: When the cloud's stream took it.
             now_us: The engine's time, at least `received_us`.
+            historical: Its gateway says it is late, whatever its age.
         """
         first = self.seen_us == 0
         self.seen_us = now_us
         event_us = min(order[0], now_us)
-        late = received_us - order[0] > self.bounds.late_after_us
+        late = historical or received_us - order[0] > self.bounds.late_after_us
         in_order = self.newest is None or order > self.newest
         if self.rule.config.kind == "absence":
             if in_order:

@@ -277,7 +277,9 @@ class AlertSink:
         if not again and entry.position <= self._applied.get(entry.partition, 0):
             return  # its outcome waits in `_changes`
         engine = self._engine(entry.partition)
-        batch = Batch(entry.gateway, entry.epoch, entry.appended_us, decoded.readings)
+        batch = Batch(
+            entry.gateway, entry.epoch, entry.appended_us, decoded.readings, decoded.historical
+        )
         self._note(engine, engine.receive(batch, entry.appended_us))
         if not again:
             self._applied[entry.partition] = entry.position

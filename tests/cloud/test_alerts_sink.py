@@ -8,6 +8,7 @@ import random
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,20 @@ class SinkLab:
 
 
 # ---- what goes out -------------------------------------------------------------------------------
+
+
+async def test_what_a_gateway_marks_as_historical_pages_nobody_however_young(
+    tmp_path: Path,
+) -> None:
+    lab = SinkLab(tmp_path, hot())
+    async with lab.open() as sink:
+        for at, value in ((0, 99), (1, 20)):
+            entry = lab.decoded(at, value, received=8)
+            await lab.writes(replace(entry, historical=True))
+        assert sink.active() == []
+        assert sink.stats.late == 2
+        assert await lab.history() == [("late firing", 0), ("late resolved", 1)]
+    assert lab.published == []
 
 
 async def test_alert_is_published_and_kept(tmp_path: Path) -> None:
