@@ -296,6 +296,7 @@ class Doorkeeper:
 
 
 @VERSIONS
+@pytest.mark.conformance("MQTT-3.1.1:3.3.5-2", "MQTT-3.1.4-2")
 async def test_access_decides_who_connects_publishes_and_subscribes(version: int) -> None:
     async with serving(access=Doorkeeper()) as broker:
         stranger, connack = await broker.ask("bob", version=version)

@@ -111,7 +111,7 @@ async def test_order_holds_for_each_qos(version: int) -> None:
             assert got == list(range(qos, count, 3))
 
 
-@pytest.mark.conformance("MQTT-3.3.4-2", "MQTT-3.3.4-3", "MQTT-3.3.4-4", "MQTT-3.3.5-1")
+@pytest.mark.conformance("MQTT-3.3.4-2", "MQTT-3.3.4-3", "MQTT-3.3.4-4", "MQTT-3.1.1:3.3.5-1")
 async def test_overlapping_subscriptions_give_one_copy_with_every_identifier() -> None:
     async with serving() as broker:
         reader = await broker.connect("reader")

@@ -416,6 +416,7 @@ async def test_a_session_may_last_for_ever() -> None:
     "MQTT-3.1.2-12",
     "MQTT-3.1.2-14",
     "MQTT-3.1.2-15",
+    "MQTT-3.1.1:3.1.2-12",
 )
 async def test_a_will_is_published_once_as_it_was_given(
     version: int, qos: int, retain: bool
