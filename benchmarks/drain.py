@@ -32,7 +32,7 @@ from typing import Any
 from benchmarks.link import Link
 from benchmarks.load import connect_frame, frame_of
 
-__all__ = ["main"]
+__all__ = ["free_ports", "listening", "main", "rss_mb", "running"]
 
 _CONNECTIONS = 20
 _BACKLOG_TOPIC = "devices/sensor-%d/state"
@@ -111,7 +111,8 @@ class Drained:
 # ---- processes -----------------------------------------------------------------------------------
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports that were free on loopback a moment ago."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -120,7 +121,8 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _running(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program, its output in a file, and end it."""
     with log.open("ab") as output:
         process = subprocess.Popen(arguments, stdout=output, stderr=output)
     try:
@@ -130,7 +132,8 @@ def _running(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes
         process.wait(30)
 
 
-async def _listening(port: int) -> None:
+async def listening(port: int) -> None:
+    """Return once something accepts connections on loopback at `port`."""
     async with asyncio.timeout(30):
         while True:
             try:
@@ -142,7 +145,8 @@ async def _listening(port: int) -> None:
                 return
 
 
-def _rss_mb(pid: int) -> float:
+def rss_mb(pid: int) -> float:
+    """Return the memory of a process."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1000
@@ -233,7 +237,7 @@ async def _until(
     most_mb = filled_mb
     while not await done():
         await asyncio.sleep(0.05)
-        most_mb = max(most_mb, _rss_mb(pid))
+        most_mb = max(most_mb, rss_mb(pid))
     return filled_mb, most_mb
 
 
@@ -246,22 +250,22 @@ def _get(url: str) -> Any:
 
 
 async def _ours(folder: Path, options: argparse.Namespace) -> Drained:
-    edge, edge_http, cloud, cloud_http = _free_ports(4)
+    edge, edge_http, cloud, cloud_http = free_ports(4)
     tidegate = [sys.executable, "-m", "tidegate"]
     (folder / "cloud.toml").write_text(_CLOUD.format(data=folder, port=cloud, http=cloud_http))
     async with Link(cloud, options.mbit * 125_000, options.rtt_ms / 2000) as link:
         (folder / "edge.toml").write_text(
             _EDGE.format(data=folder, port=edge, http=edge_http, uplink=link.port)
         )
-        with _running([*tidegate, "edge", "-c", str(folder / "edge.toml")], folder / "log") as one:
-            await _listening(edge)
+        with running([*tidegate, "edge", "-c", str(folder / "edge.toml")], folder / "log") as one:
+            await listening(edge)
             await _fill(edge, options.readings)
             await asyncio.sleep(1.1)  # historical_s
-            filled_mb = _rss_mb(one.pid)
+            filled_mb = rss_mb(one.pid)
             drained = Drained("tidegate", 0.0, 0, (0.0, 0.0))
             config = str(folder / "cloud.toml")
-            with _running([*tidegate, "cloud", "-c", config], folder / "log"):
-                await _listening(cloud)
+            with running([*tidegate, "cloud", "-c", config], folder / "log"):
+                await listening(cloud)
                 began_s = time.monotonic()
 
                 async def done() -> bool:
@@ -279,18 +283,18 @@ async def _theirs(folder: Path, options: argparse.Namespace) -> Drained:
     program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if program is None:
         raise FileNotFoundError("mosquitto is not installed")
-    near, far = _free_ports(2)
+    near, far = free_ports(2)
     (folder / "far.conf").write_text(_FAR.format(port=far))
     async with Link(far, options.mbit * 125_000, options.rtt_ms / 2000) as link:
         (folder / "near.conf").write_text(_NEAR.format(port=near, uplink=link.port))
         near_arguments = [program, "-c", str(folder / "near.conf")]
-        with _running(near_arguments, folder / "log") as one:
-            await _listening(near)
+        with running(near_arguments, folder / "log") as one:
+            await listening(near)
             await _fill(near, options.readings)
-            filled_mb = _rss_mb(one.pid)
+            filled_mb = rss_mb(one.pid)
             drained = Drained("mosquitto", 0.0, 0, (0.0, 0.0))
-            with _running([program, "-c", str(folder / "far.conf")], folder / "log"):
-                await _listening(far)
+            with running([program, "-c", str(folder / "far.conf")], folder / "log"):
+                await listening(far)
                 began_s = time.monotonic()
 
                 async def done() -> bool:

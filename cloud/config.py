@@ -25,6 +25,7 @@ __all__ = [
     "IngestConfig",
     "LedgerConfig",
     "LiveConfig",
+    "PacingConfig",
     "SinksConfig",
     "StorageConfig",
     "StreamConfig",
@@ -199,6 +200,29 @@ class LiveConfig:
 
 
 @dataclass(slots=True, frozen=True)
+class PacingConfig:
+    """How gateways are told to drain no faster than the sinks write."""
+
+    enabled: bool = setting(True, help="Limit backlog when sinks fall behind; live never is.")
+    lag_target_s: float = setting(
+        5,
+        unit="s",
+        minimum=0.1,
+        help="Seconds of work a sink may have before it before gateways are slowed down.",
+    )
+    interval_s: float = setting(
+        1, unit="s", minimum=0.05, maximum=60, help="How often credits are set."
+    )
+    valid_s: int = setting(
+        30,
+        unit="s",
+        minimum=1,
+        maximum=3600,
+        help="How long a credit holds at a gateway that hears nothing more.",
+    )
+
+
+@dataclass(slots=True, frozen=True)
 class LedgerConfig:
     """The account of every reading, as figures of the running node."""
 
@@ -239,6 +263,7 @@ class CloudConfig:
     sinks: SinksConfig = section(SinksConfig, help="How sinks are fed.")
     storage: StorageConfig = section(StorageConfig, help="Readings as rows.")
     live: LiveConfig = section(LiveConfig, help="Readings as MQTT messages.")
+    pacing: PacingConfig = section(PacingConfig, help="How fast gateways may drain.")
     alerts: AlertsConfig = section(AlertsConfig, help="Rules and where alerts go.")
     commands: CommandsConfig = section(CommandsConfig, help="Commands to devices.")
     ledger: LedgerConfig = section(LedgerConfig, help="Where every reading is.")

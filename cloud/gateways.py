@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
+from bridge.envelope import LinkLane
+from bridge.partition import partitions_of
 from cloud.ingest_batches import BatchTaken
 from mqtt.broker.seams import ClientInfo
 from runtime.clock import Clock
@@ -29,6 +33,10 @@ class GatewaySeen:
     last_event_us: int | None = None  # newest time at the edge among its readings
     lag_s: float | None = None  # of the newest batch that had not waited through an outage
     epoch: int | None = None
+    live_readings: int = 0  # that came by other lanes than backlog
+    backlog_readings: int = 0
+    backlog_us: int = 0  # when the last of them came; 0 = never
+    partitions: int = 0  # a bit for each that its latest backlog went to
 
 
 class GatewaysSeen:
@@ -43,6 +51,7 @@ class GatewaysSeen:
         self._clock = clock
         self._gateways: OrderedDict[str, GatewaySeen] = OrderedDict()
         self._gateways_max = gateways_max
+        self.connections = 0  # clients connected, gateways or not
 
     def all(self) -> list[GatewaySeen]:
         """Return every gateway heard of."""
@@ -50,10 +59,12 @@ class GatewaysSeen:
 
     def client_connected(self, client: ClientInfo) -> None:
         """Note when a client came; whether it is a gateway shows with its first batch."""
+        self.connections += 1
         client.state[_CONNECTED_KEY] = self._clock.wall_us()
 
     def client_disconnected(self, client: ClientInfo, reason_code: int) -> None:  # noqa: ARG002
         """Note that a client is gone."""
+        self.connections -= 1
         for gateway in client.state.get("gateways", ()):
             seen = self._gateways.get(gateway)
             if seen is not None and seen.client is client:
@@ -75,6 +86,14 @@ class GatewaysSeen:
             client.state.setdefault("gateways", set()).add(batch.gateway)
         seen.last_batch_us = taken.now_us
         seen.epoch = batch.epoch
+        if batch.lane == LinkLane.BACKLOG:
+            seen.backlog_readings += len(batch.readings)
+            seen.backlog_us = taken.now_us
+            seen.partitions = reduce(
+                or_, (1 << p for p in set(partitions_of(batch.readings.sources))), 0
+            )
+        else:
+            seen.live_readings += len(batch.readings)
         times = batch.readings.times_us
         if times:
             newest_us = max(times)

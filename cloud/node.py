@@ -7,6 +7,7 @@ from cloud.api_part import ApiPart
 from cloud.commands.part import CommandsPart
 from cloud.config import CloudConfig
 from cloud.ledger_part import LedgerPart
+from cloud.pacing import PacingPart
 from cloud.service import CloudService
 from runtime.clock import Clock
 
@@ -14,7 +15,7 @@ __all__ = ["Node"]
 
 
 class Node(CloudService):
-    """A cloud node with alerts, latest values, API and console."""
+    """A cloud node with alerts, latest values, API, console, and gateways paced."""
 
     def __init__(self, config: CloudConfig, clock: Clock) -> None:
         """Prepare; `start` begins."""
@@ -23,7 +24,7 @@ class Node(CloudService):
         ledger = LedgerPart(config.ledger.interval_s)
         self._api = ApiPart(alerts, commands, ledger)
         more = () if commands is None else (commands,)
-        super().__init__(config, clock, (alerts, *more, ledger, self._api))
+        super().__init__(config, clock, (alerts, PacingPart(), *more, ledger, self._api))
 
     @property
     def http_port(self) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cloud.config import CloudConfig
+from cloud.gateways import GatewaysSeen
 from cloud.ledger import Balance
 from cloud.sinks.contract import Sink
 from cloud.sinks.group import Sinks
@@ -57,6 +58,11 @@ class CloudNode(NodeView, Protocol):
     @property
     def capture(self) -> CloudCapture:
         """The way into the stream."""
+        ...
+
+    @property
+    def gateways_seen(self) -> GatewaysSeen:
+        """The gateways of this node, as it saw them itself."""
         ...
 
     @property

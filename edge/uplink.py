@@ -26,7 +26,8 @@ import structlog
 from bridge.batch import Encoder, EntryEncoder
 from bridge.devices import DeviceIds
 from bridge.envelope import LinkLane
-from bridge.errors import LinkError
+from bridge.errors import BatchError, LinkError
+from bridge.link_pacing import Pace, decode_credit
 from bridge.readings import Readings
 from bridge.uplink_state import (
     Durable,
@@ -119,7 +120,8 @@ class Uplink:
         self._state = UplinkState(
             config.limits, max(1, len(self._endpoints)), rng or random.SystemRandom()
         )
-        self._lanes = UplinkLanes(journal, config, device_ids, self._state)
+        self._pace = Pace(rng or random.SystemRandom())
+        self._lanes = UplinkLanes(journal, config, device_ids, self._state, self._pace)
         self._resolution_us = max(1, round(config.time_resolution_ms * 1000))
         self._encoder = Encoder(
             gateway, journal.epoch, resolution_us=self._resolution_us, level=config.zstd_level
@@ -254,6 +256,7 @@ class Uplink:
         )
         self._connection = connection
         self._acked_mark = 0
+        self._pace.reset()
         self._sent.clear()
         self._status.connections += 1
         self._set_link("online")
@@ -381,7 +384,7 @@ class Uplink:
             tombstones=link_tombstones(stones),
         )
         self._settler.reported(stones)
-        self._lanes.sent(lane, len(payload))
+        self._lanes.sent(lane, len(payload), len(readings))
         self._publish(connection, payload, sent, packet_bytes(readings))
 
     def _encode(
@@ -430,9 +433,17 @@ class Uplink:
         self._wake.set()
 
     def _on_control(self, payload: bytes) -> None:
-        """Take what the cloud says on the control topic."""
-        if self._downlink is not None:
-            self._downlink.received(payload)
+        """Take what the cloud says on the control topic; an empty message says nothing."""
+        if not payload or (self._downlink is not None and self._downlink.received(payload)):
+            return
+        try:
+            credit = decode_credit(payload)
+        except BatchError as error:
+            limited(self._log, "bad_control", _LOG_EVERY_S).warning("bad_control", error=str(error))
+            return
+        if credit is not None:
+            self._pace.take(credit, self._clock.monotonic_s())
+            self._wake.set()
 
     def _handle(self, events: Sequence[UplinkEvent]) -> None:
         for event in events:

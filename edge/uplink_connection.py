@@ -31,9 +31,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from bridge.commands import CTL_PREFIX, DOWN_PREFIX
+from bridge.commands import CTL_PREFIX
 from bridge.envelope import CONTENT_TYPE
 from bridge.errors import LinkError
+from bridge.link_pacing import DOWN_ALL, DOWN_PREFIX
 from edge.config import Endpoint, UplinkConfig
 
 if TYPE_CHECKING:  # paho defines it for type checkers only
@@ -169,8 +170,9 @@ class UplinkConnection:
                 self._paho.ready_socket = sock
                 self._start_paho()
                 await self._accepted
-            down = DOWN_PREFIX + self._options.gateway
-            self._paho.subscribe([(down, SubscribeOptions(qos=0))])
+            down = SubscribeOptions(qos=0)
+            gateway = self._options.gateway
+            self._paho.subscribe([(DOWN_ALL, down), (DOWN_PREFIX + gateway, down)])
         except TimeoutError:
             raise self._failed(f"no answer within {timeout_s:g} s") from None
         except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bridge.devices import DeviceIds
 from bridge.envelope import LinkLane
+from bridge.link_pacing import Pace
 from bridge.link_shares import Shares
 from bridge.readings import Readings
 from bridge.uplink_state import Grant, UplinkState
@@ -39,6 +40,7 @@ class UplinkLanes:
         config: Linger, sizes, shares and ages.
         device_ids: Finds the device of a topic.
         state: Decides what may be sent.
+        pace: What the cloud allows of backlog.
     """
 
     def __init__(
@@ -47,9 +49,11 @@ class UplinkLanes:
         config: UplinkConfig,
         device_ids: DeviceIds,
         state: UplinkState,
+        pace: Pace,
     ) -> None:
         self._journal = journal
         self._state = state
+        self._pace = pace
         self._linger_s = config.linger_ms / 1000
         self._late_us = int(config.historical_s * 1_000_000)
         self._shares = Shares(config.backlog_share)
@@ -81,6 +85,10 @@ class UplinkLanes:
             after_seq = state.sent_seq(lane)
             if lane is LinkLane.BACKLOG:
                 if not self._has_backlog():
+                    continue
+                paced_s = self._pace.wait_s(now_s)
+                if paced_s > 0:
+                    wait_s = min(wait_s, paced_s)
                     continue
             elif not reader.has_more(after_seq):
                 self._since_s.pop(lane, None)
@@ -139,8 +147,10 @@ class UplinkLanes:
         """
         return await self._readers[LinkLane(lane)].take(after_seq, 1, 1, 0)
 
-    def sent(self, lane: int, batch_bytes: int) -> None:
+    def sent(self, lane: int, batch_bytes: int, readings: int) -> None:
         """Note what a lane has sent."""
+        if lane == LinkLane.BACKLOG:
+            self._pace.sent(readings)
         self._shares.sent(LinkLane(lane), batch_bytes, self._state.window_bytes)
 
     def _split(self, news_us: int) -> bool:

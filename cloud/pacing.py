@@ -1,0 +1,241 @@
+"""Tells gateways how fast to drain, as sinks and ingest can take it (cloud/fleet.py decides).
+
+Those that connect learn a first limit from the retained `tidegate/v1/down`, by how many have come.
+Once a second each gateway that begins to drain is told its own credit on
+`tidegate/v1/down/{gateway}`, mostly that there is no limit; and all that drain, while there is
+pressure. docs/link-format.md section 8.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from bridge.link_pacing import DOWN_ALL, DOWN_PREFIX, Credit, encode_credit
+from cloud.config import PacingConfig
+from cloud.fleet import Draining, FleetPacer, Pressure
+from cloud.gateways import GatewaysSeen
+from cloud.ingest_batches import BatchIngest
+from cloud.parts import CloudNode
+from cloud.sinks.contract import Sink
+from cloud.sinks.live import LivePublisher
+from cloud.sinks.runner import SinkStats
+from mqtt.broker.broker import Outgoing
+from runtime.clock import Clock
+from runtime.metrics import Metrics
+
+__all__ = ["Pacing", "PacingPart"]
+
+log = structlog.get_logger(component="pacing")
+
+_RATE_WEIGHT = 0.3  # of the newest second in the averages
+_CAPACITY_DECAY = 0.95  # a second, while the sink is behind
+_BYTES_S_MIN = 50_000.0  # what ingest is taken to do at least: it may have had nothing to do
+_DRAINING_S = 5.0  # a gateway drains while its last backlog batch is no older
+_GREET_S = 0.1  # how often the first limit follows the number of connections
+_GREET_CHANGE = 0.2  # and from which change on
+
+
+class _Ingest(Protocol):
+    """What is read of the node's ingest."""
+
+    batches: BatchIngest
+
+    @property
+    def waiting_bytes(self) -> int: ...
+
+
+class Pacing:
+    """Paces the gateways of one node.
+
+    Args:
+        config: Whether and how.
+        clock: Time.
+        seen: The gateways.
+        ingest: The way into the stream.
+        sinks: Gives the sinks' figures.
+        broker: Where credits are published.
+    """
+
+    def __init__(
+        self,
+        config: PacingConfig,
+        clock: Clock,
+        seen: GatewaysSeen,
+        ingest: _Ingest,
+        sinks: Callable[[], Awaitable[Sequence[SinkStats]]],
+        broker: LivePublisher,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._seen = seen
+        self._ingest = ingest
+        self._sinks = sinks
+        self._broker = broker
+        self._pacer = FleetPacer(config.lag_target_s, config.valid_s)
+        self._written: dict[str, int] = {}  # by sink, at the last look
+        self._capacity: dict[str, float] = {}  # readings a second by sink, while it was behind
+        self._taken: dict[str, int] = {}  # backlog readings by gateway, at the last look
+        self._rates: dict[str, float] = {}
+        self._batch_bytes = 0  # of ingest, at the last look
+        self._live_taken = 0
+        self._live_rate = 0.0
+        self._looked_s = clock.monotonic_s()
+        self._told: dict[str, Credit] = {}
+        self._newcomer: Credit | None = None
+        self._draining = 0
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to look, once a second."""
+        if self._config.enabled:
+            self._task = asyncio.create_task(self._run(), name="pacing")
+
+    async def stop(self) -> None:
+        """End; credits run out by themselves."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def register_metrics(self, metrics: Metrics) -> None:
+        """Add the figures of pacing."""
+        metrics.gauge(
+            "tidegate_pacing_pressure",
+            "What lies before the sinks; from 1 on backlog is limited.",
+            lambda: self._pacer.pressure,
+        )
+        metrics.gauge(
+            "tidegate_pacing_total_readings_s",
+            "Backlog readings a second the fleet may send; 0 = no limit.",
+            lambda: self._pacer.total_readings_s or 0.0,
+        )
+        metrics.gauge(
+            "tidegate_pacing_draining_gateways",
+            "Gateways that send backlog.",
+            lambda: float(self._draining),
+        )
+
+    async def _run(self) -> None:
+        look_at_s = self._clock.monotonic_s()
+        while True:
+            try:
+                await self.greet()
+                if self._clock.monotonic_s() >= look_at_s:
+                    look_at_s += self._config.interval_s
+                    await self.look()
+            except Exception:  # the task's root: without it nobody is limited any more
+                log.exception("pacing_failed")
+            await asyncio.sleep(_GREET_S)
+
+    async def look(self) -> None:
+        """Look at the node once and tell gateways what has changed for them."""
+        now_s = self._clock.monotonic_s()
+        passed_s = max(0.001, now_s - self._looked_s)
+        self._looked_s = now_s
+        pressure = self._pressure(await self._sinks(), passed_s)
+        draining = self._find_draining(passed_s)
+        self._draining = len(draining)
+        granted = self._pacer.decide(pressure, draining)
+        changed = {
+            gateway: credit
+            for gateway, credit in granted.items()
+            if credit.readings_s is not None or self._told.get(gateway) != credit
+        }
+        self._told = granted
+        if changed:
+            await self._broker.publish_many(
+                [Outgoing(DOWN_PREFIX + g, encode_credit(c)) for g, c in changed.items()]
+            )
+
+    async def greet(self) -> None:
+        """Keep what gateways that connect are told in step with how many there are."""
+        credit = self._pacer.newcomer(self._seen.connections)
+        known = self._newcomer
+        if known is not None and credit.hold_s == known.hold_s:
+            before, after = known.readings_s or 0, credit.readings_s or 0
+            if abs(after - before) <= before * _GREET_CHANGE:
+                return
+        self._newcomer = credit
+        message = Outgoing(DOWN_ALL, encode_credit(credit), retain=True)
+        await self._broker.publish_many([message])
+
+    def _pressure(self, sinks: Sequence[SinkStats], passed_s: float) -> Pressure:
+        lag_s: dict[int, float] = {}
+        slowest = 0.0
+        for sink in sinks:
+            rate = (sink.readings - self._written.get(sink.name, sink.readings)) / passed_s
+            self._written[sink.name] = sink.readings
+            behind = sum(lag.readings for lag in sink.lag.values())
+            known = self._capacity.get(sink.name, 0.0)
+            # what it did at best, lately: in many a second it had not enough to do
+            self._capacity[sink.name] = max(rate, known * _CAPACITY_DECAY if behind else known)
+            capacity = self._capacity.get(sink.name, 0.0)
+            if not behind or not capacity:
+                continue
+            slowest = min(slowest or capacity, capacity)
+            # a partition waits for all others of its sink: they are written in turns
+            each_s = behind / capacity
+            most = max(lag.readings for lag in sink.lag.values())
+            for partition, lag in sink.lag.items():
+                own_s = each_s * lag.readings / most
+                lag_s[partition] = max(lag_s.get(partition, 0.0), own_s)
+        taken = self._ingest.batches.stats.batch_bytes
+        rate = (taken - self._batch_bytes) / passed_s
+        self._batch_bytes = taken
+        waiting_s = self._ingest.waiting_bytes / max(rate, _BYTES_S_MIN)
+        return Pressure(lag_s, waiting_s, slowest, self._live_rate)
+
+    def _find_draining(self, passed_s: float) -> list[Draining]:
+        now_us = self._clock.wall_us()
+        taken: dict[str, int] = {}
+        draining = []
+        live = 0
+        for seen in self._seen.all():
+            live += seen.live_readings
+            if not seen.backlog_us or now_us - seen.backlog_us > _DRAINING_S * 1e6:
+                continue
+            name = seen.gateway
+            taken[name] = seen.backlog_readings
+            rate = (seen.backlog_readings - self._taken.get(name, 0)) / passed_s
+            known = self._rates.get(name, rate)
+            self._rates[name] = known + (rate - known) * _RATE_WEIGHT
+            draining.append(Draining(name, self._rates[name], seen.partitions))
+        self._taken = taken
+        self._rates = {name: self._rates[name] for name in taken}
+        live_rate = max(0, live - self._live_taken) / passed_s
+        self._live_rate += (live_rate - self._live_rate) * _RATE_WEIGHT
+        self._live_taken = live
+        return draining
+
+
+class PacingPart:
+    """Pacing, plugged into a node."""
+
+    def __init__(self) -> None:
+        self._pacing: Pacing | None = None
+
+    def sinks(self, node: CloudNode) -> Sequence[Sink]:  # noqa: ARG002 - it feeds none
+        """Return none."""
+        return ()
+
+    async def start(self, node: CloudNode) -> None:
+        """Begin to pace the node's gateways."""
+        self._pacing = Pacing(
+            node.config.pacing,
+            node.clock,
+            node.gateways_seen,
+            node.capture,
+            node.sinks.stats,
+            node.broker,
+        )
+        self._pacing.register_metrics(node.metrics)
+        await self._pacing.start()
+
+    async def stop(self) -> None:
+        """End."""
+        if self._pacing is not None:
+            await self._pacing.stop()

@@ -1,0 +1,141 @@
+"""Pacing a node's gateways: who is told what, and when nothing is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from bridge.batch import Batch
+from bridge.envelope import LinkLane
+from bridge.link_pacing import Credit, decode_credit
+from bridge.readings import Readings
+from cloud.config import PacingConfig
+from cloud.gateways import GatewaysSeen
+from cloud.ingest_batches import BatchStats, BatchTaken
+from cloud.pacing import Pacing
+from cloud.sinks.runner import SinkStats
+from cloud.stream.contract import Backlog
+from mqtt.broker.broker import Outgoing
+from mqtt.broker.seams import ClientInfo
+from runtime.clock import ManualClock
+
+
+@dataclass
+class Node:
+    """What pacing looks at."""
+
+    clock: ManualClock = field(default_factory=ManualClock)
+    waiting_bytes: int = 0
+    written: int = 0
+    behind: int = 0
+    messages: list[Outgoing] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.seen = GatewaysSeen(self.clock)
+        self.batches = SimpleNamespace(stats=BatchStats())
+        self.pacing = Pacing(PacingConfig(), self.clock, self.seen, self, self.sinks, self)
+
+    async def sinks(self) -> Sequence[SinkStats]:
+        lag = {3: Backlog(1, self.behind, 1)} if self.behind else {}
+        return [SinkStats("storage", self.written, 0, 0, 0, 0, "", {}, lag)]
+
+    async def publish_many(self, messages: Iterable[Outgoing]) -> int:
+        self.messages += messages
+        return 0
+
+    def has_subscribers(self, topic_name: str) -> bool:
+        return True
+
+    def takes(self, gateway: str, count: int, lane: LinkLane = LinkLane.BACKLOG) -> None:
+        """Take a batch of a gateway."""
+        readings = Readings(
+            range(1, count + 1), [("t", "d")], [0] * count, [1] * count, [1] * count, [b""] * count
+        )
+        batch = Batch(gateway, 1, lane, True, readings, ((1, count),), (), count, 0, 1000)
+        taken = BatchTaken(ClientInfo(gateway, 5), batch, self.clock.wall_us())
+        self.seen.batch_taken(taken)
+
+    async def second(self, *gateways: str, written: int = 1000, behind: int = 0) -> None:
+        """Let a second pass in which each gateway sent 1000 readings of backlog."""
+        for gateway in gateways:
+            self.takes(gateway, 1000)
+        self.clock.advance(1)
+        self.written += written
+        self.behind = behind
+        self.messages.clear()
+        await self.pacing.look()
+
+    def told(self) -> dict[str, Credit | None]:
+        return {
+            m.topic_name: decode_credit(m.payload) if m.payload else None for m in self.messages
+        }
+
+
+async def test_who_begins_to_drain_is_told_once_that_there_is_no_limit() -> None:
+    node = Node()
+    await node.second("a", "b")
+    free = Credit()
+    assert node.told() == {"tidegate/v1/down/a": free, "tidegate/v1/down/b": free}
+    for _ in range(3):
+        await node.second("a", "b")
+        assert node.messages == []
+
+
+async def test_who_only_sends_live_is_told_nothing() -> None:
+    node = Node()
+    node.takes("live-only", 10, LinkLane.LIVE)
+    await node.second(behind=20_000)
+    assert node.messages == []
+
+
+async def test_when_the_sinks_fall_behind_every_gateway_that_drains_is_told() -> None:
+    node = Node()
+    await node.second("a", "b", behind=1000)
+    await node.second("a", "b", behind=20_000)
+    told = node.told()
+    assert set(told) == {"tidegate/v1/down/a", "tidegate/v1/down/b"}
+    assert all(credit is not None and credit.readings_s for credit in told.values())
+
+
+async def test_once_they_have_caught_up_the_limits_are_taken_back_and_then_silence() -> None:
+    node = Node()
+    await node.second("a", behind=1000)
+    await node.second("a", behind=20_000)
+    await node.second("a")
+    assert node.told() == {"tidegate/v1/down/a": Credit()}
+    await node.second("a")
+    assert node.messages == []
+
+
+async def test_a_gateway_that_has_drained_is_left_alone() -> None:
+    node = Node()
+    await node.second("a", "b", behind=1000)
+    for _ in range(7):
+        await node.second("a", behind=20_000)
+    assert "tidegate/v1/down/b" not in node.told()
+
+
+async def test_who_connects_finds_a_limit_that_follows_the_number_of_connections() -> None:
+    node = Node()
+    await node.pacing.greet()
+    assert [(m.topic_name, m.retain) for m in node.messages] == [("tidegate/v1/down", True)]
+    node.messages.clear()
+    await node.pacing.greet()
+    assert node.messages == [], "nothing has changed"
+    for n in range(100):
+        node.seen.client_connected(ClientInfo(f"c{n}", 5))
+    await node.pacing.greet()
+    told = node.told()["tidegate/v1/down"]
+    assert told is not None
+    assert told.readings_s == 198
+
+
+async def test_batches_that_pile_up_before_ingest_are_pressure() -> None:
+    node = Node()
+    node.waiting_bytes = 200_000
+    node.batches.stats.batch_bytes = 100_000
+    await node.second("a", "b")
+    told = node.told()["tidegate/v1/down/a"]
+    assert told is not None
+    assert told.readings_s
