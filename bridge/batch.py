@@ -10,7 +10,8 @@ context and names its gateway, so it can be read alone.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Protocol
@@ -46,8 +47,11 @@ __all__ = [
     "Decoder",
     "Encoder",
     "EntryEncoder",
+    "OpenBatch",
+    "compressor",
     "decode_entry",
     "encode_entry",
+    "link_columns",
 ]
 
 _ZSTD_FORMAT = zstandard.FORMAT_ZSTD1_MAGICLESS
@@ -144,7 +148,7 @@ class Encoder:
         self._epoch = epoch
         self._resolution_us = resolution_us
         self._bodies = dict(bodies or {})
-        self._zstd = _compressor(level)
+        self._zstd = compressor(level)
         self.reset()
 
     def reset(self) -> None:
@@ -154,6 +158,11 @@ class Encoder:
         for body in self._bodies.values():
             body.reset()
 
+    @property
+    def last_time(self) -> int:
+        """The context's last time in units of the resolution: what bodies refer to."""
+        return self._context.last_time
+
     def encode(
         self,
         readings: Readings,
@@ -161,6 +170,7 @@ class Encoder:
         lane: int = LinkLane.LIVE,
         historical: bool = False,
         mode: int = Mode.COLUMNAR,
+        body: bytes | None = None,
         assigned: int | None = None,
         tombstones: Sequence[Tombstone] = (),
     ) -> bytes:
@@ -171,6 +181,8 @@ class Encoder:
             lane: A `LinkLane`.
             historical: The readings waited through an outage.
             mode: The mode wanted; an encoder that gains nothing falls back to mode 0.
+            body: These readings' body of that mode if it was made elsewhere, from their
+                `link_columns` and this encoder's `last_time`.
             assigned: Highest seq assigned; None leaves what the cloud knows.
             tombstones: Losses to report.
 
@@ -181,11 +193,12 @@ class Encoder:
         ranges = ranges_of(readings.seqs)
         fields = self._open_fields(context)
         marks = int(Mark.HISTORICAL) if historical else 0
-        body, columns = b"", None
+        columns = None
         if ranges:
             self._put_seqs(fields, ranges, context.lane_seqs[lane])
-            columns = _columns(readings, context.resolution_us)
-            mode, body = self._encode_body(columns, mode, context.last_time)
+            columns = link_columns(readings, context.resolution_us)
+            if body is None:
+                mode, body = self._encode_body(columns, mode, context.last_time)
             fields[Key.COUNT] = len(readings)
             fields[Key.BODY] = body
             if mode != context.mode:
@@ -239,6 +252,26 @@ class Encoder:
         return Mode.COLUMNAR, body
 
 
+@dataclass(slots=True, frozen=True)
+class OpenBatch:
+    """A batch whose envelope was read, and whose body was not."""
+
+    context: _Context
+    fields: dict[int, Any]
+    gateway: str
+    lane: int
+    marks: int
+    count: int
+    mode: int
+    ranges: tuple[Range, ...]
+    tombstones: tuple[Tombstone, ...]
+
+    @property
+    def body(self) -> bytes:
+        """The body; b"" in a batch without readings."""
+        return self.fields.get(Key.BODY, b"")  # type: ignore[no-any-return]  # checked by `open`
+
+
 class Decoder:
     """Decodes the batches of one connection, in the order they arrive.
 
@@ -249,9 +282,10 @@ class Decoder:
         gateway: The gateway's id from the topic; None to take it from each batch (entries).
         limits: What is accepted.
         bodies: Decoders of further modes, by mode; this decoder resets them.
+        dropped: Called whenever the context goes, for a mode whose context is elsewhere.
     """
 
-    __slots__ = ("_bodies", "_context", "_gateway", "_limits", "_zstd")
+    __slots__ = ("_bodies", "_context", "_dropped", "_gateway", "_limits", "_zstd")
 
     def __init__(
         self,
@@ -259,7 +293,9 @@ class Decoder:
         *,
         limits: Limits | None = None,
         bodies: Mapping[int, BodyDecoder] | None = None,
+        dropped: Callable[[], None] = lambda: None,
     ) -> None:
+        self._dropped = dropped
         self._gateway = gateway
         self._limits = limits or Limits()
         self._bodies = dict(bodies or {})
@@ -269,6 +305,7 @@ class Decoder:
     def drop_context(self) -> None:
         """Forget the context: call it whenever a batch is refused for whatever reason."""
         self._context = None
+        self._dropped()
         for body in self._bodies.values():
             body.reset()
 
@@ -278,8 +315,37 @@ class Decoder:
         Raises:
             BatchError: the batch must be refused; the context is gone.
         """
+        return self.finish(self.open(payload))
+
+    def open(self, payload: bytes) -> OpenBatch:
+        """Read a batch's envelope; `finish` goes on, before any other batch is opened.
+
+        Raises:
+            BatchError: the batch must be refused; the context is gone.
+        """
+        with self._refusing():
+            return self._open(payload)
+
+    def finish(self, batch: OpenBatch, columns: Columns | None = None) -> Batch:
+        """Return what an open batch says.
+
+        Args:
+            batch: The one that was opened last.
+            columns: Its body, where that was decoded elsewhere.
+
+        Raises:
+            BatchError: the batch must be refused; the context is gone.
+        """
+        with self._refusing():
+            if batch.context is not self._context:
+                raise BatchError("context", "a batch before this one was refused")
+            return self._finish(batch, columns)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Have whatever goes wrong drop the context and be a BatchError."""
         try:
-            return self._decode(payload)
+            yield
         except BatchError:
             self.drop_context()
             raise
@@ -287,7 +353,7 @@ class Decoder:
             self.drop_context()
             raise BatchError("malformed", f"{type(error).__name__} in decoding") from error
 
-    def _decode(self, payload: bytes) -> Batch:
+    def _open(self, payload: bytes) -> OpenBatch:
         limits = self._limits
         fields = open_envelope(payload, limits.batch_bytes)
         context = self._take_context(fields)
@@ -298,33 +364,42 @@ class Decoder:
         mode = read_uint(fields, Key.MODE, context.mode, 0xFF)
         tombstones = read_tombstones(fields, limits.tombstones)
         ranges: tuple[Range, ...] = ()
-        columns = None
-        check = read_uint(fields, Key.CHECK, None, 0xFFFFFFFF)
         if count:
             ranges = unfold_runs(fields.get(Key.SEQS, [0]), count, context.lane_seqs[lane])
-            columns = self._decode_body(fields.get(Key.BODY), mode, count, context.last_time)
+            if not isinstance(fields.get(Key.BODY), bytes):
+                raise BatchError("malformed", "the body is missing or no byte string")
         elif fields.keys() & {Key.BODY, Key.SEQS, Key.MODE}:
             raise BatchError("malformed", "a body or seqs without a count")
+        return OpenBatch(context, fields, gateway, lane, marks, count, mode, ranges, tombstones)
+
+    def _finish(self, batch: OpenBatch, columns: Columns | None) -> Batch:
+        limits, context, fields = self._limits, batch.context, batch.fields
+        ranges, lane = batch.ranges, batch.lane
+        check = read_uint(fields, Key.CHECK, None, 0xFFFFFFFF)
+        if batch.count and columns is None:
+            columns = self._decode_body(batch.body, batch.mode, batch.count, context.last_time)
+        if columns is not None and len(columns) != batch.count:
+            raise BatchError("bounds", f"{len(columns)} readings where {batch.count} belong")
         known = max(context.assigned, ranges[-1][1] if ranges else 0)
         assigned = known + read_uint(fields, Key.ASSIGNED, 0, SEQ_MAX - known)
-        numbers = (context.epoch, lane, marks, context.resolution_us, assigned)
-        found = header_check(gateway, numbers, ranges, tombstones)
+        numbers = (context.epoch, lane, batch.marks, context.resolution_us, assigned)
+        found = header_check(batch.gateway, numbers, ranges, batch.tombstones)
         if columns is not None:
             found = check_columns(columns, found, limits.content_bytes)
         if found != check:
             raise BatchError("check", "the content is not what was sent")
         readings = _readings(columns, ranges, context.resolution_us)
-        _advance(context, lane, ranges, columns, assigned, mode)
+        _advance(context, lane, ranges, columns, assigned, batch.mode)
         return Batch(
-            gateway,
+            batch.gateway,
             context.epoch,
             lane,
-            bool(marks),
+            bool(batch.marks),
             readings,
             ranges,
-            tombstones,
+            batch.tombstones,
             assigned,
-            mode,
+            batch.mode,
             context.resolution_us,
         )
 
@@ -354,19 +429,14 @@ class Decoder:
             raise BatchError("malformed", "the batch names another gateway than its topic")
         return named
 
-    def _decode_body(self, body: Any, mode: int, count: int, reference: int) -> Columns:
-        if not isinstance(body, bytes):
-            raise BatchError("malformed", "the body is missing or no byte string")
+    def _decode_body(self, body: bytes, mode: int, count: int, reference: int) -> Columns:
         if mode == Mode.COLUMNAR:
             body = self._decompress(body)
         elif mode != Mode.STORED:
             decoder = self._bodies.get(mode)
             if decoder is None:
                 raise BatchError("mode", f"mode {mode} is not known here")
-            columns = decoder.decode(body, count, reference, self._limits)
-            if len(columns) != count:
-                raise BatchError("bounds", f"{len(columns)} readings where {count} belong")
-            return columns
+            return decoder.decode(body, count, reference, self._limits)
         return unpack(body, count, reference, self._limits)
 
     def _decompress(self, body: bytes) -> bytes:
@@ -395,7 +465,7 @@ class EntryEncoder:
     __slots__ = ("_zstd",)
 
     def __init__(self, *, level: int = 1) -> None:
-        self._zstd = _compressor(level)
+        self._zstd = compressor(level)
 
     def encode(
         self,
@@ -423,7 +493,7 @@ class EntryEncoder:
         ranges = ranges_of(readings.seqs)
         if not ranges:
             raise ValueError("an entry holds at least one reading")
-        columns = _columns(readings, resolution_us)
+        columns = link_columns(readings, resolution_us)
         content = pack(columns, 0)
         body = self._zstd.compress(content)
         marks = int(Mark.HISTORICAL) if historical else 0
@@ -464,7 +534,7 @@ def decode_entry(data: bytes, *, limits: Limits | None = None) -> Batch:
     return Decoder(None, limits=limits).decode(data)
 
 
-def _compressor(level: int) -> zstandard.ZstdCompressor:
+def compressor(level: int) -> zstandard.ZstdCompressor:
     """Return a compressor of frames without magic number, check or dictionary id."""
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level,
@@ -476,7 +546,8 @@ def _compressor(level: int) -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(compression_params=parameters)
 
 
-def _columns(readings: Readings, resolution_us: int) -> Columns:
+def link_columns(readings: Readings, resolution_us: int) -> Columns:
+    """Return readings as a batch carries them: times in units, only the sources in use."""
     times = readings.times_us
     if resolution_us != 1:
         times = [time_us // resolution_us for time_us in times]

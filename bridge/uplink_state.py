@@ -505,6 +505,8 @@ class UplinkState:
         if reason_code == SUCCESS:
             self._backoff.reset()
             self._got_through = True
+            if sent.mode == Mode.STRUCTURED:
+                self._structured_failures = 0
             self._shrink = max(0, self._shrink - 1)
             idle = not self._in_flight
             self.speed.acknowledged(sent.bytes, sent.sent_s, now_s, idle=idle)
@@ -588,10 +590,10 @@ class UplinkState:
         """Choose how the readings of a refused batch are tried next."""
         cursor = self._lanes[sent.lane]
         suspect = cursor.suspect
-        if word == "mode" and sent.mode != Mode.COLUMNAR:
+        if word == "mode" and sent.mode == Mode.STRUCTURED:
             self._plain = True
             return []
-        if sent.mode != Mode.COLUMNAR:
+        if sent.mode == Mode.STRUCTURED:
             self._structured_failures += 1
             self._plain = self._structured_failures >= _STRUCTURED_FAILURES_MAX
         if suspect is None:

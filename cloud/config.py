@@ -105,6 +105,13 @@ class IngestConfig:
         minimum=4 * KIB,
         help="Largest batch accepted from a gateway.",
     )
+    contexts_max: int = setting(
+        256,
+        minimum=0,
+        maximum=65_536,
+        help="How many gateways may send in the structured mode at once, each for 1 to 40 MB of "
+        "the decoder's process; further ones send columnar batches. 0 switches the mode off.",
+    )
 
     def __post_init__(self) -> None:
         for topic_filter in self.topics:

@@ -92,6 +92,7 @@ class CloudCapture:
             stream,
             clock,
             batch_bytes_max=config.batch_bytes_max,
+            contexts_max=config.contexts_max,
             released=self.release,
             taken=taken,
             encoded=encoded,

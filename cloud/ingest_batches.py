@@ -20,13 +20,14 @@ import structlog
 
 from bridge.batch import Batch, Decoder
 from bridge.columnar import Limits
-from bridge.envelope import LinkLane, Tombstone
+from bridge.envelope import LinkLane, Mode, Tombstone
 from bridge.errors import BatchError
 from bridge.intervals import Range, ranges_of
 from bridge.readings import Readings
 from bridge.select import without
 from cloud.ingest_parts import Encoded, PartEncoder
 from cloud.ingest_sources import HeldSeqs, SourceState
+from cloud.ingest_structured import StructuredLine, StructuredPool
 from cloud.stream.contract import GivenUp, Part, Stream, StreamError, StreamFull
 from mqtt.broker.seams import ClientInfo, PublishRun
 from mqtt.errors import MalformedPacket
@@ -49,6 +50,7 @@ class BatchStats:
     """Counters since start."""
 
     batches: int = 0
+    structured: int = 0  # that came in the structured mode, refused ones included
     readings: int = 0  # new to the stream
     duplicates: int = 0  # readings that were held already
     batch_bytes: int = 0
@@ -81,11 +83,20 @@ class _Run:
 class _Line:
     """One connection: its decoder and its runs in order of arrival."""
 
-    __slots__ = ("decoder", "gateway", "generation", "task", "todo", "unsettled")
+    __slots__ = (
+        "decoder",
+        "gateway",
+        "generation",
+        "structured",
+        "task",
+        "todo",
+        "unsettled",
+    )
 
     def __init__(self) -> None:
         self.gateway = ""
         self.decoder: Decoder | None = None
+        self.structured: StructuredLine | None = None  # its context follows `decoder`'s
         self.generation = 0  # of the context; a refusal begins the next
         self.todo: deque[_Run] = deque()  # not decoded yet
         self.unsettled: deque[_Run] = deque()  # not answered yet, those of `todo` included
@@ -104,6 +115,7 @@ class BatchIngest:
         stream: Where entries go.
         clock: Wall clock for what is watched.
         batch_bytes_max: Longest batch accepted.
+        contexts_max: How many connections may be in the structured mode; 0 = none.
         released: Called with the bytes of a run once it is settled.
         taken: Called for each batch that became durable.
         encoded: Called with each part about to be appended, its readings, and whether they waited
@@ -116,6 +128,7 @@ class BatchIngest:
         clock: Clock,
         *,
         batch_bytes_max: int,
+        contexts_max: int = 256,
         released: Callable[[int], None],
         taken: Callable[[BatchTaken], None] = lambda _taken: None,
         encoded: Encoded | None = None,
@@ -124,6 +137,7 @@ class BatchIngest:
         self._stream = stream
         self._clock = clock
         self._limits = Limits(batch_bytes=batch_bytes_max)
+        self.structured = StructuredPool(contexts_max)
         self._released = released
         self._taken = taken
         self._held = HeldSeqs(stream)
@@ -149,6 +163,7 @@ class BatchIngest:
             await asyncio.gather(*tasks, *self._appends, return_exceptions=True)
             # since 3.12 a gather of finished tasks does not let the loop run their callbacks
             await asyncio.sleep(0)
+        await self.structured.close()
 
     # ---- one connection --------------------------------------------------------------------------
 
@@ -196,8 +211,9 @@ class BatchIngest:
             return
         if line.decoder is None or line.gateway != gateway:
             line.gateway = gateway
-            line.decoder = Decoder(gateway, limits=self._limits)
-        batch = line.decoder.decode(payload)
+            line.structured = self.structured.line()
+            line.decoder = Decoder(gateway, limits=self._limits, dropped=line.structured.reset)
+        batch = await self._decode(line, line.decoder, payload)
         generation = line.generation
         source = (gateway, batch.epoch)
         state = await self._held.settled(source, batch.seq_ranges)
@@ -220,6 +236,16 @@ class BatchIngest:
         )
         self._appends.add(task)
         task.add_done_callback(self._appends.discard)
+
+    async def _decode(self, line: _Line, decoder: Decoder, payload: bytes) -> Batch:
+        """Return what a batch says; a structured body is decoded in a process of its own."""
+        opened = decoder.open(payload)
+        if not opened.count or opened.mode != Mode.STRUCTURED:
+            return decoder.finish(opened)
+        assert line.structured is not None
+        self.stats.structured += 1
+        columns = await line.structured.decode(opened.body, opened.count, self._limits)
+        return decoder.finish(opened, columns)  # refused if an append failed meanwhile
 
     async def _append(
         self,

@@ -98,6 +98,8 @@ def _uplink_metrics(metrics: Metrics, uplink: Uplink) -> None:
         "packet_bytes": "What the acknowledged readings take as MQTT packets of their own.",
         "readings_sent": "Readings the cloud has acknowledged.",
         "batches_sent": "Batches the cloud has acknowledged.",
+        "structured_batches": "Of those, the ones in the structured mode.",
+        "encoder_restarts": "Times the structured encoder's process had to be started again.",
         "refusals": "Batches the cloud has refused.",
         "dead_letters": "Readings set aside because the cloud refused them.",
         "dials": "Attempts to connect to the cloud.",

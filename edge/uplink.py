@@ -6,7 +6,8 @@ What to send, when to give up on what, and how long to wait is decided by bridge
 here are the clock, the socket and the journal.
 
 Nothing waits for the uplink: with no cloud in reach the journal grows, and devices are served as
-ever. A batch is made in one go on the loop, which `batch_readings` and `batch_bytes` bound:
+ever. A batch is made in one go on the loop, which `batch_readings` and `batch_bytes` bound, but for
+structured bodies, which come from a process of their own (edge/uplink_bodies.py):
 benchmarks/uplink.py measures how long that holds it.
 """
 
@@ -23,9 +24,9 @@ from typing import Protocol
 
 import structlog
 
-from bridge.batch import Encoder, EntryEncoder
+from bridge.batch import Encoder, EntryEncoder, link_columns
 from bridge.devices import DeviceIds
-from bridge.envelope import LinkLane
+from bridge.envelope import LinkLane, Mode
 from bridge.errors import BatchError, LinkError
 from bridge.link_pacing import Pace, decode_credit
 from bridge.readings import Readings
@@ -43,6 +44,7 @@ from edge.commands import CommandLink
 from edge.config import Endpoint, UplinkConfig
 from edge.contract import JournalReader, Tombstone
 from edge.readings import CommitError, packet_bytes
+from edge.uplink_bodies import UplinkBodies
 from edge.uplink_connection import ConnectionOptions, UplinkConnection, tls_context
 from edge.uplink_lanes import TICK_S, UplinkLanes, journal_lane
 from edge.uplink_settle import Settler, link_tombstones
@@ -126,6 +128,7 @@ class Uplink:
         self._encoder = Encoder(
             gateway, journal.epoch, resolution_us=self._resolution_us, level=config.zstd_level
         )
+        self._bodies = UplinkBodies(config.mode, self._resolution_us, config.zstd_level, clock)
         self._connection: UplinkConnection | None = None
         self._tls: ssl.SSLContext | None = None  # the last that could be made
         self._sent: dict[int, tuple[Sent, int]] = {}  # by packet id, with its packet_bytes
@@ -164,6 +167,7 @@ class Uplink:
         for task in self._tasks:  # 3. the tasks
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._bodies.close()
         if self._tasks:
             await self._settler.settle()  # 4. what was acknowledged last
         self._tasks = []
@@ -349,12 +353,19 @@ class Uplink:
     async def _send(self, connection: UplinkConnection, lane: LinkLane) -> None:
         """Make the next batch of a lane and send it."""
         state = self._state
-        grant = state.grant(lane)
+        mode = self._bodies.wanted(self._clock.monotonic_s(), self._lanes.waiting())
+        grant = state.grant(lane, mode)
         try:
             readings, historical = await self._lanes.take(grant, self._clock.wall_us())
         except CommitError as error:
             self._unreadable(grant, error)
             return
+        if grant.generation != state.generation or connection.lost:
+            return
+        if grant.fresh:
+            self._encoder.reset()
+            self._bodies.reset()
+        grant, body = await self._body(grant, readings)
         if grant.generation != state.generation or connection.lost:
             return
         stones = self._settler.unreported(state.generation)
@@ -364,7 +375,7 @@ class Uplink:
             if not stones or lane is not LinkLane.LIVE:
                 return
             readings = _NOTHING
-        payload = self._encode(grant, readings, stones, historical=historical)
+        payload = self._encode(grant, readings, body, stones, historical=historical)
         first, last = _span(readings, grant)
         if state.too_large(connection.packet_bytes(len(payload))):
             cause = f"{len(payload)} bytes; the cloud takes at most {connection.packet_bytes_max}"
@@ -387,16 +398,41 @@ class Uplink:
         self._lanes.sent(lane, len(payload), len(readings))
         self._publish(connection, payload, sent, packet_bytes(readings))
 
+    async def _body(self, grant: Grant, readings: Readings | None) -> tuple[Grant, bytes | None]:
+        """Return a structured body if there is to be one, and the grant with the mode it has."""
+        if readings is None or grant.mode != Mode.STRUCTURED:
+            return replace(grant, mode=int(Mode.COLUMNAR)), None
+        columns = link_columns(readings, self._resolution_us)
+        began_s = self._clock.monotonic_s()
+        made = await self._bodies.encode(columns, self._encoder.last_time)
+        if made is None:
+            return replace(grant, mode=int(Mode.COLUMNAR)), None
+        now_s = self._clock.monotonic_s()
+        self._bodies.governor.encoded(
+            now_s,
+            now_s - began_s,
+            len(readings),
+            waiting=self._lanes.waiting(),
+            idle=not self._state.batches_in_flight,
+        )
+        mode, body = made
+        return replace(grant, mode=mode), body
+
     def _encode(
-        self, grant: Grant, readings: Readings, stones: Sequence[Tombstone], *, historical: bool
+        self,
+        grant: Grant,
+        readings: Readings,
+        body: bytes | None,
+        stones: Sequence[Tombstone],
+        *,
+        historical: bool,
     ) -> bytes:
-        if grant.fresh:
-            self._encoder.reset()
         return self._encoder.encode(
             readings,
             lane=grant.lane,
             historical=historical,
             mode=grant.mode,
+            body=body,
             assigned=self._journal.last_seq,
             tombstones=link_tombstones(stones),
         )
@@ -420,6 +456,7 @@ class Uplink:
         events = self._state.answered(sent, reason_code, reason, self._clock.monotonic_s())
         if sent.durable:
             self._status.batches_sent += 1
+            self._status.structured_batches += sent.mode == Mode.STRUCTURED
             self._status.packet_bytes += size
         if self._state.refusals > refusals:
             limited(self._log, "batch_refused", _LOG_EVERY_S).warning(
@@ -508,6 +545,7 @@ class Uplink:
         status.bytes_out, status.bytes_in = out, into
         status.last_error = state.last_error
         status.refusals = state.refusals
+        status.encoder_restarts = self._bodies.restarts
         status.batches_in_flight = state.batches_in_flight
         status.bytes_in_flight = state.bytes_in_flight
         status.window_bytes = state.window_bytes

@@ -107,6 +107,15 @@ class UplinkLanes:
                 wait_s = min(wait_s, left_s)
         return self._shares.next(ready, waiting, state.window_bytes), wait_s
 
+    def waiting(self) -> int:
+        """Return about how many readings wait to be sent: lanes of the journal share seqs."""
+        state, last_seq = self._state, self._journal.last_seq
+        ahead = max(state.sent_seq(LinkLane.URGENT), state.sent_seq(LinkLane.LIVE))
+        waiting = last_seq - ahead
+        if state.backlog_end is not None:
+            waiting += state.backlog_end - state.sent_seq(LinkLane.BACKLOG)
+        return max(0, waiting)
+
     async def take(self, grant: Grant, now_us: int) -> tuple[Readings | None, bool]:
         """Return the readings of a granted batch, and whether they waited through an outage.
 

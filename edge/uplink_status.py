@@ -23,6 +23,8 @@ class UplinkStatus:
     packet_bytes: int = 0  # what the acknowledged readings take as MQTT packets of their own
     readings_sent: int = 0  # acknowledged by the cloud
     batches_sent: int = 0
+    structured_batches: int = 0  # of those: in the structured mode
+    encoder_restarts: int = 0  # the encoder's process had to be started again
     batches_in_flight: int = 0
     bytes_in_flight: int = 0
     window_bytes: int = 0  # what may be in flight, by the link's speed

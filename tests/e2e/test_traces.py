@@ -10,18 +10,20 @@ import pytest
 
 from device_sim.config import SimConfig
 from device_sim.run import run_sim
+from tests.kit.processes import get_json
 from tests.kit.site import Site
 from tests.kit.traces import TRACES, read_records, trace_path
 
 
+@pytest.mark.parametrize("mode", ["columnar", "structured"])
 @pytest.mark.parametrize("name", TRACES)
-async def test_a_trace_arrives_as_it_was_published(name: str, tmp_path: Path) -> None:
+async def test_a_trace_arrives_as_it_was_published(name: str, mode: str, tmp_path: Path) -> None:
     path = trace_path(name)
     published: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
     for record in read_records(name):
         published[record.topic].append((record.payload, record.qos))
     total = sum(map(len, published.values()))
-    with Site(tmp_path) as site:
+    with Site(tmp_path, uplink=f'mode = "{mode}"') as site:
         await asyncio.to_thread(site.up)
         report = await run_sim(
             SimConfig(
@@ -48,5 +50,7 @@ async def test_a_trace_arrives_as_it_was_published(name: str, tmp_path: Path) ->
         assert stored == {
             topic: [payload for payload, _ in sent] for topic, sent in published.items()
         }
+        uplink = get_json(f"http://127.0.0.1:{site.edge_http}/status")["uplink"]
+        assert (uplink["structured_batches"] > 0) == (mode == "structured")
         audit = site.audit()
         assert audit.returncode == 0, audit.stdout + audit.stderr

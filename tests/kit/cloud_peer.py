@@ -14,8 +14,11 @@ from typing import Self
 
 from bridge.batch import Batch, Decoder
 from bridge.columnar import Limits
+from bridge.envelope import Mode
 from bridge.errors import BatchError
 from bridge.intervals import IntervalSet
+from bridge.structured import StructuredDecoder
+from bridge.structured_bodies import LINK_LIMITS
 from mqtt.frames import parse_publishes, split
 from mqtt.primitives import encode_variable_integer
 
@@ -36,6 +39,7 @@ class CloudPeer:
         topics: The topic of each PUBLISH as sent, "" where an alias stood for it.
         publish_heads: Bytes of each PUBLISH packet that were not its payload.
         errors: Batches that could not be decoded.
+        structured: Whether it knows the structured mode; older clouds do not.
     """
 
     def __init__(
@@ -47,7 +51,9 @@ class CloudPeer:
         maximum_packet_size: int = 0,
         connack: int = 0,
         tls: ssl.SSLContext | None = None,
+        structured: bool = True,
     ) -> None:
+        self.structured = structured
         self.script: Script = script or (lambda _batch, _n: (0, ""))
         self.accepted: list[Batch] = []
         self.rows: list[tuple[int, bytes]] = []
@@ -145,11 +151,16 @@ class CloudPeer:
                     answers += b"\xd0\x00"
                 elif first >> 4 == 3:
                     topic = self._topic(packet, aliases)
-                    decoder = decoder or Decoder(topic.rsplit("/", 1)[1], limits=Limits())
+                    decoder = decoder or self._decoder(topic.rsplit("/", 1)[1])
                     answers += self._publish(packet, decoder)
             self._changes.set()
             if answers:
                 writer.write(answers)
+
+    def _decoder(self, gateway: str) -> Decoder:
+        if not self.structured:
+            return Decoder(gateway, limits=Limits())
+        return Decoder(gateway, bodies={Mode.STRUCTURED: StructuredDecoder(LINK_LIMITS)})
 
     def _topic(self, packet: bytes, aliases: dict[int, str]) -> str:
         ((_, topic_bytes, _, properties, payload),) = parse_publishes(packet, 5)

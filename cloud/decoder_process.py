@@ -1,0 +1,93 @@
+"""Structured decoders in a process of their own: `python -m cloud.decoder_process CONTEXTS_MAX`.
+
+A request names a connection by number and has a body decoded, or the connection forgotten. The
+answer is the content of mode 0 (docs/link-format.md section 4.1) relative to time 0 behind a zero
+byte, or a one byte and `word: detail`.
+
+At most CONTEXTS_MAX connections have a context. One more takes the place of the one unused for
+longest, which then has to start anew; but if that one is in use, it is refused with `mode`: so a
+crowd of gateways goes columnar instead of driving one another out of their contexts.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from bridge.columnar import Limits, pack
+from bridge.errors import BatchError
+from bridge.structured import StructuredDecoder
+from bridge.structured_bodies import LINK_LIMITS
+from runtime.worker import serve
+
+__all__ = ["Contexts", "main"]
+
+REQUEST = struct.Struct("<?Q?II")  # decode or forget, connection, new context, count, limit; body
+IN_USE_S = 60.0
+
+
+@dataclass(slots=True)
+class _Held:
+    decoder: StructuredDecoder
+    used_s: float
+
+
+class Contexts:
+    """The decoders of all connections.
+
+    Args:
+        contexts_max: How many may have a context.
+    """
+
+    def __init__(self, contexts_max: int) -> None:
+        self._contexts_max = contexts_max
+        self._held: OrderedDict[int, _Held] = OrderedDict()
+
+    def handle(self, request: bytes, now_s: float) -> bytes:
+        """Return the answer to a request at `now_s`."""
+        decodes, connection, fresh, count, limit = REQUEST.unpack_from(request)
+        if not decodes:
+            self._held.pop(connection, None)
+            return b""
+        try:
+            decoder = self._decoder(connection, now_s)
+            if fresh:
+                decoder.reset()
+            body = request[REQUEST.size :]
+            columns = decoder.decode(body, count, 0, Limits(content_bytes=limit))
+            return b"\0" + pack(columns, 0)
+        except BatchError as error:
+            self._held.pop(connection, None)
+            return b"\1" + str(error).encode()
+        except (MemoryError, RecursionError, ValueError) as error:
+            self._held.pop(connection, None)
+            return b"\1" + f"bounds: {type(error).__name__} in decoding".encode()
+
+    def _decoder(self, connection: int, now_s: float) -> StructuredDecoder:
+        held = self._held.get(connection)
+        if held is None:
+            if len(self._held) >= self._contexts_max:
+                self._evict(now_s)
+            held = self._held[connection] = _Held(StructuredDecoder(LINK_LIMITS), now_s)
+        self._held.move_to_end(connection)
+        held.used_s = now_s
+        return held.decoder
+
+    def _evict(self, now_s: float) -> None:
+        oldest = next(iter(self._held))
+        if now_s - self._held[oldest].used_s < IN_USE_S:
+            raise BatchError("mode", "as many gateways as allowed are in the structured mode")
+        del self._held[oldest]
+
+
+def main(arguments: list[str]) -> None:
+    """Serve until standard input ends."""
+    contexts = Contexts(int(arguments[0]))
+    serve(lambda request: contexts.handle(request, time.monotonic()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

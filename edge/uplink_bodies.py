@@ -1,0 +1,154 @@
+"""Bodies for the uplink's batches: which mode, and where the structured encoder runs.
+
+While batches are small they are encoded on the loop, which costs a moment and no memory to speak
+of. The first one that would hold the loop for too long has a process started
+(edge/encoder_process.py), which takes over with a new context once it is up; until then batches go
+in mode 0, or wait where the configuration wants nothing else than the structured mode. Nothing is
+started, nor is the codec imported, before there is something to encode.
+
+Invariants: the context is in one place at a time; a body is sent, or `reset` is called before the
+next; when the process dies, the batch goes in mode 0 and the next structured one starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import structlog
+
+from bridge.columnar import Columns, pack
+from bridge.envelope import Mode
+from bridge.mode_governor import ModeGovernor
+from edge.encoder_process import REQUEST
+from runtime.clock import Clock
+from runtime.logs import limited
+from runtime.worker import Worker, WorkerError
+
+if TYPE_CHECKING:
+    from bridge.structured_bodies import BodyChoice
+
+__all__ = ["UplinkBodies"]
+
+_INLINE_READINGS = 8
+_INLINE_BYTES = 4096  # of payloads
+_INLINE_S = 0.003  # longer, _INLINE_STRIKES times, and it is done elsewhere
+_INLINE_STRIKES = 2
+_LOG_EVERY_S = 30.0
+
+
+class UplinkBodies:
+    """Makes the bodies of one uplink's batches.
+
+    Args:
+        mode: `uplink.mode`.
+        resolution_us: The link's time unit.
+        level: zstd level of mode 0.
+        clock: Measures what encoding takes.
+    """
+
+    def __init__(self, mode: str, resolution_us: int, level: int, clock: Clock) -> None:
+        self._mode = mode
+        self._resolution_us = resolution_us
+        self._level = level
+        self._clock = clock
+        self._inline: BodyChoice | None = None
+        self._strikes = 0
+        self._worker = Worker("edge.encoder_process", str(resolution_us), str(level))
+        self._warming: asyncio.Task[None] | None = None
+        self._fresh = True  # the process is to start a new context
+        self.governor = ModeGovernor()
+        self._log = structlog.get_logger(component="uplink")
+
+    @property
+    def pid(self) -> int | None:
+        """The encoder process's id; None while there is none."""
+        return self._worker.pid
+
+    @property
+    def restarts(self) -> int:
+        """How often the encoder process had to be started again."""
+        return max(0, self._worker.starts - 1)
+
+    def wanted(self, now_s: float, waiting: int) -> int:
+        """Return the mode to ask for, with so many readings waiting to be sent."""
+        if self._mode == "columnar":
+            return Mode.COLUMNAR
+        if self._mode == "auto" and not self.governor.structured(now_s, waiting):
+            return Mode.COLUMNAR
+        return Mode.STRUCTURED
+
+    def reset(self) -> None:
+        """Start a new context, with the connection's."""
+        self._fresh = True
+        if self._inline is not None:
+            self._inline.reset()
+
+    async def encode(self, columns: Columns, reference: int) -> tuple[int, bytes] | None:
+        """Return mode and body of one or more readings; None has them go in mode 0.
+
+        Args:
+            columns: The readings.
+            reference: The connection's last time.
+        """
+        if not self._worker.running:
+            if self._fits_inline(columns):
+                return self._encode_inline(columns, reference)
+            self._warm_up()
+        self._inline = None
+        if self._warming is not None:
+            if self._mode != "structured":
+                return None
+            await asyncio.shield(self._warming)
+        request = REQUEST.pack(self._fresh, reference, len(columns)) + pack(columns, reference)
+        try:
+            answer = await self._worker.call(request)
+        except WorkerError as error:
+            self._fresh = True
+            limited(self._log, "encoder_failed", _LOG_EVERY_S).warning(
+                "encoder_failed", reason=str(error)
+            )
+            return None
+        self._fresh = False
+        return answer[0], answer[1:]
+
+    def _fits_inline(self, columns: Columns) -> bool:
+        return (
+            self._strikes < _INLINE_STRIKES
+            and len(columns) <= _INLINE_READINGS
+            and sum(map(len, columns.payloads)) <= _INLINE_BYTES
+        )
+
+    def _encode_inline(self, columns: Columns, reference: int) -> tuple[int, bytes]:
+        if self._inline is None:
+            from bridge.structured_bodies import BodyChoice  # noqa: PLC0415 - not before it is used
+
+            self._inline = BodyChoice(self._resolution_us, level=self._level)
+        began_s = self._clock.monotonic_s()
+        mode, body = self._inline.encode(columns, reference)
+        slow = self._clock.monotonic_s() - began_s > _INLINE_S
+        self._strikes = self._strikes + 1 if slow else 0
+        return mode, body
+
+    def _warm_up(self) -> None:
+        if self._warming is None:
+            self._warming = asyncio.create_task(self._warm(), name="uplink-encoder")
+
+    async def _warm(self) -> None:
+        """Start the process: an empty request is answered once the codec is imported."""
+        with contextlib.suppress(WorkerError):  # tried again by the next batch
+            await self._worker.call(b"")
+            self._fresh = True
+        self._warming = None
+
+    async def close(self) -> None:
+        """End the process; the next batch may start another one."""
+        warming, self._warming = self._warming, None
+        if warming is not None:
+            warming.cancel()
+            await asyncio.gather(warming, return_exceptions=True)
+        await self._worker.close()
+        self._inline = None
+        self._strikes = 0
+        self._fresh = True

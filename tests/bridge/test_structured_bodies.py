@@ -1,0 +1,108 @@
+"""Structured bodies only where they pay; both ends stay in step whatever is chosen."""
+
+from __future__ import annotations
+
+import json
+import random
+
+from bridge.batch import Decoder, Encoder, link_columns
+from bridge.envelope import Mode
+from bridge.readings import Readings
+from bridge.structured import StructuredDecoder
+from bridge.structured_bodies import LINK_LIMITS, BodyChoice
+
+START_US = 1_700_000_000_000_000
+
+
+def batch(first: int, payloads: list[bytes]) -> Readings:
+    n = len(payloads)
+    return Readings(
+        range(first, first + n),
+        [(f"devices/d{i}/state", f"d{i}") for i in range(7)],
+        [i % 7 for i in range(first, first + n)],
+        [START_US + i * 250_000 for i in range(first, first + n)],
+        [1] * n,
+        payloads,
+        [b""] * n,
+    )
+
+
+def telemetry(rng: random.Random, n: int) -> list[bytes]:
+    return [
+        json.dumps({"t": round(20 + rng.random(), 2), "h": rng.randrange(40, 60)}).encode()
+        for _ in range(n)
+    ]
+
+
+def noise(rng: random.Random, n: int) -> list[bytes]:
+    return [rng.randbytes(rng.randrange(20, 180)) for _ in range(n)]
+
+
+class Link:
+    """Both ends of a connection, and what mode 0 alone would have taken."""
+
+    def __init__(self) -> None:
+        self.encoder, self.plain = Encoder("gw", 1), Encoder("gw", 1)
+        self.choice = BodyChoice(1000)
+        self.decoder = Decoder("gw", bodies={Mode.STRUCTURED: StructuredDecoder(LINK_LIMITS)})
+        self.bytes = self.plain_bytes = 0
+        self.modes: list[int] = []
+        self.seq = 1
+
+    def carry(self, payloads: list[bytes]) -> None:
+        readings = batch(self.seq, payloads)
+        self.seq += len(payloads)
+        columns = link_columns(readings, 1000)
+        mode, body = self.choice.encode(columns, self.encoder.last_time)
+        sent = self.encoder.encode(readings, mode=mode, body=body)
+        got = self.decoder.decode(sent)
+        assert got.mode == mode
+        assert got.readings.payloads == payloads
+        assert got.readings.times_us == readings.times_us
+        self.bytes += len(sent)
+        self.plain_bytes += len(self.plain.encode(readings))
+        self.modes.append(mode)
+
+
+def test_telemetry_goes_structured() -> None:
+    link, rng = Link(), random.Random(1)
+    for _ in range(60):
+        link.carry(telemetry(rng, 50))
+    assert set(link.modes) == {Mode.STRUCTURED}
+    assert link.bytes * 2 < link.plain_bytes
+
+
+def test_noise_goes_in_mode_0_at_one_per_cent_more_at_most() -> None:
+    link, rng = Link(), random.Random(2)
+    for _ in range(300):
+        link.carry(noise(rng, 50))
+    assert link.bytes <= link.plain_bytes * 1.01
+    assert link.modes.count(Mode.STRUCTURED) < 60
+
+
+def test_structured_again_when_noise_becomes_telemetry() -> None:
+    link, rng = Link(), random.Random(3)
+    for _ in range(60):
+        link.carry(noise(rng, 20))
+    assert link.modes[-1] != Mode.STRUCTURED
+    for _ in range(400):
+        link.carry(telemetry(rng, 20))
+    assert set(link.modes[-50:]) == {Mode.STRUCTURED}
+
+
+def test_both_ends_stay_in_step_when_the_two_alternate() -> None:
+    link, rng = Link(), random.Random(4)
+    for turn in range(200):
+        link.carry((telemetry if turn // 10 % 2 else noise)(rng, rng.randrange(1, 30)))
+    assert len(set(link.modes)) > 1
+
+
+def test_a_reset_starts_a_context_the_other_end_can_read() -> None:
+    link, rng = Link(), random.Random(5)
+    for turn in range(40):
+        if turn % 7 == 3:  # the last batch was never delivered
+            link.choice.encode(link_columns(batch(9999, telemetry(rng, 5)), 1000), 0)
+            link.encoder.reset()
+            link.choice.reset()
+            link.plain.reset()
+        link.carry(telemetry(rng, 10))
