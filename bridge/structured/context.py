@@ -17,7 +17,7 @@ from typing import Any
 
 from bridge.structured.coder import refuse
 from bridge.structured.frames import Step, assemble, check_marks
-from bridge.structured.limits import ENUM_VALUES, TEMPLATE_RING, StructuredLimits
+from bridge.structured.limits import ENUM_VALUES, FOLLOWERS, TEMPLATE_RING, StructuredLimits
 from bridge.structured.predictors import CellState, PredictorKind
 from bridge.structured.printers import Printer
 from bridge.structured.symbols import (
@@ -65,6 +65,7 @@ class TimeMode:
 
 _HEAD_PRIOR = Prior([2048, 128, 128, 128])
 _MASK_PRIOR = Prior([16] * 64)
+_FOLLOWER_PRIOR = Prior([64] + [16] * (FOLLOWERS - 1) + [16, 16])
 _CHOICE_PRIOR = Prior([64, 32, 32, 32])
 
 
@@ -199,7 +200,8 @@ class Family:
     sources: list[int] = field(default_factory=list)  # by instance
     fragments: list[bytes] = field(default_factory=list)
     fragment_index: dict[bytes, int] = field(default_factory=dict)
-    next_fragment: dict[int, int] = field(default_factory=dict)
+    followers: dict[int, list[int]] = field(default_factory=dict)  # fragments, the last one first
+    repeated: set[int] = field(default_factory=set)  # fragments that came twice in a template
     next_column: dict[int, int] = field(default_factory=dict)  # by fragment
     slots: int = 0  # of the template defined last
     masks: list[tuple[int, ...]] = field(default_factory=list)
@@ -326,7 +328,9 @@ class ModelTables:
     lengths: Table = field(default_factory=_numbers)
     decimals: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(2)])
     family_choice: Table = field(default_factory=lambda: Table(_CHOICE_PRIOR))
-    fragment_choice: Table = field(default_factory=lambda: Table(_CHOICE_PRIOR))
+    fragment_choice: list[Table] = field(
+        default_factory=lambda: [Table(_FOLLOWER_PRIOR) for _ in range(FOLLOWERS + 1)]
+    )
     column_choice: Table = field(default_factory=lambda: Table(_CHOICE_PRIOR))
     topic: TextModel = field(default_factory=TextModel)
     device: TextModel = field(default_factory=TextModel)

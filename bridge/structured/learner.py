@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from math import gcd, log2
 from operator import sub
@@ -21,7 +22,7 @@ from bridge.structured.limits import ENUM_VALUES
 from bridge.structured.predictors import CellState, Maybe, PredictorKind, Rows, residuals
 from bridge.structured.printers import Printer, PrinterKey, PrinterKind
 from bridge.structured.schema import ColumnSpec
-from bridge.structured.spelling import ESCAPE_BITS, printer_for, share_spelled
+from bridge.structured.spelling import ESCAPE_BITS, printer_for, printer_like, share_spelled
 from bridge.structured.texts import ALPHABETS, shared_prefix
 
 __all__ = ["Neighbour", "Numbers", "Series", "bits_of", "choose_spec"]
@@ -33,9 +34,12 @@ NO_PARAM: Param = (0, 0)
 NO_REF = (-1, -1)
 
 _HOT, _COOL = 0.12, 0.05  # share of changes from which on, and down to which, a column is hot
-_GAIN = 0.97  # a new predictor's bits must be below this share of the old one's
+_GAIN = 0.97  # a new predictor's bits must be below this share of the old one's,
+_REF_GAIN = 0.9  # or below this one's: of many references some seem good by chance
 _SPELLING_GAIN = 0.02  # the share of tokens a new printer must spell beyond the old one
 _ENUM_DISTINCT_MAX = 12  # numbers that take more values than this are never an enumeration
+_ALPHABET_SHARE = 0.9  # of the middles an alphabet must fit
+_SIGNS = b"-:._/ +="
 _TEXT_BYTES_MAX = 48  # longer texts are no enumeration
 
 
@@ -129,6 +133,8 @@ class _Steps:
             return
         escapes = self.escapes
         ref_at = (-1, neighbour.place)
+        for slope in _slopes(rows):
+            yield _try_line(rows, alone, escapes, slope, ref_at)
         steps = [now - before - ref + last for now, before, ref, last in rows]
         yield _Option(bits_of(steps + alone, escapes), PredictorKind.DIFFERENCE, NO_PARAM, ref_at)
         steps = [
@@ -138,6 +144,34 @@ class _Steps:
         yield _Option(bits_of(steps + alone, escapes), PredictorKind.RATIO, NO_PARAM, ref_at)
         steps = [now - last for now, _, _, last in rows]
         yield _Option(bits_of(steps + alone, escapes), PredictorKind.BEFORE, NO_PARAM, ref_at)
+
+
+def _slopes(rows: Sequence[tuple[int, int, int, int]]) -> Iterable[Fraction]:
+    """Return simple slopes by which a column may follow another: that of their steps, rounded."""
+    square = sum((ref - last) ** 2 for _, _, ref, last in rows)
+    product = sum((now - before) * (ref - last) for now, before, ref, last in rows)
+    own = sum((now - before) ** 2 for now, before, _, _ in rows)
+    if not square or product * product < 0.5 * square * own:
+        return
+    slope = Fraction(product, square)
+    found = {slope.limit_denominator(most) for most in (1, 5, 10, 64)}
+    yield from sorted(fraction for fraction in found if fraction and fraction != 1)
+
+
+def _try_line(
+    rows: Sequence[tuple[int, int, int, int]],
+    alone: list[int],
+    escapes: int,
+    slope: Fraction,
+    ref: tuple[int, int],
+) -> _Option:
+    num, den = slope.numerator, slope.denominator
+    half = den >> 1
+    steps = [
+        now - (now_ref * num + before * den + half - before_ref * num) // den
+        for now, before, now_ref, before_ref in rows
+    ]
+    return _Option(bits_of(steps + alone, escapes), PredictorKind.LINE, (num, den), ref)
 
 
 def _try(kind: int, numbers: Numbers, param: Param = NO_PARAM) -> _Option:
@@ -194,7 +228,7 @@ def _predict(
             column.ref,
         )
         if not kept and option is not last:
-            option.bits = option.bits / _GAIN + 4
+            option.bits = option.bits / (_GAIN if option.ref == NO_REF else _REF_GAIN) + 4
     return min(options)
 
 
@@ -206,6 +240,7 @@ def choose_spec(
     series: Series,
     resolution_us: int,
     neighbours: Callable[[], Iterable[Neighbour]] = tuple,
+    hint: PrinterKey | None = None,
 ) -> ColumnSpec:
     """Return how a column is best coded.
 
@@ -214,10 +249,11 @@ def choose_spec(
         series: Its last tokens by source.
         resolution_us: The link's time unit.
         neighbours: Returns columns that may be referred to.
+        hint: How a binary field is spelled.
     """
     tokens = [token for source in series for _, token in source]
     share = _change_share(series)
-    printer = _printer(column, tokens)
+    printer = _printer(column, tokens, hint)
     if share is None:
         hot = printer is not None and len(set(tokens)) > 1
     else:
@@ -236,9 +272,11 @@ def choose_spec(
     return ColumnSpec(ColumnKind.NUMBER, hot, printer, best.kind, best.param, best.ref)
 
 
-def _printer(column: Column | None, tokens: Sequence[bytes]) -> PrinterKey | None:
+def _printer(
+    column: Column | None, tokens: Sequence[bytes], hint: PrinterKey | None
+) -> PrinterKey | None:
     """Return the spelling of the tokens: the old one unless another spells clearly more."""
-    found = printer_for(tokens)
+    found = printer_like(hint, tokens) if hint is not None else printer_for(tokens)
     old = column.printer.key if column is not None and column.printer is not None else None
     if old is None or found is None or found == old:
         return found
@@ -262,19 +300,27 @@ def _text_spec(
     short = max(map(len, distinct)) <= _TEXT_BYTES_MAX
     if short and (few or (column is None and len(tokens) < 3)):
         return ColumnSpec(ColumnKind.ENUM, hot)
-    middle = b"".join(_middles(series))
+    middles = [middle for middle in _middles(series) if middle]
     for number, alphabet in enumerate(ALPHABETS):
-        if alphabet is not None and middle and not middle.translate(None, alphabet.members):
-            return ColumnSpec(ColumnKind.TEXT, hot, alphabet=number)
+        if alphabet is not None and middles:
+            fitting = sum(not middle.translate(None, alphabet.members) for middle in middles)
+            if fitting >= _ALPHABET_SHARE * len(middles):
+                return ColumnSpec(ColumnKind.TEXT, hot, alphabet=number)
     return ColumnSpec(ColumnKind.TEXT, hot)
 
 
 def _middles(series: Series) -> Iterable[bytes]:
-    """Return of each token what differs from the one before it."""
+    """Return of each token what differs from the one before it, without signs both have."""
     last = b""
     for source in series:
         for _, token in source:
             start = shared_prefix(token, last)
             end = shared_prefix(token[start:][::-1], last[start:][::-1])
-            yield token[start : len(token) - end]
+            middle, other = token[start : len(token) - end], last[start : len(last) - end]
+            if len(middle) == len(other):
+                middle = bytes(
+                    [a for a, b in zip(middle, other, strict=True) if a != b or a not in _SIGNS]
+                )
+            if last:
+                yield middle
             last = token

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 __all__ = [
     "CHUNK_ROWS",
     "ENUM_VALUES",
+    "FOLLOWERS",
     "HISTORY_BYTES",
     "INTEGER_BITS",
     "MASKS",
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 CHUNK_ROWS = 128  # tables of a column are rebuilt between chunks only
+FOLLOWERS = 12  # fragments remembered to have followed a fragment
 ENUM_VALUES = 31  # texts an enumeration remembers
 HISTORY_BYTES = 32 << 10  # text both ends keep as a dictionary for the next bodies
 INTEGER_BITS = 63  # integers of the format are within +-2^63,

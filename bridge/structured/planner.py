@@ -18,7 +18,9 @@ from zlib import crc32
 
 from bridge.columnar import Columns
 from bridge.readings import FLAG_PROPERTIES
+from bridge.structured.binary import BinaryKinds
 from bridge.structured.context import Column, Context, Source, Template, TimeMode
+from bridge.structured.frames import Step, assemble, check_marks
 from bridge.structured.heads import Row
 from bridge.structured.learner import choose_spec
 from bridge.structured.printers import PrinterKind
@@ -32,7 +34,7 @@ __all__ = ["BatchPlan", "Planner"]
 
 _CREDIT_MAX = 512.0
 _CREDIT_PER_HIT = 0.125
-_COMPILE_AFTER = 2  # uses of a template before its matcher is compiled, which takes half a ms
+_COMPILE_AFTER = 4  # uses of a template before its matcher is compiled, which takes half a ms
 _COMPILES_PER_BATCH = 4
 _MATCHERS_MAX = 2048
 _FIRST_ROWS = 128  # of a new shape, from which its columns' coding is chosen
@@ -53,8 +55,15 @@ class KnownShape:
     plan: TemplatePlan
     uses: int = 0
     match: Match | None = None
+    slots: dict[ColumnPlan, int] = field(default_factory=dict)
+    frames: list[list[Step]] = field(default_factory=list)  # of a framed shape
     fresh: bool = True  # of this batch: its columns' coding is to be chosen from `first`
     first: list[tuple[SourceView, int, tuple[bytes, ...]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.slots = {column: slot for slot, column in enumerate(self.columns)}
+        if self.shape.framed:
+            self.frames = check_marks(self.shape.fragments)
 
     def template(self, context: Context) -> Template | TemplatePlan:
         """Return the template as it stands in the ring, or the plan to define it (again)."""
@@ -100,6 +109,7 @@ class Planner:
         self._seen: dict[int, None] = {}
         self._credit = _CREDIT_MAX
         self._new: list[KnownShape] = []  # of this batch
+        self._binary = BinaryKinds()
         self._compiles = 0
         self._room: Room = Room(context, 0)
         self.refused = 0  # readings that travelled raw for want of room
@@ -140,18 +150,19 @@ class Planner:
 
     def _choose_first_specs(self) -> None:
         """Decide how the columns that this batch defines are to be coded."""
-        series: dict[ColumnPlan, dict[SourceView, list[tuple[int, bytes]]]] = {}
+        samples: dict[ColumnPlan, dict[SourceView, list[tuple[int, bytes]]]] = {}
         for known in self._new:
             for view, time, tokens in known.first:
                 for column, token in zip(known.columns, tokens, strict=True):
                     if column.column is None:
-                        sample = series.setdefault(column, {}).setdefault(view, [])
+                        sample = samples.setdefault(column, {}).setdefault(view, [])
                         if len(sample) < _FIRST_READINGS:
                             sample.append((time, token))
             known.first.clear()
             known.fresh = False
-        for column, by_source in series.items():
-            column.spec = choose_spec(None, list(by_source.values()), self._resolution_us)
+        for column, by_source in samples.items():
+            series = list(by_source.values())
+            column.spec = choose_spec(None, series, self._resolution_us, hint=column.hint)
 
     def _new_source(self, key: tuple[str, str]) -> SourceView:
         room = self._room.take_source(len(key[0]) + len(key[1]))
@@ -208,7 +219,7 @@ class Planner:
             rows.append((flag, block, payload, view.wanted, tokens))
             family = known.family
             if view in family.samples or family.wants_sample:
-                family.keep_sample(view, (time, known.columns, tokens))
+                family.keep_sample(view, (time, known.slots, tokens))
             if known.fresh and len(known.first) < _FIRST_ROWS:
                 known.first.append((view, time, tokens))
         if known is not None:
@@ -240,8 +251,10 @@ class Planner:
             plan.template, plan.columns = template, columns
             spelled = _spelled(family.columns[template.columns[0]]) if _is_slot(plan) else None
             shape = Shape.of(plan.fragments, framed=template.framed)
+            if shape is None:
+                continue
             known = KnownShape(shape, view, columns, plan, fresh=False)
-            self._shapes[shape.framed, shape.fragments, spelled] = known
+            self._shapes[shape.key, spelled] = known
             view.fragments.update(plan.fragments)
             for path, column in zip(shape.paths(), columns, strict=True):
                 named = (*path, spelled)
@@ -298,11 +311,17 @@ class Planner:
         if len(payload) > limits.payload_bytes:
             return None
         shape = shape_of(payload)
+        if shape is None:
+            shape = self._binary.shape_of(view.source.topic, payload)
         if shape is None or len(shape.tokens) > limits.slots:
             return None
         spelled = view.spelling_of(payload) if shape.kind == "scalar" else None
-        key = (shape.framed, shape.fragments, spelled)
+        key = (shape.key, spelled)
         known = self._shapes.get(key)
+        if shape.framed:
+            frames = known.frames if known is not None else check_marks(shape.fragments)
+            if assemble(frames, shape.tokens) != payload:
+                return None
         if known is None:
             known = self._new_shape(view, shape, key, spelled)
             if known is None:
@@ -328,10 +347,11 @@ class Planner:
         plan = FamilyView(FamilyPlan()) if family is None else family
         columns: list[ColumnPlan] = []
         fresh: list[tuple[Path, ColumnPlan]] = []
-        for path in paths:
+        for slot, path in enumerate(paths):
             column = plan.columns.get(path)
             if column is None:
                 column = ColumnPlan(ColumnSpec())
+                column.hint = shape.printers[slot] if shape.printers else None
                 fresh.append((path, column))
             columns.append(column)
         if not self._room.take_shape(plan, len(fresh), shape):
@@ -385,9 +405,8 @@ class Planner:
         best = max(views.values(), key=lambda family: shared[id(family)])
         common = shared[id(best)]
         usual = view.known is not None and view.known.family is best
-        if common < 0.6 * len(paths) or not (usual or 3 * common >= len(best.columns)):
-            return None
-        return best
+        alike = usual or 3 * common >= len(best.columns) or 10 * common >= 9 * len(paths) >= 36
+        return best if alike and common >= 0.6 * len(paths) else None
 
 
 def _is_slot(plan: TemplatePlan) -> bool:

@@ -33,10 +33,17 @@ class PredictorKind(IntEnum):
     RATIO = 5  # keeps its proportion to another column of the row
     BEFORE = 6  # is what another column was one row earlier
     SIBLING = 7  # keeps its distance to a column of the device's other topic
+    LINE = 8  # follows another column of the row; parameters: units per `den` of its, `den`
 
 
 USES_COLUMN = frozenset(
-    {PredictorKind.DIFFERENCE, PredictorKind.RATIO, PredictorKind.BEFORE, PredictorKind.SIBLING}
+    {
+        PredictorKind.DIFFERENCE,
+        PredictorKind.RATIO,
+        PredictorKind.BEFORE,
+        PredictorKind.SIBLING,
+        PredictorKind.LINE,
+    }
 )
 
 
@@ -220,6 +227,39 @@ def _time(
     return out
 
 
+def _line(
+    state: CellState, rows: Rows, xs: Sequence[Maybe], param: tuple[int, int], fwd: bool
+) -> list[Maybe]:
+    last, offsets, recent, recent_offset = state.last, state.aux, state.recent, state.recent_aux
+    num, den = param
+    half = den >> 1
+    out: list[Maybe] = []
+    put = out.append
+    for cell, x, ref in zip(rows.cells, xs, rows.refs, strict=True):
+        if x is None:
+            put(None)
+            continue
+        offset = offsets[cell]
+        known = offset is not None
+        if offset is None:
+            offset = recent_offset
+        if ref is None:
+            before = last[cell]
+            p = recent if before is None else before
+        else:
+            p = min(max((ref * num + offset) // den, -_CLAMP), _CLAMP)
+        value = x if fwd else x + p
+        put(x - p if fwd else value)
+        if ref is not None:
+            seen = value * den + half - ref * num
+            if known and abs(seen - offset) < 64 * den:
+                seen = offset + ((seen - offset) >> 2)
+            offsets[cell] = recent_offset = seen
+        last[cell] = recent = value
+    state.recent, state.recent_aux = recent, recent_offset
+    return out
+
+
 def _difference(
     state: CellState,
     rows: Rows,
@@ -317,4 +357,5 @@ _STEPS: dict[int, _Step] = {
     PredictorKind.RATIO: _ratio,
     PredictorKind.BEFORE: _before,
     PredictorKind.SIBLING: _difference,
+    PredictorKind.LINE: _line,
 }

@@ -157,7 +157,8 @@ def _periodic_bits(times: Sequence[int], period: int, *, free: bool) -> float:
 
 # ---- families ------------------------------------------------------------------------------------
 
-Sample = tuple[int, list[ColumnPlan], tuple[bytes, ...]]  # time, columns, their tokens
+# time, slots by column, tokens
+Sample = tuple[int, dict[ColumnPlan, int], tuple[bytes, ...]]
 
 
 @dataclass(slots=True, eq=False)
@@ -185,7 +186,7 @@ class FamilyView:
     def series_of(self, column: ColumnPlan) -> Series:
         """Return the sampled tokens of a column by source, only of sources that have it."""
         return [
-            [(time, row[columns.index(column)]) for time, columns, row in sample]
+            [(time, tokens[slots[column]]) for time, slots, tokens in sample]
             for sample in self._samples_with(column)
         ]
 
@@ -197,8 +198,8 @@ class FamilyView:
         parse = found.printer.parse
         return [
             [
-                parse(row[columns.index(column)]) if column in columns else None
-                for _, columns, row in sample
+                parse(tokens[slots[column]]) if column in slots else None
+                for _, slots, tokens in sample
             ]
             for sample in self._samples_with(beside)
         ]
@@ -260,7 +261,7 @@ def _review_column(
         for other in others[:_NEIGHBOURS]:
             yield Neighbour(other.column.index, view.values_of(other, plan))  # type: ignore[union-attr]
 
-    spec = choose_spec(column, series, resolution_us, neighbours)
+    spec = choose_spec(column, series, resolution_us, neighbours, plan.hint)
     if spec != ColumnSpec(
         column.kind,
         column.hot,

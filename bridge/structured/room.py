@@ -28,7 +28,7 @@ class Room:
         self._cells = limits.cells - context.cells
         self._literals = limits.literal_bytes - context.literal_bytes
         self._batch_cells = limits.batch_cells
-        self._shapes = min(TEMPLATE_RING // 2, max(256, readings // 2))
+        self._shapes = min(TEMPLATE_RING // 2, max(256, readings))
 
     def take_source(self, size: int) -> bool:
         """Take room for a source whose names have `size` characters."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from bridge.structured.coder import Coder, refuse
 from bridge.structured.context import Column, ColumnKind, Context, Family, Source, Template
-from bridge.structured.limits import TEMPLATE_RING
+from bridge.structured.limits import FOLLOWERS, TEMPLATE_RING
 from bridge.structured.predictors import USES_COLUMN, PredictorKind
-from bridge.structured.printers import DIGITS_MAX, Printer, PrinterKind
+from bridge.structured.printers import DIGITS_MAX, Printer, PrinterKey, PrinterKind
 from bridge.structured.texts import ALPHABETS, code_text
 
 __all__ = [
@@ -37,6 +37,7 @@ _UPDATES_MAX = 1024
 _FAMILY_COLUMNS_MAX = 1024
 _TOPIC_BYTES_MAX = 0xFFFF
 _AFFIX_BYTES_MAX = 64
+_KNOWN_FRAGMENT, _NEW_FRAGMENT = FOLLOWERS, FOLLOWERS + 1
 _LEVELS_MAX = 255
 (
     _REMEMBERED,
@@ -80,10 +81,14 @@ class FamilyPlan:
 
 @dataclass(slots=True, eq=False)
 class ColumnPlan:
-    """A column as an encoder plans it; `column` is None until it is defined."""
+    """A column as an encoder plans it; `column` is None until it is defined.
+
+    `hint` tells how a binary field is spelled.
+    """
 
     spec: ColumnSpec
     column: Column | None = None
+    hint: PrinterKey | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -232,6 +237,13 @@ def _code_spec(
             refuse("a time of no such unit")
     elif predictor in USES_COLUMN:
         ref = _code_ref(io, context, family, index, predictor, spec.ref)
+        if predictor == PredictorKind.LINE:
+            param = (
+                io.number(fields[_PARAM], spec.param[0]),
+                io.number(fields[_PARAM], spec.param[1]),
+            )
+            if param[1] < 1:
+                refuse("a line of no such slope")
     elif predictor not in (PredictorKind.LAST, PredictorKind.LINEAR):
         refuse("a predictor that does not exist")
     return ColumnSpec(kind, hot == 1, printer, predictor, param, ref)
@@ -321,9 +333,8 @@ def define_template(
     framed = io.number(fields[_FRAMED], int(plan is not None and plan.framed)) == 1
     fragments: list[int] = []
     columns: list[int] = []
-    at = -1
     for slot in range(slots + 1):
-        at = _code_fragment(io, context, family, at, plan.fragments[slot] if plan else None)
+        at = _code_fragment(io, context, family, fragments, plan.fragments[slot] if plan else None)
         fragments.append(at)
         if slot < slots:
             column = _code_slot(io, context, family, at, plan.columns[slot] if plan else None)
@@ -365,23 +376,29 @@ def _code_family(
 
 
 def _code_fragment(
-    io: Coder, context: Context, family: Family, before: int, text: bytes | None
+    io: Coder, context: Context, family: Family, used: list[int], text: bytes | None
 ) -> int:
-    """Return the number of the fragment behind fragment `before` (-1: the first)."""
+    """Return the number of the fragment behind those `used` so far.
+
+    It is one of those that followed the last one before; what was used already, and never came
+    twice in a template, is not counted among them: so keys in random order cost what they must.
+    """
     tables = context.tables
     fragments = family.fragments
-    expected = family.next_fragment.get(before, -1)
-    choice = at = 0
-    if text is not None:
-        at = family.fragment_index.get(text, -1)
-        choice = 2 if at < 0 else 0 if at == expected else 1
-    choice = io.symbol(tables.fragment_choice, choice)
-    if choice == 0:
-        at = expected
-        if at < 0:
-            refuse("a fragment that was never followed")
-        return at
-    if choice == 1:
+    before = used[-1] if used else -1
+    followers = family.followers.setdefault(before, [])
+    gone = set(used) - family.repeated
+    likely = [at for at in followers if at not in gone]
+    choice, at = _NEW_FRAGMENT, 0
+    if text is not None and text in family.fragment_index:
+        at = family.fragment_index[text]
+        choice = likely.index(at) if at in likely else _KNOWN_FRAGMENT
+    choice = io.symbol(tables.fragment_choice[len(likely)], choice)
+    if choice < _KNOWN_FRAGMENT:
+        if choice >= len(likely):
+            refuse("a fragment that never followed")
+        at = likely[choice]
+    elif choice == _KNOWN_FRAGMENT:
         if not fragments:
             refuse("a fragment where there is none")
         at = io.below(len(fragments), at)
@@ -393,7 +410,12 @@ def _code_fragment(
         if family.fragment_index.setdefault(text, at) != at:
             refuse("a fragment defined twice")
         fragments.append(text)
-    family.next_fragment[before] = at
+    if at in followers:
+        followers.remove(at)
+    followers.insert(0, at)
+    del followers[FOLLOWERS:]
+    if at in used:
+        family.repeated.add(at)
     return at
 
 

@@ -9,8 +9,11 @@ numbers and times; protobuf at its fields (`protobuf`). Everything is one linear
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+
+from bridge.structured.printers import PrinterKey
 
 __all__ = ["Path", "Shape", "matcher", "shape_of"]
 
@@ -22,7 +25,7 @@ _STRING = rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"'
 _BARE = rb'([^\s"\[\]{},:]++)'
 _KEY = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"\s*+:'
 _JSON = re.compile(
-    rb"((?:[\[\]{},:\s]++|" + _KEY + rb")*+)(?:" + _STRING + rb"|" + _BARE + rb')|"[^\0]*+',
+    rb"((?:[\[\]{},:\s]++|" + _KEY + rb")*+)(?:" + _STRING + rb"|" + _BARE + rb')|".*+',
     re.DOTALL,
 )
 _MARK = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"\s*+:|[\[\]{},]', re.DOTALL)
@@ -31,6 +34,7 @@ _NUMBER = rb"[-+]?+\d++(?:\.\d++)?+(?:[eE][-+]?+\d++)?+"
 _IN_TEXT = re.compile(
     rb"(?<![\w.])((?>" + _STAMP + rb"|\d++:\d\d:\d\d|" + _NUMBER + rb"))(?![\w.]*\d)"
 )
+_LABEL = re.compile(rb"[^\s,;|&]+\s*")
 _SCALAR = re.compile(rb"(?:" + _STAMP + rb"|" + _NUMBER + rb"|[\w.:+-]{1,32})")
 _TEXT_BYTES = bytes((9, 10, 13, *range(32, 127), *range(128, 256)))
 
@@ -46,13 +50,23 @@ class Shape:
     tokens: tuple[bytes, ...]
     kind: str  # "json", "scalar", "text", "protobuf" or "frame"
     framed: bool = False
+    names: tuple[Path, ...] = ()  # of the tokens' fields, if the fragments do not tell
+    printers: tuple[PrinterKey | None, ...] = ()  # how the tokens are spelled, if that is known
+
+    @property
+    def key(self) -> object:
+        """What shapes of one template have in common."""
+        widths = tuple(map(len, self.tokens)) if self.kind == "frame" else None
+        return (self.framed, self.fragments, widths)
 
     @classmethod
-    def of(cls, fragments: tuple[bytes, ...], *, framed: bool) -> Shape:
-        """Return the shape that has these fragments; its tokens are not known."""
+    def of(cls, fragments: tuple[bytes, ...], *, framed: bool) -> Shape | None:
+        """Return the shape that has these fragments, without tokens; None if they do not tell."""
         if framed:
-            kind = "protobuf"
-        elif fragments == (b"", b""):
+            return None
+        if len(fragments) > 2 and not any(fragments):
+            return None
+        if fragments == (b"", b""):
             kind = "scalar"
         else:
             kind = "json" if fragments[0].lstrip()[:1] in (b"{", b"[") else "text"
@@ -60,7 +74,11 @@ class Shape:
 
     def paths(self) -> list[Path]:
         """Return a name for each token's field, all different."""
-        names = _json_paths(self.fragments) if self.kind == "json" else list(self.fragments[:-1])
+        names: Sequence[object] = self.names
+        if self.kind == "json":
+            names = _json_paths(self.fragments)
+        elif not names:
+            names = [_label(fragment) for fragment in self.fragments[:-1]]
         seen: dict[object, int] = {}
         paths: list[Path] = []
         for name in names:
@@ -121,30 +139,42 @@ def _json_shape(payload: bytes) -> Shape | None:
 def _json_paths(fragments: tuple[bytes, ...]) -> list[object]:
     """Return the key path of each slot: member names and array places from the root."""
     paths: list[object] = []
-    stack: list[list[object]] = []
+    stack: Path = ()
     string = False
     for fragment in fragments[:-1]:
-        text = fragment[string:]
+        stack = _json_step(stack, fragment[string:])
         string = fragment.endswith(b'"')
-        if string:
-            text = text[:-1]
-        for mark in _MARK.finditer(text):
-            sign = mark.group()
-            if sign == b"{":
-                stack.append([None])
-            elif sign == b"[":
-                stack.append([0])
-            elif sign in (b"}", b"]"):
-                if stack:
-                    stack.pop()
-            elif not stack:
-                continue
-            elif sign != b",":
-                stack[-1][0] = mark.group(1)
-            elif isinstance(stack[-1][0], int):
-                stack[-1][0] += 1
-        paths.append(tuple(level[0] for level in stack))
+        paths.append(stack)
     return paths
+
+
+@lru_cache(4096)
+def _json_step(stack: Path, fragment: bytes) -> Path:
+    """Return where a fragment leads from `stack`: the key or place in each open container."""
+    text = fragment[:-1] if fragment.endswith(b'"') else fragment
+    levels = list(stack)
+    for mark in _MARK.finditer(text):
+        sign = mark.group()
+        if sign == b"{":
+            levels.append(None)
+        elif sign == b"[":
+            levels.append(0)
+        elif sign in (b"}", b"]"):
+            if levels:
+                levels.pop()
+        elif not levels:
+            continue
+        elif sign != b",":
+            levels[-1] = mark.group(1)
+        elif isinstance(levels[-1], int):
+            levels[-1] += 1
+    return tuple(levels)
+
+
+def _label(fragment: bytes) -> bytes:
+    """Return the last word of a fragment with its signs: what probably names the number behind."""
+    words = _LABEL.findall(fragment)
+    return words[-1] if words else fragment
 
 
 def _text_shape(payload: bytes) -> Shape | None:

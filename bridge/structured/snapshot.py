@@ -147,7 +147,8 @@ def _put_family(family: Family) -> list[Any]:
         family.tokens,
         family.sources,
         family.fragments,
-        sorted(family.next_fragment.items()),
+        sorted(family.followers.items()),
+        sorted(family.repeated),
         sorted(family.next_column.items()),
         family.slots,
         family.masks,
@@ -259,11 +260,13 @@ def _get_source(index: int, data: list[Any]) -> Source:
 
 
 def _get_family(context: Context, index: int, data: list[Any]) -> Family:
-    columns, tokens, sources, fragments, next_fragment, next_column, slots, masks, table = data
+    columns, tokens, sources, fragments, followers, repeated = data[:6]
+    next_column, slots, masks, table = data[6:]
     family = Family(index, tokens=tokens, sources=sources, fragments=fragments, slots=slots)
     family.columns = [_get_column(context, i, item) for i, item in enumerate(columns)]
     family.fragment_index = {text: place for place, text in enumerate(fragments)}
-    family.next_fragment = {a: b for a, b in next_fragment}  # noqa: C416
+    family.followers = {a: b for a, b in followers}  # noqa: C416
+    family.repeated = set(repeated)
     family.next_column = {a: b for a, b in next_column}  # noqa: C416
     family.masks = [tuple(mask) for mask in masks]
     family.mask_index = {mask: place for place, mask in enumerate(family.masks, 1)}

@@ -3,7 +3,8 @@
 docs/link-format-structured.md section 5.4. A text is its common prefix and suffix with a reference
 and a middle. The three lengths are coded as differences to those of the text before, so that
 texts of one form (a UUID, a serial number) cost little but their middle. A middle whose characters
-are all of the column's alphabet is packed as one integer; any other goes to the text pool.
+are all of the column's alphabet is packed as one integer; signs that are not of the alphabet may
+stand where the reference has the same ones. Any other middle goes to the text pool.
 """
 
 from __future__ import annotations
@@ -173,10 +174,15 @@ def code_text(
     suffix = model.last_suffix + io.number(model.suffix, suffix - model.last_suffix)
     if prefix < 0 or suffix < 0 or prefix + suffix > len(reference):
         refuse("a text that shares more than its reference has")
+    replaced = reference[prefix : len(reference) - suffix]
     packing = ALPHABETS[alphabet]
     step: int | None = len(middle) - model.last_length
-    if packing and middle.translate(None, packing.members):
-        step = None
+    packable = middle
+    if packing and value:
+        if len(middle) == len(replaced):
+            packable = _without_signs(middle, replaced, packing.members)
+        if packable.translate(None, packing.members):
+            step = None
     step = io.escapable(model.length, step)
     if step is None:
         packing = None
@@ -186,11 +192,36 @@ def code_text(
     if not 0 <= length <= most - prefix - suffix:
         refuse("a text longer than allowed")
     if packing and length:
-        packed = io.piece(
-            PACKED_POOL, packing.size(length), packing.pack(middle) if middle else b""
-        )
-        middle = packing.unpack(packed, length)
+        signs = b""
+        if length == len(replaced):
+            signs = replaced.translate(None, packing.members)
+        packed_length = length - len(signs)
+        if packed_length:
+            packed = packing.pack(packable) if value else b""
+            packed = io.piece(PACKED_POOL, packing.size(packed_length), packed)
+            middle = packing.unpack(packed, packed_length)
+        if signs:
+            middle = _with_signs(middle if packed_length else b"", replaced, packing.members)
     else:
         middle = io.piece(TEXT_POOL, length, middle)
     model.last_prefix, model.last_suffix, model.last_length = prefix, suffix, length
     return reference[:prefix] + middle + reference[len(reference) - suffix :]
+
+
+def _without_signs(text: bytes, like: bytes, members: bytes) -> bytes:
+    """Return `text` without what is no member in `like`, as long as both agree in that."""
+    if not like.translate(None, members):
+        return text
+    kept = bytearray()
+    for byte, other in zip(text, like, strict=True):
+        if other in members:
+            kept.append(byte)
+        elif byte != other:
+            return text
+    return bytes(kept)
+
+
+def _with_signs(kept: bytes, like: bytes, members: bytes) -> bytes:
+    """Return the text of which `_without_signs` returned `kept`."""
+    rest = iter(kept)
+    return bytes([next(rest) if other in members else other for other in like])

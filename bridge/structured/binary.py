@@ -1,0 +1,171 @@
+"""Binary payloads: which read as protobuf, and which are frames of fields of fixed width.
+
+An encoder's affair. Sources whose topics differ in digits only are taken to speak alike. Of each
+such kind the first payloads are looked at: do all read as protobuf, or are they all of one length?
+Then a frame is cut into fields where that makes consecutive frames of a source differ least.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal
+
+from bridge.structured.learner import bits_of
+from bridge.structured.printers import PrinterKey, PrinterKind
+from bridge.structured.protobuf import Repeated, protobuf_shape
+from bridge.structured.shapes import Shape
+
+__all__ = ["BinaryKinds"]
+
+_DIGITS = re.compile(r"\d+")
+_KINDS_MAX = 1024
+_FRAME_BYTES_MAX = 256
+_LOOKED_AT = 4  # payloads that must read as protobuf before any is taken for it
+_PAIRS = 12  # consecutive frames of a source from which fields are found
+_SAMPLES_MAX = 64
+_WIDTHS = (1, 2, 4, 8)
+_WORTH = 0.85  # fields must take no more than this share of a frame's bits
+
+
+@dataclass(slots=True)
+class _Field:
+    width: int
+    printer: PrinterKey | None  # None: constant so far
+
+
+@dataclass(slots=True)
+class _Kind:
+    """What is known of the payloads of sources that speak alike."""
+
+    read: int = 0
+    unread: int = 0
+    repeated: Repeated = field(default_factory=set)
+    last: dict[str, bytes] = field(default_factory=dict)  # by topic
+    pairs: dict[int, list[tuple[bytes, bytes]]] = field(default_factory=dict)  # by length
+    layouts: dict[int, tuple[_Field, ...]] = field(default_factory=dict)
+
+
+class BinaryKinds:
+    """Finds the shapes of binary payloads; learns from each it is asked about."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, _Kind] = {}
+
+    def shape_of(self, topic: str, payload: bytes) -> Shape | None:
+        """Return the shape of a payload, or None as long as none is known."""
+        name = _DIGITS.sub("#", topic)
+        kind = self._kinds.get(name)
+        if kind is None:
+            if len(self._kinds) >= _KINDS_MAX:
+                self._kinds.clear()
+            kind = self._kinds[name] = _Kind()
+        if not kind.unread:
+            shape = protobuf_shape(payload, kind.repeated)
+            if shape is None:
+                kind.unread += 1
+            else:
+                kind.read += 1
+                return shape if kind.read > _LOOKED_AT else None
+        return self._frame(kind, topic, payload)
+
+    def _frame(self, kind: _Kind, topic: str, payload: bytes) -> Shape | None:
+        length = len(payload)
+        layout = kind.layouts.get(length)
+        if layout is None:
+            if not 1 < length <= _FRAME_BYTES_MAX or len(kind.layouts) >= 8:
+                return None
+            pairs = kind.pairs.setdefault(length, [])
+            before = kind.last.get(topic, b"")
+            if len(kind.last) >= _SAMPLES_MAX:
+                kind.last.clear()
+            kind.last[topic] = payload
+            if len(before) != length:
+                return None
+            pairs.append((before, payload))
+            if len(pairs) < _PAIRS:
+                return None
+            layout = kind.layouts[length] = _cut(pairs)
+            kind.pairs.clear()
+            kind.last.clear()
+        if not layout:
+            return None
+        tokens = _unpacker(tuple(item.width for item in layout))(payload)
+        return Shape(
+            (b"",) * (len(tokens) + 1),
+            tokens,
+            "frame",
+            names=tuple((length, place) for place in range(len(tokens))),
+            printers=tuple(item.printer for item in layout),
+        )
+
+
+@cache
+def _unpacker(widths: tuple[int, ...]) -> Callable[[bytes], tuple[bytes, ...]]:
+    """Return what cuts a frame into pieces of the given widths."""
+    return struct.Struct("".join(f"{width}s" for width in widths)).unpack
+
+
+def _cut(pairs: list[tuple[bytes, bytes]]) -> tuple[_Field, ...]:
+    """Return the fields in which consecutive frames differ by the fewest bits.
+
+    None are returned for frames that differ by nearly as many bits as they have.
+    """
+    length = len(pairs[0][0])
+    same = [len({frame[at] for pair in pairs for frame in pair}) == 1 for at in range(length)]
+    best: list[tuple[float, tuple[_Field, ...]]] = [(0.0, ())]
+    for end in range(1, length + 1):
+        options: list[tuple[float, tuple[_Field, ...]]] = []
+        for width in _WIDTHS:
+            start = end - width
+            if start < 0:
+                continue
+            bits, before = best[start]
+            if all(same[start:end]):
+                options.append((bits + 0.1, (*before, _Field(width, None))))
+                continue
+            for kind in _kinds(width):
+                cost = _bits(pairs, start, end, kind)
+                key: PrinterKey = (int(kind), width, b"", b"", b"")
+                options.append((bits + cost + 2, (*before, _Field(width, key))))
+        best.append(min(options, key=lambda option: option[0]))
+    bits, fields = best[-1]
+    return _joined(fields) if bits < _WORTH * 8 * length * len(pairs) else ()
+
+
+def _kinds(width: int) -> tuple[PrinterKind, ...]:
+    if width == 1:
+        return PrinterKind.UNSIGNED_BIG, PrinterKind.SIGNED_BIG
+    return (
+        PrinterKind.UNSIGNED_BIG,
+        PrinterKind.UNSIGNED_LITTLE,
+        PrinterKind.SIGNED_BIG,
+        PrinterKind.SIGNED_LITTLE,
+    )
+
+
+def _bits(pairs: list[tuple[bytes, bytes]], start: int, end: int, kind: PrinterKind) -> float:
+    """Return the bits of a field's steps from frame to frame."""
+    little = kind in (PrinterKind.UNSIGNED_LITTLE, PrinterKind.SIGNED_LITTLE)
+    signed = kind in (PrinterKind.SIGNED_LITTLE, PrinterKind.SIGNED_BIG)
+    order: Literal["little", "big"] = "little" if little else "big"
+    steps = [
+        int.from_bytes(b[start:end], order, signed=signed)
+        - int.from_bytes(a[start:end], order, signed=signed)
+        for a, b in pairs
+    ]
+    return bits_of(steps)
+
+
+def _joined(fields: tuple[_Field, ...]) -> tuple[_Field, ...]:
+    """Return the fields with neighbouring constant ones made one."""
+    out: list[_Field] = []
+    for item in fields:
+        if out and item.printer is None and out[-1].printer is None:
+            out[-1] = _Field(out[-1].width + item.width, None)
+        else:
+            out.append(item)
+    return tuple(out)
