@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from bridge.devices import DeviceIds
 from bridge.envelope import Tombstone as LinkTombstone
@@ -46,7 +46,21 @@ T = TypeVar("T")
 GATEWAYS = st.sampled_from(["gw-1", "gw-2"])
 DEVICES = st.sampled_from(["d1", "d2", "d3"])
 TEN_YEARS_S = 10 * 365 * 86_400
+TRAFFIC = st.lists(
+    st.tuples(
+        GATEWAYS,
+        DEVICES,
+        st.integers(1, 9),  # readings
+        st.booleans(),  # urgent
+        st.sampled_from(["keep", "send", "answer lost"]),
+    ),
+    min_size=1,
+    max_size=5,
+)
 DEVICE_IDS = DeviceIds(("devices/{device}/#",))
+
+
+Traffic = list[tuple[str, str, int, bool, str]]
 
 
 @dataclass
@@ -57,7 +71,6 @@ class Card:
     journal: Journal
     acked: dict[int, bytes] = field(default_factory=dict)  # by seq: a device has its PUBACK
     told: int = 0  # the highest seq the cloud was told of
-    backup: Path | None = None
 
     @property
     def path(self) -> Path:
@@ -77,10 +90,16 @@ class LedgerModel(RuleBasedStateMachine):
         self.uplinks: dict[str, Uplink] = {}
         self.made = 0
         self.values = 0
-        self.storage_backup: Path | None = None
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run(work)
+
+    def carry(self, traffic: Traffic) -> None:
+        """Let devices publish and gateways send, before whatever happens next."""
+        for gateway, device, count, urgent, then in traffic:
+            self.publish(gateway, device, count, urgent=urgent)
+            if then != "keep":
+                self.do(self.send_some(gateway, 3, answered=then == "send"))
 
     @initialize()
     def begin(self) -> None:
@@ -118,32 +137,31 @@ class LedgerModel(RuleBasedStateMachine):
         await self.runner.stop()
         await self.stream.close()
 
-    @rule()
-    def restart_cloud(self) -> None:
+    @rule(traffic=TRAFFIC)
+    def restart_cloud(self, traffic: Traffic) -> None:
+        self.carry(traffic)
         self.do(self.stop_cloud())
         self.do(self.start_cloud())
 
-    @rule()
-    def back_up_storage(self) -> None:
-        self.do(self.stop_cloud())
-        self.storage_backup = self.folder / "storage-backup.db"
-        shutil.copyfile(self.folder / "cloud" / "storage.db", self.storage_backup)
-        self.do(self.start_cloud())
-
-    @precondition(lambda self: self.storage_backup is not None)
-    @rule()
-    def roll_storage_back(self) -> None:
+    @rule(traffic=TRAFFIC, since=TRAFFIC)
+    def roll_storage_back(self, traffic: Traffic, since: Traffic) -> None:
         """Put an old storage in place; its cursors are as old, so it fills again by itself."""
-        assert self.storage_backup is not None
+        self.carry(traffic)
+        self.do(self.stop_cloud())
+        storage, backup = self.folder / "cloud" / "storage.db", self.folder / "storage-backup.db"
+        shutil.copyfile(storage, backup)
+        self.do(self.start_cloud())
+        self.carry(since)
         self.do(self.stop_cloud())
         for left in (self.folder / "cloud").glob("storage.db-*"):
             left.unlink()
-        shutil.copyfile(self.storage_backup, self.folder / "cloud" / "storage.db")
+        shutil.copyfile(backup, storage)
         self.do(self.start_cloud())
 
-    @rule(modulus=st.integers(2, 5))
-    def delete_rows_and_replay(self, modulus: int) -> None:
+    @rule(modulus=st.integers(2, 5), traffic=TRAFFIC)
+    def delete_rows_and_replay(self, traffic: Traffic, modulus: int) -> None:
         """Rows vanish by hand: the ledger names them, and a replay brings them back."""
+        self.carry(traffic)
         import sqlite3
 
         self.do(self.runner.drained())
@@ -175,7 +193,6 @@ class LedgerModel(RuleBasedStateMachine):
             folder / "journal.db", JournalConfig(disk_reserve_bytes=0), self.clock
         )
 
-    @rule(gateway=GATEWAYS, device=DEVICES, count=st.integers(1, 20), urgent=st.booleans())
     def publish(self, gateway: str, device: str, count: int, *, urgent: bool) -> None:
         """A device publishes, now here, now there; it gets its PUBACKs."""
         card = self.cards[gateway]
@@ -188,11 +205,6 @@ class LedgerModel(RuleBasedStateMachine):
         first = card.journal.last_seq - count + 1
         assert not card.acked.keys() & set(range(first, first + count)), "a seq was used twice"
         card.acked.update(zip(range(first, first + count), payloads, strict=True))
-
-    @rule(gateway=GATEWAYS, answered=st.booleans(), commits=st.integers(1, 4))
-    def send(self, gateway: str, *, answered: bool, commits: int) -> None:
-        """Some commits go up; the answer may be lost on the way."""
-        self.do(self.send_some(gateway, commits, answered=answered))
 
     async def send_some(self, gateway: str, commits: int, *, answered: bool) -> bool:
         """Send the oldest readings of each lane; return False when there was nothing to send."""
@@ -227,15 +239,17 @@ class LedgerModel(RuleBasedStateMachine):
             await journal.forget_tombstones(stones)
         return True
 
-    @rule(gateway=GATEWAYS)
-    def restart_gateway(self, gateway: str) -> None:
+    @rule(gateway=GATEWAYS, traffic=TRAFFIC)
+    def restart_gateway(self, traffic: Traffic, gateway: str) -> None:
+        self.carry(traffic)
         card = self.cards[gateway]
         self.do(card.journal.close())
         card.journal = self.do(self.open_journal(card.folder))
 
-    @rule(gateway=GATEWAYS)
-    def crash_gateway(self, gateway: str) -> None:
+    @rule(gateway=GATEWAYS, traffic=TRAFFIC)
+    def crash_gateway(self, traffic: Traffic, gateway: str) -> None:
         """The process is gone; the next one finds the files as they were at that moment."""
+        self.carry(traffic)
         card = self.cards[gateway]
         self.made += 1
         after = self.folder / f"card-{self.made}"
@@ -246,9 +260,10 @@ class LedgerModel(RuleBasedStateMachine):
         self.do(card.journal.close())
         card.folder, card.journal = after, self.do(self.open_journal(after))
 
-    @rule(gateway=GATEWAYS)
-    def change_card(self, gateway: str) -> None:
+    @rule(gateway=GATEWAYS, traffic=TRAFFIC)
+    def change_card(self, traffic: Traffic, gateway: str) -> None:
         """A new card; what the old one had not sent is gone with it."""
+        self.carry(traffic)
         card = self.cards[gateway]
         epoch = card.journal.epoch
         self.do(card.journal.close())
@@ -257,32 +272,28 @@ class LedgerModel(RuleBasedStateMachine):
         shutil.rmtree(card.folder)
         self.cards[gateway] = self.do(self.new_card())
 
-    @rule(gateway=GATEWAYS)
-    def back_up_card(self, gateway: str) -> None:
+    @rule(gateway=GATEWAYS, traffic=TRAFFIC, since=TRAFFIC)
+    def put_card_back(self, gateway: str, traffic: Traffic, since: Traffic) -> None:
+        """The journal is put back from a backup; what it had gathered since went up before."""
+        self.carry(traffic)
         card = self.cards[gateway]
-        self.do(self.send_all(gateway))  # so that nothing is only in what a restore throws away
         self.do(card.journal.close())
-        card.backup = self.folder / f"backup-{gateway}.db"
-        shutil.copyfile(card.path, card.backup)
+        backup = self.folder / "backup.db"
+        shutil.copyfile(card.path, backup)
         card.journal = self.do(self.open_journal(card.folder))
-
-    @precondition(lambda self: any(card.backup for card in self.cards.values()))
-    @rule(gateway=GATEWAYS)
-    def put_back_card(self, gateway: str) -> None:
-        """The journal is put back from its backup; all it had gathered since went up before."""
-        card = self.cards[gateway]
-        if card.backup is None:
-            return
+        self.carry(since)
         self.do(self.send_all(gateway))
         self.do(card.journal.close())
         for left in card.folder.glob("journal.db-*"):
             left.unlink()
-        shutil.copyfile(card.backup, card.path)
+        shutil.copyfile(backup, card.path)
         card.journal = self.do(self.open_journal(card.folder))
+        self.carry(since)  # what comes now must not be taken for what came then
 
-    @rule(years=st.sampled_from([-1, 1]), seconds=st.integers(0, 100))
-    def jump_clock(self, years: int, seconds: int) -> None:
+    @rule(years=st.sampled_from([-1, 1]), seconds=st.integers(0, 100), traffic=TRAFFIC)
+    def jump_clock(self, traffic: Traffic, years: int, seconds: int) -> None:
         """The wall clock is set ten years off; the clock since boot goes on."""
+        self.carry(traffic)
         target = self.clock.wall_us() + years * TEN_YEARS_S * 1_000_000
         self.clock.set_wall(max(0, target))
         self.clock.advance(seconds)
@@ -331,8 +342,8 @@ class LedgerModel(RuleBasedStateMachine):
 
 
 LedgerModel.TestCase.settings = settings(
-    max_examples=25,
-    stateful_step_count=20,
+    max_examples=14,
+    stateful_step_count=7,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
