@@ -1,0 +1,98 @@
+"""Clients that share no code with ours, by every transport they have: MQTT.js, gmqtt, aiomqtt."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+
+import aiomqtt
+import pytest
+
+from mqtt.broker.net.config import ListenerConfig
+from tests.kit.certificates import Certificates, make_certificates
+from tests.kit.fronts import client_tls, fronting
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def listener(transport: str, certificates: Certificates) -> ListenerConfig:
+    if transport in ("tls", "wss"):
+        return ListenerConfig(
+            transport=transport,
+            port=0,
+            tls_cert_file=certificates.server,
+            tls_key_file=certificates.server_key,
+        )
+    return ListenerConfig(transport=transport, port=0)
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize(
+    ("transport", "url"),
+    [
+        ("tcp", "mqtt://127.0.0.1:{}"),
+        ("tls", "mqtts://localhost:{}"),
+        ("ws", "ws://127.0.0.1:{}/mqtt"),
+        ("wss", "wss://localhost:{}/mqtt"),
+    ],
+)
+async def test_mqtt_js(transport: str, url: str, version: int, certificates: Certificates) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed on this machine")
+    if not (HERE / "node_modules" / "mqtt").is_dir():
+        pytest.skip("MQTT.js is not installed: run 'npm install' in tests/interop")
+    async with fronting(listener(transport, certificates)) as front:
+        ca = str(certificates.ca) if transport in ("tls", "wss") else ""
+        process = await asyncio.create_subprocess_exec(
+            node, "client.mjs", url.format(front.port), str(version), ca,
+            cwd=HERE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        async with asyncio.timeout(30):
+            out, errors = await process.communicate()
+        assert process.returncode == 0, errors.decode()
+        assert json.loads(out) == [["js/0", 4], ["js/1", 3], ["js/2", 70000]]
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+async def test_gmqtt(transport: str, version: int, certificates: Certificates) -> None:
+    gmqtt = pytest.importorskip("gmqtt", reason="gmqtt is not installed")
+    async with fronting(listener(transport, certificates)) as front:
+        got: asyncio.Queue[bytes] = asyncio.Queue()
+        client = gmqtt.Client("gmqtt")
+        client.on_message = lambda _c, _topic, payload, _qos, _p: got.put_nowait(payload) or 0
+        tls = client_tls(certificates.ca) if transport == "tls" else False
+        await client.connect("localhost", front.port, ssl=tls, version=version)
+        client.subscribe("g/#", qos=1)
+        await front.until(lambda: front.broker.stats().subscriptions == 1)
+        client.publish("g/1", b"payload", qos=1)
+        async with asyncio.timeout(10):
+            assert await got.get() == b"payload"
+        await client.disconnect()
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls", "ws", "wss"])
+async def test_aiomqtt(transport: str, certificates: Certificates) -> None:
+    async with fronting(listener(transport, certificates)) as front:
+        tls = client_tls(certificates.ca) if transport in ("tls", "wss") else None
+        async with aiomqtt.Client(
+            "localhost",
+            front.port,
+            protocol=aiomqtt.ProtocolVersion.V5,
+            transport="websockets" if transport in ("ws", "wss") else "tcp",
+            websocket_path="/mqtt" if transport in ("ws", "wss") else None,
+            tls_context=tls,
+        ) as client:
+            await client.subscribe("a/#", qos=2)
+            await client.publish("a/b", b"payload", qos=2)
+            async with asyncio.timeout(10):
+                message = await anext(aiter(client.messages))
+            assert message.payload == b"payload"
