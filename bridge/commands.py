@@ -1,4 +1,4 @@
-"""Commands on the link: what goes down to a gateway and what it says of it (link-format.md 7).
+"""Commands on the link: what goes down to a gateway and what it says of it (link-format.md 9).
 
 Down, on `tidegate/v1/down/{gateway}`: a command, the recall of one, a welcome. Up, on
 `tidegate/v1/ctl/{gateway}`: a hello, the outcome of a command. Each message is one CBOR map of the
