@@ -5,7 +5,8 @@ at start. What waits while an append is under way goes into the next one, so dev
 
 Invariants: one append at a time, so seqs rise in the order of arrival; a publish is settled only
 after its append returned; an append that failed is repeated with the same parts until it is
-stored, so no seq is ever used for two readings.
+stored, so no seq is ever used for two readings. What goes into one append unpacks to far less than
+an entry's reader takes (bridge/columnar.py, Limits).
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ __all__ = ["DeviceIngest", "DeviceStats"]
 log = structlog.get_logger(component="ingest")
 
 _GROUP_READINGS_MAX = 2_000
+_GROUP_BYTES_MAX = 4 << 20  # a run more at most
+_RUN_BYTES_MAX = 24 << 20
 _RETRY_S = 0.1
 _RETRY_MAX_S = 5.0
 _CLOSE_S = 5.0
@@ -114,24 +117,40 @@ class DeviceIngest:
             self._wake.clear()
             while self._runs:
                 runs, readings = self._next_group()
-                if len(readings):
-                    await self._append(readings)
+                code = 0
+                try:
+                    if len(readings):
+                        await self._append(readings)
+                except Exception:  # nothing was appended, and the next group may fare better
+                    log.exception("ingest_error", readings=len(readings))
+                    code = int(ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
                 for run in runs:
-                    run.settled(run, 0)
-                    self._released(len(run.frames))
+                    self._answer(run, code)
+
+    def _answer(self, run: PublishRun, code: int) -> None:
+        try:
+            run.settled(run, code)
+        except Exception:  # one connection's fault must not cost the others their answer
+            log.exception("settle_broke", client_id=run.client.client_id)
+        self._released(len(run.frames))
 
     def _next_group(self) -> tuple[list[PublishRun], Readings]:
         """Return the runs that go together and their readings, with the next seqs."""
         group = _Group(self._devices)
         runs: list[PublishRun] = []
-        while self._runs and len(group.payloads) < _GROUP_READINGS_MAX:
+        size = 0
+        while self._runs and len(group.payloads) < _GROUP_READINGS_MAX and size < _GROUP_BYTES_MAX:
             run = self._runs.popleft()
+            if len(run.frames) > _RUN_BYTES_MAX:
+                log.error("publish_too_large", client_id=run.client.client_id, size=len(run.frames))
+                self._answer(run, ReasonCode.QUOTA_EXCEEDED)
+                continue
+            size += len(run.frames)
             try:
                 group.add(run)
             except MalformedPacket:
                 log.exception("unreadable_run", client_id=run.client.client_id)
-                run.settled(run, ReasonCode.UNSPECIFIED_ERROR)
-                self._released(len(run.frames))
+                self._answer(run, ReasonCode.UNSPECIFIED_ERROR)
                 continue
             runs.append(run)
         return runs, group.readings(self._next_seq)

@@ -12,6 +12,7 @@ from bridge.batch import decode_entry
 from bridge.readings import FLAG_PROPERTIES, FLAG_RETAIN
 from cloud.config import IngestConfig, StreamConfig
 from cloud.ingest import DEVICES_LANE, CloudCapture
+from cloud.ingest_parts import PartEncoder
 from cloud.stream.contract import PARTITIONS, StreamError, StreamFull
 from cloud.stream.embedded import EmbeddedStream
 from mqtt.frames import encode_publish
@@ -183,3 +184,30 @@ async def test_closing_appends_what_was_taken(stream: EmbeddedStream) -> None:
         device.publish("devices/d1/state", b"%d" % n)
     await capture.close()
     assert device.answers == [0] * 10
+
+
+async def test_large_publishes_go_in_entries_that_can_be_read(stream: EmbeddedStream) -> None:
+    capture = await start(stream)
+    device = Device(capture, "camera")
+    payload = bytes(1 << 20)  # small once compressed: what counts is what it unpacks to
+    for _ in range(40):
+        assert device.publish("devices/camera/image", payload) == 0
+    assert await device.answered() == [0] * 40
+    assert len(await readings_in(stream)) == 40
+    await capture.close()
+
+
+async def test_a_fault_of_one_group_is_an_answer_and_the_next_one_is_taken(
+    stream: EmbeddedStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture = await start(stream)
+    device = Device(capture, "d1")
+    with monkeypatch.context() as patch:
+        patch.setattr(PartEncoder, "parts", lambda *_args: 1 / 0)
+        device.publish("devices/d1/state", b"1")
+        assert await device.answered() == [0x83]
+    device.publish("devices/d1/state", b"2")
+    assert await device.answered() == [0x83, 0]
+    assert [row[5] for row in await readings_in(stream)] == [b"2"]
+    assert capture.waiting_bytes == 0
+    await capture.close()
