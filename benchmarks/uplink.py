@@ -158,7 +158,9 @@ async def _measure(folder: Path, port: int, options: argparse.Namespace) -> int:
     _timed(LaneReader, "_fill", fills_ms)
     _timed(Uplink, "_encode", encodes_ms)
     uplink = Uplink(
-        UplinkConfig(endpoints=(f"mqtt://127.0.0.1:{port}",), batch_readings=options.batch),
+        UplinkConfig(
+            endpoints=(f"mqtt://127.0.0.1:{port}",), batch_readings=options.batch, mode=options.mode
+        ),
         "bench",
         journal,
         DeviceIds(),
@@ -201,6 +203,7 @@ def main() -> None:
     parser.add_argument("--readings", type=int, default=200_000)
     parser.add_argument("--devices", type=int, default=200)
     parser.add_argument("--batch", type=int, default=500)
+    parser.add_argument("--mode", default="auto", help="as uplink.mode")
     parser.add_argument("--slices", action="store_true", help="time turns of the loop; it spins")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, _cloud_process() as port:

@@ -9,6 +9,8 @@ what a context costs to learn, which is bounded by `_LEARNING` of one batch in `
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import zstandard
 
 from bridge.batch import compressor
@@ -79,7 +81,7 @@ class BodyChoice:
         if self._skip:
             self._skip -= 1
             return self._columnar(content)
-        body = self._encoder.encode(columns, reference)
+        body = self._encoder.encode(_distinct(columns), reference)
         if body is None:
             return self._columnar(content)
         if len(body) * _OBVIOUS < len(content):
@@ -114,3 +116,13 @@ class BodyChoice:
         if len(body) >= len(content):
             return Mode.STORED, content
         return Mode.COLUMNAR, body
+
+
+def _distinct(columns: Columns) -> Columns:
+    """Return columns that name each source once: several clients may publish to one topic."""
+    places = {source: place for place, source in enumerate(dict.fromkeys(columns.sources))}
+    if len(places) == len(columns.sources):
+        return columns
+    where = [places[source] for source in columns.sources]
+    index = list(map(where.__getitem__, columns.source_index))
+    return replace(columns, sources=list(places), source_index=index)

@@ -106,3 +106,19 @@ def test_a_reset_starts_a_context_the_other_end_can_read() -> None:
             link.choice.reset()
             link.plain.reset()
         link.carry(telemetry(rng, 10))
+
+
+def test_a_source_may_stand_in_the_table_twice() -> None:
+    rng = random.Random(6)
+    readings = batch(1, telemetry(rng, 28))
+    readings.sources = [("devices/d0/state", "d0")] * 3 + [("devices/d1/state", "d1")] * 4
+    columns = link_columns(readings, 1000)
+    mode, body = BodyChoice(1000).encode(columns, 0)
+    assert mode == Mode.STRUCTURED
+    sent = Encoder("gw", 1).encode(readings, mode=mode, body=body)
+    decoder = Decoder("gw", bodies={Mode.STRUCTURED: StructuredDecoder(LINK_LIMITS)})
+    got = decoder.decode(sent).readings
+    assert [got.sources[i] for i in got.source_index] == [
+        readings.sources[i] for i in readings.source_index
+    ]
+    assert got.payloads == readings.payloads
