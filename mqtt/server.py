@@ -631,9 +631,9 @@ class ServerConnection(ServerSender):
             "MQTT-3.3.4-7",
         )
 
-    def forget_routes(self) -> None:
+    def forget_routes(self, routes: dict[bytes, Route]) -> None:
         """Ask again where this client's publishes may go: permissions have changed."""
-        self.routes.clear()
+        self.routes = routes
         self._prefix = _NO_PREFIX
 
     # -- answering CONNECT --------------------------------------------------------------------

@@ -205,6 +205,8 @@ class ClientRoutes(dict[bytes, Route]):
         size_max: Routes kept for this client.
     """
 
+    __slots__ = ("_bytes", "_shared", "_size_max", "_verdict")
+
     def __init__(self, shared: RouteTable, verdict: Verdict, size_max: int = 1_000) -> None:
         super().__init__()
         self._shared = shared

@@ -24,7 +24,7 @@ from mqtt.broker.connection import Connection
 from mqtt.broker.core import BrokerStats, Core
 from mqtt.broker.net.config import ListenerConfig
 from mqtt.broker.net.listener import Listener
-from mqtt.broker.permissions import decide_anew, drop_forbidden
+from mqtt.broker.permissions import decide_anew, drop_forbidden, routes_of
 from mqtt.broker.requests import HANDLERS
 from mqtt.broker.seams import Access, Capture, ClientInfo, Hooks, SessionStore
 from mqtt.broker.sys_topics import publish_sys_topics
@@ -290,7 +290,7 @@ class Broker:
         for connection in self._core.connections:
             client = connection.machine.client
             if client is not None and (client_ids is None or client.client_id in client_ids):
-                connection.machine.forget_routes()
+                connection.machine.forget_routes(routes_of(self._core, client))
 
     async def recheck(self, still_known: Callable[[ClientInfo], bool]) -> tuple[int, int]:
         """After permissions have changed: forget verdicts, and take away what is not allowed now.

@@ -13,7 +13,7 @@ from functools import partial
 
 from mqtt.broker.authenticating import begin_authentication
 from mqtt.broker.connection import Connection
-from mqtt.broker.permissions import decide_subscriptions, drop_forbidden
+from mqtt.broker.permissions import decide_subscriptions, drop_forbidden, routes_of
 from mqtt.broker.seams import PENDING, Access, ClientInfo
 from mqtt.packets import Connack, Connect
 from mqtt.properties import (
@@ -30,7 +30,6 @@ from mqtt.properties import (
 )
 from mqtt.reason_codes import ReasonCode
 from mqtt.server_events import State
-from mqtt.server_routes import ClientRoutes
 from mqtt.session import Session
 from mqtt.topics import topic_name_fault
 
@@ -158,9 +157,7 @@ async def _check_access(
     if refusal:
         _refuse(connection, refusal, "")
     else:
-        connection.machine.routes = ClientRoutes(
-            core.router.routes, partial(access.publish, client)
-        )
+        connection.machine.routes = routes_of(core, client)
         _connect(connection, connect, client, assigned=assigned)
     if connection.closed or connection.machine.state is State.CONNECTED:
         connection.resume_connecting()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from functools import partial
+from sys import intern
 from typing import TYPE_CHECKING, Any, Final
 
 from mqtt.broker.net.config import is_loopback
@@ -475,7 +476,7 @@ class Connection(asyncio.Protocol):
         if self.source is not None:
             return self.source[0]
         peer = self.transport.get_extra_info("peername")
-        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
+        return intern(str(peer[0])) if isinstance(peer, tuple) and peer else ""
 
     def is_local(self) -> bool:
         """Return True when the client is on this machine; what a balancer tells is no proof."""

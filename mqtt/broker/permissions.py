@@ -10,25 +10,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mqtt.broker.seams import PENDING, ClientInfo
 from mqtt.packets import Connect, Subscribe
 from mqtt.reason_codes import ReasonCode
-from mqtt.server_routes import VerdictPending
+from mqtt.server_routes import ClientRoutes, Route, VerdictPending
 from mqtt.session import Session
 from mqtt.topics import split_shared
 
 if TYPE_CHECKING:
     from mqtt.broker.connection import Connection
+    from mqtt.broker.core import Core
 
 __all__ = [
     "decide_anew",
     "decide_subscriptions",
     "drop_forbidden",
     "on_verdict_pending",
+    "routes_of",
     "wait_for_subscribe",
 ]
+
+
+def routes_of(core: Core, client: ClientInfo) -> dict[bytes, Route]:
+    """Return where a client's publishes go: routes of its own, with its verdicts, where it may not
+    publish to everything, else those of all."""
+    access = core.access
+    if access is None or not getattr(access, "restricts_publishing", True):
+        return core.router.routes
+    return ClientRoutes(core.router.routes, partial(access.publish, client))
 
 
 def on_verdict_pending(connection: Connection, pending: VerdictPending) -> None:

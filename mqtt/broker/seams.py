@@ -37,6 +37,7 @@ class ClientInfo:
     clean_start: bool = True
     certificate_name: str | None = None  # of a certificate that the handshake has verified
     tls: Any = None  # the ssl.SSLObject that has it
+    access: Any = None  # the `Access`'s own, lives as long as the connection
     auth_method: str = ""  # of enhanced authentication that succeeded; `username` is then proven
 
 
@@ -143,7 +144,8 @@ class Access(Protocol):
     def publish(self, client: ClientInfo, topic_name: str) -> int:
         """Return 0 when the client may publish to `topic_name`; PENDING: ask `decide`.
 
-        Asked once a (client, topic): the verdict is kept until `Broker.access_changed`.
+        Asked once a (client, topic): the verdict is kept until `Broker.access_changed`. Not
+        asked at all of an access whose attribute `restricts_publishing`, if it has one, is False.
         """
         ...
 

@@ -8,7 +8,7 @@ one of a plugin here as well, with the client.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -24,7 +24,6 @@ from mqtt.reason_codes import ReasonCode
 
 __all__ = ["AccessError", "BrokerAccess"]
 
-_STATE: Final = "tidegate-access"  # in ClientInfo.state
 _VERDICTS_MAX: Final = 2000  # of plugins, kept a client
 
 log = structlog.get_logger("mqtt.access")
@@ -40,7 +39,7 @@ class _Known:
 
     identity: Identity
     line: str | None = None  # of the password file, when it vouched
-    verdicts: dict[tuple[str, str], int] = field(default_factory=dict)  # plugins': action, topic
+    verdicts: dict[tuple[str, str], int] | None = None  # plugins': action, topic; None for none
     sources: _Sources | None = None  # where the verdicts come from
 
 
@@ -110,7 +109,7 @@ class BrokerAccess:
             return int(ReasonCode.NOT_AUTHORIZED)
         if self._sources.config.client_id_bound and not known.identity.owns_client_id():
             return int(ReasonCode.CLIENT_IDENTIFIER_NOT_VALID)
-        client.state[_STATE] = known
+        client.access = known
         return 0
 
     async def _identify(self, client: ClientInfo, password: bytes | None, known: _Known) -> int:
@@ -156,7 +155,7 @@ class BrokerAccess:
     def still_knows(self, client: ClientInfo) -> bool:
         """Return False when a connected client would not get in any more: for after a reload."""
         sources = self._sources
-        known: _Known | None = client.state.get(_STATE)
+        known: _Known | None = client.access
         if known is None:
             return False
         identity = known.identity
@@ -172,6 +171,12 @@ class BrokerAccess:
 
     # -- what it may do -----------------------------------------------------------------------
 
+    @property
+    def restricts_publishing(self) -> bool:
+        """Whether anything could be refused: without, clients share their routes."""
+        plugins = self._sources.plugins
+        return bool(self._sources.rules) or (plugins is not None and plugins.filters_topics)
+
     def publish(self, client: ClientInfo, topic_name: str) -> int:
         """Return 0 when the client may publish to a topic; PENDING: `decide` has to say."""
         return self._verdict(client, "publish", topic_name)
@@ -181,25 +186,27 @@ class BrokerAccess:
         return self._verdict(client, "subscribe", topic_filter)
 
     def _verdict(self, client: ClientInfo, action: str, topic: str) -> int:
-        known: _Known = client.state[_STATE]
+        known: _Known = client.access
         sources = self._sources
         if not sources.rules.allows(known.identity, action, topic):
             return int(ReasonCode.NOT_AUTHORIZED)
         if sources.plugins is None or not sources.plugins.filters_topics:
             return 0
-        if known.sources is not sources:  # the plugins may say something else now
-            known.sources = sources
-            known.verdicts.clear()
+        if known.sources is not sources or known.verdicts is None:
+            known.sources = sources  # the plugins may say something else than those of before
+            known.verdicts = {}
         return known.verdicts.get((action, topic), PENDING)
 
     async def decide(self, client: ClientInfo, action: str, topic: str) -> int:
         """Ask the topic plugins, and remember what they said while the client is connected."""
-        known: _Known = client.state[_STATE]
+        known: _Known = client.access
         sources = self._sources
         if sources.plugins is None:
             return 0
         allowed = await sources.plugins.allows(client, action, topic)
         code = 0 if allowed else int(ReasonCode.NOT_AUTHORIZED)
+        if known.sources is not sources or known.verdicts is None:
+            known.verdicts = {}
         if len(known.verdicts) >= _VERDICTS_MAX:
             known.verdicts.clear()
         known.sources = sources

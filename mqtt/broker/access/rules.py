@@ -74,6 +74,9 @@ class RuleSet:
     def __init__(self, config: AccessConfig) -> None:
         self._rules = (*config.rules, *_PRESETS[config.preset])
 
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
     def allows(self, who: Identity, action: str, topic: str) -> bool:
         """Return True when a client may publish to a topic or subscribe to a filter.
 
