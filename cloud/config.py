@@ -242,6 +242,20 @@ class LedgerConfig:
 
 
 @dataclass(slots=True, frozen=True)
+class FrontBrokerConfig(BrokerConfig):
+    """What the cloud's broker allows its clients; gateways are among them."""
+
+    maximum_packet_size_bytes: int = setting(
+        4 << 20,
+        help="Largest MQTT packet taken. More than gateways take of their devices: a batch wraps "
+        "what a device sent, and one that is too large ends among the gateway's dead letters.",
+        unit="bytes",
+        minimum=256,
+        maximum=268_435_460,
+    )
+
+
+@dataclass(slots=True, frozen=True)
 class CloudConfig:
     """Everything a cloud node reads."""
 
@@ -264,7 +278,7 @@ class CloudConfig:
         ListenerConfig, help="More ways in, beside host and port: TLS, WebSocket, Unix sockets."
     )
     access: AccessConfig = section(AccessConfig, help="Who may connect and what they may do.")
-    broker: BrokerConfig = section(BrokerConfig, help="The MQTT front and its limits.")
+    broker: FrontBrokerConfig = section(FrontBrokerConfig, help="The MQTT front and its limits.")
     ingest: IngestConfig = section(IngestConfig, help="What is taken into the stream.")
     stream: StreamConfig = section(StreamConfig, help="The stream between ingest and sinks.")
     sinks: SinksConfig = section(SinksConfig, help="How sinks are fed.")
