@@ -110,7 +110,7 @@ async def test_reading_is_seen_by_the_api_and_sets_off_an_alert(tmp_path: Path) 
         assert ledger["balanced"]
         status = await eventually(client, "/status", lambda body: body["readings_stored"] == 1)
         assert status["alerts"] == {"firing": 1, "pending": 0}
-        assert status["sinks"].keys() == {"storage", "live", "alerts", "latest"}
+        assert status["sinks"].keys() == {"storage", "live", "alerts", "commands", "latest"}
         assert (await client.get("/readyz")).json() == {"ok": True, "reasons": []}
         metrics = (await client.get("/metrics")).text
         assert 'tidegate_alerts_active_alerts{state="firing"} 1.0' in metrics
