@@ -29,6 +29,7 @@ __all__ = [
     "NO_EXPIRY",
     "RECALLED",
     "Command",
+    "Correction",
     "Hello",
     "Message",
     "Outcome",
@@ -46,6 +47,7 @@ NO_EXPIRY: Final = 0xFFFFFFFF  # seconds left of a command that does not expire
 _TEXT_BYTES_MAX: Final = 0xFFFF
 _EPOCH_MAX: Final = (1 << 64) - 1
 _SEQ_MAX: Final = (1 << 63) - 1
+_TIME_US_MAX: Final = 1 << 60  # some 36,000 years
 
 # what a gateway, or the cloud for it, says of a command; all but `held` are final there
 HELD: Final = "held"  # durable at the gateway
@@ -64,6 +66,7 @@ class _Kind(IntEnum):
     WELCOME = 18
     HELLO = 19
     OUTCOME = 20
+    CORRECTION = 21
 
 
 @dataclass(slots=True, frozen=True)
@@ -92,6 +95,7 @@ class Welcome:
 
     epoch: int
     assigned: int  # the highest seq of that epoch the cloud has ever heard of
+    time_us: int = 0  # wall clock of the cloud; 0 when it does not say
 
 
 @dataclass(slots=True, frozen=True)
@@ -112,7 +116,18 @@ class Outcome:
     time_us: int  # by the gateway's clock
 
 
-Message: TypeAlias = Command | Recall | Welcome | Hello | Outcome
+@dataclass(slots=True, frozen=True)
+class Correction:
+    """The clock was wrong when these readings were taken."""
+
+    epoch: int
+    first_seq: int
+    last_seq: int
+    delta_us: int  # to be added to their times
+    uncertainty_us: int  # of the times that result
+
+
+Message: TypeAlias = Command | Recall | Welcome | Hello | Outcome | Correction
 _STATES = (HELD, DELIVERED, EXPIRED, NO_DEVICE, RECALLED)
 
 
@@ -134,6 +149,18 @@ def seal_message(message: Message) -> bytes:
         fields = {0: int(_Kind.RECALL), 1: message.command_id}
     elif isinstance(message, Welcome):
         fields = {0: int(_Kind.WELCOME), 1: message.epoch, 2: message.assigned}
+        if message.time_us > 0:
+            fields[3] = message.time_us
+    elif isinstance(message, Correction):
+        zigzag = message.delta_us * 2 if message.delta_us >= 0 else -2 * message.delta_us - 1
+        fields = {
+            0: int(_Kind.CORRECTION),
+            1: message.epoch,
+            2: message.first_seq,
+            3: message.last_seq,
+            4: zigzag,
+            5: message.uncertainty_us,
+        }
     elif isinstance(message, Hello):
         fields = {0: int(_Kind.HELLO), 1: message.epoch, 2: message.last_seq}
     else:
@@ -173,7 +200,8 @@ def open_message(data: bytes) -> Message:
     if kind == _Kind.RECALL:
         return Recall(_text(fields, 1, ID_BYTES_MAX))
     if kind == _Kind.WELCOME:
-        return Welcome(_number(fields, 1, _EPOCH_MAX), _number(fields, 2, _SEQ_MAX))
+        time_us = _number(fields, 3, _TIME_US_MAX) if 3 in fields else 0
+        return Welcome(_number(fields, 1, _EPOCH_MAX), _number(fields, 2, _SEQ_MAX), time_us)
     if kind == _Kind.HELLO:
         return Hello(_number(fields, 1, _EPOCH_MAX), _number(fields, 2, _SEQ_MAX))
     if kind == _Kind.OUTCOME:
@@ -183,7 +211,19 @@ def open_message(data: bytes) -> Message:
             _text(fields, 3, _TEXT_BYTES_MAX, least=0),
             _number(fields, 4, _SEQ_MAX),
         )
+    if kind == _Kind.CORRECTION:
+        return _correction(fields)
     raise BatchError("extension", f"a message of kind {kind} is not known here")
+
+
+def _correction(fields: dict[int, Any]) -> Correction:
+    first_seq, last_seq = _number(fields, 2, _SEQ_MAX), _number(fields, 3, _SEQ_MAX)
+    zigzag = _number(fields, 4, 2 * _TIME_US_MAX)
+    if not 0 < first_seq <= last_seq:
+        raise BatchError("bounds", f"a correction of seq {first_seq} to {last_seq}")
+    delta_us = -(zigzag + 1) // 2 if zigzag & 1 else zigzag // 2
+    epoch, uncertainty_us = _number(fields, 1, _EPOCH_MAX), _number(fields, 5, _TIME_US_MAX)
+    return Correction(epoch, first_seq, last_seq, delta_us, uncertainty_us)
 
 
 def _number(fields: dict[int, Any], key: int, most: int) -> int:

@@ -15,6 +15,7 @@ from cloud.gateways import GatewaysSeen
 from cloud.ledger import Balance
 from cloud.sinks.contract import Sink
 from cloud.sinks.group import Sinks
+from cloud.sinks.storage import StorageSink
 from cloud.stream.contract import Stream
 from cloud.views import NodeView
 from mqtt.broker.broker import Broker
@@ -63,6 +64,11 @@ class CloudNode(NodeView, Protocol):
     @property
     def gateways_seen(self) -> GatewaysSeen:
         """The gateways of this node, as it saw them itself."""
+        ...
+
+    @property
+    def storage(self) -> StorageSink | None:
+        """The storage sink; None when it is not enabled."""
         ...
 
     @property

@@ -87,6 +87,22 @@ class CommandLink(Protocol):
         ...
 
 
+class ClockRepairing(Protocol):
+    """Who corrects times: edge/clock_repair.py."""
+
+    def linked(self, link: CommandLink, /) -> None:
+        """A connection to the cloud is up."""
+        ...
+
+    def unlinked(self) -> None:
+        """It is gone."""
+        ...
+
+    def welcomed(self, welcome: Welcome, asked_s: float, /) -> None:
+        """The cloud has answered a hello said at `asked_s`."""
+        ...
+
+
 class Commands:
     """The commands of one gateway.
 
@@ -95,7 +111,7 @@ class Commands:
         config: Limits.
         clock: Time.
         journal: Returns epoch and last seq of the journal, for the hello.
-        welcomed: Told what the cloud knows of that journal.
+        repair: Told of connections, and of the time the cloud's welcome brings.
     """
 
     def __init__(
@@ -104,13 +120,14 @@ class Commands:
         config: CommandsConfig,
         clock: Clock,
         journal: Callable[[], tuple[int, int]],
-        welcomed: Callable[[Welcome], None] = lambda _welcome: None,
+        repair: ClockRepairing | None = None,
     ) -> None:
         self._store = store
         self._config = config
         self._clock = clock
         self._journal = journal
-        self._welcomed = welcomed
+        self._repair = repair
+        self._hello_s = 0.0  # when the last hello was said
         self._broker: CommandBroker | None = None
         self._link: CommandLink | None = None
         self._hello_due = False
@@ -164,12 +181,16 @@ class Commands:
         self._link = link
         self._hello_due = True
         self._reporting.clear()
+        if self._repair is not None:
+            self._repair.linked(link)
         self._wake.set()
 
     def unlinked(self) -> None:
         """It is gone; what was said and not answered is said again."""
         self._link = None
         self._reporting.clear()
+        if self._repair is not None:
+            self._repair.unlinked()
 
     def received(self, payload: bytes) -> bool:
         """Take what came down; False when it is none of ours."""
@@ -192,8 +213,12 @@ class Commands:
             self._wake.clear()
             try:
                 await self._turn()
-            except (sqlite3.Error, CommandStoreError, MqttError) as error:
+            except (sqlite3.Error, CommandStoreError) as error:
                 limited(log, "commands", _LOG_EVERY_S).error("commands_failed", error=str(error))
+                await asyncio.sleep(_RETRY_S)
+                self._wake.set()
+            except Exception:  # noqa: BLE001 - the task's root: commands go on
+                limited(log, "commands_broke", _LOG_EVERY_S).exception("commands_broke")
                 await asyncio.sleep(_RETRY_S)
                 self._wake.set()
         with contextlib.suppress(sqlite3.Error, CommandStoreError):
@@ -201,6 +226,7 @@ class Commands:
 
     async def _turn(self) -> None:
         if self._hello_due and self._link is not None:
+            self._hello_s = self._clock.monotonic_s()
             self._hello_due = not self._link.say(
                 seal_message(Hello(*self._journal())), lambda _code: None
             )
@@ -223,8 +249,8 @@ class Commands:
             await self._take_command(message)
         elif isinstance(message, Recall):
             await self._recall(message.command_id)
-        elif isinstance(message, Welcome):
-            self._welcomed(message)
+        elif isinstance(message, Welcome) and self._repair is not None:
+            self._repair.welcomed(message, self._hello_s)
 
     async def _take_command(self, command: Command) -> None:
         known = self._held.get(command.command_id) or await self._store.find(command.command_id)
@@ -277,7 +303,11 @@ class Commands:
             await self._finish(held, EXPIRED, "the device did not come for it")
             return
         assert self._broker is not None
-        sessions = self._broker.subscribers(held.topic)
+        try:
+            sessions = self._broker.subscribers(held.topic)
+        except MqttError as error:
+            await self._finish(held, NO_DEVICE, f"not a topic here: {error}")
+            return
         own = [one for one in sessions if one.client_id == held.device]
         sessions = own or sessions
         if not sessions:

@@ -23,6 +23,7 @@ from runtime.logs import LogsConfig
 
 __all__ = [
     "CaptureConfig",
+    "ClockConfig",
     "CommandsConfig",
     "EdgeConfig",
     "EdgeHttpConfig",
@@ -297,6 +298,21 @@ class UplinkConfig:
 
 
 @dataclass(slots=True, frozen=True)
+class ClockConfig:
+    """Repairs the times of readings that were taken while the clock was wrong."""
+
+    repair: bool = setting(
+        True, help="Compare the clock with the cloud's, and correct readings taken before."
+    )
+    tolerance_s: float = setting(
+        5,
+        unit="s",
+        minimum=0.1,
+        help="How far the clock may be off, or be set, before readings are corrected.",
+    )
+
+
+@dataclass(slots=True, frozen=True)
 class CommandsConfig:
     """Commands from the cloud to devices of this gateway."""
 
@@ -355,6 +371,7 @@ class EdgeConfig:
     capture: CaptureConfig = section(CaptureConfig, help="Which publishes become readings.")
     journal: JournalConfig = section(JournalConfig, help="The journal on the disk.")
     uplink: UplinkConfig = section(UplinkConfig, help="The way to the cloud.")
+    clock: ClockConfig = section(ClockConfig, help="Readings taken under a wrong clock.")
     commands: CommandsConfig = section(CommandsConfig, help="Commands from the cloud to devices.")
     http: EdgeHttpConfig = section(EdgeHttpConfig, help="Metrics, health and status by HTTP.")
     logs: LogsConfig = section(LogsConfig, help="What is logged and how.")

@@ -65,6 +65,8 @@ class Journal:
         self._tail = tail
         self._writing = asyncio.Lock()
         self._reading = keeper.reading
+        # told of each commit once it is durable: first seq, wall clock, time since boot, in µs
+        self.on_commit: Callable[[int, int, int], None] = lambda _seq, _wall_us, _boot_us: None
         self._waiters: list[asyncio.Future[None]] = []
         self._on_room: Callable[[], None] = lambda: None
         self._due = asyncio.Event()
@@ -356,6 +358,7 @@ class Journal:
         began_s = self._clock.monotonic_s()
         await keeper.file.insert(rows)
         self._commit_s = self._clock.monotonic_s() - began_s
+        self.on_commit(state.next_seq, now_us, boot_us)
         seq = state.next_seq
         for lane, count, body in parts:
             head = Head(seq, count, now_us, state.boot, boot_us)

@@ -15,6 +15,7 @@ import structlog
 
 from bridge.devices import DeviceIds
 from edge.capture import Capture
+from edge.clock_repair import ClockRepair, ClockRepairError
 from edge.command_store import CommandStore, CommandStoreError
 from edge.commands import Commands
 from edge.config import EdgeConfig
@@ -158,11 +159,13 @@ class EdgeService:
         """Begin to take commands from the cloud and give them to devices' sessions."""
         if not self._config.commands.enabled:
             return
+        repair = await self._start_clock_repair(journal)
         commands = Commands(
             CommandStore(self._config.data / "edge" / "commands.db"),
             self._config.commands,
             self._clock,
             lambda: (journal.epoch, journal.last_seq),
+            repair,
         )
         try:
             await commands.start(broker)
@@ -172,6 +175,23 @@ class EdgeService:
         uplink.attach(commands)
         assert self._parts is not None
         self._parts.commands = commands
+
+    async def _start_clock_repair(self, journal: Journal) -> ClockRepair | None:
+        if not self._config.clock.repair:
+            return None
+        path = self._config.data / "edge" / "clock.db"
+        repair = ClockRepair(
+            path, self._config.clock, self._clock, lambda: (journal.epoch, journal.last_seq)
+        )
+        try:
+            await repair.start()
+        except ClockRepairError as error:
+            raise StartError(f"clock: {error}") from None
+        self._stops.append(repair.stop)
+        journal.on_commit = repair.committed
+        assert self._parts is not None
+        self._parts.repair = repair
+        return repair
 
     def _make_uplink(self, journal: Journal) -> Uplink:
         config = self._config

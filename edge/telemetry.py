@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edge.capture import Capture
+from edge.clock_repair import ClockRepair
 from edge.commands import Commands
 from edge.journal import Journal
 from edge.uplink import Uplink
@@ -29,6 +30,7 @@ class Parts:
     broker: Broker
     uplink: Uplink
     commands: Commands | None = None
+    repair: ClockRepair | None = None
 
 
 def edge_status(parts: Parts) -> dict[str, Any]:
@@ -61,7 +63,12 @@ def edge_status(parts: Parts) -> dict[str, Any]:
         },
         "uplink": parts.uplink.status().as_dict(),
         "commands": _commands(parts.commands),
+        "clock": _clock(parts.repair),
     }
+
+
+def _clock(repair: ClockRepair | None) -> dict[str, Any]:
+    return {} if repair is None else {"steps": repair.steps, "corrected": repair.corrected}
 
 
 def _commands(commands: Commands | None) -> dict[str, Any]:

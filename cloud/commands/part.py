@@ -40,6 +40,7 @@ from bridge.commands import (
     NO_DEVICE,
     NO_EXPIRY,
     Command,
+    Correction,
     Hello,
     Message,
     Outcome,
@@ -57,7 +58,7 @@ from cloud.config import CloudConfig
 from cloud.database import DatabaseError
 from cloud.parts import CloudNode
 from cloud.query_time import iso
-from cloud.sinks.contract import Sink
+from cloud.sinks.contract import Sink, SinkUnavailable
 from cloud.stream.contract import StreamError
 from mqtt.broker.broker import Outgoing
 from mqtt.broker.seams import PublishRun
@@ -219,11 +220,19 @@ class CommandsPart:
                     forget_at_s = loop.time() + _FORGET_S
                     kept_us = round(self._config.kept_s * 1e6)
                     await self._store.forget(self._now_us() - kept_us)
-            except (DatabaseError, StreamError, MqttError) as error:
+            except (DatabaseError, StreamError) as error:
                 limited(log, "commands", _LOG_EVERY_S).error("commands_failed", error=str(error))
-                await asyncio.sleep(_RETRY_S)
-                if self._stopping:
-                    return
+                await self._rest()
+            except Exception:  # noqa: BLE001 - the task's root: what failed is tried again
+                limited(log, "commands_broke", _LOG_EVERY_S).exception("commands_broke")
+                await self._rest()
+
+    async def _rest(self) -> None:
+        """Pause after a failure; when stopping, what could not be kept stays unanswered."""
+        if self._stopping:
+            self._runs.clear()
+        else:
+            await asyncio.sleep(_RETRY_S)
 
     def _now_us(self) -> int:
         assert self._node is not None
@@ -231,7 +240,14 @@ class CommandsPart:
 
     async def _handle(self, run: PublishRun) -> None:
         """Take one run: commands of a publisher, or words of a gateway."""
-        publishes = parse_publishes(run.frames, run.client.protocol_version)
+        assert self._node is not None
+        try:
+            publishes = parse_publishes(run.frames, run.client.protocol_version)
+        except MqttError as error:
+            log.warning("unreadable_run", client_id=run.client.client_id, error=str(error))
+            run.settled(run, ReasonCode.UNSPECIFIED_ERROR)
+            self._node.capture.release(len(run.frames))
+            return
         codes: list[int] = []
         rows: list[CommandRow] = []
         for first, topic, _, block, payload in publishes:
@@ -252,7 +268,6 @@ class CommandsPart:
         for row, is_new in zip(rows, fresh, strict=True):
             if is_new:
                 self._open[row.command_id] = row
-        assert self._node is not None
         run.settled(run, codes if any(codes) else 0)
         self._node.capture.release(len(run.frames))
 
@@ -299,6 +314,8 @@ class CommandsPart:
 
     async def _hear(self, gateway: str, payload: bytes) -> int:
         """Take a gateway's word; return the reason code that answers it."""
+        if not gateway or "/" in gateway:
+            return ReasonCode.TOPIC_NAME_INVALID
         try:
             message = open_message(payload)
         except BatchError as error:
@@ -310,6 +327,8 @@ class CommandsPart:
             await self._welcome(gateway, message)
         elif isinstance(message, Outcome):
             await self._take_outcome(gateway, message)
+        elif isinstance(message, Correction):
+            await self._correct(gateway, message)
         else:
             return ReasonCode.PAYLOAD_FORMAT_INVALID
         return 0
@@ -324,10 +343,24 @@ class CommandsPart:
                       last_seq=hello.last_seq, held_seq=highest)  # fmt: skip
         self._ready.add(gateway)
         self._sent = {one: sent for one, sent in self._sent.items() if sent[0] != gateway}
-        await self._send(gateway, Welcome(hello.epoch, highest))
+        await self._send(gateway, Welcome(hello.epoch, highest, self._now_us()))
         for target, command_id in self._recalls:
             if target == gateway:
                 await self._send(gateway, Recall(command_id))
+
+    async def _correct(self, gateway: str, correction: Correction) -> None:
+        """Have storage correct the times of readings; durable on return."""
+        assert self._node is not None
+        storage = self._node.storage
+        if storage is None:
+            return
+        try:
+            rows = await storage.correct(gateway, correction)
+        except SinkUnavailable as error:
+            raise DatabaseError(str(error)) from error
+        log.info("times_corrected", gateway=gateway, first_seq=correction.first_seq,
+                 last_seq=correction.last_seq, seconds=correction.delta_us / 1e6,
+                 rows=rows)  # fmt: skip
 
     async def _take_outcome(self, gateway: str, outcome: Outcome) -> None:
         command_id = outcome.command_id
@@ -457,7 +490,11 @@ class CommandsPart:
         messages = [Outgoing(OUTCOME_PREFIX + row.device, payload, 1)]
         if row.response_topic:
             messages.append(Outgoing(row.response_topic, payload, 1, properties=_correlation(row)))
-        await self._node.broker.publish_many(messages)
+        for message in messages:
+            try:
+                await self._node.broker.publish_many([message])
+            except MqttError as error:  # a response topic that is none
+                log.warning("outcome_not_told", topic=message.topic_name, error=str(error))
         log.info("command_outcome", **said)
 
 

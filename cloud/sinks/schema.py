@@ -84,7 +84,19 @@ CREATE TABLE meta (
 ) WITHOUT ROWID
 """
 
-STORAGE_KIND = DatabaseKind("a Tidegate storage", 0x54475352, 1, _SCHEMA)  # "TGSR"
+# what gateways said later of the times of their readings: added to `time_us` already
+_ADDITIONS = """
+CREATE TABLE IF NOT EXISTS corrections (
+    gateway        TEXT    NOT NULL,
+    epoch          INTEGER NOT NULL,
+    first_seq      INTEGER NOT NULL,
+    last_seq       INTEGER NOT NULL,
+    delta_us       INTEGER NOT NULL,
+    uncertainty_us INTEGER NOT NULL,  -- of the times that result
+    PRIMARY KEY (gateway, epoch, first_seq)
+) WITHOUT ROWID
+"""
+STORAGE_KIND = DatabaseKind("a Tidegate storage", 0x54475352, 1, _SCHEMA, _ADDITIONS)  # "TGSR"
 
 _EPOCH_SIGN = 1 << 63
 _EPOCH_SPAN = 1 << 64

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from typing import TypeVar
 
 import structlog
 
+from bridge.commands import Correction
 from bridge.intervals import IntervalSet, Range
 from bridge.readings import FLAG_QOS_MASK, FLAG_RETAIN
 from cloud.config import StorageConfig
@@ -133,6 +135,19 @@ class StorageSink:
             file_bytes=size,
         )
 
+    async def correct(self, gateway: str, correction: Correction) -> int:
+        """Correct the times of a gateway's readings, those that come later as well; once.
+
+        Returns:
+            How many rows were there already; 0 when the correction was known.
+
+        Raises:
+            SinkUnavailable: the file cannot be written now.
+        """
+        return await self._run(
+            partial(self._tables.correct, gateway=gateway, correction=correction)
+        )
+
     async def pass_over(self, cursors: Mapping[int, int]) -> None:
         """Move the cursors past entries that were set aside."""
         await self._run(partial(self._tables.write, entries=(), cursors=cursors))
@@ -197,6 +212,8 @@ class _StorageTables:
         self._stored = RangeTable("stored")
         self._expired = RangeTable("expired")
         self._any_expired = False
+        # by source: (first_seq, last_seq, delta_us), rising
+        self._corrections: dict[tuple[str, int], list[tuple[int, int, int]]] = {}
 
     def adopt(self, connection: sqlite3.Connection, stream_epoch: int) -> None:
         """Begin at the start of a stream whose positions these cursors are not of."""
@@ -210,6 +227,48 @@ class _StorageTables:
                 )
         (count,) = connection.execute("SELECT count(*) FROM expired").fetchone()
         self._any_expired = count > 0
+        for gateway, epoch, *correction in connection.execute(
+            "SELECT gateway, epoch, first_seq, last_seq, delta_us FROM corrections"
+            " ORDER BY gateway, epoch, first_seq"
+        ):
+            source = (gateway, epoch_from_sql(epoch))
+            first, last, delta_us = correction
+            self._corrections.setdefault(source, []).append((first, last, delta_us))
+
+    def correct(self, connection: sqlite3.Connection, gateway: str, correction: Correction) -> int:
+        """Keep a correction and apply it to the rows that are there, as one."""
+        epoch = epoch_to_sql(correction.epoch)
+        first, last, delta_us = correction.first_seq, correction.last_seq, correction.delta_us
+        with transaction(connection):
+            known = connection.execute(
+                "INSERT INTO corrections VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (gateway, epoch, first, last, delta_us, correction.uncertainty_us),
+            ).rowcount
+            if not known:
+                return 0
+            rows = connection.execute(
+                "UPDATE readings SET time_us = time_us + ?"
+                " WHERE gateway = ? AND epoch = ? AND seq BETWEEN ? AND ?",
+                (delta_us, gateway, epoch, first, last),
+            ).rowcount
+        of_source = self._corrections.setdefault((gateway, correction.epoch), [])
+        of_source.append((first, last, delta_us))
+        of_source.sort()
+        return rows
+
+    def _times(self, one: DecodedEntry) -> Sequence[int]:
+        """Return the times of an entry's readings, corrected where that is known already."""
+        of_source = self._corrections.get((one.entry.gateway, one.entry.epoch))
+        times = one.readings.times_us
+        if of_source is None:
+            return times
+        corrected = list(times)
+        firsts = [first for first, _, _ in of_source]
+        for index, seq in enumerate(one.readings.seqs):
+            place = bisect_right(firsts, seq) - 1
+            if place >= 0 and seq <= of_source[place][1]:
+                corrected[index] += of_source[place][2]
+        return corrected
 
     def cursors(self, connection: sqlite3.Connection) -> dict[int, int]:
         """Return the cursors."""
@@ -258,7 +317,7 @@ class _StorageTables:
             for seq, source, time_us, flags, payload, block in zip(
                 readings.seqs,
                 map(readings.sources.__getitem__, readings.source_index),
-                readings.times_us,
+                self._times(one),
                 readings.flags,
                 readings.payloads,
                 properties,

@@ -18,7 +18,7 @@ from mqtt.packets import Connect, Publish, Subscription
 from mqtt.properties import SESSION_EXPIRY_INTERVAL
 from runtime.clock import Clock, SystemClock
 
-__all__ = ["Box", "client_at", "gateway_config", "running_gateway", "until"]
+__all__ = ["Box", "SkewedClock", "client_at", "gateway_config", "running_gateway", "until"]
 
 
 def gateway_config(folder: Path, port: int, *, gateway: str = "gw-1", **keys: Any) -> EdgeConfig:
@@ -95,3 +95,19 @@ async def until(what: str, check: Any, *, timeout_s: float = 15.0) -> None:
                 await asyncio.sleep(0.005)
     except TimeoutError:
         raise AssertionError(f"{what}: not within {timeout_s:g} s") from None
+
+
+class SkewedClock(SystemClock):
+    """The machine's clock with a wall clock that is wrong by `skew_us`, until told otherwise."""
+
+    def __init__(self, skew_us: int = 0) -> None:
+        super().__init__()
+        self.skew_us = skew_us
+
+    def wall_us(self) -> int:
+        """Return the wrong time."""
+        return super().wall_us() + self.skew_us
+
+    def set_right(self) -> None:
+        """Set the wall clock, as NTP does."""
+        self.skew_us = 0

@@ -161,6 +161,22 @@ async def test_what_cannot_be_delivered_says_why(tmp_path: Path) -> None:
         assert refused.reason_code == 0x97
 
 
+async def test_an_answer_that_can_go_nowhere_holds_up_nothing(tmp_path: Path) -> None:
+    async with (
+        site(tmp_path) as (node, _),
+        client_at(node.port, "operator", OUTCOMES) as (operator, told),
+    ):
+        deep = {RESPONSE_TOPIC: "/".join("x" * 500)}
+        await operator.publish("devices/nobody/cmd/x", b"1", 1, properties=deep)
+        await outcome(told)
+        refused = await operator.publish("tidegate/v1/ctl/gw-1", b"nonsense", 1)
+        assert refused.reason_code == 0x99
+        refused = await operator.publish("tidegate/v1/ctl/a/b", b"nonsense", 1)
+        assert refused.reason_code == 0x90
+        await send(operator, b"x", topic="devices/nobody/cmd/x", command_id="after")
+        assert (await outcome(told, 2))[1]["id"] == "after"
+
+
 async def test_a_command_expires_where_it_waits(tmp_path: Path) -> None:
     async with (
         site(tmp_path) as (node, gateway),

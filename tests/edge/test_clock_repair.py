@@ -1,0 +1,161 @@
+"""Clock repair alone: which seqs get which correction, once, over crashes and boots."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bridge.commands import Correction, Welcome, open_message
+from edge.clock_repair import ClockRepair
+from edge.config import ClockConfig
+from runtime.clock import ManualClock
+
+EPOCH = 77
+YEAR_S = 365 * 86_400
+
+
+class Link:
+    """A way to the cloud that answers when told to."""
+
+    def __init__(self, *, answers: bool = True) -> None:
+        self.answers = answers
+        self.said: list[Correction] = []
+
+    def say(self, payload: bytes, answered: Callable[[int], None]) -> bool:
+        message = open_message(payload)
+        assert isinstance(message, Correction)
+        self.said.append(message)
+        if self.answers:
+            asyncio.get_running_loop().call_soon(answered, 0)
+        return True
+
+
+class Gateway:
+    """A journal's seqs, and the clocks they are given out under."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self.last_seq = 0
+
+    def commit(self, repair: ClockRepair, count: int) -> None:
+        first = self.last_seq + 1
+        repair.committed(first, self.clock.wall_us(), round(self.clock.monotonic_s() * 1e6))
+        self.last_seq += count
+
+
+@asynccontextmanager
+async def repairing(path: Path, gateway: Gateway) -> AsyncIterator[ClockRepair]:
+    repair = ClockRepair(path, ClockConfig(), gateway.clock, lambda: (EPOCH, gateway.last_seq))
+    await repair.start()
+    try:
+        yield repair
+    finally:
+        await repair.stop()
+
+
+def true_time(clock: ManualClock, skew_s: float) -> Welcome:
+    """What a cloud says whose clock is right while ours is ahead by `skew_s`."""
+    return Welcome(EPOCH, 0, clock.wall_us() - round(skew_s * 1e6))
+
+
+async def said(link: Link, count: int) -> list[Correction]:
+    async with asyncio.timeout(10):
+        while len(link.said) < count:
+            await asyncio.sleep(0.005)
+    return link.said
+
+
+def spans(found: list[Correction]) -> list[tuple[int, int, float]]:
+    return [(one.first_seq, one.last_seq, round(one.delta_us / 1e6)) for one in found]
+
+
+async def test_a_clock_that_is_right_needs_nothing(tmp_path: Path) -> None:
+    gateway, link = Gateway(ManualClock()), Link()
+    async with repairing(tmp_path / "clock.db", gateway) as repair:
+        gateway.commit(repair, 10)
+        repair.linked(link)
+        repair.welcomed(true_time(gateway.clock, 1), gateway.clock.monotonic_s())
+        gateway.clock.advance(100)
+        gateway.commit(repair, 10)
+        await asyncio.sleep(0.05)
+        assert (link.said, repair.corrected, repair.steps) == ([], 0, 0)
+
+
+async def test_the_true_time_may_come_before_any_reading(tmp_path: Path) -> None:
+    clock = ManualClock(wall_us=1_000_000)
+    gateway, link = Gateway(clock), Link()
+    async with repairing(tmp_path / "clock.db", gateway) as repair:
+        repair.linked(link)
+        repair.welcomed(true_time(clock, -YEAR_S), clock.monotonic_s())
+        await asyncio.sleep(0.05)
+        gateway.commit(repair, 4)
+        assert spans(await said(link, 1)) == [(1, 4, YEAR_S)]
+
+
+async def test_each_segment_of_a_boot_gets_its_own_correction(tmp_path: Path) -> None:
+    clock = ManualClock()
+    gateway, link = Gateway(clock), Link()
+    async with repairing(tmp_path / "clock.db", gateway) as repair:
+        gateway.commit(repair, 10)  # right
+        clock.set_wall(clock.wall_us() + 10 * YEAR_S * 1_000_000)
+        gateway.commit(repair, 5)
+        clock.set_wall(clock.wall_us() - 20 * YEAR_S * 1_000_000)
+        gateway.commit(repair, 5)
+        repair.linked(link)
+        repair.welcomed(true_time(clock, -10 * YEAR_S), clock.monotonic_s())
+        found = spans(await said(link, 2))
+        assert found == [(11, 15, -10 * YEAR_S), (16, 20, 10 * YEAR_S)]
+        gateway.commit(repair, 3)  # still wrong: it is corrected a while later
+        clock.advance(11)
+        repair.welcomed(true_time(clock, -10 * YEAR_S), clock.monotonic_s())
+        assert spans(await said(link, 3))[2] == (21, 23, 10 * YEAR_S)
+        assert repair.steps == 2
+
+
+async def test_what_was_not_acknowledged_is_said_again_after_a_restart(tmp_path: Path) -> None:
+    clock = ManualClock()
+    gateway, deaf, link = Gateway(clock), Link(answers=False), Link()
+    async with repairing(tmp_path / "clock.db", gateway) as repair:
+        gateway.commit(repair, 10)
+        clock.set_wall(clock.wall_us() + YEAR_S * 1_000_000)
+        gateway.commit(repair, 1)
+        repair.linked(deaf)
+        repair.welcomed(true_time(clock, YEAR_S), clock.monotonic_s())
+        first = spans(await said(deaf, 1))
+    async with repairing(tmp_path / "clock.db", gateway) as repair:
+        repair.linked(link)
+        assert spans(await said(link, 1)) == first == [(11, 11, -YEAR_S)]
+        repair.unlinked()
+        await asyncio.sleep(0.05)
+    again = Link()
+    async with repairing(tmp_path / "clock.db", gateway) as repair:
+        repair.linked(again)
+        repair.welcomed(true_time(clock, YEAR_S), clock.monotonic_s())
+        await asyncio.sleep(0.05)
+        assert again.said == []  # acknowledged, and not made anew
+
+
+async def test_a_boot_that_was_never_compared_is_left_alone(tmp_path: Path) -> None:
+    clock = ManualClock(wall_us=1_000_000)
+    gateway, link = Gateway(clock), Link()
+    async with repairing(tmp_path / "clock.db", gateway) as repair:
+        gateway.commit(repair, 10)
+    clock.boot, clock.mono_s = "boot-2", 5.0
+    async with repairing(tmp_path / "clock.db", gateway) as repair:
+        gateway.commit(repair, 4)
+        repair.linked(link)
+        repair.welcomed(true_time(clock, -YEAR_S), clock.monotonic_s())
+        assert spans(await said(link, 1)) == [(11, 14, YEAR_S)]
+
+
+async def test_a_slow_welcome_tells_too_little(tmp_path: Path) -> None:
+    clock = ManualClock()
+    gateway, link = Gateway(clock), Link()
+    async with repairing(tmp_path / "clock.db", gateway) as repair:
+        gateway.commit(repair, 10)
+        repair.linked(link)
+        repair.welcomed(true_time(clock, YEAR_S), clock.monotonic_s() - 60)
+        await asyncio.sleep(0.05)
+        assert link.said == []
