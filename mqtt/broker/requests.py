@@ -15,6 +15,7 @@ from mqtt.broker.connecting import on_connect
 from mqtt.broker.connection import Connection
 from mqtt.broker.permissions import on_verdict_pending, wait_for_subscribe
 from mqtt.broker.seams import PENDING
+from mqtt.broker.settling import settle_inbound
 from mqtt.errors import (
     LocalProtocolError,
     MalformedPacket,
@@ -95,7 +96,14 @@ def _on_arrivals(connection: Connection, arrivals: Arrivals) -> None:
         if route.verdict:
             connection.core.policy.dropped("not_authorized")
     if answers:
-        _when_safe(connection, before, partial(_answer_publishes, connection, answers))
+        answer = partial(_answer_publishes, connection, answers)
+        if before == _position(connection):
+            answer()
+            return
+        recorder = connection.core.recorder
+        assert recorder is not None
+        recorder.when_durable(answer)
+        connection.check_store()
 
 
 def _publish(connection: Connection, message: Any, route: Any) -> int:
@@ -125,15 +133,21 @@ def _note_inbound(connection: Connection, packet_id: int, code: int) -> None:
 
 
 def _answer_publishes(connection: Connection, answers: list[tuple[int, int, int]]) -> None:
-    """Send PUBACKs and PUBRECs in the order of the publishes [MQTT-4.6.0-2] [MQTT-4.6.0-3]."""
+    """Send PUBACKs and PUBRECs in the order of the publishes [MQTT-4.6.0-2] [MQTT-4.6.0-3].
+
+    If the client has moved to another connection meanwhile, what it sent again there is answered
+    there.
+    """
     machine = connection.machine
-    session = connection.session
-    inbound = session.inbound if session is not None else None
+    for qos, code, packet_id in answers:
+        if qos == 2:
+            refused = code if machine.version >= 5 else 0
+            settle_inbound(machine, connection, [packet_id.to_bytes(2, "big")], refused)
+    if connection.closed:
+        return
     kind = (0, 0)
     ids: list[bytes] = []
     for qos, code, packet_id in answers:
-        if qos == 2 and inbound is not None and packet_id in inbound:
-            inbound[packet_id] = SETTLED
         if (qos, code) != kind and ids:
             _answer(machine, *kind, ids)
             ids = []

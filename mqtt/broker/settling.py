@@ -21,7 +21,7 @@ from mqtt.session import ASKED, SETTLED
 if TYPE_CHECKING:
     from mqtt.broker.connection import Connection
 
-__all__ = ["HeldRun", "answer", "settle"]
+__all__ = ["HeldRun", "answer", "settle", "settle_inbound"]
 
 
 class HeldRun:
@@ -115,7 +115,7 @@ def answer(machine: ServerConnection, qos: int, ids: list[bytes], code: int) -> 
     """Answer publishes, and let QoS 2 identifiers go on or be free again."""
     connection: Connection = machine.owner  # type: ignore[assignment] # the driver's own
     if qos == 2:
-        _settle_inbound(machine, connection, ids, code)
+        settle_inbound(machine, connection, ids, code)
     if machine.state is not State.CONNECTED:
         return
     if code >= 0x80 and machine.version < 5:
@@ -130,7 +130,7 @@ def answer(machine: ServerConnection, qos: int, ids: list[bytes], code: int) -> 
     connection.settled()
 
 
-def _settle_inbound(
+def settle_inbound(
     machine: ServerConnection, connection: Connection, ids: list[bytes], code: int
 ) -> None:
     session = connection.session

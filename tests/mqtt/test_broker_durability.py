@@ -15,6 +15,7 @@ from mqtt.packets import (
     V311,
     Connack,
     Connect,
+    Disconnect,
     Puback,
     Pubcomp,
     Publish,
@@ -35,6 +36,7 @@ from mqtt.properties import (
     WILL_DELAY_INTERVAL,
     Properties,
 )
+from mqtt.reason_codes import ReasonCode
 from runtime.clock import ManualClock
 from tests.kit.broker_process import broker_process
 from tests.kit.brokers import ManualStore, Served, WireClient, serving
@@ -332,3 +334,33 @@ async def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path, round_
             numbers = [int(p[2:]) for p in got if p.startswith(b"%d-" % qos)]
             assert numbers == sorted(numbers)
         await reader.close()
+
+
+@VERSIONS
+@pytest.mark.conformance("MQTT-4.3.3-8", "MQTT-4.3.3-10", "MQTT-4.4.0-1")
+async def test_a_pubrec_that_missed_its_connection_comes_on_the_next_one(version: int) -> None:
+    store = ManualStore()
+    async with serving(store=store) as broker:
+        async with store.committing():
+            reader = await lasting(broker, "reader", version=version)
+            await reader.subscribe("t")
+            writer = await lasting(broker, "writer", version=version)
+        writer.send(Publish("t", b"x", 2, packet_id=5))
+        await broker.until(lambda: broker.broker.stats().messages_received[2] == 1)
+        again = await broker.open(version)
+        again.send(
+            Connect(
+                "writer",
+                version,
+                clean_start=False,
+                properties=dict(LASTING) if version == V5 else {},
+            )
+        )
+        if version == V5:
+            assert (await writer.receive(Disconnect)).reason_code == ReasonCode.SESSION_TAKEN_OVER
+        assert await writer.closed()
+        store.commit()  # PUBREC would go to the connection that is gone
+        await again.receive(Connack)
+        again.send(Publish("t", b"x", 2, dup=True, packet_id=5))
+        assert (await again.receive(Pubrec)).packet_id == 5
+        assert [type(packet) for packet in await reader.settled()] == [Publish]
