@@ -545,3 +545,76 @@ async def test_stop_while_the_cloud_is_mute_does_not_hang(
             journal.capture(numbered(0, 100))
             await cloud.until("taken", lambda: cloud.batches)
         assert journal.pending(Lane.LIVE, 0)
+
+
+# ---- the structured mode -------------------------------------------------------------------------
+
+STRUCTURED = replace(FAST, mode="structured", batch_readings=50)
+
+
+async def test_a_cloud_that_does_not_know_the_mode_gets_everything_columnar() -> None:
+    journal = MemoryJournal()
+    async with (
+        CloudPeer(structured=False) as cloud,
+        uplink_to(journal, cloud.url, config=STRUCTURED) as uplink,
+    ):
+        journal.capture(numbered(0, 500))
+        await journal.until_trimmed()
+        status = uplink.status()
+    assert [payload for _, payload in cloud.rows] == numbered(0, 500)
+    assert cloud.doubled == 0
+    assert journal.aside == []
+    assert (status.refusals, status.structured_batches) == (1, 0)
+    assert {error.reason for error in cloud.errors} <= {"mode", "context"}
+
+
+async def test_a_refused_structured_batch_is_sent_again_in_a_fresh_context() -> None:
+    journal = MemoryJournal()
+    async with (
+        CloudPeer(once({2: (0x99, "context: evicted"), 5: (0x99, "check: no")})) as cloud,
+        uplink_to(journal, cloud.url, config=STRUCTURED) as uplink,
+    ):
+        journal.capture(numbered(0, 500))
+        await journal.until_trimmed()
+        status = uplink.status()
+    assert [payload for _, payload in cloud.rows] == numbered(0, 500)
+    assert cloud.doubled == 0
+    assert status.structured_batches == 10
+
+
+async def test_a_few_readings_are_encoded_without_a_process() -> None:
+    journal = MemoryJournal()
+    async with (
+        CloudPeer() as cloud,
+        uplink_to(journal, cloud.url, config=STRUCTURED) as uplink,
+    ):
+        for n in range(20):
+            journal.capture(numbered(n * 2, 2))
+            await journal.until_trimmed()
+        assert uplink._bodies.pid is None
+        assert uplink.status().structured_batches > 0
+    assert [payload for _, payload in cloud.rows] == numbered(0, 40)
+
+
+async def test_columnar_starts_no_process_whatever_comes() -> None:
+    journal = MemoryJournal()
+    async with (
+        CloudPeer() as cloud,
+        uplink_to(journal, cloud.url, config=replace(FAST, mode="columnar")) as uplink,
+    ):
+        journal.capture(numbered(0, 1000))
+        await journal.until_trimmed()
+        assert uplink._bodies.pid is None
+        assert uplink.status().structured_batches == 0
+
+
+async def test_a_connection_cut_while_a_batch_is_encoded_sends_it_once() -> None:
+    journal = MemoryJournal()
+    async with linked(journal, STRUCTURED) as (cloud, proxy, _):
+        journal.capture(numbered(0, 2000))
+        for _ in range(5):
+            before = cloud.batches
+            await cloud.until("a batch", lambda before=before: cloud.batches > before)
+            proxy.cut()
+        await journal.until_trimmed()
+    assert sorted(payload for _, payload in cloud.rows) == sorted(numbered(0, 2000))

@@ -19,7 +19,7 @@ from pathlib import Path
 __all__ = ["add_arguments", "run"]
 
 _FOLDER = Path("benchmarks")
-_TOOLS = {"brokers", "link", "load"}  # what benchmarks are made of
+_TOOLS = {"brokers", "counting_proxy", "load", "slow_link"}  # what benchmarks are made of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

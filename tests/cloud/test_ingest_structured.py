@@ -1,0 +1,173 @@
+"""Structured batches at the cloud: decoded beside the loop, contexts bounded and begun anew."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from bridge.batch import Decoder, Encoder, link_columns
+from bridge.columnar import Columns, Limits, unpack
+from bridge.envelope import Mode
+from bridge.errors import BatchError
+from bridge.structured import StructuredEncoder
+from bridge.structured_bodies import LINK_LIMITS
+from cloud.decoder_process import IN_USE_S, Contexts
+from cloud.ingest_structured import REQUEST, StructuredLine, StructuredPool
+from tests.kit.columns import START
+from tests.kit.readings import one_per_row
+
+MALFORMED = b"\x01 not a body"
+
+
+def columns(n: int, *, first: int = 0) -> Columns:
+    return Columns(
+        [("devices/d1/state", "d1")],
+        [0] * n,
+        [START + 1000 * (first + i) for i in range(n)],
+        [1] * n,
+        [b'{"t":%d.5}' % (first + i) for i in range(n)],
+        [b""] * n,
+    )
+
+
+class Gateway:
+    """A gateway's end of the structured mode, and its requests to a `Contexts`."""
+
+    def __init__(self, number: int, contexts: Contexts) -> None:
+        self.encoder = StructuredEncoder(LINK_LIMITS)
+        self.number = number
+        self.contexts = contexts
+        self.sent = 0
+
+    def send(self, now_s: float, *, fresh: bool = False) -> bytes:
+        """Have the next batch decoded; returns b"" or what was wrong."""
+        if fresh:
+            self.encoder.reset()
+        batch = columns(5, first=self.sent)
+        self.sent += 5
+        body = self.encoder.encode(batch)
+        assert body is not None
+        head = REQUEST.pack(True, self.number, fresh, 5, 1 << 20)
+        answer = self.contexts.handle(head + body, now_s)
+        if answer[:1] == b"\x01":
+            return answer[1:]
+        assert unpack(answer[1:], 5, 0, Limits()).payloads == batch.payloads
+        return b""
+
+
+def test_each_connection_has_a_context_of_its_own() -> None:
+    contexts = Contexts(10)
+    gateways = [Gateway(n, contexts) for n in range(3)]
+    for turn in range(5):
+        for gateway in gateways:
+            assert gateway.send(turn) == b""
+
+
+def test_one_more_takes_the_place_of_the_one_unused_for_longest() -> None:
+    contexts = Contexts(2)
+    a, b, c = (Gateway(n, contexts) for n in range(3))
+    assert a.send(0) == b.send(1) == b""
+    assert c.send(IN_USE_S) == b""
+    assert a.send(IN_USE_S).startswith(b"mode: ")
+    assert b.send(IN_USE_S) == b"", "it was not the one"
+    assert a.send(3 * IN_USE_S).startswith(b"context: ")
+    assert a.send(3 * IN_USE_S + 1, fresh=True) == b""
+
+
+def test_one_more_is_refused_while_all_are_in_use() -> None:
+    contexts = Contexts(2)
+    a, b, c = (Gateway(n, contexts) for n in range(3))
+    for turn in range(5):
+        now_s = turn * IN_USE_S / 2
+        assert a.send(now_s) == b.send(now_s) == b""
+        assert c.send(now_s, fresh=True).startswith(b"mode: ")
+
+
+def test_a_connection_that_is_forgotten_gives_its_place_up() -> None:
+    contexts = Contexts(1)
+    a, b = Gateway(1, contexts), Gateway(2, contexts)
+    assert a.send(0) == b""
+    assert contexts.handle(REQUEST.pack(False, 1, False, 0, 0), 0) == b""
+    assert b.send(0) == b""
+
+
+def test_what_is_wrong_with_a_body_ends_its_context_alone() -> None:
+    contexts = Contexts(2)
+    a, b = Gateway(1, contexts), Gateway(2, contexts)
+    assert a.send(0) == b.send(0) == b""
+    answer = contexts.handle(REQUEST.pack(True, 1, False, 5, 1 << 20) + MALFORMED, 0)
+    assert answer[:1] == b"\x01"
+    assert a.send(0).startswith(b"context: ")
+    assert b.send(0) == b""
+
+
+# ---- the process ---------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def pool(contexts_max: int = 4) -> AsyncIterator[StructuredPool]:
+    one = StructuredPool(contexts_max)
+    one._worker._retry_s = 0
+    try:
+        yield one
+    finally:
+        await one.close()
+
+
+async def carry(line: StructuredLine, encoder: StructuredEncoder, first: int) -> None:
+    batch = columns(5, first=first)
+    body = encoder.encode(batch)
+    assert body is not None
+    assert (await line.decode(body, 5, Limits())).payloads == batch.payloads
+
+
+async def test_nothing_is_started_before_a_structured_batch_comes() -> None:
+    async with pool() as decoders:
+        line = decoders.line()
+        assert decoders.pid is None
+        await carry(line, StructuredEncoder(LINK_LIMITS), 0)
+        assert decoders.pid is not None
+
+
+async def test_with_the_process_go_the_contexts() -> None:
+    async with pool() as decoders:
+        line, encoder = decoders.line(), StructuredEncoder(LINK_LIMITS)
+        await carry(line, encoder, 0)
+        assert decoders.pid is not None
+        os.kill(decoders.pid, signal.SIGKILL)
+        with pytest.raises(BatchError) as refused:
+            await carry(line, encoder, 5)
+        assert refused.value.reason == "context"
+        line.reset()
+        encoder.reset()
+        await carry(line, encoder, 10)
+        assert decoders.restarts == 1
+
+
+async def test_connections_that_are_gone_make_room() -> None:
+    async with pool(contexts_max=1) as decoders:
+        for _ in range(3):
+            line = decoders.line()
+            await carry(line, StructuredEncoder(LINK_LIMITS), 0)
+            del line
+
+
+async def test_the_mode_may_be_switched_off() -> None:
+    async with pool(contexts_max=0) as decoders:
+        with pytest.raises(BatchError) as refused:
+            await carry(decoders.line(), StructuredEncoder(LINK_LIMITS), 0)
+        assert refused.value.reason == "mode"
+        assert decoders.pid is None
+
+
+def test_a_batch_is_not_finished_once_its_context_was_dropped() -> None:
+    readings = one_per_row(5)
+    encoder, decoder = Encoder("gw", 1), Decoder("gw")
+    opened = decoder.open(encoder.encode(readings, mode=Mode.COLUMNAR))
+    decoder.drop_context()
+    with pytest.raises(BatchError, match="refused"):
+        decoder.finish(opened, link_columns(readings, 1000))
