@@ -14,7 +14,6 @@ from edge.config import EdgeConfig
 from mqtt.codec import encode
 from mqtt.packets import V5, Publish
 
-
 SHORT = "devices/d/t"
 
 
