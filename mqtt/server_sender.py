@@ -211,7 +211,7 @@ class ServerSender:
             extra = identifiers
             if message.expires_s:
                 extra += expiry_property(message.expires_s, now_s)
-            # Not with QoS 2: clients that keep such a packet until PUBREL forget its topic (MQTT.js).
+            # Not with QoS 2: MQTT.js, which keeps such a packet until PUBREL, forgets its topic.
             if self._aliases_out_max and not first_byte & 0x04:
                 return self._aliased_frame(message, first_byte, packet_id, extra)
         head, tail = message.frame_parts(first_byte & 0xF7, version, extra)
