@@ -19,7 +19,6 @@ from bridge.structured.heads import (
     MASKED,
     SAME,
     FamilyRows,
-    References,
     code_mask,
     code_meta,
     code_raw,
@@ -27,6 +26,7 @@ from bridge.structured.heads import (
     note_template,
 )
 from bridge.structured.predictors import Rows
+from bridge.structured.references import References
 from bridge.structured.schema import add_instance
 from bridge.structured.timing import Arrivals
 
@@ -89,8 +89,9 @@ def decode_rows(io: Reader, context: Context, arrivals: Arrivals) -> Decoded:
                 _decode_changes(io, context, rows, template, cell, number, kind)
             placed.append((len(out.payloads), rows, template, cell, number))
             out.payloads.append(b"")
+    references = References(context)
     for index in sorted(gathered):
-        _decode_columns(io, context, gathered[index])
+        _decode_columns(io, context, gathered[index], references)
     _put_together(out, placed, budget)
     return out
 
@@ -165,32 +166,32 @@ def _decode_changes(
     template.complete.add(cell)
 
 
-def _decode_columns(io: Reader, context: Context, rows: FamilyRows) -> None:
-    references = References(rows.family)
+def _decode_columns(io: Reader, context: Context, rows: FamilyRows, references: References) -> None:
+    references.enter()
     if len(rows.layouts) == 1:
         (layout,) = rows.layouts
         everywhere, selected = range(len(rows.cells)), Rows(rows.cells, rows.times)
         by_place: list[list[bytes]] = [[]] * len(layout)
         for column, place in rows.family.hot_order(layout):
-            references.give(column, everywhere, selected)
+            references.give(rows, column, everywhere, selected)
             by_place[place], numbers = decode_column(io, context, column, selected)
-            references.keep(column.index, everywhere, numbers)
+            references.keep(rows, column, everywhere, numbers)
         rows.hot = list(zip(*by_place, strict=True))
     elif rows.layouts:
         hot: dict[int, Iterator[bytes]] = {}
         for column in rows.hot_columns():
             places = rows.rows_with(column)
             selected = rows.select(places)
-            references.give(column, places, selected)
+            references.give(rows, column, places, selected)
             tokens, numbers = decode_column(io, context, column, selected)
-            references.keep(column.index, places, numbers)
+            references.keep(rows, column, places, numbers)
             hot[column.index] = iter(tokens)
         for template in rows.templates:
             rows.hot.append(tuple([next(hot[index]) for index in template.hot_columns]))
     for column in rows.changed_columns():
         places, _ = rows.extra[column.index]
         selected = rows.select(places)
-        references.give(column, places, selected)
+        references.give(rows, column, places, selected)
         tokens, _ = decode_column(io, context, column, selected)
         for place, token in zip(places, tokens, strict=True):
             rows.changes.setdefault(place, []).append((column.index, token))

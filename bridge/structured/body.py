@@ -2,7 +2,7 @@
 
 docs/link-format-structured.md section 2.
 
-    head    1 byte: bit 0 the context starts anew; bit 1 + i pool i is present
+    head    1 byte: bit 0 the context starts anew; bit 1 + i pool i is present; bit 4 the context
     pools   each a varint (stored length << 2 | method) and the stored bytes
     symbols the coder's state (32 bits) and 16-bit words, little-endian, up to the end
 
@@ -20,12 +20,13 @@ from bridge.structured.frames import varint
 from bridge.structured.limits import HISTORY_BYTES
 from bridge.structured.texts import RAW_POOL, TEXT_POOL
 
-__all__ = ["Compressor", "pack_body", "starts_anew", "unpack_body"]
+__all__ = ["Compressor", "body_head", "pack_body", "unpack_body"]
 
 _FORMAT = zstandard.FORMAT_ZSTD1_MAGICLESS
 _STORED, _PLAIN, _WITH_HISTORY = range(3)
 _WORTH_BYTES = 40  # a smaller pool is stored
 _STARTS_ANEW = 1
+_NUMBER_SHIFT = POOLS + 1
 _WINDOW_BYTES_MAX = 32 << 20
 
 
@@ -59,9 +60,19 @@ class Compressor:
         return (method, packed) if len(packed) < len(data) else (_STORED, data)
 
 
-def pack_body(io: Writer, context: Context, compressor: Compressor, *, anew: bool) -> bytes:
-    """Return the body that says what `io` was told, and add its texts to the history."""
-    head = _STARTS_ANEW if anew else 0
+def pack_body(
+    io: Writer, context: Context, compressor: Compressor, *, number: int, anew: bool
+) -> bytes:
+    """Return the body that says what `io` was told, and add its texts to the history.
+
+    Args:
+        io: The writer.
+        context: Context `number`, 0 or 1.
+        compressor: For the pools.
+        number: See `context`.
+        anew: The decoder is to empty that context first.
+    """
+    head = (_STARTS_ANEW if anew else 0) | number << _NUMBER_SHIFT
     parts = [b""]
     for pool in range(POOLS):
         data = bytes(io.pools[pool])
@@ -76,9 +87,11 @@ def pack_body(io: Writer, context: Context, compressor: Compressor, *, anew: boo
     return b"".join(parts)
 
 
-def starts_anew(body: bytes) -> bool:
-    """Return True when the context is to be emptied before the body is read."""
-    return bool(body) and body[0] & _STARTS_ANEW != 0
+def body_head(body: bytes) -> tuple[int, bool]:
+    """Return which context a body is of, and whether it is to be emptied first."""
+    if not body or body[0] >> _NUMBER_SHIFT > 1:
+        refuse("a structured body without a head", "malformed")
+    return body[0] >> _NUMBER_SHIFT, body[0] & _STARTS_ANEW != 0
 
 
 def unpack_body(body: bytes, context: Context, content_max: int) -> Reader:
@@ -87,8 +100,6 @@ def unpack_body(body: bytes, context: Context, content_max: int) -> Reader:
     Raises:
         BatchError: the body is cut short, or a pool would unpack to more than `content_max` bytes.
     """
-    if not body or body[0] >> (POOLS + 1):
-        refuse("a structured body without a head", "malformed")
     at = 1
     pools = [b""] * POOLS
     left = content_max

@@ -209,6 +209,8 @@ class Family:
     mask_table: Table = field(default_factory=lambda: Table(_MASK_PRIOR))
     version: int = 0  # rises when `hot` of a column changes, and with every new column
     referred: set[int] = field(default_factory=set)  # columns that others refer to
+    referred_outside: set[int] = field(default_factory=set)  # from other families
+    cell_of_device: dict[str, int] = field(default_factory=dict)  # a device's first instance
     hot_orders: dict[tuple[int, ...], list[tuple[Column, int]]] = field(default_factory=dict)
 
     def put_in_order(self) -> None:
@@ -230,7 +232,7 @@ class Family:
                 refuse("columns that refer to one another in a ring")
             waiting = later
         self.order = order
-        self.referred = {column.ref[1] for column in columns}
+        self.referred = {column.ref[1] for column in columns if column.ref[0] < 0}
         self.hot_orders = {}
 
     def hot_order(self, layout: tuple[int, ...]) -> list[tuple[Column, int]]:

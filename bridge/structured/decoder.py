@@ -11,7 +11,7 @@ import struct
 from bridge.columnar import Columns, Limits
 from bridge.errors import BatchError
 from bridge.structured.assembly import decode_rows
-from bridge.structured.body import starts_anew, unpack_body
+from bridge.structured.body import body_head, unpack_body
 from bridge.structured.context import Context
 from bridge.structured.limits import StructuredLimits
 from bridge.structured.order import code_order
@@ -31,11 +31,11 @@ class StructuredDecoder:
 
     def __init__(self, limits: StructuredLimits | None = None) -> None:
         self._limits = limits or StructuredLimits()
-        self._context: Context | None = None
+        self.reset()
 
     def reset(self) -> None:
-        """Drop the context: until a body starts a new one, all are refused."""
-        self._context = None
+        """Drop the contexts: until a body starts one anew, all are refused."""
+        self._contexts: list[Context | None] = [None, None]
 
     def restore(self, name: bytes, data: bytes) -> None:
         """Go on from a snapshot, as the encoder does.
@@ -43,12 +43,12 @@ class StructuredDecoder:
         Raises:
             SnapshotError: the bytes are not the snapshot of that name; nothing has changed.
         """
-        self._context = restore(name, data, self._limits)
+        self._contexts = [restore(name, data, self._limits), None]
 
     @property
-    def context(self) -> Context | None:
-        """The context, for snapshots and tests."""
-        return self._context
+    def contexts(self) -> list[Context]:
+        """The contexts that are there, the main one first."""
+        return [context for context in self._contexts if context is not None]
 
     def decode(
         self,
@@ -78,9 +78,11 @@ class StructuredDecoder:
             raise BatchError("malformed", f"{type(error).__name__} in decoding") from error
 
     def _decode(self, body: bytes, count: int, content_bytes: int) -> Columns:
-        if starts_anew(body):
-            self._context = Context(self._limits)
-        context = self._context
+        number, anew = body_head(body)
+        if anew:
+            limits = self._limits if number == 0 else self._limits.halved()
+            self._contexts[number:] = [Context(limits), None][: 2 - number]
+        context = self._contexts[number]
         if context is None:
             raise BatchError("context", "the body continues a context that is not here")
         if not 0 < count <= self._limits.batch_cells:

@@ -23,17 +23,29 @@ __all__ = ["StructuredEncoder"]
 DEFAULT_RESOLUTION_US = 1000
 _REVIEWS_MIN = 2
 _READINGS_PER_REVIEW = 25
-_PRESSURE_MAX = 4096  # readings refused for want of room before the context starts anew
+_PRESSURE_MAX = 4096  # readings refused for want of room before a context starts anew
+_APART_US = 30_000_000  # a batch so far before the last one is of another stream of readings
+
+
+class _Track:
+    """A context with what the encoder knows beside it."""
+
+    __slots__ = ("anew", "context", "planner")
+
+    def __init__(self, context: Context, resolution_us: int, *, anew: bool = True) -> None:
+        self.context = context
+        self.planner = Planner(context, resolution_us)
+        self.anew = anew  # the decoder is to empty its context first
 
 
 class StructuredEncoder:
     """Encodes the batches of one connection, in the order in which they are sent.
 
-    A batch that was encoded and is not delivered leaves the context ahead of the decoder's: call
+    A batch that was encoded and is not delivered leaves the contexts ahead of the decoder's: call
     `reset` then, as after any refusal.
 
     Args:
-        limits: What the context may hold; the decoder's must be as great.
+        limits: What the contexts may hold; the decoder's must be as great.
         resolution_us: The link's time unit, which the choice of predictors needs to know.
         level: zstd level of what is no symbol.
     """
@@ -48,17 +60,16 @@ class StructuredEncoder:
         self._limits = limits or StructuredLimits()
         self._resolution_us = resolution_us
         self._compressor = Compressor(level)
+        self._apart = _APART_US // resolution_us
         self.reset()
 
     def reset(self) -> None:
-        """Start a new context: forget everything learned from earlier batches."""
-        self._context = Context(self._limits)
-        self._planner = Planner(self._context, self._resolution_us)
-        self._anew = True
+        """Start anew: forget everything learned from earlier batches."""
+        self._tracks = [self._new_track(0)]
 
     def snapshot(self) -> tuple[bytes, bytes]:
-        """Return the context's name and the context itself, for `restore` at both ends."""
-        return dump(self._context)
+        """Return the main context's name and the context itself, for `restore` at both ends."""
+        return dump(self._tracks[0].context)
 
     def restore(self, name: bytes, data: bytes) -> None:
         """Go on from a snapshot that the decoder restores as well.
@@ -67,23 +78,21 @@ class StructuredEncoder:
             SnapshotError: the bytes are not the snapshot of that name; nothing has changed.
         """
         context = restore(name, data, self._limits)
-        self._context = context
-        self._planner = Planner(context, self._resolution_us)
-        self._anew = False
+        self._tracks = [_Track(context, self._resolution_us, anew=False)]
 
     @property
-    def context(self) -> Context:
-        """The context, for snapshots and tests."""
-        return self._context
+    def contexts(self) -> list[Context]:
+        """The contexts, the main one first."""
+        return [track.context for track in self._tracks]
 
     def encode(self, columns: Columns, reference: int = 0) -> bytes | None:  # noqa: ARG002
         """Return the body of a batch of one or more readings.
 
-        Returns None for a batch that passes the limits of one body: then the context is as it was.
+        Returns None for a batch that passes the limits of one body: the contexts are as they were.
 
         Args:
             columns: Readings in seq order.
-            reference: Not used: the context knows its last time itself.
+            reference: Not used: a context knows its last time itself.
         """
         limits = self._limits
         size = sum(map(len, columns.payloads))
@@ -91,31 +100,51 @@ class StructuredEncoder:
             return None
         if min(columns.times) <= -TIME_MAX or max(columns.times) >= TIME_MAX:
             return None
-        if self._planner.refused > _PRESSURE_MAX:
-            self.reset()
-        planner = self._planner
+        number = self._track_for(min(columns.times))
+        if self._tracks[number].planner.refused > _PRESSURE_MAX:
+            self._tracks[number:] = [self._new_track(number)]
+        track = self._tracks[number]
         try:
-            plan = planner.plan(columns)
-            return self._write(plan, len(columns))
+            plan = track.planner.plan(columns)
+            return self._write(number, track, plan, len(columns))
         except BaseException:
             self.reset()  # the context may have been changed in part
             raise
 
-    def _write(self, plan: BatchPlan, count: int) -> bytes:
-        context, planner = self._context, self._planner
+    def _new_track(self, number: int) -> _Track:
+        limits = self._limits if number == 0 else self._limits.halved()
+        return _Track(Context(limits), self._resolution_us)
+
+    def _track_for(self, first_time: int) -> int:
+        """Return the context whose last batch was nearest in time.
+
+        Readings that waited go between live ones when a link comes back: two streams, hours apart,
+        of the same devices. The second context is made for the first batch that steps back.
+        """
+        last = self._tracks[0].context.last_time
+        if len(self._tracks) == 1:
+            if self._tracks[0].anew or first_time > last - self._apart:
+                return 0
+            self._tracks.append(self._new_track(1))
+            return 1
+        other = self._tracks[1].context.last_time
+        return int(abs(first_time - other) < abs(first_time - last))
+
+    def _write(self, number: int, track: _Track, plan: BatchPlan, count: int) -> bytes:
+        context, planner = track.context, track.planner
         io = Writer()
-        changes = review_times(plan.views, self._resolution_us)
-        code_mode_changes(io, context, changes)
+        code_mode_changes(io, context, review_times(plan.views, self._resolution_us))
         budget = max(_REVIEWS_MIN, count // _READINGS_PER_REVIEW)
-        update_columns(io, context, review_columns(planner.families, budget, self._resolution_us))
+        changes = review_columns(context, planner.families, budget, self._resolution_us)
+        update_columns(io, context, changes)
         arrivals = code_arrivals(io, context, count, plan.arrivals)
         order_of = {id(source): places for (source, _), places in plan.placed()}
         places = [place for source, _ in arrivals for place in order_of[id(source)]]
         times = [time for _, source_times in arrivals for time in source_times]
         code_order(io, context, times, _inverse(places))
         encode_rows(io, context, arrivals, [plan.rows[id(source)] for source, _ in arrivals])
-        body = pack_body(io, context, self._compressor, anew=self._anew)
-        self._anew = False
+        body = pack_body(io, context, self._compressor, number=number, anew=track.anew)
+        track.anew = False
         return body
 
 

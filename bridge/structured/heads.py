@@ -13,7 +13,7 @@ from bridge.readings import FLAG_PROPERTIES
 from bridge.structured.coder import Coder, refuse
 from bridge.structured.context import RAW, Column, Context, Family, Source, Template
 from bridge.structured.limits import MASKS, PROPERTY_BLOCKS
-from bridge.structured.predictors import Maybe, Rows
+from bridge.structured.predictors import Rows
 from bridge.structured.schema import TemplatePlan, define_template
 from bridge.structured.texts import RAW_POOL, code_text
 
@@ -23,7 +23,6 @@ __all__ = [
     "PLAIN",
     "SAME",
     "FamilyRows",
-    "References",
     "Row",
     "code_mask",
     "code_meta",
@@ -102,33 +101,6 @@ class FamilyRows:
             return Rows(self.cells, self.times)
         cells, times = self.cells, self.times
         return Rows([cells[row] for row in rows], [times[row] for row in rows])
-
-
-class References:
-    """The integers of a family's columns by row, for those columns that refer to them."""
-
-    __slots__ = ("_known", "_wanted")
-
-    def __init__(self, family: Family) -> None:
-        self._wanted = family.referred
-        self._known: dict[int, tuple[Sequence[int], list[Maybe]]] = {}
-
-    def keep(self, column: int, places: Sequence[int], numbers: list[Maybe]) -> None:
-        """Keep the integers of a column, if another refers to it."""
-        if column in self._wanted:
-            self._known[column] = places, numbers
-
-    def give(self, column: Column, places: Sequence[int], rows: Rows) -> None:
-        """Give a column that refers to another the other's integers in the same rows."""
-        where, index = column.ref
-        if index < 0:
-            return
-        known_places, numbers = self._known.get(index, ((), [])) if where < 0 else ((), [])
-        if known_places == places and numbers:
-            rows.refs = numbers
-        else:
-            by_place = dict(zip(known_places, numbers, strict=False))
-            rows.refs = [by_place.get(place) for place in places]
 
 
 def note_template(source: Source, number: int) -> None:

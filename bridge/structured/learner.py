@@ -25,7 +25,7 @@ from bridge.structured.schema import ColumnSpec
 from bridge.structured.spelling import ESCAPE_BITS, printer_for, printer_like, share_spelled
 from bridge.structured.texts import ALPHABETS, shared_prefix
 
-__all__ = ["Neighbour", "Numbers", "Series", "bits_of", "choose_spec"]
+__all__ = ["Neighbour", "Numbers", "Series", "bits_of", "choose_spec", "is_constant"]
 
 Series = list[list[tuple[int, bytes]]]  # by source, (time, token) in order
 Numbers = list[list[tuple[int, Maybe]]]  # by source, (time, integer) in order
@@ -59,6 +59,11 @@ class _Option:
     ref: tuple[int, int] = NO_REF
 
 
+def is_constant(series: Series) -> bool:
+    """Return True when no source's token ever changed."""
+    return all(source[0][1] == token for source in series for _, token in source)
+
+
 # ---- measures ------------------------------------------------------------------------------------
 
 
@@ -89,9 +94,9 @@ def _enum_bits(series: Series) -> float:
 def _change_share(series: Series) -> float | None:
     """Return how often a token differs from its source's last; None if no source has two."""
     steps = changes = 0
-    for tokens in series:
-        steps += len(tokens) - 1
-        changes += sum(a[1] != b[1] for a, b in pairwise(tokens))
+    for source in series:
+        steps += len(source) - 1
+        changes += sum([a[1] != b[1] for a, b in pairwise(source)])
     return changes / steps if steps else None
 
 
@@ -262,8 +267,8 @@ def choose_spec(
         return _text_spec(column, series, tokens, hot=hot)
     if not share:
         return ColumnSpec(ColumnKind.NUMBER, hot, printer)
-    parse = Printer(*printer).parse
-    numbers = [[(time, parse(token)) for time, token in source] for source in series]
+    values = iter(Printer(*printer).parse_all(tokens))
+    numbers = [[(time, next(values)) for time, _ in source] for source in series]
     digits = _second_digits(printer)
     best = _predict(column, numbers, digits, resolution_us, neighbours)
     few = 1 < len(set(tokens)) <= _ENUM_DISTINCT_MAX

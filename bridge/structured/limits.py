@@ -8,7 +8,7 @@ section 8).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = [
     "CHUNK_ROWS",
@@ -48,3 +48,14 @@ class StructuredLimits:
     payload_bytes: int = 16 << 10  # a longer payload travels raw
     batch_cells: int = 1 << 20  # slots times readings of one batch
     batch_bytes: int = 32 << 20  # payloads of one batch, reconstructed
+
+    def halved(self) -> StructuredLimits:
+        """Return the limits of a second context."""
+        return replace(
+            self,
+            sources=self.sources // 2,
+            families=self.families // 2,
+            columns=self.columns // 2,
+            cells=self.cells // 2,
+            literal_bytes=self.literal_bytes // 2,
+        )

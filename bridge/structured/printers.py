@@ -177,35 +177,44 @@ def _decimals(printer: Printer, digits: int, kind: int) -> tuple[_ParseMany, _Sh
     point = -digits - 1
     trimmed = kind == PrinterKind.TRIMMED and digits > 0
 
-    def likely(token: bytes) -> bool:
-        return token[point : point + 1] == b"." and not (trimmed and token[-1:] == b"0")
-
     def parse_some(tokens: Sequence[bytes]) -> list[int] | None:
-        bare = [token.replace(b".", b"", 1) for token in tokens] if digits else list(tokens)
-        values = list(map(int, bare))
         if digits:
+            if [token[point : point + 1] for token in tokens].count(b".") < len(tokens):
+                return None
+            bare = [token.replace(b".", b"", 1) for token in tokens]
+            values = list(map(int, bare))
             forms = [(form if value >= 0 else negative_form) % value for value in values]
+            if trimmed and 0 in [value % 10 for value in values]:
+                return None
         else:
+            bare = list(tokens)
+            values = list(map(int, bare))
             forms = list(map(b"%d".__mod__, values))
         if forms != bare or min(values) <= -_BOUND or max(values) >= _BOUND:
             return None
         return values
 
+    def likely(tokens: Sequence[bytes]) -> list[bytes]:
+        if not digits:
+            return [token for token in tokens if token.isdigit() or token[1:].isdigit()]
+        some = [token for token in tokens if token[point : point + 1] == b"."]
+        return [token for token in some if token[-1:] != b"0"] if trimmed else some
+
+    def tried(tokens: Sequence[bytes]) -> list[int] | None:
+        try:
+            return parse_some(tokens)
+        except ValueError:
+            return None
+
     def parse(tokens: Sequence[bytes]) -> list[int | None]:
-        if digits:
-            some = [token for token in tokens if likely(token)]
-        else:
-            some = [token for token in tokens if token.isdigit() or token[1:].isdigit()]
-        values: list[int] | None = None
+        values = tried(tokens)
+        if values is not None:
+            return [*values]
+        some = likely(tokens)
         if 2 * len(some) > len(tokens):
-            try:
-                values = parse_some(some)
-            except ValueError:
-                values = None
+            values = tried(some)
         if values is None:
             return list(map(printer.parse, tokens))
-        if len(some) == len(tokens):
-            return [*values]
         known = dict(zip(some, values, strict=True))
         return [known[token] if token in known else printer.parse(token) for token in tokens]
 

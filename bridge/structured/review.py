@@ -1,8 +1,8 @@
 """What an encoder remembers to learn from, and when it looks again. An encoder's affair.
 
 Samples are the last readings of some sources of each family, and the last times of each source.
-Reviews come after 32, 128, 512, … readings and are spread over batches, so that no batch takes
-much longer for it.
+Reviews come once enough was sampled, ever more rarely, and are spread over batches, so that no
+batch takes much longer for one.
 """
 
 from __future__ import annotations
@@ -10,14 +10,23 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from bridge.structured.context import Column, ColumnKind, Family, Source, Template, TimeMode
-from bridge.structured.learner import Neighbour, Series, bits_of, choose_spec
-from bridge.structured.predictors import Maybe
+from bridge.structured.context import (
+    Column,
+    ColumnKind,
+    Context,
+    Family,
+    Source,
+    Template,
+    TimeMode,
+)
+from bridge.structured.learner import Neighbour, Series, bits_of, choose_spec, is_constant
+from bridge.structured.predictors import Maybe, PredictorKind
 from bridge.structured.schema import ColumnPlan, ColumnSpec, FamilyPlan, TemplatePlan
+from bridge.structured.siblings import sibling_of
 
 if TYPE_CHECKING:
     from bridge.structured.planner import KnownShape
@@ -26,9 +35,9 @@ VARYING = -2  # in place of a count of digits
 
 __all__ = ["VARYING", "FamilyView", "SourceView", "review_columns", "review_times"]
 
-_SAMPLED_SOURCES = 8
-_SAMPLED_READINGS = 16
-_FIRST_REVIEW = 64
+_SAMPLED_SOURCES = 16
+_SAMPLED_READINGS = 8
+_FIRST_SAMPLES = 40  # readings sampled before the first review; later ones want all they can get
 _REVIEW_EVERY = 8192
 _NEIGHBOURS = 12
 _TIMES = 17
@@ -172,8 +181,11 @@ class FamilyView:
     samples: dict[SourceView, deque[Sample]] = field(default_factory=dict)
     wants_sample: bool = True  # there is room for another source's samples
     readings: int = 0
-    review_at: int = _FIRST_REVIEW
-    due: list[ColumnPlan] = field(default_factory=list)
+    review_at: int = 0
+    sampled: int = 0
+    enough: int = _FIRST_SAMPLES
+    due: list[ColumnPlan] = field(default_factory=list)  # columns still to be looked at
+    tables: dict[ColumnPlan, list[list[Maybe]]] = field(default_factory=dict)  # for those
 
     def keep_sample(self, view: SourceView, sample: Sample) -> None:
         """Keep a reading to learn from."""
@@ -181,7 +193,9 @@ class FamilyView:
         if kept is None:
             kept = self.samples[view] = deque(maxlen=_SAMPLED_READINGS)
             self.wants_sample = len(self.samples) < _SAMPLED_SOURCES
-        kept.append(sample)
+        if not self.due:  # what is being looked at stays as it is
+            kept.append(sample)
+            self.sampled += 1
 
     def series_of(self, column: ColumnPlan) -> Series:
         """Return the sampled tokens of a column by source, only of sources that have it."""
@@ -192,17 +206,29 @@ class FamilyView:
 
     def values_of(self, column: ColumnPlan, beside: ColumnPlan) -> list[list[Maybe]]:
         """Return the integers of a NUMBER column in the sampled readings that have `beside`."""
-        found = column.column
-        if found is None or found.printer is None:
-            return []
-        parse = found.printer.parse
-        return [
-            [
-                parse(tokens[slots[column]]) if column in slots else None
-                for _, slots, tokens in sample
+        table = self._table(column)
+        if all(beside in row[1] for sample in self.samples.values() for row in sample):
+            return table
+        out = []
+        for sample, values in zip(self.samples.values(), table, strict=True):
+            having = [value for row, value in zip(sample, values, strict=True) if beside in row[1]]
+            if having:
+                out.append(having)
+        return out
+
+    def _table(self, column: ColumnPlan) -> list[list[Maybe]]:
+        """Return the integers of a NUMBER column in all sampled readings, or None."""
+        found = self.tables.get(column)
+        if found is None:
+            printer = column.column.printer if column.column is not None else None
+            rows = [row for sample in self.samples.values() for row in sample]
+            tokens = [tokens[slots[column]] for _, slots, tokens in rows if column in slots]
+            values = iter(printer.parse_all(tokens) if printer and tokens else [])
+            found = self.tables[column] = [
+                [next(values, None) if column in slots else None for _, slots, _ in sample]
+                for sample in self.samples.values()
             ]
-            for sample in self._samples_with(beside)
-        ]
+        return found
 
     def _samples_with(self, column: ColumnPlan) -> Iterable[list[Sample]]:
         for sample in self.samples.values():
@@ -215,7 +241,7 @@ ColumnChange = tuple[Family, Column, ColumnSpec]
 
 
 def review_columns(
-    views: Sequence[FamilyView], budget: int, resolution_us: int
+    context: Context, views: Sequence[FamilyView], budget: int, resolution_us: int
 ) -> list[ColumnChange]:
     """Return columns to be coded in another way from now on, after a look at `budget` of them."""
     out: list[ColumnChange] = []
@@ -223,22 +249,26 @@ def review_columns(
         family = view.plan.family
         if family is None:
             continue
-        if view.readings >= view.review_at:
+        if view.sampled >= view.enough and view.readings >= view.review_at and not view.due:
             view.review_at = view.readings + min(3 * view.readings, _REVIEW_EVERY)
+            view.enough = _SAMPLED_SOURCES * _SAMPLED_READINGS
             view.due = list(view.columns.values())
         if not view.due:
             continue
-        refs = [column.ref[1] for column in family.columns]
+        refs = [column.ref[1] if column.ref[0] < 0 else -1 for column in family.columns]
         while view.due and budget > 0:
             budget -= 1
-            _review_column(view, family, view.due.pop(), refs, resolution_us, out)
+            _review_column(context, view, family, view.due.pop(), refs, resolution_us, out)
         if not view.due:
             view.samples.clear()
             view.wants_sample = True
+            view.sampled = 0
+            view.tables.clear()
     return out
 
 
 def _review_column(
+    context: Context,
     view: FamilyView,
     family: Family,
     plan: ColumnPlan,
@@ -249,6 +279,8 @@ def _review_column(
     column = plan.column
     series = view.series_of(plan)
     if column is None or sum(map(len, series)) < 4:
+        return
+    if not column.hot and is_constant(series):
         return
 
     def neighbours() -> Iterable[Neighbour]:
@@ -262,6 +294,10 @@ def _review_column(
             yield Neighbour(other.column.index, view.values_of(other, plan))  # type: ignore[union-attr]
 
     spec = choose_spec(column, series, resolution_us, neighbours, plan.hint)
+    if spec.kind == ColumnKind.NUMBER and spec.hot and spec.ref[1] < 0:
+        sibling = sibling_of(context, family, column)
+        if sibling is not None:
+            spec = replace(spec, predictor=PredictorKind.SIBLING, param=(0, 0), ref=sibling)
     if spec != ColumnSpec(
         column.kind,
         column.hot,
@@ -271,7 +307,7 @@ def _review_column(
         column.ref,
         column.alphabet,
     ):
-        refs[column.index] = spec.ref[1]
+        refs[column.index] = spec.ref[1] if spec.ref[0] < 0 else -1
         out.append((family, column, spec))
 
 

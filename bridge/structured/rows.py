@@ -19,7 +19,6 @@ from bridge.structured.heads import (
     PLAIN,
     SAME,
     FamilyRows,
-    References,
     Row,
     code_mask,
     code_meta,
@@ -28,6 +27,7 @@ from bridge.structured.heads import (
     note_template,
 )
 from bridge.structured.predictors import Rows
+from bridge.structured.references import References
 from bridge.structured.schema import TemplatePlan, add_instance
 from bridge.structured.timing import Arrivals
 
@@ -54,8 +54,9 @@ def encode_rows(
     details, io.spans = io.spans, before
     _write_heads(io, context, arrivals, heads)
     io.spans += details
+    references = References(context)
     for index in sorted(gathered):
-        _encode_columns(io, context, gathered[index])
+        _encode_columns(io, context, gathered[index], references)
 
 
 def _write_heads(io: Writer, context: Context, arrivals: Arrivals, heads: list[int]) -> None:
@@ -152,17 +153,17 @@ def _note_changes(
     return kind, mask
 
 
-def _encode_columns(io: Writer, context: Context, rows: FamilyRows) -> None:
+def _encode_columns(io: Writer, context: Context, rows: FamilyRows, references: References) -> None:
     """Code the columns of a family: the hot ones, then those cold ones that changed somewhere."""
-    references = References(rows.family)
+    references.enter()
     if len(rows.layouts) == 1:
         (layout,) = rows.layouts
         everywhere, selected = range(len(rows.cells)), Rows(rows.cells, rows.times)
         by_place = list(zip(*rows.hot, strict=True))
         for column, place in rows.family.hot_order(layout):
-            references.give(column, everywhere, selected)
+            references.give(rows, column, everywhere, selected)
             numbers = encode_column(io, context, column, selected, by_place[place])
-            references.keep(column.index, everywhere, numbers)
+            references.keep(rows, column, everywhere, numbers)
     else:
         for column in rows.hot_columns():
             places = rows.rows_with(column)
@@ -171,11 +172,11 @@ def _encode_columns(io: Writer, context: Context, rows: FamilyRows) -> None:
                 for place in places
             ]
             selected = rows.select(places)
-            references.give(column, places, selected)
+            references.give(rows, column, places, selected)
             numbers = encode_column(io, context, column, selected, tokens)
-            references.keep(column.index, places, numbers)
+            references.keep(rows, column, places, numbers)
     for column in rows.changed_columns():
         places, changed = rows.extra[column.index]
         selected = rows.select(places)
-        references.give(column, places, selected)
+        references.give(rows, column, places, selected)
         encode_column(io, context, column, selected, changed)

@@ -307,6 +307,8 @@ def apply_spec(context: Context, family: Family, column: Column, spec: ColumnSpe
         column.hot = spec.hot
         family.version += 1
         family.masks, family.mask_index = [], {}
+    if spec.ref[0] >= 0:
+        context.families[spec.ref[0]].referred_outside.add(spec.ref[1])
     family.put_in_order()
 
 
@@ -459,6 +461,7 @@ def add_instance(context: Context, family: Family, source: Source) -> int:
     source.instances[family.index] = cell
     family.tokens.append([None] * len(family.columns))
     family.sources.append(source.index)
+    family.cell_of_device.setdefault(source.device, cell)
     for column in family.columns:
         column.add_cell()
     return cell

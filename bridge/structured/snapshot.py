@@ -198,6 +198,12 @@ def _context(data: list[Any], limits: StructuredLimits) -> Context:
     context.sources = [_get_source(index, item) for index, item in enumerate(sources)]
     context.awake = [context.sources[index] for index in awake]
     context.families = [_get_family(context, i, item) for i, item in enumerate(families)]
+    for family in context.families:
+        for cell, source in enumerate(family.sources):
+            family.cell_of_device.setdefault(context.sources[source].device, cell)
+        for column in family.columns:
+            if column.ref[0] >= 0:
+                context.families[column.ref[0]].referred_outside.add(column.ref[1])
     for index, family_index, fragments, columns, framed in templates:
         if not 0 <= index < TEMPLATE_RING:
             raise SnapshotError("a template outside the ring")

@@ -30,8 +30,8 @@ _AFFIX_BYTES_MAX = 64
 
 def share_spelled(key: PrinterKey, tokens: Sequence[bytes]) -> float:
     """Return the share of `tokens` that a printer spells."""
-    parse = Printer(*key).parse
-    return sum(parse(token) is not None for token in tokens) / len(tokens)
+    values = Printer(*key).parse_all(tokens)
+    return 1 - values.count(None) / len(values)
 
 
 def printer_for(tokens: Sequence[bytes]) -> PrinterKey | None:
@@ -108,7 +108,8 @@ def _candidates(tokens: Sequence[bytes]) -> Iterable[tuple[int, int, bytes]]:
 def _decimals(numbers: Sequence[re.Match[bytes]]) -> Iterable[tuple[int, int, bytes]]:
     fractions = [match.group(2) or b"" for match in numbers]
     wholes = [match.group(1) for match in numbers]
-    digits = min(_best_digits(fractions), DIGITS_MAX)
+    room = DIGITS_MAX - max(map(len, wholes))
+    digits = min(_best_digits([fraction[: max(room, 0)] for fraction in fractions]), DIGITS_MAX)
     if not digits:
         width = {len(whole) for whole in wholes}
         if len(width) == 1 and any(whole[:1] == b"0" for whole in wholes) and width != {1}:
@@ -131,10 +132,12 @@ def _best_digits(fractions: Sequence[bytes]) -> int:
     lengths = Counter(map(len, fractions))
     total = len(fractions)
     best, best_bits = 0, float("inf")
-    escaped = total
     for digits in sorted(lengths):
-        escaped -= lengths[digits]
-        bits = escaped * ESCAPE_BITS + (total - escaped) * digits * _DIGIT_BITS
+        finer = {length: count for length, count in lengths.items() if length > digits}
+        escapes = sum(
+            count * (ESCAPE_BITS + length * _DIGIT_BITS) for length, count in finer.items()
+        )
+        bits = escapes + (total - sum(finer.values())) * digits * _DIGIT_BITS
         if bits < best_bits:
             best, best_bits = digits, bits
     return best
