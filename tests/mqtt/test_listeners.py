@@ -13,7 +13,9 @@ from pathlib import Path
 
 import paho.mqtt.client as paho
 import pytest
+import websockets
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from websockets.typing import Subprotocol
 
 from mqtt.broker.front import FrontError
 from mqtt.broker.net.config import ListenerConfig
@@ -80,6 +82,28 @@ async def test_paho_publishes_and_receives(
             assert [await got.get() for _ in PAYLOADS] == PAYLOADS
         client.disconnect()
         await asyncio.to_thread(client.loop_stop)
+
+
+@pytest.mark.parametrize("transport", ["ws", "wss"])
+@pytest.mark.parametrize("who", ["client", "broker", "both at once"])
+async def test_a_closing_handshake_ends_in_order(
+    who: str, transport: str, certificates: Certificates, tmp_path: Path
+) -> None:
+    faults: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: faults.append(repr(told)))
+    tls = client_tls(certificates.ca) if transport == "wss" else None
+    async with fronting(listener(transport, certificates, tmp_path)) as front:
+        url = f"{transport}://localhost:{front.port}/mqtt"
+        async with websockets.connect(url, subprotocols=[Subprotocol("mqtt")], ssl=tls) as client:
+            await client.send(encode(Connect("c", protocol_version=4), 4))
+            assert await client.recv() == b"\x20\x02\x00\x00"
+            if who != "client":
+                await client.send(b"\xe0\x00")  # DISCONNECT
+            if who == "broker":
+                await client.wait_closed()
+        await front.until(lambda: front.broker.stats().connections == 0)
+    assert client.close_code == 1000
+    assert faults == []
 
 
 async def test_mosquitto_over_tls(certificates: Certificates, tmp_path: Path) -> None:

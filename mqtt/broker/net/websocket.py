@@ -99,7 +99,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if parts:
             self._connection.data_received(parts[0] if len(parts) == 1 else b"".join(parts))
         if protocol.state is State.CLOSED:
-            self._transport.close()
+            self._close_socket()
 
     def eof_received(self) -> bool:
         """The client will send no more: close."""
@@ -148,6 +148,10 @@ class WebSocketProtocol(asyncio.Protocol):
         if data:
             self._transport.write(data)
         if parts and not parts[-1]:  # the library's sign for the end
+            self._close_socket()
+
+    def _close_socket(self) -> None:
+        if not self._transport.is_closing():  # asyncio's TLS transport breaks when closed twice
             self._transport.close()
 
     # -- what a Connection needs of a transport -----------------------------------------------
@@ -171,7 +175,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Close after what is written."""
         if self.can_write_eof():
             self.write_eof()
-        self._transport.close()
+        self._close_socket()
 
     def abort(self) -> None:
         """Close at once."""
