@@ -5,7 +5,6 @@ Each process is ours alone: own data folder, ports from the operating system, en
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -18,16 +17,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
+from tidegate.nats_servers import free_ports
+
 __all__ = ["Process", "free_ports", "get_json", "wait_for", "wait_until_listening"]
-
-
-def free_ports(count: int) -> list[int]:
-    """Return `count` TCP ports that were free on loopback a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 def wait_for(what: str, check: Any, *, timeout_s: float = 30.0, every_s: float = 0.02) -> Any:

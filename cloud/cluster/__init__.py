@@ -1,0 +1,1 @@
+"""What several cloud nodes share over NATS: connection, layout, buckets (DESIGN section 6)."""

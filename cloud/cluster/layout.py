@@ -1,0 +1,369 @@
+"""The streams and buckets of a cluster, declared; what differs, and making it so.
+
+    {cluster}-RAW0..3     {cluster}.raw.{partition}   bodies of entries, partition p in RAW[p % 4]
+    {cluster}-LEDGER      {cluster}.ledger            what was committed, in the one order
+    {cluster}-CHECKPOINT  {cluster}.checkpoint.>      the ledger's state at some sequence, in pieces
+    {cluster}-DEAD        {cluster}.dead.>            dead letters
+    KV_{cluster}-{bucket} $KV.{cluster}-{bucket}.>    leases, sessions, retained, registry, latest
+
+A body in RAW is an entry only once the ledger says so (docs/adr/0006-jetstream-engine.md): entries
+are read through the `Stream` contract, never from RAW itself.
+
+Everything is R3, file, `discard: new`. A node makes nothing: `tidegate cluster apply` does. What
+was ever made is noted in the ledger's metadata, so a stream that has gone is known from one that is
+yet to come, and is never made again in silence (PAINS P26, P27).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bridge.partition import PARTITIONS
+from cloud.cluster.connection import ApiError, ClusterError, Connection, NoResponders, Unanswered
+
+__all__ = [
+    "BUCKETS",
+    "RAW_STREAMS",
+    "Layout",
+    "Step",
+    "StreamSpec",
+    "apply",
+    "plan",
+    "stream_epoch",
+]
+
+RAW_STREAMS = 4
+BUCKETS = ("leases", "sessions", "retained", "registry", "latest")
+
+_LAYOUT_VERSION = "1"
+_NS = 1_000_000_000
+_MIB = 1 << 20
+_NOT_FOUND = (10059,)
+_NOT_YET = (10005, 10008, 10009, 10074)  # no suitable peers, unavailable, not enabled yet
+_READY_S = 30.0
+_KEY_CLUSTER = "tidegate.cluster"
+_KEY_EPOCH = "tidegate.epoch"
+_KEY_LAYOUT = "tidegate.layout"
+_KEY_MADE = "tidegate.made"
+_KEY_PARTITIONS = "tidegate.partitions"
+
+
+@dataclass(slots=True, frozen=True)
+class StreamSpec:
+    """A stream as it has to be."""
+
+    name: str
+    config: Mapping[str, Any]  # of JetStream's own fields
+    fixed: frozenset[str] = frozenset({"storage", "retention"})  # a server refuses to change them
+
+
+@dataclass(slots=True, frozen=True)
+class Layout:
+    """Everything of one cluster.
+
+    Args:
+        cluster: Its name: one word.
+        replicas: 3, or 1 for tests that are not about durability.
+        raw_bytes_max: Bytes of all RAW streams together; beyond it appends are refused.
+        ledger_bytes_max: Bytes of the ledger and of its checkpoints, each.
+        bucket_bytes_max: Bytes of each bucket, and of the dead letters.
+    """
+
+    cluster: str = "tidegate"
+    replicas: int = 3
+    raw_bytes_max: int = 1 << 30
+    ledger_bytes_max: int = 256 * _MIB
+    bucket_bytes_max: int = 256 * _MIB
+
+    def raw_stream(self, partition: int) -> str:
+        """Return the stream that has a partition's bodies."""
+        return f"{self.cluster}-RAW{partition % RAW_STREAMS}"
+
+    def raw_subject(self, partition: int) -> str:
+        """Return the subject of a partition's bodies."""
+        return f"{self.cluster}.raw.{partition}"
+
+    @property
+    def ledger_stream(self) -> str:
+        """The stream of commit records."""
+        return f"{self.cluster}-LEDGER"
+
+    @property
+    def ledger_subject(self) -> str:
+        """The subject of commit records."""
+        return f"{self.cluster}.ledger"
+
+    @property
+    def checkpoint_stream(self) -> str:
+        """The stream of the ledger's checkpoints."""
+        return f"{self.cluster}-CHECKPOINT"
+
+    def checkpoint_subject(self, *tokens: object) -> str:
+        """Return the subject of a piece of a checkpoint."""
+        return ".".join((f"{self.cluster}.checkpoint", *map(str, tokens)))
+
+    @property
+    def dead_stream(self) -> str:
+        """The stream of dead letters."""
+        return f"{self.cluster}-DEAD"
+
+    def dead_subject(self, *tokens: object) -> str:
+        """Return the subject of a dead letter."""
+        return ".".join((f"{self.cluster}.dead", *map(str, tokens)))
+
+    def bucket(self, name: str) -> str:
+        """Return a bucket's full name, as `cloud.cluster.bucket.Bucket` wants it."""
+        return f"{self.cluster}-{name}"
+
+    def live(self, stream: str) -> str:
+        """Return the wildcard that a stream is republished to."""
+        return f"live.{stream}.>"
+
+    def specs(self) -> Iterator[StreamSpec]:
+        """Yield every stream, buckets among them; the ledger first."""
+        ledger = self._stream(
+            self.ledger_stream, [self.ledger_subject], self.ledger_bytes_max, republish=True
+        )
+        yield replace(ledger, config={**ledger.config, "duplicate_window": 120 * _NS})
+        for number in range(RAW_STREAMS):
+            subjects = [
+                self.raw_subject(partition) for partition in range(number, PARTITIONS, RAW_STREAMS)
+            ]
+            name = f"{self.cluster}-RAW{number}"
+            yield self._stream(name, subjects, self.raw_bytes_max // RAW_STREAMS)
+        for name, subject in (
+            (self.checkpoint_stream, self.checkpoint_subject(">")),
+            (self.dead_stream, self.dead_subject(">")),
+        ):
+            spec = self._stream(name, [subject], self.ledger_bytes_max)
+            yield replace(spec, config={**spec.config, "max_msgs_per_subject": 1})
+        for bucket in BUCKETS:
+            yield self._bucket(self.bucket(bucket))
+
+    def _stream(
+        self, name: str, subjects: Sequence[str], bytes_max: int, *, republish: bool = False
+    ) -> StreamSpec:
+        config: dict[str, Any] = {
+            "subjects": list(subjects),
+            "retention": "limits",
+            "storage": "file",
+            "num_replicas": self.replicas,
+            "discard": "new",
+            "max_age": 0,
+            "max_msgs": -1,
+            "max_bytes": bytes_max,
+            "max_msgs_per_subject": -1,
+            "max_msg_size": -1,
+            "duplicate_window": _NS // 10,  # ids are not used: the ledger decides
+            "compression": "none",  # bodies are compressed
+            "allow_direct": True,
+        }
+        if republish:
+            config["republish"] = {"src": ">", "dest": self.live(name)}
+        return StreamSpec(name, config)
+
+    def _bucket(self, name: str) -> StreamSpec:
+        spec = self._stream(f"KV_{name}", [f"$KV.{name}.>"], self.bucket_bytes_max)
+        config = {
+            **spec.config,
+            "max_msgs_per_subject": 1,
+            "allow_rollup_hdrs": True,
+            "deny_delete": True,
+            "allow_msg_ttl": True,
+            "subject_delete_marker_ttl": 3600 * _NS,
+            "republish": {"src": f"$KV.{name}.>", "dest": self.live(f"KV_{name}")},
+        }
+        return replace(spec, config=config)
+
+
+@dataclass(slots=True, frozen=True)
+class Step:
+    """One thing that differs from the layout, and what is to be done about it."""
+
+    action: str  # "create", "update", "lost" or "conflict": the last two need a decision
+    stream: str
+    detail: str
+    config: Mapping[str, Any]
+
+    def line(self) -> str:
+        """Return it as text."""
+        return f"{self.action} {self.stream}: {self.detail}" if self.detail else (
+            f"{self.action} {self.stream}"
+        )  # fmt: skip
+
+
+async def plan(connection: Connection, layout: Layout) -> list[Step]:
+    """Return what has to be done to have what `layout` says; nothing is changed.
+
+    Raises:
+        ClusterError: JetStream cannot be asked.
+    """
+    found = {spec.name: await _info(connection, spec.name) for spec in layout.specs()}
+    ledger = found[layout.ledger_stream]
+    made = _metadata(ledger).get(_KEY_MADE, "").split()
+    steps: list[Step] = []
+    for spec in layout.specs():
+        info = found[spec.name]
+        if info is not None:
+            steps += _differences(spec, info["config"])
+        elif spec.name in made or (spec.name == layout.ledger_stream and any(found.values())):
+            detail = "it was made once and is gone, with what was in it"
+            steps.append(Step("lost", spec.name, detail, spec.config))
+        else:
+            steps.append(Step("create", spec.name, "", spec.config))
+    return steps
+
+
+async def apply(
+    connection: Connection, layout: Layout, *, recreate: Sequence[str] = ()
+) -> list[Step]:
+    """Make what is missing, change what differs; return the steps taken.
+
+    Args:
+        connection: To the cluster.
+        layout: What is wanted.
+        recreate: Lost streams that are to be made again, empty.
+
+    Raises:
+        ClusterError: a step that needs a decision, or one that was refused.
+    """
+    steps = await plan(connection, layout)
+    for step in steps:
+        if step.action == "conflict":
+            raise ClusterError(f"{step.line()}; move its data or delete the stream")
+        if step.action == "lost" and step.stream not in recreate:
+            raise ClusterError(
+                f"{step.stream}: {step.detail}; restore it, or say --recreate {step.stream}"
+            )
+    for step in steps:
+        config = {"name": step.stream, **step.config}
+        if step.stream == layout.ledger_stream:
+            known = _metadata(await _info(connection, step.stream))
+            config["metadata"] = {**_identity(layout), **known}
+        word = "UPDATE" if step.action == "update" else "CREATE"
+        await _insist(connection, f"STREAM.{word}.{step.stream}", config)
+    await _note_made(connection, layout)
+    return steps
+
+
+async def stream_epoch(connection: Connection, layout: Layout) -> int:
+    """Return the cluster's epoch: the random id made with its ledger.
+
+    Raises:
+        ClusterError: there is no such cluster.
+    """
+    said = _metadata(await _info(connection, layout.ledger_stream))
+    if said.get(_KEY_CLUSTER) != layout.cluster or _KEY_EPOCH not in said:
+        others = await _clusters(connection)
+        known = f"; there are: {', '.join(others)}" if others else ""
+        raise ClusterError(
+            f"no cluster '{layout.cluster}' there{known}: check stream.cluster, or run"
+            " 'tidegate cluster apply'"
+        )
+    if said.get(_KEY_LAYOUT) != _LAYOUT_VERSION:
+        raise ClusterError(
+            f"cluster '{layout.cluster}' has layout {said.get(_KEY_LAYOUT)}, this version knows"
+            f" {_LAYOUT_VERSION}: use one version of tidegate on all nodes"
+        )
+    if said.get(_KEY_PARTITIONS) != str(PARTITIONS):
+        raise ClusterError(
+            f"cluster '{layout.cluster}' has {said.get(_KEY_PARTITIONS)} partitions,"
+            f" this version {PARTITIONS}"
+        )
+    return int(said[_KEY_EPOCH], 16)
+
+
+# ---- helpers -------------------------------------------------------------------------------------
+
+
+def _identity(layout: Layout) -> dict[str, str]:
+    return {
+        _KEY_CLUSTER: layout.cluster,
+        _KEY_EPOCH: f"{secrets.randbits(64):016x}",
+        _KEY_LAYOUT: _LAYOUT_VERSION,
+        _KEY_PARTITIONS: str(PARTITIONS),
+    }
+
+
+def _metadata(info: Mapping[str, Any] | None) -> dict[str, str]:
+    return dict((info or {}).get("config", {}).get("metadata") or {})
+
+
+async def _info(connection: Connection, stream: str) -> dict[str, Any] | None:
+    try:
+        return await _insist(connection, f"STREAM.INFO.{stream}")
+    except ApiError as error:
+        if error.err_code in _NOT_FOUND:
+            return None
+        raise
+
+
+async def _insist(
+    connection: Connection, path: str, body: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Call the API until it answers: just started servers drop requests or are not ready."""
+    cause: Exception | None = None
+    try:
+        async with asyncio.timeout(_READY_S):
+            while True:
+                try:
+                    return await connection.api(path, body)
+                except ApiError as error:
+                    if error.err_code not in _NOT_YET:
+                        raise
+                    cause = error
+                except (NoResponders, Unanswered) as error:
+                    cause = error
+                await asyncio.sleep(0.2)
+    except TimeoutError:
+        raise ClusterError(f"JetStream does not answer {path}: {cause}") from None
+
+
+def _differences(spec: StreamSpec, config: Mapping[str, Any]) -> list[Step]:
+    """Return at most one step: what differs of those fields the layout names."""
+    differing = [
+        f"{key} is {_shown(config.get(key))}, has to be {_shown(wanted)}"
+        for key, wanted in spec.config.items()
+        if not _same(config.get(key), wanted)
+    ]
+    if not differing:
+        return []
+    fixed = any(not _same(config.get(key), spec.config[key]) for key in spec.fixed)
+    action = "conflict" if fixed else "update"
+    return [Step(action, spec.name, "; ".join(differing), {**config, **spec.config})]
+
+
+def _same(actual: object, wanted: object) -> bool:
+    if isinstance(wanted, dict) and isinstance(actual, dict):
+        return all(actual.get(key) == value for key, value in wanted.items())
+    return actual == wanted or (not actual and not wanted)
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+async def _note_made(connection: Connection, layout: Layout) -> None:
+    info = await _info(connection, layout.ledger_stream)
+    if info is None:
+        raise ClusterError(f"{layout.ledger_stream}: not there after it was made")
+    made = " ".join(spec.name for spec in layout.specs())
+    metadata = {**_metadata(info), _KEY_MADE: made}
+    if metadata != _metadata(info):
+        config = {**info["config"], "metadata": metadata}
+        await _insist(connection, f"STREAM.UPDATE.{layout.ledger_stream}", config)
+
+
+async def _clusters(connection: Connection) -> list[str]:
+    """Return the names of the clusters that do exist."""
+    try:
+        said = await connection.api("STREAM.NAMES", {"offset": 0})
+    except ClusterError:
+        return []
+    names = said.get("streams") or []
+    return sorted(name.removesuffix("-LEDGER") for name in names if name.endswith("-LEDGER"))
