@@ -62,6 +62,30 @@ class LaneConfig:
         help="At a byte or disk limit: refuse new publishes, or drop the oldest readings "
         "and record the loss in a tombstone.",
     )
+    thin: str = setting(
+        "off",
+        choices=("off", "one-of", "aggregate"),
+        help="Before a lane that drops its oldest readings drops any, thin them: keep one of "
+        "'thin_keep_one_of' of each client and topic, or make one of those within "
+        "'thin_interval_s', its numbers with mean, min and max. What went is in a tombstone.",
+    )
+    thin_keep_one_of: int = setting(
+        10, minimum=2, maximum=1_000_000, help="With thin = one-of: one of so many is kept."
+    )
+    thin_interval_s: float = setting(
+        60,
+        unit="s",
+        minimum=1,
+        maximum=86_400,
+        help="With thin = aggregate: readings of a client and topic within this become one.",
+    )
+    thin_after_s: float = setting(
+        3600, unit="s", minimum=0, help="Readings younger than this are never thinned."
+    )
+
+    def __post_init__(self) -> None:
+        if self.thin != "off" and self.policy != "drop-oldest":
+            raise ValueError(f"'thin' = {self.thin} needs 'policy' = drop-oldest")
 
 
 @dataclass(slots=True, frozen=True)

@@ -39,7 +39,7 @@ class Tombstone:
     first_seq: int
     last_seq: int
     count: int
-    reason: str  # "evicted-bytes", "evicted-age", "evicted-disk", "damaged", "refused"
+    reason: str  # docs/journal-format.md section 2 has them all
     time_us: int
 
 

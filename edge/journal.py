@@ -207,11 +207,14 @@ class Journal:
             through = state.last_seq if through_seq is None else min(through_seq, state.last_seq)
             found = self._tail.read(lane, after, bytes_max, through)
             if found is not None:
+                state.note_read(found)
                 return found
             file = self._keeper.file
             try:
                 async with self._reading:
                     rows = await file.read(lane, after, through, bytes_max)
+                    commits = _checked(lane, rows)
+                    state.note_read(commits)
             except JournalError as error:
                 if error.kind not in _REPAIRABLE or self._closing:
                     raise
@@ -219,7 +222,6 @@ class Journal:
                     if file is self._keeper.file:  # else somebody has repaired it meanwhile
                         await self._repair(error)
                 continue
-            commits = _checked(lane, rows)
             if commits or (not rows and (through < state.last_seq or state.ahead)):
                 return commits
             await self._give_up_unreadable(lane, after, rows)

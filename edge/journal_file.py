@@ -55,6 +55,15 @@ _OUTLINE_WITHIN = (
     "SELECT key, count, bytes, time_us, boot, boot_us FROM commits WHERE key BETWEEN ? AND ?"
     " AND key + count - 1 <= ? ORDER BY key LIMIT ?"
 )
+_WHOLE = (
+    "SELECT key, count, bytes, time_us, boot, boot_us, crc32, body FROM commits"
+    " WHERE key BETWEEN ? AND ? ORDER BY key"
+)
+# made when it is first needed: a journal of before has none, and reads the same without
+_MAKE_THINNED = (
+    "CREATE TABLE IF NOT EXISTS thinned"
+    " (lane INTEGER PRIMARY KEY, through_seq INTEGER NOT NULL) STRICT"
+)
 _SET_LANE = "UPDATE lanes SET gone_seq = ?, counted_seq = ?, readings = ?, bytes = ? WHERE lane = ?"
 
 
@@ -208,6 +217,72 @@ class JournalFile:
         ]
         *_, rest = await self._say(0, self._writer.transact(statements))
         return _head(low, rest)
+
+    async def rows_from(self, lane: Lane, seq: int, bytes_max: int) -> list[Row]:
+        """Return whole rows of a lane that begin at `seq` or later, at least one if any."""
+        low, high = lane_keys(lane)
+
+        def fetch(connection: sqlite3.Connection) -> list[Row]:
+            rows: list[Row] = []
+            size = 0
+            with closing(connection.execute(_WHOLE, (low + seq, high))) as cursor:
+                for row in cursor:
+                    rows.append(row)
+                    size += row[2]
+                    if size >= bytes_max:
+                        break
+            return rows
+
+        return await self._say(seq, self._writer.run(fetch))
+
+    async def thinned_through(self, lane: Lane) -> int:
+        """Return up to which seq a lane was thinned, 0 when never."""
+
+        def fetch(connection: sqlite3.Connection) -> int:
+            sql = "SELECT count(*) FROM sqlite_master WHERE name = 'thinned'"
+            if not connection.execute(sql).fetchone()[0]:
+                return 0
+            sql = "SELECT through_seq FROM thinned WHERE lane = ?"
+            row = connection.execute(sql, (int(lane),)).fetchone()
+            return int(row[0]) if row else 0
+
+        return await self._say(0, self._writer.run(fetch))
+
+    async def replace_rows(
+        self,
+        lane: Lane,
+        gone: Sequence[int],
+        rows: Sequence[Row],
+        state: LaneState,
+        tombstone: Tombstone,
+        through_seq: int,
+    ) -> Head | None:
+        """Put rows in the place of others, with the tombstone of what that drops; as one.
+
+        Args:
+            lane: Which lane.
+            gone: Keys of the rows to delete.
+            rows: What takes their place.
+            state: The lane as it is afterwards.
+            tombstone: What is dropped.
+            through_seq: Up to where the lane is thinned now.
+
+        Returns:
+            The oldest row that is left.
+        """
+        low, high = lane_keys(lane)
+        statements: list[Statement] = [(_MAKE_THINNED, ())]
+        statements += [("DELETE FROM commits WHERE key = ?", (key,)) for key in gone]
+        statements += [(_INSERTS[1], row) for row in rows]
+        statements += [
+            (INSERT_TOMBSTONE, tombstone_row(tombstone)),
+            ("INSERT OR REPLACE INTO thinned VALUES (?, ?)", (int(lane), through_seq)),
+            ("UPDATE meta SET last_seq = max(last_seq, ?)", (state.last_seq,)),
+            self._set_lane(lane, state),
+            (_OUTLINE, (low, high, 1)),
+        ]
+        *_, left = await self._say(0, self._writer.transact(statements))
+        return _head(low, left)
 
     async def give_up_row(self, lane: Lane, state: LaneState, tombstone: Tombstone) -> Head | None:
         """Move one row that does not check to the dead letters, with its tombstone."""

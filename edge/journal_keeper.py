@@ -7,7 +7,8 @@ rows are deleted where they lie. Only whole rows go, so a crash at any point lea
 acknowledged, and at most something that was; and the transaction keeps the highest seq given out,
 which the rows it deletes may have been the last to tell of.
 
-A limit that is reached evicts the oldest rows of a lane that drops, a little more than is needed.
+A limit that is reached evicts the oldest rows of a lane that drops, a little more than is needed,
+after thinning it where that is asked for (journal_thin.py).
 Deleted pages are written again before the file grows; once next to nothing is in use, the file is
 rewritten small.
 
@@ -31,6 +32,7 @@ from edge.journal_file import JournalFile, Outline
 from edge.journal_schema import ROW_BYTES, JournalError
 from edge.journal_state import JournalState, LaneState
 from edge.journal_tail import Tail
+from edge.journal_thin import Thinning, ThinningPass
 from edge.limits import (
     DISK_FLOOR_BYTES,
     WAL_BYTES_MAX,
@@ -58,6 +60,8 @@ COMPACT_FREE_BYTES = 32 * 1024 * 1024  # free pages worth giving back ...
 COMPACT_USED_BYTES = 2 * 1024 * 1024  # ... once so little is in use that copying it is nothing
 LOW_DISK_BYTES = 32 * 1024 * 1024  # with less than this left to write, care is taken
 LOG_FACTOR = 4  # a log this much longer than its limit was held up by readers, and is cut off
+THIN_PASSES = 4  # at once, so that a commit waits for a bounded time
+JOINED_BACK = 4  # newest tombstones one of which may grow: thinning and evicting take turns
 TOMBSTONES_MAX = 4096  # kept apart; past that neighbours are joined although handed out
 NO_LIMIT = 1 << 62
 
@@ -99,6 +103,7 @@ class Keeper:
         self._config = config
         self._clock = clock
         self._tail = tail
+        self._thinning = Thinning({lane: lane_config(config, lane) for lane in Lane})
         self._handed_out = 0  # tombstones at the front of the list that the uplink has seen
         self._flush_at_s: dict[Lane, float] = {}  # when trims not yet carried out are to be
         self._kept_gone_seq: dict[Lane, int] = {}  # as the file has it
@@ -113,6 +118,7 @@ class Keeper:
         up_to_seq = min(up_to_seq, self.state.last_seq)
         if up_to_seq <= state.gone_seq or up_to_seq <= after_seq:
             return
+        state.read.discard(after_seq + 1, up_to_seq)
         if after_seq > state.gone_seq:
             state.ahead.add(after_seq + 1, up_to_seq)
             at_s = self._clock.monotonic_s() + TRIM_DELAY_S
@@ -224,7 +230,11 @@ class Keeper:
             return
         if lane_config(self._config, lane).policy != "drop-oldest":
             raise self._full(f"the {lane.name.lower()} lane holds its {limit} bytes")
-        await self._evict(lane, over + slack_of(self._config, limit), "evicted-bytes")
+        wanted = over + slack_of(self._config, limit)
+        thinned = await self._thin(lane, wanted)
+        if thinned >= over:
+            return
+        await self._evict(lane, wanted - thinned, "evicted-bytes")
         if before - self.state.lanes[lane].bytes < over:
             raise self._full(f"one commit is more than the {limit} bytes of its lane")
 
@@ -239,7 +249,8 @@ class Keeper:
             while need > self.room.bytes and self.state.lanes[lane].head is not None:
                 short = need - self.room.bytes
                 size = short + slack_of(self._config, 0)
-                await self._evict(lane, size, self.room.reason)
+                if not await self._thin(lane, size):
+                    await self._evict(lane, size, self.room.reason)
                 await self.survey()
         if need > self.room.bytes:
             if self.room.reason == "evicted-disk":
@@ -250,12 +261,54 @@ class Keeper:
         hint = f"{what}; {way_out}, or let the lane drop its oldest readings"
         return JournalError(self._path, self.state.next_seq, hint, "full")
 
+    # --- thinning --------------------------------------------------------------------------------
+
+    async def _thin(self, lane: Lane, wanted: int) -> int:
+        """Thin the oldest readings of a lane that may be; return the bytes freed, 0 for none."""
+        freed = 0
+        for _ in range(THIN_PASSES):
+            if freed >= wanted:
+                break
+            async with self.reading:
+                now = (self._clock.wall_us(), self.state.boot, self._boot_us())
+                each = await self._thinning.plan(self.file, lane, self.state.lanes[lane], now)
+                if each is None:
+                    break
+                if each.worthwhile:
+                    await self._replace_thinned(lane, each)
+                    freed += each.thinned.freed_bytes
+                self._thinning.done(lane, each.through_seq)
+        return freed
+
+    async def _replace_thinned(self, lane: Lane, each: ThinningPass) -> None:
+        state = self.state.lanes[lane]
+        thinned = each.thinned
+        count = len(thinned.dropped)
+        first, last = thinned.dropped[0], thinned.dropped[-1]
+        stone = Tombstone(lane, first, last, count, "thinned", self._clock.wall_us())
+        joined = self._join(stone)
+        after = LaneState(
+            state.last_seq,
+            state.gone_seq,
+            state.readings - count,
+            state.bytes - thinned.freed_bytes,
+        )
+        state.head = await self.file.replace_rows(
+            lane, thinned.gone, thinned.rows, after, joined, each.through_seq
+        )
+        state.readings, state.bytes = after.readings, after.bytes
+        self._tail.forget(lane, each.through_seq)
+        self._given_up(stone, joined)
+        log.info(
+            "readings_thinned", lane=lane.name.lower(), first_seq=first, last_seq=last, count=count
+        )
+
     # --- evictions -------------------------------------------------------------------------------
 
     async def evict_old(self) -> None:
         """Give up readings that are older than their lane allows."""
         now_us = self._clock.wall_us()
-        boot_us = round(self._clock.monotonic_s() * 1e6)
+        boot_us = self._boot_us()
         boot = self.state.boot
         for lane in Lane:
             age_max_us = lane_config(self._config, lane).age_max_s * 1e6
@@ -270,6 +323,9 @@ class Keeper:
                 old = rows[: next(young, len(rows))]
                 await self._give_up(lane, _of_bytes(old, DELETE_BYTES), "evicted-age")
                 head = self.state.lanes[lane].head
+
+    def _boot_us(self) -> int:
+        return round(self._clock.monotonic_s() * 1e6)
 
     async def _evict(self, lane: Lane, size: int, reason: str) -> None:
         """Give up the oldest rows of a lane that make up `size` bytes."""
@@ -303,12 +359,7 @@ class Keeper:
         tombstone = Tombstone(lane, first_seq, last_seq, lost, reason, self._clock.wall_us())
         joined = self._join(tombstone)
         await self._delete(lane, rows, max(gone_seq, last_seq), (joined,))
-        tombstones = self.state.tombstones
-        if joined.first_seq != tombstone.first_seq:
-            tombstones.pop()
-        tombstones.append(joined)
-        self._handed_out = min(self._handed_out, len(tombstones) - 1)
-        self.evicted[reason] = self.evicted.get(reason, 0) + lost
+        self._given_up(tombstone, joined)
         log.warning(
             "readings_evicted",
             lane=lane.name.lower(),
@@ -318,19 +369,37 @@ class Keeper:
             reason=reason,
         )
 
-    def _join(self, tombstone: Tombstone) -> Tombstone:
-        """Return the newest tombstone grown by this one, if it may grow, else this one."""
+    def _given_up(self, tombstone: Tombstone, joined: Tombstone) -> None:
+        """Take note of a tombstone that is in the file, perhaps grown out of a newest one."""
         tombstones = self.state.tombstones
-        if not tombstones:
-            return tombstone
-        newest = tombstones[-1]
-        if (newest.lane, newest.reason) != (tombstone.lane, tombstone.reason):
+        if joined.first_seq != tombstone.first_seq:
+            newest = self._newest_like(tombstone)
+            assert newest is not None, "it has grown out of one"
+            tombstones.remove(newest)
+        tombstones.append(joined)
+        self._handed_out = min(self._handed_out, len(tombstones) - 1)
+        reason = tombstone.reason
+        self.evicted[reason] = self.evicted.get(reason, 0) + tombstone.count
+
+    def _newest_like(self, tombstone: Tombstone) -> Tombstone | None:
+        """Return the last of the newest few tombstones with the same lane and reason."""
+        for newest in self.state.tombstones[: -JOINED_BACK - 1 : -1]:
+            if (newest.lane, newest.reason) == (tombstone.lane, tombstone.reason):
+                return newest
+        return None
+
+    def _join(self, tombstone: Tombstone) -> Tombstone:
+        """Return the newest tombstone of its kind grown by this one, if it may, else this one."""
+        tombstones = self.state.tombstones
+        newest = self._newest_like(tombstone)
+        if newest is None:
             return tombstone
         # what was trimmed in between is not lost
         state = self.state.lanes[tombstone.lane]
         if newest.last_seq < state.gone_seq or state.ahead:
             return tombstone
-        if len(tombstones) <= self._handed_out and len(tombstones) <= TOMBSTONES_MAX:
+        handed_out = tombstones.index(newest) < self._handed_out
+        if handed_out and len(tombstones) <= TOMBSTONES_MAX:
             return tombstone
         count = newest.count + tombstone.count
         return replace(newest, last_seq=tombstone.last_seq, count=count)

@@ -6,15 +6,17 @@ Invariants:
 - A lane's `gone_seq` never falls; readings of the lane up to it are trimmed, evicted or lost.
 - `ahead` lies past `gone_seq` and never touches it: readings trimmed out of order. `deleted` is
   the part of it whose rows the file does not have any more.
+- `read` is what may be on its way to the cloud as it was: it is never thinned.
 - `readings` and `bytes` of a lane are those of the rows on disk, exactly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bridge.intervals import IntervalSet
-from edge.contract import Lane, Tombstone
+from edge.contract import Commit, Lane, Tombstone
 from edge.journal_schema import ROW_BYTES
 
 __all__ = ["Head", "JournalState", "JournalStats", "LaneState", "LaneStats"]
@@ -51,15 +53,23 @@ class LaneState:
     trimmed: int = 0  # of `readings`: known to be gone, their rows not yet deleted
     ahead: IntervalSet = field(default_factory=IntervalSet)
     deleted: IntervalSet = field(default_factory=IntervalSet)
+    read: IntervalSet = field(default_factory=IntervalSet)  # by the uplink, not trimmed since
 
     def absorb_ahead(self) -> None:
         """Let `gone_seq` rise over what was trimmed out of order and touches it now."""
-        for ranges in (self.ahead, self.deleted):
+        for ranges in (self.ahead, self.deleted, self.read):
             ranges.discard(0, self.gone_seq)
         while self.ahead and self.ahead.ranges()[0][0] == self.gone_seq + 1:
             first, self.gone_seq = self.ahead.ranges()[0]
             self.ahead.discard(first, self.gone_seq)
             self.deleted.discard(first, self.gone_seq)
+
+    def note_read(self, commits: Sequence[Commit]) -> None:
+        """Take note that the uplink has these in its hands."""
+        for commit in commits:
+            last_seq = commit.first_seq + commit.count - 1
+            if last_seq > self.gone_seq:
+                self.read.add(max(commit.first_seq, self.gone_seq + 1), last_seq)
 
     def depth(self) -> int:
         """Return how many readings are not gone; rows about to be deleted may still count."""

@@ -1,4 +1,4 @@
-"""Power cuts and failing disks: docs/journal-format.md section 7. Needs strace, which traces a real
+"""Power cuts and failing disks: docs/journal-format.md section 8. Needs strace, which traces a real
 journal in a process of its own."""
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ the folder as a power cut at any point of that may leave it:
 - of creations, renames and removals those before a sync of the folder that has returned are there;
   of later ones a seeded number, in order.
 
-docs/journal-format.md section 7 says what this shows and what it does not.
+docs/journal-format.md section 8 says what this shows and what it does not.
 """
 
 from __future__ import annotations
