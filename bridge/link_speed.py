@@ -11,6 +11,8 @@ flight was perhaps short of readings, not of link: it may raise the speed and ne
 
 from __future__ import annotations
 
+import math
+
 __all__ = ["LinkSpeed"]
 
 IN_FLIGHT_S = 0.25
@@ -27,8 +29,12 @@ _READING_BYTES_WEIGHT = 0.2  # of the newest batch in the average
 class LinkSpeed:
     """The speed of one connection.
 
+    Args:
+        window_bytes_max: Most bytes that may be in flight.
+        rate_bytes_s_max: What the link may be used for, whatever it carries; 0 = no limit.
+
     Attributes:
-        rate_bytes_s: Bytes acknowledged a second; None until known.
+        rate_bytes_s: Bytes acknowledged a second, at most what may be; None until known.
         round_trip_s: The shortest time from sending a batch to its answer; 0 until known.
         reading_bytes: What one reading of a batch takes, encoded, on average.
     """
@@ -36,20 +42,23 @@ class LinkSpeed:
     __slots__ = (
         "_busy_bytes",
         "_busy_since_s",
+        "_rate_max",
         "_window_bytes_max",
         "rate_bytes_s",
         "reading_bytes",
         "round_trip_s",
     )
 
-    def __init__(self, window_bytes_max: int) -> None:
+    def __init__(self, window_bytes_max: int, rate_bytes_s_max: float = 0.0) -> None:
         self._window_bytes_max = window_bytes_max
+        self._rate_max = rate_bytes_s_max or math.inf
         self.reading_bytes = _READING_BYTES_FIRST
         self.reset()
 
     def reset(self) -> None:
         """Begin on a new connection, which may be another link."""
-        self.rate_bytes_s: float | None = None
+        # a link that may carry so much a second is taken for one that can, until it is seen
+        self.rate_bytes_s: float | None = None if self._rate_max == math.inf else self._rate_max
         self.round_trip_s = 0.0
         self._busy_since_s = 0.0
         self._busy_bytes = 0
@@ -79,7 +88,7 @@ class LinkSpeed:
         busy_s = now_s - self._busy_since_s
         if busy_s < _RATE_EVERY_S:
             return
-        rate = self._busy_bytes / busy_s
+        rate = min(self._rate_max, self._busy_bytes / busy_s)
         known = self.rate_bytes_s
         if known is None:
             self.rate_bytes_s = rate

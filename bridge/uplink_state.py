@@ -107,6 +107,7 @@ class UplinkLimits:
     batch_bytes: int = 256 * 1024  # of payloads and topics before compression
     window_bytes: int = 1024 * 1024  # of batches in flight
     window_batches: int = 64
+    rate_bytes_s: float = 0.0  # what the link may be used for; 0 = as it carries
     ack_timeout_s: float = 30.0
     backoff_min_s: float = 0.5
     backoff_max_s: float = 60.0
@@ -231,7 +232,7 @@ class UplinkState:
         self._hold_until_s = 0.0
         self._dial_at_s = 0.0
         self._got_through = False  # something was acknowledged on this connection
-        self.speed = LinkSpeed(limits.window_bytes)
+        self.speed = LinkSpeed(limits.window_bytes, limits.rate_bytes_s)
         self.settled = IntervalSet()
         self.backlog_end: int | None = None
         self.connected = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -45,6 +45,11 @@ class ApiPart:
         self._commands = commands
         self._ledger = ledger
         self._server: ApiServer | None = None
+        self._shown: dict[str, Callable[[], Mapping[str, Any]]] = {}
+
+    def show(self, name: str, figures: Callable[[], Mapping[str, Any]]) -> None:
+        """Add a section to `/status`."""
+        self._shown[name] = figures
 
     def sinks(self, node: CloudNode) -> Sequence[Sink]:
         """Return the sink that feeds the latest values."""
@@ -75,7 +80,8 @@ class ApiPart:
 
     def _figures(self, node: CloudNode) -> Mapping[str, Any]:
         ledger = {} if self._ledger is None else {"ledger": self._ledger.figures()}
-        return {**node.figures(), **ledger}
+        shown = {name: figures() for name, figures in self._shown.items()}
+        return {**node.figures(), **ledger, **shown}
 
     def _routers(self, node: CloudNode) -> Sequence[APIRouter]:
         commands = [] if self._commands is None else [self._commands.router()]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from cloud.alerts.part import AlertsPart
 from cloud.api_part import ApiPart
 from cloud.commands.part import CommandsPart
@@ -30,3 +33,7 @@ class Node(CloudService):
     def http_port(self) -> int:
         """The HTTP port in use; 0 before `start`."""
         return self._api.port
+
+    def show(self, name: str, figures: Callable[[], Mapping[str, Any]]) -> None:
+        """Add a section to `/status`, such as the gateway's of `tidegate up`."""
+        self._api.show(name, figures)

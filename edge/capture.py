@@ -182,6 +182,10 @@ class Capture:
         self._callbacks.append(callback)
         self._relieve()
 
+    def set_window_s(self, window_s: float) -> None:
+        """Let so much time pass from one commit to the next, from the next on."""
+        self._window_s = window_s
+
     async def close(self) -> None:
         """Take no more, commit what has gathered, and settle it."""
         if not self._closing:

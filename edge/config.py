@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bridge.devices import DEFAULT_PATTERNS, DeviceIds
+from bridge.link_budget import BudgetLimits, Window
 from bridge.uplink_state import UplinkLimits
 from mqtt.broker.access.config import AccessConfig
 from mqtt.broker.config import BrokerConfig
@@ -22,6 +23,7 @@ from runtime.config import section, setting, tables
 from runtime.logs import LogsConfig
 
 __all__ = [
+    "BudgetConfig",
     "CaptureConfig",
     "ClockConfig",
     "CommandsConfig",
@@ -105,6 +107,20 @@ class JournalConfig:
         maximum=10_000,
         help="Least time from one commit to the next: more of it wears the card less; a publish "
         "after a pause, or 64 KB of them, are committed whatever the window.",
+    )
+    commit_window_max_ms: float = setting(
+        1000,
+        unit="ms",
+        minimum=0,
+        maximum=10_000,
+        help="How far 'day_write_bytes' may widen the commit window.",
+    )
+    day_write_bytes: int = setting(
+        0,
+        unit="bytes",
+        minimum=0,
+        help="Bytes a day that the gateway should write to its disk at most: the commit window "
+        "widens while more is written than that pace; 0 = no limit.",
     )
     file_bytes_max: int = setting(
         4 * GIB,
@@ -193,6 +209,50 @@ class Endpoint:
             raise ValueError(f"endpoint {url!r} is not mqtt://HOST:PORT or mqtts://HOST:PORT")
         tls = parts.scheme == "mqtts"
         return cls(parts.hostname, port or (8883 if tls else 1883), tls)
+
+
+@dataclass(slots=True, frozen=True)
+class BudgetConfig:
+    """What a metered link may carry; days and times are UTC, bytes both ways, TCP/IP included."""
+
+    day_bytes: int = setting(
+        0, unit="bytes", minimum=0, help="Most bytes of one day; 0 = no limit."
+    )
+    month_bytes: int = setting(
+        0, unit="bytes", minimum=0, help="Most bytes of one calendar month; 0 = no limit."
+    )
+    urgent_share: float = setting(
+        0.1,
+        minimum=0,
+        maximum=0.9,
+        help="Share of both budgets that only urgent readings may use.",
+    )
+    rate_bytes_s: float = setting(
+        0,
+        unit="bytes/s",
+        minimum=0,
+        help="Most bytes of batches a second; 0 = as the link carries. Urgent ones go at once.",
+    )
+    windows: tuple[str, ...] = setting(
+        (),
+        help="Times of the day in which the link may be used, as 'HH:MM-HH:MM' UTC; none = always. "
+        "Urgent readings go at any time.",
+    )
+
+    def __post_init__(self) -> None:
+        for text in self.windows:
+            Window.parse(text)
+
+    @property
+    def limits(self) -> BudgetLimits:
+        """What the account keeps to."""
+        return BudgetLimits(
+            self.day_bytes,
+            self.month_bytes,
+            self.urgent_share,
+            self.rate_bytes_s,
+            tuple(map(Window.parse, self.windows)),
+        )
 
 
 @dataclass(slots=True, frozen=True)
@@ -298,6 +358,8 @@ class UplinkConfig:
         3, minimum=1, maximum=19, help="Effort of compression: higher is smaller and slower."
     )
 
+    budget: BudgetConfig = section(BudgetConfig, help="What a metered link may carry.")
+
     def __post_init__(self) -> None:
         for url in self.endpoints:
             Endpoint.parse(url)
@@ -315,6 +377,7 @@ class UplinkConfig:
             batch_readings=self.batch_readings,
             batch_bytes=self.batch_bytes,
             window_bytes=self.window_bytes,
+            rate_bytes_s=self.budget.rate_bytes_s,
             ack_timeout_s=self.ack_timeout_s,
             backoff_min_s=self.backoff_min_s,
             backoff_max_s=self.backoff_max_s,

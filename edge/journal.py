@@ -133,6 +133,10 @@ class Journal:
         """Return how many bytes of rows `lane` takes now before it refuses."""
         return self._keeper.lane_room(lane)
 
+    def room_bytes(self, lane: Lane) -> int:
+        """Return how many bytes of rows `lane` takes before a limit is reached, whatever then."""
+        return self._keeper.room_bytes(lane)
+
     def on_room(self, callback: Callable[[], None]) -> None:
         """Call `callback` whenever `lane_room` may have risen."""
         self._on_room = callback

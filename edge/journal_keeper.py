@@ -213,6 +213,10 @@ class Keeper:
         """Return how many bytes of rows a lane takes before it refuses; needs no lock."""
         if lane_config(self._config, lane).policy == "drop-oldest":
             return NO_LIMIT
+        return self.room_bytes(lane)
+
+    def room_bytes(self, lane: Lane) -> int:
+        """Return how many bytes of rows a lane takes before a limit is reached; needs no lock."""
         state = self.state.lanes[lane]
         return lane_room_bytes(lane, state.bytes, self.room.bytes, self._config)
 

@@ -19,10 +19,12 @@ from edge.clock_repair import ClockRepair, ClockRepairError
 from edge.command_store import CommandStore, CommandStoreError
 from edge.commands import Commands
 from edge.config import EdgeConfig
+from edge.forecast import Forecaster
 from edge.journal import Journal
 from edge.journal_schema import JournalError
 from edge.telemetry import Parts, edge_metrics, edge_status
 from edge.uplink import RELOADABLE_KEYS, Uplink
+from edge.wear import Wear
 from mqtt.broker.broker import Broker
 from mqtt.broker.front import Front, FrontError
 from mqtt.broker.session_store import SessionStoreError, SqliteSessionStore
@@ -41,6 +43,7 @@ class EdgeService:
     Attributes:
         port: The MQTT port in use; 0 before `start`.
         http_port: The HTTP port in use; 0 before `start` or without HTTP.
+        last_status: What `status` would have said at the end of a stop; empty before one.
         metrics: What `/metrics` shows; None before `start`.
     """
 
@@ -52,6 +55,7 @@ class EdgeService:
         self._clock = clock
         self._parts: Parts | None = None
         self._front: Front | None = None
+        self.last_status: dict[str, Any] = {}
         self._http: HttpServer | None = None
         self._stops: list[Any] = []  # what was started, in that order
         self._log = structlog.get_logger(component="edge").bind(gateway=config.gateway_id)
@@ -64,7 +68,7 @@ class EdgeService:
         """
         config, clock = self._config, self._clock
         journal = await self._open_journal()  # 1. the journal: readings of earlier runs are safe
-        self._stops.append(journal.close)
+        self._stops += [journal.close, self._take_last_status]
         uplink = self._make_uplink(journal)  # 2. the way out of it
         await uplink.start()
         self._stops.append(uplink.stop)
@@ -72,7 +76,14 @@ class EdgeService:
         self._stops.append(capture.close)
         front = await self._start_broker(capture)  # 4. broker and sessions, no port yet
         self._stops.append(front.stop)
-        self._parts = Parts(config.gateway_id, journal, capture, front.broker, uplink)
+        forecaster = Forecaster(journal, uplink, config.uplink, clock)
+        wear = Wear(config.journal, clock, capture.set_window_s, lambda: journal.stats().readings)
+        for watcher in (forecaster, wear):
+            await watcher.start()
+            self._stops.append(watcher.stop)
+        self._parts = Parts(
+            config.gateway_id, journal, capture, front.broker, uplink, forecaster, wear
+        )
         self.metrics = edge_metrics(self._parts)
         await self._start_commands(front.broker, journal, uplink)
         await self._serve_http()  # 5. metrics and health
@@ -130,6 +141,10 @@ class EdgeService:
     def status(self) -> dict[str, Any]:
         """Return the state of every part, as JSON has it; empty while not running."""
         return edge_status(self._parts) if self._parts is not None else {}
+
+    async def _take_last_status(self) -> None:
+        """Keep the figures of the end: all is committed, and what was on its way answered."""
+        self.last_status = self.status()
 
     async def _open_journal(self) -> Journal:
         path = self._config.data / "edge" / "journal.db"
@@ -207,6 +222,7 @@ class EdgeService:
             DeviceIds(config.devices),
             self._clock,
             backlog=backlog,
+            budget_path=config.data / "edge" / "uplink.json",
         )
 
     async def _serve_http(self) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 from edge.capture import Capture
 from edge.clock_repair import ClockRepair
 from edge.commands import Commands
+from edge.forecast import Forecaster
 from edge.journal import Journal
 from edge.uplink import Uplink
+from edge.wear import Wear
 from mqtt.broker.broker import Broker
 from runtime.metrics import Metrics, Value
 
@@ -29,6 +31,8 @@ class Parts:
     capture: Capture
     broker: Broker
     uplink: Uplink
+    forecaster: Forecaster
+    wear: Wear
     commands: Commands | None = None
     repair: ClockRepair | None = None
 
@@ -60,8 +64,12 @@ def edge_status(parts: Parts) -> dict[str, Any]:
             "evicted": {str(reason): count for reason, count in journal.evicted.items()},
             "dead_letters": journal.dead_letters,
             "damaged_rows": journal.damaged_rows,
+            "written_bytes": parts.wear.written,
+            "written_bytes_a_reading": parts.wear.bytes_a_reading,
+            "commit_window_ms": parts.wear.window_s * 1000,
         },
         "uplink": parts.uplink.status().as_dict(),
+        "forecast": parts.forecaster.forecast().as_dict(),
         "commands": _commands(parts.commands),
         "clock": _clock(parts.repair),
     }
@@ -79,6 +87,8 @@ def edge_metrics(parts: Parts) -> Metrics:
     """Return the gateway's metrics."""
     metrics = Metrics()
     _uplink_metrics(metrics, parts.uplink)
+    _forecast_metrics(metrics, parts.forecaster)
+    _wear_metrics(metrics, parts.wear)
     _journal_metrics(metrics, parts.journal)
     _broker_metrics(metrics, parts.broker)
     metrics.wrap(
@@ -118,6 +128,9 @@ def _uplink_metrics(metrics: Metrics, uplink: Uplink) -> None:
         "rate_readings_s": "Readings acknowledged a second, over about ten seconds.",
         "drain_s": "Seconds until the backlog is gone at that rate; 0 when unknown.",
         "bytes_in_flight": "Bytes of batches without an answer yet.",
+        "day_bytes": "Bytes of the link this UTC day, both ways; 0 without a budget.",
+        "month_bytes": "Bytes of the link this month.",
+        "waits_s": "Seconds that live readings wait for a budget, a time window or the rate.",
         "rtt_ms": "Round trip of the connection as TCP sees it, milliseconds.",
     }
     for name, text in counters.items():
@@ -129,6 +142,46 @@ def _uplink_metrics(metrics: Metrics, uplink: Uplink) -> None:
         "1 while connected to the cloud.",
         lambda: float(uplink.status().link in ("online", "waiting")),
     )
+
+
+def _wear_metrics(metrics: Metrics, wear: Wear) -> None:
+    metrics.counter(
+        "tidegate_disk_written_bytes",
+        "Bytes this process had written to storage, everything included.",
+        lambda: float(wear.written),
+    )
+    gauges: dict[str, tuple[str, Callable[[], Value]]] = {
+        "written_bytes_a_reading": (
+            "Bytes written to storage a reading since the start.",
+            lambda: wear.bytes_a_reading,
+        ),
+        "written_bytes_s": (
+            "Bytes written to storage a second, over about twenty.",
+            lambda: wear.rate_bytes_s,
+        ),
+        "commit_window_s": (
+            "Least time from one commit to the next, seconds.",
+            lambda: wear.window_s,
+        ),
+    }
+    for name, (text, value) in gauges.items():
+        metrics.gauge(f"tidegate_disk_{name}", text, value)
+
+
+def _forecast_metrics(metrics: Metrics, forecaster: Forecaster) -> None:
+    def read(name: str) -> Callable[[], Value]:
+        return lambda: float(getattr(forecaster.forecast(), name) or 0)
+
+    gauges = {
+        "readings_s": "Readings captured a second, over some minutes.",
+        "room_bytes": "Bytes of readings the journal still takes.",
+        "full_s": "Seconds until the journal is full if the link stays away; 0 = never.",
+        "drain_bytes": "Bytes on the link until the backlog is gone.",
+        "drain_s": "Seconds until the backlog is gone; 0 = there is none, or it is not known.",
+        "link_bytes_s": "Bytes a second that the link was seen to carry; 0 = not seen yet.",
+    }
+    for name, text in gauges.items():
+        metrics.gauge(f"tidegate_forecast_{name}", text, read(name))
 
 
 def _journal_metrics(metrics: Metrics, journal: Journal) -> None:

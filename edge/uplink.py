@@ -20,6 +20,7 @@ import random
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -45,6 +46,7 @@ from edge.config import Endpoint, UplinkConfig
 from edge.contract import JournalReader, Tombstone
 from edge.readings import CommitError, packet_bytes
 from edge.uplink_bodies import UplinkBodies
+from edge.uplink_budget import BudgetAccount
 from edge.uplink_connection import ConnectionOptions, UplinkConnection, tls_context
 from edge.uplink_lanes import TICK_S, UplinkLanes, journal_lane
 from edge.uplink_settle import Settler, link_tombstones
@@ -100,6 +102,7 @@ class Uplink:
         rng: Spreads reconnects; the system's generator when not given.
         backlog: Returns how many readings wait in the journal and the age of the oldest in
             seconds, for the status; estimated when not given.
+        budget_path: Where the account of a metered link is kept over restarts.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Uplink:
         *,
         rng: Rng | None = None,
         backlog: Callable[[], tuple[int, float]] | None = None,
+        budget_path: Path | None = None,
     ) -> None:
         self._config = config
         self._gateway = gateway
@@ -123,7 +127,10 @@ class Uplink:
             config.limits, max(1, len(self._endpoints)), rng or random.SystemRandom()
         )
         self._pace = Pace(rng or random.SystemRandom())
-        self._lanes = UplinkLanes(journal, config, device_ids, self._state, self._pace)
+        self._account = BudgetAccount(config.budget.limits, budget_path, clock)
+        self._lanes = UplinkLanes(
+            journal, config, device_ids, self._state, self._pace, self._account
+        )
         self._resolution_us = max(1, round(config.time_resolution_ms * 1000))
         self._encoder = Encoder(
             gateway, journal.epoch, resolution_us=self._resolution_us, level=config.zstd_level
@@ -138,7 +145,9 @@ class Uplink:
         self._acked_mark = 0  # the peer's TCP count at the last look
         self._status = UplinkStatus()
         self._closed_bytes = (0, 0)
+        self._counted_bytes = 0  # of those of all connections, in the budget's account
         self._rate_at_s = clock.monotonic_s()
+        self._rate_bytes_s: float | None = None  # of the link, when last seen
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self._log = structlog.get_logger(component="uplink").bind(gateway=gateway)
@@ -170,6 +179,7 @@ class Uplink:
         await self._bodies.close()
         if self._tasks:
             await self._settler.settle()  # 4. what was acknowledged last
+        await self._account.close()  # 5. what the link has carried
         self._tasks = []
         self._set_link("off")
 
@@ -217,7 +227,12 @@ class Uplink:
             await self._finish_asides()
             wait_s = self._state.dial_at_s - self._clock.monotonic_s()
             if wait_s > 0:
-                await asyncio.sleep(wait_s)
+                await asyncio.sleep(min(wait_s, TICK_S))
+                continue
+            if self._lanes.parked():
+                self._set_link("parked")
+                await self._wait(TICK_S)
+                continue
             connection = await self._dial()
             if connection is None:
                 continue
@@ -235,10 +250,11 @@ class Uplink:
             await asyncio.sleep(TICK_S)
             return None
         endpoint = self._endpoints[state.endpoint]
-        if self._status.link == "off":
+        if self._status.link in ("off", "parked"):
             self._set_link("connecting")
         self._status.dials += 1
         self._status.endpoint = str(endpoint)
+        connection: UplinkConnection | None = None
         try:
             connection = UplinkConnection(
                 endpoint,
@@ -249,6 +265,8 @@ class Uplink:
             )
             await connection.dial()
         except LinkError as error:
+            if connection is not None:
+                self._closed(connection)
             state.connection_lost(self._clock.monotonic_s(), str(error))
             self._set_link("offline")
             limited(self._log, "dial_failed", _LOG_EVERY_S).warning("dial_failed", error=str(error))
@@ -297,10 +315,8 @@ class Uplink:
 
     def _end(self, connection: UplinkConnection) -> None:
         """Forget a connection; what it had in flight is sent again on the next."""
-        moved = connection.link_bytes()
-        out, into = self._closed_bytes
-        self._closed_bytes = (out + moved.out, into + moved.into)
-        self._connection = None
+        self._rate_bytes_s = self.rate_bytes_s
+        self._closed(connection)
         if self._downlink is not None:
             self._downlink.unlinked()
         cause = f"{connection.endpoint}: {connection.cause}"
@@ -310,12 +326,23 @@ class Uplink:
         if not self._stopping:
             self._log.warning("connection_lost", cause=cause)
 
+    def _closed(self, connection: UplinkConnection) -> None:
+        """Note what a connection has moved that is gone, or was never accepted."""
+        moved = connection.link_bytes()
+        out, into = self._closed_bytes
+        self._closed_bytes = (out + moved.out, into + moved.into)
+        self._connection = None
+        self._count_bytes()
+
     async def _converse(self, connection: UplinkConnection) -> None:
         """Send batches until the connection is lost, or all is answered when stopping."""
         while not connection.lost:
             if self._stopping and not self._state.batches_in_flight:
                 return
             await self._finish_asides()
+            self._count_bytes()
+            if self._lanes.parked() and not self._state.batches_in_flight:
+                return
             self._wake.clear()
             now_s = self._clock.monotonic_s()
             lane, wait_s = (None, TICK_S) if self._stopping else self._next_lane(now_s)
@@ -326,9 +353,29 @@ class Uplink:
             self._look_at_link(connection, now_s)
             if self._state.holding(now_s):
                 wait_s = min(wait_s, self._state.resume_s() - now_s)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._wake.wait()
+            await self._wait(wait_s)
+
+    async def _wait(self, wait_s: float) -> None:
+        """Wait until something happens, but no longer than that."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._wake.wait()
+        self._wake.clear()
+
+    def _count_bytes(self) -> None:
+        """Add what the link has moved since the last look to the budget's account."""
+        moved = sum(self._moved_bytes())
+        self._account.count(moved - self._counted_bytes)
+        self._counted_bytes = moved
+
+    def _moved_bytes(self) -> tuple[int, int]:
+        """Return what all connections have moved, out and in."""
+        out, into = self._closed_bytes
+        if self._connection is not None:
+            moved = self._connection.link_bytes()
+            out, into = out + moved.out, into + moved.into
+            self._status.rtt_ms = moved.rtt_ms
+        return out, into
 
     def _look_at_link(self, connection: UplinkConnection, now_s: float) -> None:
         """Tell a slow link, whose bytes still move, from a dead one, which is dropped."""
@@ -537,12 +584,12 @@ class Uplink:
         """Return the figures of this moment."""
         status, state = self._status, self._state
         now_s = self._clock.monotonic_s()
-        out, into = self._closed_bytes
-        if self._connection is not None:
-            moved = self._connection.link_bytes()
-            out, into = out + moved.out, into + moved.into
-            status.rtt_ms = moved.rtt_ms
-        status.bytes_out, status.bytes_in = out, into
+        status.bytes_out, status.bytes_in = self._moved_bytes()
+        wall_us = self._clock.wall_us()
+        status.day_bytes = self._account.budget.day_bytes(wall_us)
+        status.month_bytes = self._account.budget.month_bytes(wall_us)
+        verdict = self._account.verdict(LinkLane.LIVE, state.bytes_in_flight)
+        status.waits_for, status.waits_s = verdict.reason, verdict.wait_s
         status.last_error = state.last_error
         status.refusals = state.refusals
         status.encoder_restarts = self._bodies.restarts
@@ -556,6 +603,19 @@ class Uplink:
         rate = status.rate_readings_s
         status.drain_s = status.backlog_readings / rate if rate > 0.01 else None
         return replace(status)
+
+    @property
+    def rate_bytes_s(self) -> float | None:
+        """What the link carries, as far as it was seen on this connection or the last."""
+        known = self._state.speed.rate_bytes_s
+        if known is not None:
+            self._rate_bytes_s = known
+        return self._rate_bytes_s
+
+    @property
+    def reading_bytes(self) -> float:
+        """What one reading takes in a batch, on average."""
+        return self._state.speed.reading_bytes
 
     def _set_link(self, link: str) -> None:
         if self._status.link != link:

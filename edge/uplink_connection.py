@@ -128,6 +128,7 @@ class UplinkConnection:
         self._packet_bytes_out = 0
         self._bytes = LinkBytes()
         self._socket: SocketLike | None = None
+        self._dialling: socket.socket | None = None  # until paho has it
         self._tick: asyncio.TimerHandle | None = None
         self._paho = self._make_client()
 
@@ -164,10 +165,10 @@ class UplinkConnection:
         timeout_s = self._options.connect_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                sock = await self._open_socket()
+                self._dialling = await self._open_socket()
                 if self.endpoint.tls:
-                    sock = await self._handshake(sock)
-                self._paho.ready_socket = sock
+                    self._dialling = await self._handshake(self._dialling)
+                self._paho.ready_socket = self._dialling
                 self._start_paho()
                 await self._accepted
             down = SubscribeOptions(qos=0)
@@ -236,6 +237,7 @@ class UplinkConnection:
                 else:
                     return tls
         except BaseException:
+            self._sample(tls)  # what it has cost so far: a failed dial is paid for as well
             tls.close()
             raise
 
@@ -408,7 +410,9 @@ class UplinkConnection:
             self._tick.cancel()
         sock: Any = self._socket
         self._socket = None
-        if sock is not None:
+        if sock is None:
+            self._sample(self._dialling)
+        else:
             self._sample(sock)
             self._loop.remove_reader(sock.fileno())
             self._loop.remove_writer(sock.fileno())
@@ -425,8 +429,8 @@ class UplinkConnection:
     def _sample(self, sock: Any) -> None:
         """Take the kernel's counts of the socket."""
         counts = self._bytes
-        counts.out = self._packet_bytes_out
-        if sys.platform != "linux":
+        counts.out = max(counts.out, self._packet_bytes_out)
+        if sock is None or sys.platform != "linux":
             return
         try:
             raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)

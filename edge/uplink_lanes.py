@@ -18,11 +18,13 @@ from bridge.readings import Readings
 from bridge.uplink_state import Grant, UplinkState
 from edge.config import UplinkConfig
 from edge.contract import JournalReader, Lane
+from edge.uplink_budget import BudgetAccount
 from edge.uplink_reader import LaneReader
 
 __all__ = ["UplinkLanes", "journal_lane"]
 
 TICK_S = 1.0  # longest wait without looking again
+PARK_S = 60.0  # a connection that may send nothing for longer is not kept: its keep alive costs
 _NEWS_S = 2.0  # readings younger than this stay live when all others become backlog
 _BEHIND_S = 1.0  # readings this much older than linger: nothing is gained by waiting for more
 
@@ -41,6 +43,7 @@ class UplinkLanes:
         device_ids: Finds the device of a topic.
         state: Decides what may be sent.
         pace: What the cloud allows of backlog.
+        account: What the link may carry.
     """
 
     def __init__(
@@ -50,10 +53,12 @@ class UplinkLanes:
         device_ids: DeviceIds,
         state: UplinkState,
         pace: Pace,
+        account: BudgetAccount,
     ) -> None:
         self._journal = journal
         self._state = state
         self._pace = pace
+        self._account = account
         self._linger_s = config.linger_ms / 1000
         self._late_us = int(config.historical_s * 1_000_000)
         self._shares = Shares(config.backlog_share)
@@ -95,6 +100,10 @@ class UplinkLanes:
                 continue
             elif lane is LinkLane.LIVE and self._stale_us:
                 continue
+            budget_s = self._account.verdict(lane, state.bytes_in_flight).wait_s
+            if budget_s > 0:
+                wait_s = min(wait_s, budget_s)
+                continue
             waiting.add(lane)
             if not state.can_send(now_s, lane):
                 continue
@@ -115,6 +124,14 @@ class UplinkLanes:
         if state.backlog_end is not None:
             waiting += state.backlog_end - state.sent_seq(LinkLane.BACKLOG)
         return max(0, waiting)
+
+    def parked(self) -> bool:
+        """Return True when a connection would be of no use for a while: the budget is closed."""
+        verdict = self._account.verdict(LinkLane.LIVE, self._state.bytes_in_flight)
+        if verdict.wait_s < PARK_S:
+            return False
+        urgent = self._readers[LinkLane.URGENT].has_more(self._state.sent_seq(LinkLane.URGENT))
+        return not urgent or self._account.verdict(LinkLane.URGENT, 0).wait_s >= PARK_S
 
     async def take(self, grant: Grant, now_us: int) -> tuple[Readings | None, bool]:
         """Return the readings of a granted batch, and whether they waited through an outage.
@@ -158,6 +175,7 @@ class UplinkLanes:
 
     def sent(self, lane: int, batch_bytes: int, readings: int) -> None:
         """Note what a lane has sent."""
+        self._account.budget.sent(batch_bytes)
         if lane == LinkLane.BACKLOG:
             self._pace.sent(readings)
         self._shares.sent(LinkLane(lane), batch_bytes, self._state.window_bytes)

@@ -12,7 +12,9 @@ __all__ = ["UplinkStatus"]
 class UplinkStatus:
     """Link state and counts since the process started; bytes as on the wire (TLS, TCP/IP)."""
 
-    link: str = "off"  # off, connecting, online, waiting (holds after a refusal), offline
+    link: str = (
+        "off"  # off, connecting, online, waiting (after a refusal), offline, parked (budget)
+    )
     endpoint: str = ""
     since_us: int = 0  # wall clock of the last change of `link`
     dials: int = 0
@@ -35,6 +37,10 @@ class UplinkStatus:
     rate_readings_s: float = 0.0  # acknowledged, smoothed over about ten seconds
     drain_s: float | None = None  # until the backlog is gone at that rate; None = not draining
     rtt_ms: float = 0.0
+    day_bytes: int = 0  # this UTC day, both ways, earlier runs included; 0 without a budget
+    month_bytes: int = 0
+    waits_for: str = ""  # what live readings wait for: a budget, a time window, the rate
+    waits_s: float = 0.0  # and for how long
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures by name, as JSON has them."""

@@ -31,6 +31,7 @@ COMMANDS = {
     "deadletter": "what was refused or could not be stored: list, show, redrive, discard",
     "replay": "write what storage has lost into it once more, from the stream",
     "status": "how a running edge or cloud is: link, backlog, lag, ledger",
+    "whatif": "what an outage would do: does the journal last, how long is the drain",
     "reload": "have a running edge or cloud take a changed configuration, clients staying",
     "passwd": "add, change or remove a user in a password file",
     "certs": "make a small certificate authority, and gateway and device certificates",

@@ -1,4 +1,4 @@
-"""How commands ask a running cloud node: JSON over its HTTP API, errors as one line."""
+"""How commands ask a running service: JSON over HTTP, errors as one line."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 from runtime.config import ConfigError
 from runtime.service import StartError
 
-__all__ = ["ask_node"]
+__all__ = ["ask_node", "ask_service"]
 
 _TIMEOUT_S = 120.0
+_SERVICE_TIMEOUT_S = 10.0
 
 
 def ask_node(
@@ -36,8 +37,7 @@ def ask_node(
         ConfigError: `url` is not an HTTP address.
         StartError: nobody answers, or the node says why not.
     """
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--url: expected http://host:port, got '{url}'")
+    _check(url)
     full = f"{url.rstrip('/')}/api/v1/{path}"
     if parameters:
         full += "?" + urllib.parse.urlencode(parameters)
@@ -53,6 +53,41 @@ def ask_node(
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise StartError(f"{url}: {reason}; is a cloud node serving HTTP there?") from None
+
+
+def ask_service(url: str, path: str, *, also: int = 200) -> dict[str, Any]:
+    """Return what a gateway or a node answers at `path`, such as "status".
+
+    Args:
+        url: Its HTTP address, `http://host:port`.
+        path: Below it.
+        also: A status code besides 200 whose body is an answer.
+
+    Raises:
+        ConfigError: `url` is not an HTTP address.
+        StartError: nobody answers, or something else.
+    """
+    _check(url)
+    full = f"{url.rstrip('/')}/{path}"
+    try:
+        with urllib.request.urlopen(full, timeout=_SERVICE_TIMEOUT_S) as answer:  # noqa: S310 - checked above
+            body = json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code != also:
+                raise StartError(f"{full}: answered {error.code} {error.reason}") from None
+            body = json.load(error)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise StartError(f"{full}: {reason}; is a gateway or cloud node serving there?") from None
+    if not isinstance(body, dict):
+        raise StartError(f"{full}: answered something that is not a status")
+    return body
+
+
+def _check(url: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url: expected http://host:port, got '{url}'")
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

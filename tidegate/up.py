@@ -99,6 +99,7 @@ class Site:
         await self._cloud.start()
         self._edge = EdgeService(_edge_config(self._config, self._cloud.port), self._clock)
         await self._edge.start()
+        self._cloud.show("gateway", self._edge.status)
 
     async def reload(self, config: UpConfig) -> Reloaded:
         """Have both take what can be changed while they run; see `EdgeService.reload`."""
@@ -144,12 +145,14 @@ class Site:
         return self._cloud.http_port
 
     def figures(self) -> SiteFigures:
-        """Return how it stands now."""
-        edge = self._edge.status() if self._edge is not None else {}
+        """Return how it stands now, or how it stood when it had stopped."""
+        assert self._edge is not None
+        edge = self._edge.status() or self._edge.last_status
         uplink: dict[str, Any] = edge["uplink"]
+        storage = self._cloud.storage
         return SiteFigures(
             taken=edge["capture"]["readings"],
-            stored=self._cloud.figures()["readings_stored"],
+            stored=storage.stats.rows if storage is not None else 0,
             backlog=uplink["backlog_readings"],
             link=uplink["link"],
             link_bytes=uplink["bytes_out"] + uplink["bytes_in"],

@@ -66,6 +66,17 @@ def test_a_link_that_gets_slower_is_found_out() -> None:
     assert speed.rate_bytes_s == pytest.approx(2000, rel=0.2)
 
 
+def test_what_the_link_may_be_used_for_is_its_speed_however_fast_it_is() -> None:
+    speed = LinkSpeed(MOST, 10_000)
+    assert speed.batch_readings(500) == 100, "before anything was seen"
+    speed.began(0.0)
+    speed.acknowledged(200_000, 0.0, 0.1, idle=False)
+    assert speed.rate_bytes_s == 10_000
+    assert speed.window_bytes == 4096
+    speed.reset()
+    assert speed.rate_bytes_s == 10_000
+
+
 def test_another_connection_is_another_link() -> None:
     speed = measured(100_000)
     speed.reset()

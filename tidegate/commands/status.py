@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from runtime.config import ConfigError
-from runtime.service import StartError
+from tidegate.node_api import ask_service
 
 __all__ = ["add_arguments", "run"]
 
@@ -34,11 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the state; 0 when the service is ready."""
-    if not options.url.startswith(("http://", "https://")):
-        raise ConfigError(f"--url: expected http://host:port, got '{options.url}'")
     base = options.url.rstrip("/")
     ready, reasons = _ready(base)
-    status = _get(f"{base}/status")
+    status = ask_service(base, "status")
     if options.json:
         print(json.dumps(status, indent=2))
     else:
@@ -48,25 +43,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _ready(base: str) -> tuple[bool, list[str]]:
-    body = _get(f"{base}/readyz", also=503)
+    body = ask_service(base, "readyz", also=503)
     return bool(body.get("ok")), [str(reason) for reason in body.get("reasons", ())]
-
-
-def _get(url: str, *, also: int = 200) -> dict[str, Any]:
-    try:
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - scheme checked
-            body = json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code != also:
-                raise StartError(f"{url}: answered {error.code} {error.reason}") from None
-            body = json.load(error)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise StartError(f"{url}: {reason}; is a gateway or cloud node serving there?") from None
-    if not isinstance(body, dict):
-        raise StartError(f"{url}: answered something that is not a status")
-    return body
 
 
 def _lines(status: Mapping[str, Any], indent: str = "") -> Iterator[str]:

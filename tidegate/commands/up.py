@@ -66,7 +66,6 @@ async def _main(config: UpConfig, read: Callable[[], UpConfig]) -> int:
     reloader = Reloader(config.data, ["edge", "cloud"], reload)
     stop = stop_on_signals(reloader.ask)
     reports: list[SimReport] = []
-    figures: list[SiteFigures] = []
 
     async def until() -> None:
         _say_where(config, site)
@@ -76,13 +75,12 @@ async def _main(config: UpConfig, read: Callable[[], UpConfig]) -> int:
             await site.settle(_SETTLE_S)
         finally:
             live.cancel()
-            figures.append(site.figures())
 
     try:
         await running([site, reloader], until)
     except (SimError, TraceError) as error:
         raise StartError(str(error)) from None
-    return await _summary(config, figures[0], reports)
+    return await _summary(config, site.figures(), reports)
 
 
 async def _load(config: UpConfig, site: Site, stop: asyncio.Event) -> list[SimReport]:

@@ -1,0 +1,67 @@
+"""What a gateway expects, from what it has seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bridge.devices import DeviceIds
+from edge.config import BudgetConfig, UplinkConfig
+from edge.forecast import Forecaster
+from edge.uplink import Uplink
+from runtime.clock import ManualClock
+from tests.kit.journal_files import fill, journal_at, journal_config
+
+
+async def test_rates_and_room_are_forecast_from_what_comes_in(tmp_path: Path) -> None:
+    clock = ManualClock()
+    config = UplinkConfig()
+    async with journal_at(tmp_path, journal_config(file_bytes_max=64 << 20), clock) as journal:
+        uplink = Uplink(config, "gw", journal, DeviceIds(), clock)
+        forecaster = Forecaster(journal, uplink, config, clock)
+        quiet = forecaster.forecast()
+        assert (quiet.readings_s, quiet.full_s, quiet.drain_s) == (0.0, None, 0.0)
+        for _ in range(20):
+            await fill(journal, 10, readings=5, size=200)
+            clock.advance(5)
+            forecaster.look()
+        await journal.maintain()
+        found = forecaster.forecast()
+    assert found.readings_s == pytest.approx(10.0, rel=0.01)
+    assert found.drain_readings == 1000
+    assert 200 < found.journal_reading_bytes < 300
+    assert found.full_s == pytest.approx(
+        found.room_bytes / (10 * found.journal_reading_bytes), rel=0.02
+    )
+    assert found.drain_s is None, "the link has not been seen yet"
+    assert found.drain_bytes > 0
+    assert found.waits_until_us == 0
+
+
+async def test_a_rate_that_changes_is_followed_within_minutes(tmp_path: Path) -> None:
+    clock = ManualClock()
+    config = UplinkConfig()
+    async with journal_at(tmp_path, clock=clock) as journal:
+        uplink = Uplink(config, "gw", journal, DeviceIds(), clock)
+        forecaster = Forecaster(journal, uplink, config, clock)
+        await fill(journal, 50)
+        clock.advance(5)
+        forecaster.look()
+        assert forecaster.forecast().readings_s == pytest.approx(30.0)
+        for _ in range(120):
+            clock.advance(5)
+            forecaster.look()
+        assert forecaster.forecast().readings_s < 0.5
+
+
+async def test_a_budget_of_a_day_or_a_month_is_in_the_forecast(tmp_path: Path) -> None:
+    clock = ManualClock()
+    budgets = {10_000: BudgetConfig(day_bytes=10_000, month_bytes=31 * 90_000),
+               9_000: BudgetConfig(month_bytes=31 * 9_000), 0: BudgetConfig()}  # fmt: skip
+    async with journal_at(tmp_path, clock=clock) as journal:
+        for day_bytes, budget in budgets.items():
+            config = UplinkConfig(budget=budget)
+            uplink = Uplink(config, "gw", journal, DeviceIds(), clock)
+            found = Forecaster(journal, uplink, config, clock).forecast()
+            assert found.day_bytes == day_bytes
