@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["RunningBroker", "amqtt", "mosquitto", "ours"]
+__all__ = ["RunningBroker", "ServerKey", "amqtt", "mosquitto", "ours"]
 
 _MOSQUITTO = """
+user root
 listener {port} 127.0.0.1
 allow_anonymous true
 persistence false
@@ -30,6 +31,7 @@ max_inflight_messages 0
 max_queued_messages 0
 set_tcp_nodelay true
 log_type none
+{tls}
 """
 
 _AMQTT = """
@@ -53,9 +55,21 @@ class RunningBroker:
     pid: int
 
 
+@dataclass(frozen=True, slots=True)
+class ServerKey:
+    """PEM files of a server: with them a broker listens by TLS only."""
+
+    certificate: Path
+    key: Path
+
+
 @contextmanager
 def ours(
-    folder: Path, *, captured: bool = True, durability: str = "power-loss"
+    folder: Path,
+    *,
+    captured: bool = True,
+    durability: str = "power-loss",
+    tls: ServerKey | None = None,
 ) -> Iterator[RunningBroker]:
     """Run our broker with the edge's real capture and journal in `folder`.
 
@@ -63,10 +77,14 @@ def ours(
         folder: For the journal and the session store; made if it is not there.
         captured: Whether `devices/#` is captured at all.
         durability: `journal.durability`.
+        tls: What to show clients by TLS; plain TCP without.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    arguments = [str(folder), str(int(captured)), durability]
+    if tls is not None:
+        arguments += [str(tls.certificate), str(tls.key)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.brokers", str(folder), str(int(captured)), durability],
+        [sys.executable, "-m", "benchmarks.brokers", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parent.parent,
@@ -86,12 +104,14 @@ def ours(
 
 
 @contextmanager
-def mosquitto(folder: Path) -> Iterator[RunningBroker]:
+def mosquitto(folder: Path, *, tls: ServerKey | None = None) -> Iterator[RunningBroker]:
     """Run mosquitto without persistence. Raises FileNotFoundError if it is not installed."""
     program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if program is None:
         raise FileNotFoundError("mosquitto is not installed")
-    with _peer("mosquitto", folder, _MOSQUITTO, [program, "-c"]) as broker:
+    files = f"certfile {tls.certificate}\nkeyfile {tls.key}" if tls is not None else ""
+    settings = _MOSQUITTO.replace("{tls}", files)
+    with _peer("mosquitto", folder, settings, [program, "-c"]) as broker:
         yield broker
 
 
@@ -134,12 +154,13 @@ def _wait_until_listening(port: int) -> None:
             return
 
 
-async def _serve(folder: Path, captured: bool, durability: str) -> int:
+async def _serve(folder: Path, captured: bool, durability: str, tls: list[str]) -> int:
     from edge.capture import Capture  # noqa: PLC0415 - only the serving process needs them
     from edge.config import CaptureConfig, JournalConfig  # noqa: PLC0415
     from edge.journal import Journal  # noqa: PLC0415
     from mqtt.broker.broker import Broker  # noqa: PLC0415
     from mqtt.broker.config import BrokerConfig  # noqa: PLC0415
+    from mqtt.broker.net.config import ListenerConfig  # noqa: PLC0415
     from mqtt.broker.session_store import SqliteSessionStore  # noqa: PLC0415
     from runtime.clock import SystemClock  # noqa: PLC0415
 
@@ -150,7 +171,13 @@ async def _serve(folder: Path, captured: bool, durability: str) -> int:
     store = SqliteSessionStore(folder / "sessions.db")
     broker = Broker(BrokerConfig(), capture=capture, store=store)
     await broker.start()
-    print(await broker.listen("127.0.0.1", 0), flush=True)
+    listener = ListenerConfig(port=0)
+    if tls:
+        certificate, key = map(Path, tls)
+        listener = ListenerConfig(
+            transport="tls", port=0, tls_cert_file=certificate, tls_key_file=key
+        )
+    print(await broker.open_listener(listener), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await broker.stop()
     if capture is not None:
@@ -171,8 +198,8 @@ def main() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    folder, captured, durability = sys.argv[1:4]
-    run(_serve(Path(folder), captured == "1", durability))
+    folder, captured, durability, *tls = sys.argv[1:]
+    run(_serve(Path(folder), captured == "1", durability, tls))
 
 
 if __name__ == "__main__":

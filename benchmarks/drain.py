@@ -29,8 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import connect_frame, frame_of
 from benchmarks.slow_link import Link
+from benchmarks.wire import connect_frame, frame_of
 
 __all__ = ["free_ports", "listening", "main", "rss_mb", "running"]
 

@@ -1,46 +1,39 @@
 """Memory of an idle gateway broker, and of each idle connection with its session.
 
 Ours runs with the edge's journal and session store; both brokers are asked what the system says
-they hold (resident set) before and after the connections, which have come to rest.
+they hold (proportional set size) before and after the connections, which have come to rest.
 
-    python -m benchmarks.idle_connections --connections 5000
+    tidegate bench idle-connections -- --connections 5000
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import socket
 import tempfile
 import time
 from pathlib import Path
 
 from benchmarks.brokers import RunningBroker, mosquitto, ours
-from benchmarks.load import connect_frame
+from benchmarks.compare import raise_descriptor_limit
+from benchmarks.wire import connected, memory_bytes_of
 
 __all__ = ["main"]
 
-_PAGE = resource.getpagesize()
 _TARGET_BYTES = 3000  # an idle connection with its session, DESIGN section 8
 
 
-def _resident_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
-
-
 def _measure(broker: RunningBroker, connections: int) -> dict[str, object]:
-    before = _resident_bytes(broker.pid)
-    sockets = []
+    before = memory_bytes_of(broker.pid)
+    sockets: list[socket.socket] = []
     try:
-        for index in range(connections):
-            one = socket.create_connection(("127.0.0.1", broker.port), timeout=30)
-            one.sendall(connect_frame(f"idle-{index:06d}", 4, keep_alive=60))
-            sockets.append(one)
-            if one.recv(4)[:2] != b"\x20\x02":
-                raise ConnectionError(f"{broker.name} refused connection {index}")
+        sockets += (
+            connected(broker.port, f"idle-{index:06d}", keep_alive=60)
+            for index in range(connections)
+        )
         time.sleep(1)  # for the system's figure, not for the broker
-        after = _resident_bytes(broker.pid)
+        after = memory_bytes_of(broker.pid)
     finally:
         for one in sockets:
             one.close()
@@ -55,14 +48,16 @@ def _measure(broker: RunningBroker, connections: int) -> dict[str, object]:
 
 def main() -> None:
     """Measure both brokers; print a table, then the same as JSON."""
-    parser = argparse.ArgumentParser(description="memory of idle connections")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--connections", type=int, default=5000)
     parser.add_argument("--json", action="store_true", help="print only JSON")
+    parser.add_argument("--quick", action="store_true", help="50 connections: does it run at all")
     options = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = options.connections + 100
-    limit = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))  # the brokers inherit it
+    if options.quick:
+        options.connections = 50
+    raise_descriptor_limit(options.connections)
     rows = []
     with tempfile.TemporaryDirectory(prefix="idle-") as folder:
         for start in (ours, mosquitto):

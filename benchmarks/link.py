@@ -33,7 +33,7 @@ import structlog
 
 from benchmarks.counting_proxy import CountingProxy, Wire
 from benchmarks.drain import free_ports, listening, running
-from benchmarks.load import connect_frame
+from benchmarks.wire import connect_frame
 from bridge.devices import DeviceIds
 from device_sim.traces import Record, read_trace
 from edge.config import JournalConfig, UplinkConfig

@@ -13,26 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import select
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = [
-    "LoadReport",
-    "LoadSpec",
-    "connect_frame",
-    "cpu_s_of",
-    "frame_of",
-    "run_load",
-    "spawn_load",
-]
+from benchmarks.wire import PINGREQ, connected, cpu_s_of, frame_of, receive_exactly
+
+__all__ = ["LoadReport", "LoadSpec", "run_load", "spawn_load"]
 
 _ACK_BYTES = 4  # PUBACK, PUBREC and PUBCOMP without reason code, in 3.1.1 and in 5.0
-_PINGREQ = b"\xc0\x00"
-_CLOCK_TICKS_S = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +38,15 @@ class LoadSpec:
     payload_bytes: int = 100
     duration_s: float = 3.0
     warmup_s: float = 0.5
-    count: int = 0  # stop after so many messages instead of after `duration_s`
-    topic: str = "devices/{client}/bench"
+    # Stop after so many messages instead of after `duration_s`: with QoS 0 and 1 each connection
+    # sends its share of them and no more, without a warm-up.
+    count: int = 0
+    topic: str = "devices/{client}/bench"  # `{n}` counts `topics`
+    topics: int = 1  # of each connection, used in turn
+    retain: bool = False
     protocol_version: int = 4
     client_prefix: str = "load"
+    client_digits: int = 1  # at least, of the number behind it
     pid: int = 0  # the broker's process, to report its share of a core
 
 
@@ -63,37 +59,6 @@ class LoadReport:
     messages_per_s: float
     generator_core_share: float
     broker_core_share: float  # 0.0 when no pid was given
-
-
-def frame_of(topic: str, payload: bytes, qos: int, packet_id: int, protocol_version: int) -> bytes:
-    """Return one PUBLISH; encoded here, so that the generator shares no code with a broker."""
-    name = topic.encode()
-    body = len(name).to_bytes(2, "big") + name
-    if qos:
-        body += packet_id.to_bytes(2, "big")
-    if protocol_version == 5:
-        body += b"\x00"
-    body += payload
-    return bytes([0x30 | qos << 1]) + _variable_length(len(body)) + body
-
-
-def connect_frame(client_id: str, protocol_version: int, keep_alive: int = 0) -> bytes:
-    """Return a CONNECT with a clean start."""
-    name = client_id.encode()
-    body = b"\x00\x04MQTT" + bytes([protocol_version, 0x02]) + keep_alive.to_bytes(2, "big")
-    if protocol_version == 5:
-        body += b"\x00"
-    body += len(name).to_bytes(2, "big") + name
-    return b"\x10" + _variable_length(len(body)) + body
-
-
-def cpu_s_of(pid: int) -> float:
-    """Return the processor seconds, user and system, that process `pid` has used; 0.0 if gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS_S
 
 
 def run_load(spec: LoadSpec) -> LoadReport:
@@ -135,6 +100,7 @@ class _Sender:
         "carry",
         "done",
         "frame_bytes",
+        "left",
         "position",
         "sock",
         "span",
@@ -144,21 +110,37 @@ class _Sender:
     )
 
     def __init__(self, spec: LoadSpec, index: int) -> None:
-        client_id = f"{spec.client_prefix}-{index}"
-        topic = spec.topic.format(client=client_id)
+        client_id = f"{spec.client_prefix}-{index:0{spec.client_digits}d}"
         payload = (b"0123456789abcdef" * (spec.payload_bytes // 16 + 1))[: spec.payload_bytes]
-        ids = range(1, spec.window + 1)
-        frames = [frame_of(topic, payload, spec.qos, i, spec.protocol_version) for i in ids]
+        count = max(spec.window, spec.topics)
+        count += -count % spec.topics
+        frames = [
+            frame_of(
+                spec.topic.format(client=client_id, n=number % spec.topics),
+                payload,
+                spec.qos,
+                number % 0xFFFF + 1,
+                spec.protocol_version,
+                retain=spec.retain,
+            )
+            for number in range(count)
+        ]
         self.frame_bytes = len(frames[0])
-        self.span = self.frame_bytes * spec.window
+        if any(len(frame) != self.frame_bytes for frame in frames):
+            raise ValueError("topics differ in length")
+        self.span = self.frame_bytes * count
         self.block = memoryview(b"".join(frames) * 2)
         self.position = 0  # in the first half of the block
         self.unsent = 0  # bytes from `position` on that the window allows and the socket refused
         self.carry = b""  # of an acknowledgement cut by a read
         self.done = 0
+        self.left = spec.count // spec.connections if spec.count else 1 << 62  # frames, QoS 1
         self.started = False
         self.window = spec.window
-        self.sock = _connect(spec, client_id)
+        self.sock = connected(
+            spec.port, client_id, host=spec.host, protocol_version=spec.protocol_version
+        )
+        self.sock.setblocking(False)
 
     def push(self) -> bool:
         """Send what the window allows; False when the socket is full."""
@@ -173,44 +155,10 @@ class _Sender:
         return True
 
 
-def _connect(spec: LoadSpec, client_id: str) -> socket.socket:
-    sock = socket.create_connection((spec.host, spec.port), timeout=10)
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.sendall(connect_frame(client_id, spec.protocol_version))
-        head = _receive_exactly(sock, 2)
-        connack = _receive_exactly(sock, head[1])
-        if head[0] != 0x20 or connack[1] != 0:
-            raise ConnectionError(f"CONNECT refused: {(head + connack).hex()}")  # noqa: TRY301
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _receive_exactly(sock: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        part = sock.recv(count - len(data))
-        if not part:
-            raise ConnectionError("closed by the broker")
-        data += part
-    return data
-
-
-def _variable_length(value: int) -> bytes:
-    out = bytearray()
-    while value >= 128:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _measure(spec: LoadSpec, senders: dict[int, _Sender], poller: select.epoll) -> LoadReport:
     step = _pump_qos0 if spec.qos == 0 else _pump_qos1 if spec.qos == 1 else _pump_qos2
-    step(senders, poller, time.monotonic() + spec.warmup_s, 0)
+    if not spec.count:
+        step(senders, poller, time.monotonic() + spec.warmup_s, 0)
     for sender in senders.values():
         sender.done = 0
     cpu, broker_cpu = time.process_time(), cpu_s_of(spec.pid)
@@ -233,7 +181,9 @@ def _start_windows(senders: dict[int, _Sender], poller: select.epoll) -> None:
     for fd, sender in senders.items():
         if not sender.started:
             sender.started = True
-            sender.unsent = sender.span
+            frames = min(sender.window, sender.left)
+            sender.left -= frames
+            sender.unsent = frames * sender.frame_bytes
             if not sender.push():
                 poller.modify(fd, select.EPOLLIN | select.EPOLLOUT)
 
@@ -260,7 +210,9 @@ def _pump_qos1(senders: dict[int, _Sender], poller: select.epoll, end: float, co
             sender.done += acked
             total += acked
             blocked = sender.unsent
-            sender.unsent += acked * sender.frame_bytes
+            frames = min(acked, sender.left)
+            sender.left -= frames
+            sender.unsent += frames * sender.frame_bytes
             if not blocked and not sender.push():
                 poller.modify(fd, select.EPOLLIN | select.EPOLLOUT)
 
@@ -313,9 +265,9 @@ def _pump_qos0(senders: dict[int, _Sender], poller: select.epoll, end: float, co
         poller.modify(fd, select.EPOLLIN)
         sender.sock.setblocking(True)
         sender.push()
-        sender.sock.sendall(_PINGREQ)
+        sender.sock.sendall(PINGREQ)
     for sender in senders.values():
-        _receive_exactly(sender.sock, 2)
+        receive_exactly(sender.sock, 2)
         sender.sock.setblocking(False)
 
 

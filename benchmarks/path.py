@@ -26,7 +26,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.load import LoadSpec, cpu_s_of, spawn_load
+from benchmarks.load import LoadSpec, spawn_load
+from benchmarks.wire import cpu_s_of
 
 __all__ = ["main"]
 
@@ -106,7 +107,6 @@ def _run(options: argparse.Namespace, folder: Path, *, profile: bool) -> PathRep
             window=options.window,
             payload_bytes=options.payload_bytes,
             count=options.readings,
-            warmup_s=0,
         )
         spies = [_spy(pid, folder / name) for name, pid in _named(edge_pid, cloud_pid, profile)]
         cpu = cpu_s_of(edge_pid), cpu_s_of(cloud_pid)

@@ -54,6 +54,7 @@ class Router:
         self._recorder = recorder
         self.retained_messages_max = retained_messages_max
         self.retained_bytes_max = retained_bytes_max
+        self._own_retained = 0  # of the server itself, under `$SYS/`
         self._groups: dict[str, ShareGroup] = {}  # by filter with `$share/{name}/`
 
     # -- subscriptions ------------------------------------------------------------------------
@@ -202,8 +203,11 @@ class Router:
                 self._forget_retained(name, previous)
             return True
         previous_size = previous.size if previous is not None else 0
+        is_own = name.startswith("$SYS/")  # a few, that take nobody's place
         if (
-            previous is None and len(self.retained) >= self.retained_messages_max
+            previous is None
+            and not is_own
+            and len(self.retained) - self._own_retained >= self.retained_messages_max
         ) or self.retained_bytes - previous_size + message.size > self.retained_bytes_max:
             self.policy.dropped("retained_full")
             return False
@@ -218,7 +222,9 @@ class Router:
         )
         self.retained.set(name, kept)
         self.retained_bytes += kept.size - previous_size
-        if self._recorder is not None and size and not name.startswith("$SYS/"):
+        if is_own:
+            self._own_retained += previous is None
+        elif self._recorder is not None and size:
             self._recorder.retained_saved(kept)
         return True
 
@@ -260,5 +266,6 @@ class Router:
     def _forget_retained(self, name: str, message: Message) -> None:
         self.retained.pop(name)
         self.retained_bytes -= message.size
+        self._own_retained -= name.startswith("$SYS/")
         if self._recorder is not None:
             self._recorder.retained_ended(message.topic)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.kit.processes import free_ports, wait_until_listening
 
-__all__ = ["mosquitto"]
+__all__ = ["mosquitto", "mosquitto_program"]
 
 _SETTINGS = """
 listener {port} 127.0.0.1
@@ -22,12 +22,18 @@ max_queued_messages 0
 """
 
 
-@contextmanager
-def mosquitto(folder: Path) -> Iterator[int]:
-    """Run mosquitto while entered; gives its port. Skips the calling test where it is absent."""
+def mosquitto_program() -> str:
+    """Return where mosquitto is. Skips the calling test where it is absent."""
     program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if program is None:
         pytest.skip("mosquitto is not installed on this machine")
+    return program
+
+
+@contextmanager
+def mosquitto(folder: Path) -> Iterator[int]:
+    """Run mosquitto while entered; gives its port. Skips the calling test where it is absent."""
+    program = mosquitto_program()
     (port,) = free_ports(1)
     config = folder / "mosquitto.conf"
     config.write_text(_SETTINGS.format(port=port))

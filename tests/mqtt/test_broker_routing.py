@@ -353,6 +353,20 @@ async def test_retained_messages_over_the_limit_are_refused() -> None:
         assert broker.broker.stats().drops == {"retained_full": 1}
 
 
+async def test_what_the_server_retains_itself_takes_nobodys_place() -> None:
+    config = BrokerConfig(retained_messages_max=2, sys_interval_s=0.01)
+    async with serving(config) as broker:
+        reader = await broker.connect("reader")
+        await reader.subscribe("$SYS/#")
+        await reader.receive(Publish)  # the server's own are there
+        client = await broker.connect("one")
+        for topic in ("a", "b"):
+            client.send(Publish(topic, b"1", 1, packet_id=1, retain=True))
+            assert (await client.receive(Puback)).reason_code == ReasonCode.SUCCESS
+        client.send(Publish("c", b"1", 1, packet_id=1, retain=True))
+        assert (await client.receive(Puback)).reason_code == ReasonCode.QUOTA_EXCEEDED
+
+
 # -- message expiry ---------------------------------------------------------------------------
 
 

@@ -19,7 +19,15 @@ from pathlib import Path
 __all__ = ["add_arguments", "run"]
 
 _FOLDER = Path("benchmarks")
-_TOOLS = {"brokers", "counting_proxy", "load", "slow_link"}  # what benchmarks are made of
+_TOOLS = {  # what benchmarks are made of
+    "brokers",
+    "compare",
+    "counting_proxy",
+    "flow",
+    "load",
+    "slow_link",
+    "wire",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
