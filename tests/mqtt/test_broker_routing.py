@@ -362,7 +362,8 @@ async def test_what_the_server_retains_itself_takes_nobodys_place() -> None:
         client = await broker.connect("one")
         for topic in ("a", "b"):
             client.send(Publish(topic, b"1", 1, packet_id=1, retain=True))
-            assert (await client.receive(Puback)).reason_code == ReasonCode.SUCCESS
+            code = (await client.receive(Puback)).reason_code
+            assert code == ReasonCode.NO_MATCHING_SUBSCRIBERS  # and kept
         client.send(Publish("c", b"1", 1, packet_id=1, retain=True))
         assert (await client.receive(Puback)).reason_code == ReasonCode.QUOTA_EXCEEDED
 
