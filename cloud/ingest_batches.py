@@ -29,6 +29,7 @@ from cloud.ingest_parts import Encoded, PartEncoder
 from cloud.ingest_sources import HeldSeqs, SourceState
 from cloud.ingest_structured import StructuredLine, StructuredPool
 from cloud.stream.contract import GivenUp, Part, Stream, StreamError, StreamFull
+from mqtt.broker.access.rules import speaks_for
 from mqtt.broker.seams import ClientInfo, PublishRun
 from mqtt.errors import MalformedPacket
 from mqtt.frames import parse_publishes
@@ -208,6 +209,10 @@ class BatchIngest:
         if not gateway or "/" in gateway:
             error = BatchError("malformed", "the topic does not end in a gateway's id")
             self._refuse(line, work, index, ReasonCode.TOPIC_NAME_INVALID, error)
+            return
+        if not speaks_for(gateway, work.run.client):
+            error = BatchError("malformed", f"not a client of gateway '{gateway}'")
+            self._refuse(line, work, index, ReasonCode.NOT_AUTHORIZED, error)
             return
         if line.decoder is None or line.gateway != gateway:
             line.gateway = gateway

@@ -31,6 +31,11 @@ __all__ = [
 
 NOT_CAPTURED: Final = -1
 
+# the server's own names, in which no client speaks [MQTT-4.7.2-1]: docs/link-format.md, commands.md
+_SERVERS: Final = ("$SYS/", "$share/", "tidegate/v1/down", "tidegate/v1/outcome/")
+# each for one client alone: as a wildcard does not match `$`, it does not match these
+_PRIVATE: Final = "tidegate/v1/down/"
+
 _ROUTES_BYTES_MAX: Final = 16 << 20  # of topics, however few and long
 _CLIENT_ROUTES_BYTES_MAX: Final = 256 << 10
 
@@ -157,7 +162,7 @@ class RouteTable(dict[bytes, Route]):
             raise ProtocolError(ReasonCode.TOPIC_NAME_INVALID, fault.detail, fault.clause)
         verdict = 0
         # Clients do not talk to one another through the server's own names [MQTT-4.7.2-1].
-        if name.startswith(("$SYS/", "$share/")):
+        if name.startswith(_SERVERS):
             verdict = int(ReasonCode.NOT_AUTHORIZED)
         lane = self._lane(name) if self._lane is not None and not verdict else None
         if lane is None:
@@ -169,7 +174,9 @@ class RouteTable(dict[bytes, Route]):
         """Find the receivers of a route anew."""
         targets: dict[object, Target] = {}
         shares: list[ShareGroup] = []
-        for values in self.tree.match(route.name):
+        private = route.name.startswith(_PRIVATE)
+        match = self.tree.match_exactly if private else self.tree.match
+        for values in match(route.name):
             for entry in values.values():
                 if isinstance(entry, ShareGroup):
                     shares.append(entry)

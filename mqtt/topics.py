@@ -214,6 +214,11 @@ class TopicTree(Generic[K, V]):
                 found.append(node.hash)
         return found
 
+    def match_exactly(self, topic_name: str) -> list[dict[K, V]]:
+        """Return the values of the filter that is the topic name itself, as `match` does."""
+        exact = self._exact.get(topic_name)
+        return [] if exact is None else [exact]
+
     def _wildcard_values(self, topic_filter: str) -> dict[K, V]:
         """Return the values at a filter with a wildcard, made if need be."""
         levels = topic_filter.split("/")

@@ -60,6 +60,7 @@ from cloud.parts import CloudNode
 from cloud.query_time import iso
 from cloud.sinks.contract import Sink, SinkUnavailable
 from cloud.stream.contract import StreamError
+from mqtt.broker.access.rules import speaks_for
 from mqtt.broker.broker import Outgoing
 from mqtt.broker.seams import PublishRun
 from mqtt.errors import MqttError
@@ -253,7 +254,15 @@ class CommandsPart:
         for first, topic, _, block, payload in publishes:
             name = topic.decode()
             if name.startswith(CTL_PREFIX):
-                codes.append(await self._hear(name[len(CTL_PREFIX) :], payload))
+                gateway = name[len(CTL_PREFIX) :]
+                if speaks_for(gateway, run.client):
+                    codes.append(await self._hear(gateway, payload))
+                else:
+                    codes.append(ReasonCode.NOT_AUTHORIZED)
+                    limited(log, ("stranger", gateway), _LOG_EVERY_S).warning(
+                        "control_refused", gateway=gateway, client_id=run.client.client_id,
+                        error="not a client of that gateway",
+                    )  # fmt: skip
                 continue
             try:
                 rows.append(self._row(name, payload, first >> 1 & 3, _properties(block)))

@@ -113,11 +113,30 @@ def test_the_gateways_preset() -> None:
     assert some.allows(gateway, "publish", "tidegate/v1/up/hall-7")
     assert not some.allows(gateway, "publish", "tidegate/v1/up/hall-8")
     assert some.allows(gateway, "subscribe", "tidegate/v1/down/hall-7")
+    assert some.allows(gateway, "subscribe", "tidegate/v1/down")
+    assert some.allows(gateway, "publish", "tidegate/v1/ctl/hall-7")
+    assert not some.allows(gateway, "publish", "tidegate/v1/ctl/hall-8")
+    assert not some.allows(gateway, "subscribe", "tidegate/v1/down/hall-8")
     assert not some.allows(reader, "publish", "tidegate/v1/up/hall-7")
+    assert not some.allows(reader, "publish", "tidegate/v1/ctl/hall-7")
+    assert not some.allows(reader, "subscribe", "tidegate/v1/down/hall-7")
     assert not some.allows(reader, "publish", "devices/pump-3/t")
     assert some.allows(reader, "subscribe", "devices/#")
     assert some.allows(Identity("pump-3"), "publish", "devices/pump-3/t")
     assert not some.allows(Identity("pump-3"), "subscribe", "#")
+
+
+@pytest.mark.parametrize("preset", ["open", "own-devices", "gateways"])
+def test_what_goes_down_to_a_gateway_is_for_no_other_client(preset: str) -> None:
+    some = rules(RuleConfig(topics=("#",)), preset=preset)
+    mine = "tidegate/v1/down/hall-7"
+    assert some.allows(Identity("tidegate-hall-7"), "subscribe", mine)
+    assert some.allows(Identity("tidegate-hall-7-redrive"), "subscribe", mine)
+    assert some.allows(Identity("anything", user="hall-7"), "subscribe", mine)
+    assert not some.allows(Identity("pump-3"), "subscribe", mine)
+    assert not some.allows(Identity("tidegate-hall-70"), "subscribe", mine)
+    assert not some.allows(Identity("hall-7-b"), "subscribe", mine)
+    assert some.allows(Identity("pump-3"), "subscribe", "#")  # gets none of it
 
 
 def test_a_client_id_is_owned_by_user_or_name() -> None:

@@ -28,7 +28,16 @@ def test_a_route_says_all_there_is_to_say_of_a_topic() -> None:
     assert routes[b"devices/d"] is live
 
 
-@pytest.mark.parametrize("topic", [b"$SYS/x", b"$share/g/t"])
+@pytest.mark.parametrize(
+    "topic",
+    [
+        b"$SYS/x",
+        b"$share/g/t",
+        b"tidegate/v1/down",
+        b"tidegate/v1/down/g",
+        b"tidegate/v1/outcome/d",
+    ],
+)
 def test_the_servers_own_names_cannot_be_published_to(topic: bytes) -> None:
     assert table()[topic].verdict == ReasonCode.NOT_AUTHORIZED
 
@@ -67,6 +76,18 @@ def test_receivers_are_found_anew_only_where_they_may_have_changed() -> None:
     assert not router.receivers(one)
     assert not router.receivers(two)
     assert len(router.tree) == 0
+
+
+def test_what_is_for_one_client_alone_matches_no_wildcard() -> None:
+    policy = SessionPolicy()
+    router = Router(policy)
+    filters = ("#", "tidegate/#", "tidegate/v1/down/+", "tidegate/v1/down/g")
+    sessions = {each: Session(each, policy) for each in filters}
+    for each, session in sessions.items():
+        router.subscribe(session, Subscription(each, 1))
+    route = router.routes[b"tidegate/v1/down/g"]
+    assert router.receivers(route)
+    assert [target.session for target in route.targets] == [sessions["tidegate/v1/down/g"]]
 
 
 def test_a_route_that_was_dropped_for_room_still_learns_of_subscribers() -> None:

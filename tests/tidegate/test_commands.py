@@ -6,16 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from bridge.commands import Outcome, seal_message
 from cloud.commands.config import CommandsConfig
 from cloud.node import Node
 from edge.service import EdgeService
 from mqtt.aio import Client
+from mqtt.packets import Subscription
 from mqtt.properties import (
     CORRELATION_DATA,
     MESSAGE_EXPIRY_INTERVAL,
     RESPONSE_TOPIC,
     USER_PROPERTY,
 )
+from mqtt.reason_codes import ReasonCode
 from tests.kit.nodes import node_config, running_node
 from tests.kit.sites import Box, client_at, running_gateway, until
 from tidegate.node_api import ask_node
@@ -169,10 +172,11 @@ async def test_an_answer_that_can_go_nowhere_holds_up_nothing(tmp_path: Path) ->
         deep = {RESPONSE_TOPIC: "/".join("x" * 500)}
         await operator.publish("devices/nobody/cmd/x", b"1", 1, properties=deep)
         await outcome(told)
-        refused = await operator.publish("tidegate/v1/ctl/gw-1", b"nonsense", 1)
-        assert refused.reason_code == 0x99
-        refused = await operator.publish("tidegate/v1/ctl/a/b", b"nonsense", 1)
-        assert refused.reason_code == 0x90
+        async with client_at(node.port, "tidegate-gw-9") as (gateway, _):
+            refused = await gateway.publish("tidegate/v1/ctl/gw-9", b"nonsense", 1)
+            assert refused.reason_code == 0x99
+            refused = await gateway.publish("tidegate/v1/ctl/a/b", b"nonsense", 1)
+            assert refused.reason_code == 0x87
         await send(operator, b"x", topic="devices/nobody/cmd/x", command_id="after")
         assert (await outcome(told, 2))[1]["id"] == "after"
 
@@ -231,3 +235,24 @@ async def test_commands_survive_restarts_of_both_ends(tmp_path: Path) -> None:
         (said,) = await outcome(told)
         assert said["outcome"] == "delivered"
         assert device.payloads() == [b"patience"]
+
+
+async def test_a_device_cannot_speak_or_listen_for_a_gateway(tmp_path: Path) -> None:
+    async with (
+        site(tmp_path) as (node, gateway),
+        client_at(gateway.port, "d1", "devices/d1/cmd/#") as (_, device),
+        client_at(node.port, "eve", "#", "tidegate/v1/down/+") as (eve, heard),
+        client_at(node.port, "operator", OUTCOMES) as (operator, told),
+    ):
+        (code,) = await eve.subscribe(Subscription("tidegate/v1/down/gw-1", 1))
+        assert code == ReasonCode.NOT_AUTHORIZED
+        forged = seal_message(Outcome("open-1", "delivered", "", 1))
+        for topic in ("ctl/gw-1", "up/gw-1", "down/gw-1", "outcome/d1"):
+            answer = await eve.publish(f"tidegate/v1/{topic}", forged, 1)
+            assert answer is not None
+            assert answer.reason_code == ReasonCode.NOT_AUTHORIZED, topic
+        await send(operator, b"open", command_id="open-1")
+        assert [one["outcome"] for one in await outcome(told)] == ["delivered"]
+        assert device.payloads() == [b"open"]
+        topics = {message.topic_name for message in heard.messages}
+        assert not any(topic.startswith("tidegate/v1/down/") for topic in topics)

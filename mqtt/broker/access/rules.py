@@ -3,6 +3,7 @@
 A rule that allows a subscription must cover every topic the filter can match; a rule that denies
 one refuses it when there is any topic in common, so that `#` does not slip past a denied branch.
 MQTT 5.0 section 4.7 says what filters match.
+What the cloud sends down to one gateway is for that gateway alone, whatever the rules say.
 Invariant: a client id or name with a wildcard or a `/` in it never widens what a rule allows.
 """
 
@@ -14,10 +15,12 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from mqtt.broker.access.config import AccessConfig, RuleConfig
+from mqtt.broker.seams import ClientInfo
 
-__all__ = ["Identity", "RuleSet", "covers", "overlaps"]
+__all__ = ["Identity", "RuleSet", "covers", "overlaps", "speaks_for"]
 
 _GATEWAY_PREFIX: Final = "tidegate-"  # of a gateway's client id: docs/link-format.md
+_DOWN: Final = ["tidegate", "v1", "down"]
 _BIND: Final = ("-", ".", ":", "_")
 
 _OWN_DEVICES: Final = RuleConfig(topics=("devices/%c/#",))
@@ -25,8 +28,8 @@ _PRESETS: Final[dict[str, tuple[RuleConfig, ...]]] = {
     "open": (),
     "own-devices": (_OWN_DEVICES,),
     "gateways": (
-        RuleConfig(action="publish", topics=("tidegate/v1/up/%g",)),
-        RuleConfig(action="subscribe", topics=("tidegate/v1/down/%g",)),
+        RuleConfig(action="publish", topics=("tidegate/v1/up/%g", "tidegate/v1/ctl/%g")),
+        RuleConfig(action="subscribe", topics=("tidegate/v1/down", "tidegate/v1/down/%g")),
         RuleConfig(effect="deny", action="publish", topics=("tidegate/#",)),
         _OWN_DEVICES,
         RuleConfig(action="subscribe", who=("authenticated", "local"), topics=("#", "$SYS/#")),
@@ -64,6 +67,16 @@ class Identity:
         )
 
 
+def speaks_for(gateway: str, client: ClientInfo) -> bool:
+    """Return True when a client may be a gateway: by name, user or, as all may claim, client id."""
+    client_id = client.client_id.removeprefix(_GATEWAY_PREFIX)
+    known = (client.certificate_name, client.username, client_id)
+    # a connection beside the uplink's own has a purpose behind the gateway's id
+    return gateway in known or (
+        client_id != client.client_id and client_id.startswith(f"{gateway}-")
+    )
+
+
 class RuleSet:
     """The rules of a configuration.
 
@@ -85,9 +98,11 @@ class RuleSet:
             action: "publish" or "subscribe".
             topic: A topic name, or a filter without `$share/{name}/`.
         """
+        levels = topic.split("/")
+        if action == "subscribe" and levels[:3] == _DOWN and not _may_hear(who, levels[3:]):
+            return False
         if not self._rules:
             return True
-        levels = topic.split("/")
         for rule in self._rules:
             if rule.action not in (action, "all") or not _concerns(rule, who):
                 continue
@@ -98,6 +113,17 @@ class RuleSet:
                 if expanded is not None and matches(expanded, levels):
                     return allow
         return False
+
+
+def _may_hear(who: Identity, below: Sequence[str]) -> bool:
+    """Return True when a filter below `tidegate/v1/down` asks for nobody else's messages.
+
+    A wildcard there gets none: mqtt/server_routes.py.
+    """
+    if len(below) != 1 or below[0] in ("+", "#"):
+        return True
+    client = ClientInfo(who.client_id, 5, who.user, certificate_name=who.name)
+    return speaks_for(below[0], client)
 
 
 def _concerns(rule: RuleConfig, who: Identity) -> bool:
