@@ -55,6 +55,11 @@ def figures_of(
             "messages_received": sum(mqtt.messages_received),
             "messages_sent": sum(mqtt.messages_sent),
             "drops": mqtt.drops,
+            "full_queues": mqtt.full_queues,
+            "full_sessions": mqtt.full_sessions,
+            "publishers_waiting": mqtt.publishers_waiting,
+            "queue_refusals": mqtt.queue_refusals,
+            "sessions_ended_full": mqtt.sessions_ended_full,
         },
         "ingest": {
             **asdict(batches),
@@ -122,6 +127,11 @@ def register_metrics(
         "tidegate_mqtt_connections",
         "Clients connected.",
         lambda: float(broker.stats().connections),
+    )
+    metrics.gauge(
+        "tidegate_mqtt_full_queues",
+        "Sessions whose queues a publish found full.",
+        lambda: float(broker.stats().full_queues),
     )
     metrics.counter(
         "tidegate_mqtt_drops",

@@ -52,6 +52,11 @@ def edge_status(parts: Parts) -> dict[str, Any]:
             "messages_received": sum(mqtt.messages_received),
             "messages_sent": sum(mqtt.messages_sent),
             "drops": mqtt.drops,
+            "full_queues": mqtt.full_queues,
+            "full_sessions": mqtt.full_sessions,
+            "publishers_waiting": mqtt.publishers_waiting,
+            "queue_refusals": mqtt.queue_refusals,
+            "sessions_ended_full": mqtt.sessions_ended_full,
         },
         "capture": asdict(parts.capture.stats),
         "journal": {
@@ -238,11 +243,14 @@ def _broker_metrics(metrics: Metrics, broker: Broker) -> None:
         "captured": "captured_messages",
         "capture_refusals": "capture_refusals",
         "protocol_faults": "protocol_faults",
+        "queue_refusals": "queue_refusals",
+        "sessions_ended_full": "sessions_ended_full",
     }
     for attribute, name in counters.items():
         text = f"MQTT: {name.replace('_', ' ')} since the start."
         metrics.counter(f"tidegate_mqtt_{name}", text, read(attribute))
-    for name in ("connections", "sessions", "subscriptions", "retained_messages", "queued_bytes"):
+    gauges = ("connections", "sessions", "subscriptions", "retained_messages", "queued_bytes")
+    for name in (*gauges, "full_queues", "publishers_waiting"):
         text = f"MQTT: {name.replace('_', ' ')} now."
         metrics.gauge(f"tidegate_mqtt_{name}", text, read(name))
     metrics.counter(

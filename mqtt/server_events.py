@@ -79,6 +79,14 @@ class Arrivals:
         self.packet_ids: list[int] = []  # 0 for QoS 0
         self.routes: list[Route] = []
 
+    def rest(self, index: int) -> Arrivals:
+        """Return the publishes from the one at `index` on."""
+        rest = Arrivals()
+        rest.messages = self.messages[index:]
+        rest.packet_ids = self.packet_ids[index:]
+        rest.routes = self.routes[index:]
+        return rest
+
 
 # What the server keeps of a captured run: whom to answer; QoS, and RETAIN as bit 2, of every
 # publish of the run; their packet identifiers, 2 bytes each, none for QoS 0; the routes that local

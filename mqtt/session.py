@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, Final, Protocol
 
 from mqtt.packets import Subscription
 from mqtt.primitives import encode_variable_integer
 from mqtt.server_messages import Message
+from mqtt.session_policy import SessionPolicy
 
 __all__ = [
     "ASKED",
@@ -32,7 +32,6 @@ __all__ = [
     "Link",
     "Recorder",
     "Session",
-    "SessionPolicy",
     "ShareGroup",
     "Subscribed",
     "expiry_property",
@@ -82,23 +81,6 @@ class Recorder(Protocol):
     def delivery_ended(self, session: Session, packet_id: int, delivery: Delivery) -> None:
         """The last acknowledgement came, or the message was dropped."""
         ...
-
-
-@dataclass(slots=True)
-class SessionPolicy:
-    """Limits of every session of a broker, and what was dropped by them, by reason."""
-
-    queue_messages_max: int = 10_000
-    queue_bytes_max: int = 16 << 20
-    inflight_max: int = 100  # unacknowledged at once, however large the client's receive maximum
-    queues_bytes_max: int = 64 << 20  # of all sessions together
-    drops: dict[str, int] = field(default_factory=dict)
-    sent: list[int] = field(default_factory=lambda: [0, 0, 0])  # PUBLISH packets by QoS
-    queued_bytes: int = 0  # of all sessions
-
-    def dropped(self, reason: str, count: int = 1) -> None:
-        """Count messages that a client will not get."""
-        self.drops[reason] = self.drops.get(reason, 0) + count
 
 
 class Subscribed:
@@ -153,30 +135,33 @@ class ShareGroup:
         self.members.pop(session, None)
         self._order = tuple(self.members.values())
 
-    def choose(self, *, besides: Session | None = None) -> Subscribed | None:
+    def choose(self, size: int, *, besides: Session | None = None) -> Subscribed | None:
         """Return who gets the next message: a connected member with room, else a connected one.
 
-        Only when nobody is connected does a session that waits for its client get it.
+        Only when nobody connected can queue it does a session that waits for its client get it,
+        and a full one only when all are.
         """
         order = self._order
         count = len(order)
         first = self._turn
-        connected = waiting = None
+        connected = waiting = full = None
         for index in range(first, first + count):
             entry = order[index % count]
             session = entry.session
             if session is besides:
                 continue
-            if session.link is None:
-                waiting = waiting or entry
-            elif session.has_room():
+            if session.has_room():
                 self._turn = (index + 1) % count
                 return entry
+            if not session.takes(size):
+                full = full or entry
+            elif session.link is None:
+                waiting = waiting or entry
             else:
                 connected = connected or entry
         if count:
             self._turn = (first + 1) % count
-        return connected or waiting
+        return connected or waiting or full
 
 
 class Delivery:
@@ -296,10 +281,10 @@ class Session:
         if outbound is None:
             outbound = self.outbound = {}
         elif (
-            len(outbound) >= policy.queue_messages_max
-            or self.queued_bytes + delivery.size > policy.queue_bytes_max
-            or policy.queued_bytes + delivery.size > policy.queues_bytes_max
-        ):
+            len(outbound) >= policy.messages_half
+            or self.queued_bytes + delivery.size > policy.bytes_half
+            or policy.queued_bytes + delivery.size > policy.total_half
+        ) and not self._make_room(delivery.size):
             policy.dropped("queue_full")
             return False
         packet_id = self.next_packet_id
@@ -394,6 +379,30 @@ class Session:
         self.outbound[packet_id] = delivery
         self.queued_bytes += delivery.size
         self.policy.queued_bytes += delivery.size
+        self.policy.crowded.add(self)  # until somebody has looked
+
+    def takes(self, size: int, count: int = 1) -> bool:
+        """Return True when the queue has room for messages of `size` bytes in all.
+
+        An empty queue takes one message however large it is.
+        """
+        outbound = self.outbound
+        policy = self.policy
+        if not outbound and count == 1:
+            return True
+        return (
+            len(outbound or ()) + count <= policy.queue_messages_max
+            and self.queued_bytes + size <= policy.queue_bytes_max
+        )
+
+    def is_crowded(self) -> bool:
+        """Return True when the queue is more than half full, or all queues together are."""
+        policy = self.policy
+        return bool(self.outbound) and (
+            len(self.outbound or ()) > policy.messages_half
+            or self.queued_bytes > policy.bytes_half
+            or policy.queued_bytes > policy.total_half
+        )
 
     def received(self, packet_id: int) -> bool:
         """A PUBREC came: True when PUBREL is the answer, False when the id is not known."""
@@ -422,6 +431,7 @@ class Session:
                 del self.outbound[packet_id]
                 self._ended(packet_id, delivery)
         self.outbound = self.unsent = None
+        self.policy.crowded.discard(self)
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -461,6 +471,18 @@ class Session:
         link.send(frame)
         return True
 
+    def _make_room(self, size: int) -> bool:
+        """The queue is crowded: return True when it takes `size` bytes more, as policy has it."""
+        policy = self.policy
+        policy.crowded.add(self)
+        if policy.queue_full == "drop_oldest":
+            for packet_id, delivery in list(self.outbound.items() if self.outbound else ()):
+                if self.takes(size) and policy.takes(size):
+                    break
+                if not delivery.dup:  # what was sent is finished [MQTT-4.3.2-1] [MQTT-4.3.3-1]
+                    self._drop(packet_id, delivery, "queue_full_oldest")
+        return self.takes(size) and policy.takes(size)
+
     def _window_open(self, link: Link) -> bool:
         used = self.window_used
         return used < link.receive_maximum and used < self.policy.inflight_max
@@ -480,6 +502,8 @@ class Session:
             tracker(taken)
         elif self.recorder is not None:
             self.recorder.delivery_ended(self, packet_id, delivery)
+        if self.policy.full:
+            self.policy.look_at(self)
 
 
 def identifier_property(identifier: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mqtt.server_events import ServerLimits
+from mqtt.session_policy import DROP_NEWEST, DROP_OLDEST, REFUSE
 from runtime.config import setting
 
 __all__ = ["BrokerConfig"]
@@ -64,7 +65,7 @@ class BrokerConfig:
     )
     queue_messages_max: int = setting(
         10_000,
-        help="QoS 1 and 2 messages that wait for one client; more are dropped and counted.",
+        help="QoS 1 and 2 messages that wait for one client; queue_full says what comes of more.",
         minimum=1,
         maximum=60_000,
     )
@@ -73,6 +74,19 @@ class BrokerConfig:
     )
     queues_bytes_max: int = setting(
         64 << 20, help="Bytes that wait for all clients together.", unit="bytes", minimum=1024
+    )
+    queue_full: str = setting(
+        REFUSE,
+        choices=(REFUSE, DROP_OLDEST, DROP_NEWEST),
+        help="What becomes of a QoS 1 or 2 message for a client whose queue is full: its publisher "
+        "waits or is refused (0x97), or an acknowledged message is dropped and counted.",
+    )
+    queue_full_patience_s: float = setting(
+        300.0,
+        help="With 'refuse': how long a full queue may hold publishers up before its session is "
+        "ended. 0 = for as long as the session lives.",
+        unit="s",
+        minimum=0,
     )
     sessions_max: int = setting(
         20_000, help="Sessions kept, clients away included; more are refused 0x97.", minimum=1

@@ -15,15 +15,16 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from sys import intern
 from typing import TYPE_CHECKING, Any, Final
 
+from mqtt.broker.full_queues import Way
 from mqtt.broker.net.config import is_loopback
 from mqtt.broker.seams import PublishRun
 from mqtt.broker.settling import HeldRun, answer, settle
-from mqtt.errors import MqttError
+from mqtt.errors import MqttError, ProtocolError
 from mqtt.frames import parse_publishes
 from mqtt.reason_codes import ReasonCode
 from mqtt.server import ServerConnection
@@ -47,6 +48,7 @@ _STOPPING: Final = 32
 _WRITE: Final = 16  # the client does not read what it is answered
 _VERDICT: Final = 64  # whether it may publish has to be asked for
 _HELD: Final = 256  # whether it may subscribe has to be asked for
+_QUEUE: Final = 512  # a subscriber's queue has no room for what it publishes
 
 _CLOSE_TIMEOUT_S: Final = 2.0
 _LINGERING_MAX: Final = 1000
@@ -61,6 +63,7 @@ class Connection(asyncio.Protocol):
         "_feed",
         "_held",
         "_paused",
+        "_waits_for",
         "auth",
         "closed",
         "core",
@@ -93,6 +96,7 @@ class Connection(asyncio.Protocol):
         self.auth: Authentication | None = None  # None without enhanced authentication
         self._held = False  # events wait in `_backlog` for a verdict on the one before them
         self._backlog: list[Event] | None = None
+        self._waits_for = 0  # the reason for a backlog that is to be offered again
         self._feed: Iterator[object] | None = None  # retained messages still to be sent
 
     # -- asyncio.Protocol ---------------------------------------------------------------------
@@ -160,21 +164,26 @@ class Connection(asyncio.Protocol):
     def _handle(self, events: list[Event]) -> None:
         for index, event in enumerate(events):
             if self.closed:
+                self._forget(events[index:])
                 return
             if type(event) is PublishRun:
-                if not self._take(event):
-                    self._backlog = events[index:]
-                    return
+                left: Sequence[Event] | None = self._take(event)
             else:
-                self.core.handlers[type(event)](self, event)
-                if self._held:
-                    self._backlog = events[index + 1 :]
-                    return
+                left = self.core.handlers[type(event)](self, event)
+            if left or self._held:
+                self._wait_with([*(left or ()), *events[index + 1 :]])
+                return
         machine = self.machine
         if machine.unacknowledged > machine.limits.receive_maximum:
             self.pause(_INFLIGHT)
         if not machine.writable and self._unsent_bytes() > 4 * self.core.config.write_buffer_bytes:
             self.pause(_WRITE)
+
+    def _wait_with(self, events: list[Event]) -> None:
+        """Keep events until they can be handled; forget them if that is never."""
+        self._backlog = events
+        if self.closed:
+            self._forget_backlog()
 
     def _unsent_bytes(self) -> int:
         size: int = self.transport.get_write_buffer_size()
@@ -184,7 +193,52 @@ class Connection(asyncio.Protocol):
         """Handle what came with the CONNECT, once it is answered."""
         self._handle(self.machine.receive_data(b"", self.core.now_s))
 
-    def _take(self, run: PublishRun) -> bool:
+    def _take(self, run: PublishRun) -> Sequence[Event] | None:
+        """Hand a run to the capture; return what of it is to be offered again later, if any."""
+        core = self.core
+        _, flags, _, routes = run.token
+        policy = core.policy
+        if (
+            flags & 3
+            and (policy.crowded or len(run.frames) > policy.leap_bytes)
+            and core.queues.may_block(run, routes)
+        ):
+            return self._take_singly(run)
+        return None if self._capture(run) else [run]
+
+    def _take_singly(self, run: PublishRun) -> Sequence[Event] | None:
+        """Take the publishes of a run one by one, as far as subscribers have room for them."""
+        queues = self.core.queues
+        machine, flags, _, _ = run.token
+        runs = queues.singly(run)
+        for index, single in enumerate(runs):
+            _, _, ids, routes = single.token
+            size, client_id = len(single.frames), single.client.client_id
+            blockers = [queues.blocker(route, flags & 3, size, client_id) for route in routes]
+            if not any(blockers):
+                if not self._capture(single):
+                    return runs[index:]
+                continue
+            way = self.blocked(next(filter(None, blockers)))
+            if way is not Way.REFUSE:
+                return runs[index:]
+            queues.refusals += 1
+            answer(machine, flags & 3, ids, ReasonCode.QUOTA_EXCEEDED)
+        return None
+
+    def blocked(self, blocker: Session) -> Way:
+        """A publish of this client found a queue full: stand still, or go, if so decided."""
+        core = self.core
+        way = core.queues.way(self, blocker)
+        if way is Way.HOLD:
+            self.pause(_QUEUE)
+            self._waits_for = _QUEUE
+            core.queues.wait(self)
+        elif way is Way.CUT_OFF:
+            self.fail(ProtocolError(ReasonCode.QUOTA_EXCEEDED, "its own queue of messages is full"))
+        return way
+
+    def _capture(self, run: PublishRun) -> bool:
         """Hand a run to the capture; False when it is to be offered again later."""
         core = self.core
         capture = core.capture
@@ -207,7 +261,7 @@ class Connection(asyncio.Protocol):
                     break
         if capture.saturated():
             self.pause(_CAPTURE)
-            core.when_capture_relieved(self._capture_relieved)
+            core.when_capture_relieved(partial(self._relieved, _CAPTURE))
         return True
 
     def _refused(self, run: PublishRun, reason_code: int) -> bool:
@@ -223,22 +277,31 @@ class Connection(asyncio.Protocol):
         else:
             core.stats.capture_refusals += run.count
             self.pause(_CAPTURE)
-            core.when_capture_relieved(self._capture_relieved)
+            self._waits_for = _CAPTURE
+            core.when_capture_relieved(partial(self._relieved, _CAPTURE))
             return False
         return True
 
-    def _capture_relieved(self) -> None:
-        """The capture takes runs again."""
-        if self.closed:
+    def queue_eased(self) -> None:
+        """A subscriber's queue may have room for what stands still here."""
+        self._relieved(_QUEUE)
+
+    def _relieved(self, reason: int) -> None:
+        """The capture takes runs again, or a subscriber's queue may have room."""
+        if self.closed or not self._paused & reason:
             return
         if self._held:
-            self.resume(_CAPTURE)
+            self.resume(reason)
             return
         backlog, self._backlog = self._backlog, None
         if backlog is not None:
             self._handle(backlog)
-        if self._waits_for_verdict() or self._backlog is None:
-            self.resume(_CAPTURE)
+        if self._is_done_with(reason):
+            self.resume(reason)
+
+    def _is_done_with(self, reason: int) -> bool:
+        """Return True when nothing waits for a reason any more."""
+        return self._held or self._backlog is None or self._waits_for != reason
 
     def _waits_for_verdict(self) -> bool:
         return self._held
@@ -498,6 +561,7 @@ class Connection(asyncio.Protocol):
             return
         self.closed = True
         self._forget_backlog()
+        self.core.queues.forget(self)
         self._feed = None
         core = self.core
         core.connections.discard(self)
@@ -522,10 +586,14 @@ class Connection(asyncio.Protocol):
     def _forget_backlog(self) -> None:
         """What was read and not handled comes again: its QoS 2 identifiers are free."""
         backlog, self._backlog = self._backlog, None
+        if backlog:
+            self._forget(backlog)
+
+    def _forget(self, events: Iterable[Event]) -> None:
         inbound = self.session.inbound if self.session is not None else None
-        if not backlog or not inbound:
+        if not inbound:
             return
-        for event in backlog:
+        for event in events:
             if isinstance(event, PublishRun):
                 _, flags, ids, _ = event.token
                 if flags & 3 == 2:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mqtt.broker.access.enhanced import AuthMethod
 from mqtt.broker.config import BrokerConfig
+from mqtt.broker.full_queues import FullQueues
 from mqtt.broker.logs import BoundedLog
 from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.registry import SessionRegistry
 from mqtt.broker.router import Router
 from mqtt.broker.seams import Access, Capture, ClientInfo, Hooks, PublishRun, SessionStore
 from mqtt.broker.timers import TimerWheel
+from mqtt.server_events import Event
 from mqtt.server_messages import Message, PropertyBlocks, publish_parts
-from mqtt.session import Session, SessionPolicy
+from mqtt.session import Session
+from mqtt.session_policy import SessionPolicy
 from runtime.clock import Clock
 
 if TYPE_CHECKING:
@@ -40,6 +43,11 @@ class BrokerStats:
     subscriptions: int = 0
     retained_messages: int = 0
     queued_bytes: int = 0  # messages waiting for their subscribers, all sessions
+    full_queues: int = 0  # sessions that a publish did not find room in
+    full_sessions: list[str] = field(default_factory=list)  # their client ids, a few at most
+    publishers_waiting: int = 0  # connections that stand still for them
+    queue_refusals: int = 0  # publishes refused because a subscriber's queue was full
+    sessions_ended_full: int = 0  # sessions ended because their queues stayed full
     messages_received: list[int] = field(default_factory=lambda: [0, 0, 0])  # by QoS
     messages_sent: list[int] = field(default_factory=lambda: [0, 0, 0])
     bytes_received: int = 0
@@ -82,6 +90,7 @@ class Core:
             config.queue_bytes_max,
             config.inflight_max,
             config.queues_bytes_max,
+            config.queue_full,
         )
         self.recorder = StoreRecorder(store, clock) if store is not None else None
         self.router = Router(
@@ -101,6 +110,7 @@ class Core:
             self.publish_will,
             config.session_expiry_max_s,
         )
+        self.queues = FullQueues(self)
         self.connections: set[Connection] = set()
         self.closing: set[Connection] = set()  # closed by us, their last bytes still going out
         self.slow: set[Connection] = set()  # whose write buffers are full
@@ -109,7 +119,7 @@ class Core:
         self.closed_bytes_sent = 0  # on connections that are gone
         # Event type -> what is done about it; set by the broker.
         self.auth_methods: Mapping[str, AuthMethod] = {}  # enhanced authentication, by name
-        self.handlers: dict[type, Callable[[Connection, Any], None]] = {}
+        self.handlers: dict[type, Callable[[Connection, Any], Sequence[Event] | None]] = {}
         self._writable: asyncio.Event | None = None  # somebody waits for slow clients
         self._closed: asyncio.Event | None = None  # somebody waits for closing connections
         self._waiting_for_capture: list[Callable[[], None]] = []
@@ -119,10 +129,14 @@ class Core:
         """Take other limits; machines that run keep those they have told their clients."""
         self.config = config
         self.limits = config.limits()
-        self.policy.queue_messages_max = config.queue_messages_max
-        self.policy.queue_bytes_max = config.queue_bytes_max
-        self.policy.inflight_max = config.inflight_max
-        self.policy.queues_bytes_max = config.queues_bytes_max
+        self.policy.limit(
+            config.queue_messages_max,
+            config.queue_bytes_max,
+            config.inflight_max,
+            config.queues_bytes_max,
+            config.queue_full,
+        )
+        self.queues.reconsider()
         self.router.retained_messages_max = config.retained_messages_max
         self.router.retained_bytes_max = config.retained_bytes_max
         self.router.routes.levels_max = config.topic_levels_max
@@ -140,6 +154,7 @@ class Core:
         limit_s = self.config.slow_timeout_s
         for connection in [c for c in self.slow if self.now_s - c.slow_since_s > limit_s]:
             connection.cut_off_slow()
+        self.queues.tick(self.now_s)
 
     def spawn(self, task: asyncio.Task[None]) -> None:
         """Keep a task alive until it is done or the broker stops."""

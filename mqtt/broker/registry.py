@@ -24,7 +24,8 @@ from mqtt.properties import (
     encode_property_block,
 )
 from mqtt.server_messages import Message
-from mqtt.session import NEVER_EXPIRES, SETTLED, Delivery, Session, SessionPolicy
+from mqtt.session import NEVER_EXPIRES, SETTLED, Delivery, Session
+from mqtt.session_policy import SessionPolicy
 
 __all__ = ["SessionRegistry"]
 

@@ -6,13 +6,14 @@ message is answered once the store has it. MQTT 5.0 and 3.1.1 sections 3.3-3.15.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
 from mqtt.broker.authenticating import on_auth
 from mqtt.broker.connecting import on_connect
 from mqtt.broker.connection import Connection
+from mqtt.broker.full_queues import Way
 from mqtt.broker.permissions import on_verdict_pending, wait_for_subscribe
 from mqtt.broker.seams import PENDING
 from mqtt.broker.settling import settle_inbound
@@ -44,8 +45,9 @@ from mqtt.packets import (
 from mqtt.properties import SESSION_EXPIRY_INTERVAL, SUBSCRIPTION_IDENTIFIER
 from mqtt.reason_codes import ALLOWED, ReasonCode
 from mqtt.server import ServerConnection
-from mqtt.server_events import Acknowledged, Arrivals, State
-from mqtt.server_routes import VerdictPending
+from mqtt.server_events import Acknowledged, Arrivals, Event, State
+from mqtt.server_messages import Message
+from mqtt.server_routes import Route, VerdictPending
 from mqtt.session import ASKED, SETTLED, Session, identifier_property
 from mqtt.topics import split_shared, topic_filter_fault
 
@@ -78,17 +80,31 @@ def _position(connection: Connection) -> int:
 # -- PUBLISH that is not captured -------------------------------------------------------------
 
 
-def _on_arrivals(connection: Connection, arrivals: Arrivals) -> None:
-    """Route messages and answer them, all at once if nothing has to be stored."""
+def _on_arrivals(connection: Connection, arrivals: Arrivals) -> Sequence[Event] | None:
+    """Route messages and answer them, all at once if nothing has to be stored.
+
+    Returns what has to wait, if anything: a subscriber's queue has no room for it.
+    """
+    left: list[Event] | None = None
+    blocker: Session | None = None
     before = _position(connection)
     received = connection.core.stats.messages_received
     answers: list[tuple[int, int, int]] = []  # (QoS, reason code, packet id)
-    for message, packet_id, route in zip(
-        arrivals.messages, arrivals.packet_ids, arrivals.routes, strict=True
+    for index, (message, packet_id, route) in enumerate(
+        zip(arrivals.messages, arrivals.packet_ids, arrivals.routes, strict=True)
     ):
         qos = message.qos
+        code = route.verdict
+        if qos and not code:
+            blocker = _blocker(connection, message, route)
+            if blocker is not None:
+                if connection.core.queues.way(connection, blocker) is not Way.REFUSE:
+                    left = [arrivals.rest(index)]
+                    break
+                connection.core.queues.refusals += 1
+                code = int(ReasonCode.QUOTA_EXCEEDED)
         received[qos] += 1
-        code = route.verdict or _publish(connection, message, route)
+        code = code or _publish(connection, message, route)
         if qos:
             answers.append((qos, code, packet_id))
             if qos == 2:
@@ -99,14 +115,27 @@ def _on_arrivals(connection: Connection, arrivals: Arrivals) -> None:
         answer = partial(_answer_publishes, connection, answers)
         if before == _position(connection):
             answer()
-            return
-        recorder = connection.core.recorder
-        assert recorder is not None
-        recorder.when_durable(answer)
-        connection.check_store()
+        else:
+            recorder = connection.core.recorder
+            assert recorder is not None
+            recorder.when_durable(answer)
+            connection.check_store()
+    if left and blocker is not None:
+        connection.blocked(blocker)
+    return left
 
 
-def _publish(connection: Connection, message: Any, route: Any) -> int:
+def _blocker(connection: Connection, message: Message, route: Route) -> Session | None:
+    """Return a session that has no room for a message, None when all have."""
+    core = connection.core
+    policy = core.policy
+    if not policy.crowded and message.size <= policy.leap_bytes:
+        return None
+    core.router.receivers(route)  # up to date
+    return core.queues.blocker(route, message.qos, message.size, message.publisher)
+
+
+def _publish(connection: Connection, message: Message, route: Route) -> int:
     core = connection.core
     if message.expires_s:  # the machine's time may be a tick old
         message.expires_s += core.refresh() - connection.machine.last_received_s
@@ -386,7 +415,7 @@ def _on_fault(connection: Connection, fault: MqttError) -> None:
     connection.fail(fault)
 
 
-HANDLERS: Final[dict[type, Callable[[Connection, Any], None]]] = {
+HANDLERS: Final[dict[type, Callable[[Connection, Any], Sequence[Event] | None]]] = {
     Arrivals: _on_arrivals,
     Acknowledged: _on_acknowledged,
     Connect: on_connect,

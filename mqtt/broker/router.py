@@ -14,7 +14,8 @@ from mqtt.broker.seams import Capture
 from mqtt.packets import Subscription
 from mqtt.server_messages import Message
 from mqtt.server_routes import Route, RouteTable, SubscriptionKey
-from mqtt.session import Delivery, Session, SessionPolicy, ShareGroup, Subscribed
+from mqtt.session import Delivery, Session, ShareGroup, Subscribed
+from mqtt.session_policy import SessionPolicy
 from mqtt.topics import NameTree, TopicTree, split_shared
 
 __all__ = ["Router"]
@@ -156,7 +157,7 @@ class Router:
         self, message: Message, group: ShareGroup, now_s: float, besides: Session | None = None
     ) -> bool:
         """Give a message to one member of a shared subscription; False when there is none."""
-        entry = group.choose(besides=besides)
+        entry = group.choose(message.size, besides=besides)
         if entry is None:
             return False
         return entry.session.offer(
@@ -176,8 +177,12 @@ class Router:
         for packet_id, delivery in session.undelivered_shared():
             group = delivery.share
             assert group is not None
-            entry = group.choose(besides=session)
-            if entry is None or entry.session.link is None:
+            entry = group.choose(delivery.size, besides=session)
+            if (
+                entry is None
+                or entry.session.link is None
+                or not entry.session.takes(delivery.size)
+            ):
                 continue
             session.acknowledged(packet_id)
             self._hand_over(entry, delivery, now_s)

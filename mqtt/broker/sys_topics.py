@@ -25,6 +25,8 @@ def publish_sys_topics(router: Router, stats: BrokerStats, uptime_s: float, now_
         "broker/messages/sent": str(sum(stats.messages_sent)),
         "broker/messages/captured": str(stats.captured),
         "broker/publish/messages/dropped": str(sum(stats.drops.values())),
+        "broker/queues/full": str(stats.full_queues),
+        "broker/publish/messages/refused": str(stats.queue_refusals),
         "broker/bytes/received": str(stats.bytes_received),
         "broker/bytes/sent": str(stats.bytes_sent),
     }

@@ -13,7 +13,8 @@ from mqtt.server import ServerConnection
 from mqtt.server_events import Event, ServerLimits
 from mqtt.server_messages import PropertyBlocks
 from mqtt.server_routes import RouteTable
-from mqtt.session import Session, SessionPolicy
+from mqtt.session import Session
+from mqtt.session_policy import SessionPolicy
 from mqtt.topics import TopicTree
 
 __all__ = ["Machine", "lane_of"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
@@ -82,7 +83,8 @@ async def test_qos_1_waits_in_the_session_of_a_client_that_does_not_read() -> No
 @pytest.mark.parametrize("lasting", [False, True])
 async def test_a_client_that_stays_slow_is_cut_off_and_its_session_kept(lasting: bool) -> None:
     clock = ManualClock()
-    async with serving(SMALL, clock=clock) as broker:
+    roomy = replace(SMALL, queue_bytes_max=32 << 20)
+    async with serving(roomy, clock=clock) as broker:
         properties = {SESSION_EXPIRY_INTERVAL: 600} if lasting else None
         await hang(broker, "hung", qos=1, properties=properties)
         await flood(broker, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from mqtt.broker.config import BrokerConfig
 from mqtt.packets import (
     V5,
     V311,
@@ -161,20 +160,6 @@ async def test_a_session_taken_over_keeps_its_messages(version: int) -> None:
         (message,) = await second.settled()
         assert isinstance(message, Publish)
         assert (message.payload, message.dup) == (b"1", True)
-
-
-async def test_a_queue_has_limits_and_counts_what_it_drops() -> None:
-    config = BrokerConfig(queue_messages_max=3, sys_interval_s=0)
-    async with serving(config) as broker:
-        reader = await connect(broker, "reader", V5, present=False)
-        await reader.subscribe("t", qos=1)
-        await send_away(broker, reader)
-        writer = await broker.connect("writer")
-        await publish(writer, b"1", b"2", b"3", b"4", b"5")
-        assert broker.broker.stats().drops == {"queue_full": 2}
-        reader = await connect(broker, "reader", V5, present=True)
-        messages = await reader.settled()
-        assert [m.payload for m in messages if isinstance(m, Publish)] == [b"1", b"2", b"3"]
 
 
 async def test_a_message_that_expires_while_its_client_is_away_is_not_sent() -> None:

@@ -285,7 +285,11 @@ async def test_long_topics_used_once_do_not_fill_the_memory() -> None:
 @pytest.mark.parametrize("qos", [0, 1])
 async def test_a_storm_at_a_reader_that_never_reads(qos: int) -> None:
     broker = BrokerConfig(
-        sys_interval_s=0, write_buffer_bytes=64 << 10, queue_bytes_max=1 * MIB, slow_timeout_s=5
+        sys_interval_s=0,
+        write_buffer_bytes=64 << 10,
+        queue_bytes_max=1 * MIB,
+        queue_full="drop_newest",
+        slow_timeout_s=5,
     )
     clock = ManualClock()
     async with fronting(broker=broker, clock=clock) as front:

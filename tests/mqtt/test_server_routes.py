@@ -10,7 +10,8 @@ from mqtt.packets import Subscription
 from mqtt.reason_codes import ReasonCode
 from mqtt.server_messages import PropertyBlocks
 from mqtt.server_routes import NOT_CAPTURED, ClientRoutes, RouteTable
-from mqtt.session import Session, SessionPolicy
+from mqtt.session import Session
+from mqtt.session_policy import SessionPolicy
 from mqtt.topics import TopicTree
 from tests.kit.server_machines import lane_of
 

@@ -14,12 +14,12 @@ from mqtt.session import (
     NEVER_EXPIRES,
     Delivery,
     Session,
-    SessionPolicy,
     ShareGroup,
     Subscribed,
     expiry_property,
     identifier_property,
 )
+from mqtt.session_policy import SessionPolicy
 
 
 class FakeLink:
@@ -235,7 +235,7 @@ def group_of(*sessions: Session) -> ShareGroup:
 
 
 def chosen(group: ShareGroup, besides: Session | None = None) -> str | None:
-    entry = group.choose(besides=besides)
+    entry = group.choose(1, besides=besides)
     return entry.session.client_id if entry else None
 
 
