@@ -25,7 +25,7 @@ from runtime.logs import limited
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
-__all__ = ["Follower", "Message"]
+__all__ = ["Follower", "Message", "message_of"]
 
 log = structlog.get_logger(component="cluster")
 
@@ -136,7 +136,7 @@ class Follower:
         if seq < self._next_seq:
             return
         if len(self._ahead) < _AHEAD_MAX:
-            self._ahead[seq] = _message(message)
+            self._ahead[seq] = message_of(message)
         self._advance()
         if self._ahead:
             self._wake.set()  # a gap: read what is missing
@@ -210,7 +210,7 @@ class Follower:
         found = await self._connection.direct_get(
             self.stream, {"seq": start, "batch": _BATCH, "max_bytes": _BATCH_BYTES}
         )
-        for message in map(_message, found):
+        for message in map(message_of, found):
             if message.seq >= self._next_seq:
                 self._take(message)
         self._advance()
@@ -240,7 +240,8 @@ class Follower:
         return self._next_seq > start  # it is there: the next try reaches a better replica
 
 
-def _message(message: Msg) -> Message:
+def message_of(message: Msg) -> Message:
+    """Return a republished or directly read message."""
     headers = dict(message.headers or {})
     return Message(
         headers.get("Nats-Subject", ""),

@@ -16,14 +16,14 @@ yet to come, and is never made again in silence (PAINS P26, P27).
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bridge.partition import PARTITIONS
-from cloud.cluster.connection import ApiError, ClusterError, Connection, NoResponders, Unanswered
+from cloud.cluster.connection import ApiError, ClusterError, Connection
+from cloud.cluster.reading import insist
 
 __all__ = [
     "BUCKETS",
@@ -43,7 +43,6 @@ _LAYOUT_VERSION = "1"
 _NS = 1_000_000_000
 _MIB = 1 << 20
 _NOT_FOUND = (10059,)
-_NOT_YET = (10005, 10008, 10009, 10074)  # no suitable peers, unavailable, not enabled yet
 _READY_S = 30.0
 _KEY_CLUSTER = "tidegate.cluster"
 _KEY_EPOCH = "tidegate.epoch"
@@ -245,7 +244,7 @@ async def apply(
             known = _metadata(await _info(connection, step.stream))
             config["metadata"] = {**_identity(layout), **known}
         word = "UPDATE" if step.action == "update" else "CREATE"
-        await _insist(connection, f"STREAM.{word}.{step.stream}", config)
+        await _call(connection, f"STREAM.{word}.{step.stream}", config)
     await _note_made(connection, layout)
     return steps
 
@@ -295,32 +294,17 @@ def _metadata(info: Mapping[str, Any] | None) -> dict[str, str]:
 
 async def _info(connection: Connection, stream: str) -> dict[str, Any] | None:
     try:
-        return await _insist(connection, f"STREAM.INFO.{stream}")
+        return await _call(connection, f"STREAM.INFO.{stream}")
     except ApiError as error:
         if error.err_code in _NOT_FOUND:
             return None
         raise
 
 
-async def _insist(
+async def _call(
     connection: Connection, path: str, body: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Call the API until it answers: just started servers drop requests or are not ready."""
-    cause: Exception | None = None
-    try:
-        async with asyncio.timeout(_READY_S):
-            while True:
-                try:
-                    return await connection.api(path, body)
-                except ApiError as error:
-                    if error.err_code not in _NOT_YET:
-                        raise
-                    cause = error
-                except (NoResponders, Unanswered) as error:
-                    cause = error
-                await asyncio.sleep(0.2)
-    except TimeoutError:
-        raise ClusterError(f"JetStream does not answer {path}: {cause}") from None
+    return await insist(lambda: connection.api(path, body), timeout_s=_READY_S)
 
 
 def _differences(spec: StreamSpec, config: Mapping[str, Any]) -> list[Step]:
@@ -356,7 +340,7 @@ async def _note_made(connection: Connection, layout: Layout) -> None:
     metadata = {**_metadata(info), _KEY_MADE: made}
     if metadata != _metadata(info):
         config = {**info["config"], "metadata": metadata}
-        await _insist(connection, f"STREAM.UPDATE.{layout.ledger_stream}", config)
+        await _call(connection, f"STREAM.UPDATE.{layout.ledger_stream}", config)
 
 
 async def _clusters(connection: Connection) -> list[str]:

@@ -32,8 +32,8 @@ from bridge.intervals import Range
 from cloud.config import StreamConfig
 from cloud.database import Database, DatabaseError, FileLock, open_database
 from cloud.stream import arrivals, queries
+from cloud.stream.checked import checked_bytes
 from cloud.stream.contract import (
-    PARTITIONS,
     Arrival,
     Backlog,
     DeadLetter,
@@ -59,8 +59,6 @@ _Waiting = tuple[Request, "asyncio.Future[None]"]
 
 _GROUP_BYTES_MAX = 8 << 20
 _GROUP_REQUESTS_MAX = 512
-_EPOCH_MAX = (1 << 64) - 1
-_SEQ_MAX = (1 << 63) - 1
 
 
 class EmbeddedStream:
@@ -144,7 +142,7 @@ class EmbeddedStream:
         given_up: Sequence[GivenUp] = (),
         assigned: Mapping[Source, int] | None = None,
     ) -> None:
-        size = _checked(parts)
+        size = checked_bytes(parts)
         probe = not parts and not given_up and not assigned
         limit = self._config.file_bytes_max
         if (size or probe) and self._file_bytes + self._waiting_bytes + size > limit:
@@ -408,35 +406,6 @@ class EmbeddedStream:
             return await self._writer.run(work)
         except sqlite3.Error as error:
             raise self._failure(error) from error
-
-
-def _checked(parts: Sequence[Part]) -> int:
-    """Return the bytes of the bodies of valid parts.
-
-    Raises:
-        ValueError: a part that breaks its invariants, or two for one partition and source.
-    """
-    seen = set()
-    size = 0
-    for part in parts:
-        if not 0 <= part.partition < PARTITIONS:
-            raise ValueError(f"partition {part.partition} is not 0 to {PARTITIONS - 1}")
-        if not 0 <= part.epoch <= _EPOCH_MAX or not part.gateway:
-            raise ValueError("a part without gateway, or an epoch past 64 bits")
-        end = -1
-        count = 0
-        for first, last in part.seq_ranges:
-            if first <= end + 1 or last < first or not 0 < first <= last <= _SEQ_MAX:
-                raise ValueError(f"seq range {first}..{last} after {end}: ranges must rise apart")
-            end = last
-            count += last - first + 1
-        if not count or count != part.count:
-            raise ValueError(f"{part.count} readings, but ranges of {count}")
-        seen.add((part.partition, part.gateway, part.epoch))
-        size += len(part.body)
-    if len(seen) != len(parts):
-        raise ValueError("two parts of one partition, gateway and epoch")
-    return size
 
 
 def _with_path(path: Path, error: Exception) -> str:

@@ -1,0 +1,41 @@
+"""What every engine checks of the parts of an append before it stores any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cloud.stream.contract import PARTITIONS, Part
+
+__all__ = ["checked_bytes"]
+
+_EPOCH_MAX = (1 << 64) - 1
+_SEQ_MAX = (1 << 63) - 1
+
+
+def checked_bytes(parts: Sequence[Part]) -> int:
+    """Return the bytes of the bodies of valid parts.
+
+    Raises:
+        ValueError: a part that breaks its invariants, or two for one partition and source.
+    """
+    seen = set()
+    size = 0
+    for part in parts:
+        if not 0 <= part.partition < PARTITIONS:
+            raise ValueError(f"partition {part.partition} is not 0 to {PARTITIONS - 1}")
+        if not 0 <= part.epoch <= _EPOCH_MAX or not part.gateway:
+            raise ValueError("a part without gateway, or an epoch past 64 bits")
+        end = -1
+        count = 0
+        for first, last in part.seq_ranges:
+            if first <= end + 1 or last < first or not 0 < first <= last <= _SEQ_MAX:
+                raise ValueError(f"seq range {first}..{last} after {end}: ranges must rise apart")
+            end = last
+            count += last - first + 1
+        if not count or count != part.count:
+            raise ValueError(f"{part.count} readings, but ranges of {count}")
+        seen.add((part.partition, part.gateway, part.epoch))
+        size += len(part.body)
+    if len(seen) != len(parts):
+        raise ValueError("two parts of one partition, gateway and epoch")
+    return size

@@ -1,0 +1,287 @@
+"""Bodies of entries in the RAW streams: written in groups by partition, read by their place.
+
+Bodies that wait while a message of their partition is on its way share the next one, so the number
+of messages follows the partitions and not the gateways. One message of a partition is on its way
+at a time. A message whose answer was lost is sent again; the copy nobody refers to is no entry.
+
+Invariants: an extent is given out only for what a quorum has stored; what is in memory is bounded
+(`tail_bytes_max`, and one fetch).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+
+import structlog
+
+from cloud.cluster.connection import (
+    ApiError,
+    ClusterError,
+    Connection,
+    NoResponders,
+    Unanswered,
+)
+from cloud.cluster.layout import Layout
+from cloud.stream.contract import StreamError, StreamFull
+from cloud.stream.jetstream.records import Extent
+from cloud.stream.jetstream.state import Indexed
+from runtime.logs import limited
+
+__all__ = ["FULL_CODES", "RETRY_CODES", "BodyReader", "BodyWriter", "Messages"]
+
+log = structlog.get_logger(component="stream")
+
+FULL_CODES = frozenset({10077, 10023, 10047, 10028})  # bytes, resources, storage, memory exceeded
+RETRY_CODES = frozenset({10158, 10164, 10210, 10008, 10009})  # under way, or not available yet
+_GROUP_BYTES = 256 << 10
+_HEADROOM_BYTES = 4096  # of a message, for what the protocol adds
+_PAUSE_S = 0.05
+_PAUSE_MAX_S = 0.5
+_FETCH_MESSAGES = 256
+_FETCH_BYTES = 4 << 20
+_LOOKS = 20  # at the replicas for a body, before it counts as gone
+_LOG_EVERY_S = 10.0
+
+_Key = tuple[int, int]  # (partition, sequence in its RAW stream)
+
+
+class Messages:
+    """The newest messages in memory.
+
+    Args:
+        bytes_max: Of them together.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._found: OrderedDict[_Key, bytes] = OrderedDict()
+
+    def add(self, key: _Key, data: bytes) -> None:
+        """Keep a message, and drop the oldest ones that are too many."""
+        if key in self._found:
+            return
+        self._found[key] = data
+        self._bytes += len(data)
+        while self._bytes > self._bytes_max:
+            self._bytes -= len(self._found.popitem(last=False)[1])
+
+    def get(self, key: _Key) -> bytes | None:
+        """Return a message, or None."""
+        return self._found.get(key)
+
+
+class BodyWriter:
+    """Writes bodies.
+
+    Args:
+        connection: To the cluster.
+        layout: Names of streams and subjects.
+        messages: Keeps what was written.
+        give_up_s: How long one message is tried.
+
+    Attributes:
+        published: Messages stored.
+        repeated: Attempts that were not the first.
+    """
+
+    def __init__(
+        self, connection: Connection, layout: Layout, messages: Messages, *, give_up_s: float
+    ) -> None:
+        self.published = 0
+        self.repeated = 0
+        self._connection = connection
+        self._layout = layout
+        self._messages = messages
+        self._give_up_s = give_up_s
+        self._queues: dict[int, deque[tuple[bytes, asyncio.Future[tuple[Extent, ...]]]]] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    def write(self, partition: int, body: bytes) -> asyncio.Future[tuple[Extent, ...]]:
+        """Begin to store a body; the result is where it lies.
+
+        The future raises StreamFull or StreamError. Who cancels it no longer wants the body.
+        """
+        future: asyncio.Future[tuple[Extent, ...]] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(partition, deque()).append((body, future))
+        if partition not in self._tasks:
+            task = asyncio.create_task(self._work(partition), name=f"raw-{partition}")
+            self._tasks[partition] = task
+        return future
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for queue in self._queues.values():
+            for _, future in queue:
+                future.cancel()
+
+    async def _work(self, partition: int) -> None:
+        queue = self._queues[partition]
+        try:
+            while queue:
+                group = self._next_group(queue)
+                if not group:
+                    continue
+                try:
+                    await self._write_group(partition, group)
+                except Exception as error:  # noqa: BLE001 - whatever it was, nobody waits for ever
+                    for _, future in group:
+                        if not future.done():
+                            future.set_exception(_as_stream_error(error))
+                except asyncio.CancelledError:
+                    for _, future in group:
+                        future.cancel()
+                    raise
+        finally:
+            del self._tasks[partition]
+
+    def _next_group(
+        self, queue: deque[tuple[bytes, asyncio.Future[tuple[Extent, ...]]]]
+    ) -> list[tuple[bytes, asyncio.Future[tuple[Extent, ...]]]]:
+        group: list[tuple[bytes, asyncio.Future[tuple[Extent, ...]]]] = []
+        size = 0
+        limit = min(_GROUP_BYTES, self._piece_bytes)
+        while queue:
+            body, future = queue[0]
+            if group and size + len(body) > limit:
+                break
+            queue.popleft()
+            if not future.done():
+                size += len(body)
+                group.append((body, future))
+        return group
+
+    @property
+    def _piece_bytes(self) -> int:
+        return self._connection.payload_bytes_max - _HEADROOM_BYTES
+
+    async def _write_group(
+        self, partition: int, group: list[tuple[bytes, asyncio.Future[tuple[Extent, ...]]]]
+    ) -> None:
+        payload = b"".join(body for body, _ in group)
+        pieces: list[tuple[int, int]] = []  # sequence, length
+        for start in range(0, len(payload) or 1, self._piece_bytes):
+            piece = payload[start : start + self._piece_bytes]
+            seq = await self._publish(partition, piece)
+            self._messages.add((partition, seq), piece)
+            pieces.append((seq, len(piece)))
+        if len(pieces) > 1:  # a body alone, past what one message takes
+            (_, future), *_ = group
+            if not future.done():
+                future.set_result(tuple((seq, 0, length) for seq, length in pieces))
+            return
+        offset = 0
+        for body, future in group:
+            if not future.done():
+                future.set_result(((pieces[0][0], offset, len(body)),))
+            offset += len(body)
+
+    async def _publish(self, partition: int, payload: bytes) -> int:
+        """Return the sequence of a message, stored; sent until it is, or the time is up."""
+        subject = self._layout.raw_subject(partition)
+        loop = asyncio.get_running_loop()
+        give_up_at_s = loop.time() + self._give_up_s
+        pause_s = _PAUSE_S
+        while True:
+            try:
+                ack = await self._connection.publish(subject, payload)
+            except (NoResponders, Unanswered) as error:
+                cause: ClusterError = error
+            except ApiError as error:
+                if error.err_code in FULL_CODES:
+                    raise StreamFull(f"{self._layout.raw_stream(partition)}: {error}") from None
+                if error.err_code not in RETRY_CODES:
+                    raise StreamError(f"{subject}: {error}") from None
+                cause = error
+            else:
+                self.published += 1
+                return ack.seq
+            if loop.time() + pause_s > give_up_at_s:
+                raise StreamError(f"{subject}: not stored in {self._give_up_s:g} s: {cause}")
+            limited(log, "raw", _LOG_EVERY_S).warning("publish_repeated", error=str(cause))
+            self.repeated += 1
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+
+class BodyReader:
+    """Reads bodies.
+
+    Args:
+        connection: To the cluster.
+        layout: Names of streams and subjects.
+        messages: Looked at first.
+    """
+
+    def __init__(self, connection: Connection, layout: Layout, messages: Messages) -> None:
+        self._connection = connection
+        self._layout = layout
+        self._messages = messages
+
+    async def read(self, partition: int, entries: Sequence[Indexed]) -> list[bytes | None]:
+        """Return the bodies of entries of one partition; None for one that is certainly gone.
+
+        Raises:
+            StreamError: it cannot be found out now.
+        """
+        found: dict[int, bytes] = {}
+        wanted: set[int] = set()
+        for entry in entries:
+            for seq, _, _ in entry.extents:
+                data = self._messages.get((partition, seq))
+                if data is None:
+                    wanted.add(seq)
+                else:
+                    found[seq] = data
+        try:
+            gone = await self._fetch(partition, wanted, found)
+        except ClusterError as error:
+            raise StreamError(f"partition {partition}: {error}") from None
+        return [_body(entry, found, gone) for entry in entries]
+
+    async def _fetch(self, partition: int, wanted: set[int], found: dict[int, bytes]) -> set[int]:
+        """Add the messages wanted to `found`; return those that are nowhere."""
+        stream = self._layout.raw_stream(partition)
+        subject = self._layout.raw_subject(partition)
+        gone: set[int] = set()
+        looks = 0
+        while wanted:
+            first = min(wanted)
+            asked = {"seq": first, "next_by_subj": subject, "batch": _FETCH_MESSAGES,
+                     "max_bytes": _FETCH_BYTES}  # fmt: skip
+            for message in await self._connection.direct_get(stream, asked):
+                seq = int((message.headers or {})["Nats-Sequence"])
+                self._messages.add((partition, seq), message.data)
+                if seq in wanted:
+                    wanted.discard(seq)
+                    found[seq] = message.data
+            if first not in wanted:
+                looks = 0
+                continue
+            looks += 1  # that replica lags, or the message is not there
+            if looks >= _LOOKS:
+                wanted.discard(first)
+                gone.add(first)
+                looks = 0
+            else:
+                await asyncio.sleep(_PAUSE_S)
+        return gone
+
+
+def _body(entry: Indexed, found: dict[int, bytes], gone: set[int]) -> bytes | None:
+    if any(seq in gone for seq, _, _ in entry.extents):
+        return None
+    pieces = [found[seq][offset : offset + length] for seq, offset, length in entry.extents]
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _as_stream_error(error: Exception) -> StreamError:
+    if isinstance(error, StreamError):
+        return type(error)(str(error))
+    return StreamError(f"{type(error).__name__}: {error}")

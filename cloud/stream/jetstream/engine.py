@@ -1,0 +1,445 @@
+"""The JetStream engine: bodies in RAW, one ledger that says what counts, the same at every node.
+
+    append ──▶ bodies to RAW (R3, fsync) ──▶ record to LEDGER (R3, fsync) ──▶ read back ──▶ answered
+
+A body is nothing until a record of the ledger names it, and a record counts only if its sources
+are as its writer believed (cloud/stream/jetstream/state.py). So an append is there as a whole or
+not at all, whoever dies when; it is there once, whoever repeats it where; and no dedup window,
+lease or clock has a part in that. docs/adr/0006-jetstream-engine.md has the crash analysis.
+
+Invariants:
+- An append returns only after its record was read back from the ledger, where a quorum has it.
+- What is read is what the ledger says up to the record this node has reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import structlog
+
+from bridge.intervals import Range
+from cloud.cluster.connection import ClusterError, Connection
+from cloud.cluster.follower import Follower, Message
+from cloud.cluster.layout import RAW_STREAMS, Layout
+from cloud.cluster.reading import insist
+from cloud.stream.checked import checked_bytes
+from cloud.stream.contract import (
+    Arrival,
+    Backlog,
+    DeadLetter,
+    Entry,
+    GivenUp,
+    Part,
+    Source,
+    SourceLedger,
+    StreamError,
+    StreamStats,
+)
+from cloud.stream.jetstream.bodies import BodyReader, BodyWriter, Messages
+from cloud.stream.jetstream.checkpoint import Checkpoints
+from cloud.stream.jetstream.commits import Commits
+from cloud.stream.jetstream.dead import DeadLetterBox
+from cloud.stream.jetstream.lines import Lines
+from cloud.stream.jetstream.records import RecordError, decode
+from cloud.stream.jetstream.state import Indexed, LedgerState
+from runtime.clock import Clock
+
+__all__ = ["JetStreamStream"]
+
+log = structlog.get_logger(component="stream")
+
+GIVE_UP_S = 15.0  # past a leader's election, 4 to 9 s
+_CHECKPOINT_RECORDS = 20_000
+_CHECKPOINT_KEEP = 5_000  # records before a checkpoint that stay, for nodes that lag
+_CHECKPOINT_EVERY_S = 30.0
+_RAW_PROVED_S = 30.0  # a probe writes to a RAW stream that took nothing for so long
+
+
+class JetStreamStream:
+    """A stream on a NATS cluster; made by `open`.
+
+    Args:
+        connection: Ours: closed with the stream.
+        layout: Names.
+        epoch: Of the cluster.
+        durability: What an acknowledgement stands for, "r3-fsync" or "relaxed".
+        clock: Wall clock.
+        tail_bytes_max: Of the newest bodies in memory.
+        state: From the newest checkpoint.
+        checkpoints: Where it came from.
+
+    Attributes:
+        connection: To the cluster, for what else a node keeps there.
+        layout: Names.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        layout: Layout,
+        epoch: int,
+        durability: str,
+        clock: Clock,
+        tail_bytes_max: int,
+        state: LedgerState,
+        checkpoints: Checkpoints,
+        *,
+        give_up_s: float = GIVE_UP_S,
+    ) -> None:
+        self.connection = connection
+        self.layout = layout
+        self._epoch = epoch
+        self._durability = durability
+        self._clock = clock
+        self._state = state
+        self._checkpoints = checkpoints
+        self._give_up_s = give_up_s
+        self._closing = False
+        self._broken = ""
+        self._purged: dict[int, int] = {}
+        self._appended: list[asyncio.Future[None]] = []
+        self._proved_s: dict[int, float] = {}  # when a RAW stream last took a message
+        self._barrier: asyncio.Task[None] | None = None
+        self._barrier_turn = asyncio.Lock()
+        self._upkeep: asyncio.Task[None] | None = None
+        self._follower = Follower(
+            connection,
+            layout.ledger_stream,
+            layout.live(layout.ledger_stream),
+            self._deliver,
+            altered=self._break,
+        )
+        messages = Messages(tail_bytes_max)
+        self._reader = BodyReader(connection, layout, messages)
+        self._writer = BodyWriter(connection, layout, messages, give_up_s=give_up_s)
+        self._commits = Commits(
+            connection, layout, self._follower, clock, secrets.token_hex(8), give_up_s=give_up_s
+        )
+        self._lines = Lines(lambda: self._state, self._writer, self._commits)
+        self._dead = DeadLetterBox(connection, layout, clock)
+
+    @classmethod
+    async def open(
+        cls,
+        connection: Connection,
+        layout: Layout,
+        epoch: int,
+        clock: Clock,
+        *,
+        durability: str,
+        tail_bytes_max: int,
+        arrivals_max: int,
+        give_up_s: float = GIVE_UP_S,
+    ) -> JetStreamStream:
+        """Open a stream whose layout exists.
+
+        Raises:
+            StreamError: the ledger cannot be read from the newest checkpoint on.
+        """
+        checkpoints = Checkpoints(connection, layout)
+        state = await checkpoints.load(arrivals_max)
+        stream = cls(connection, layout, epoch, durability, clock, tail_bytes_max, state,
+                     checkpoints, give_up_s=give_up_s)  # fmt: skip
+        try:
+            await stream._start()
+        except BaseException:
+            stream._broken = "not opened"
+            await stream.close(keep_connection=True)
+            raise
+        return stream
+
+    async def _start(self) -> None:
+        try:
+            await self._follower.start(self._state.seq + 1)
+        except ClusterError as error:
+            raise StreamError(str(error)) from None
+        if self._broken:
+            raise StreamError(self._broken)
+        self._upkeep = asyncio.create_task(self._keep_up(), name="ledger-upkeep")
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @property
+    def durability(self) -> str:
+        return self._durability
+
+    @property
+    def file_bytes(self) -> int:
+        return self._state.stats().bytes
+
+    @property
+    def broken(self) -> str:
+        """Why this node has to be started anew; empty while it is well."""
+        return self._broken
+
+    def figures(self) -> dict[str, float]:
+        """Return counters since the start, for metrics."""
+        return {
+            "published": self._writer.published,
+            "repeated": self._writer.repeated,
+            "records": self._commits.records,
+            "appends": self._state.appends,
+            "void": self._state.void,
+            "conflicts": self._lines.conflicts,
+            "reconnects": self.connection.reconnects,
+            "connected": float(self.connection.connected),
+            "ledger_seq": self._state.seq,
+            "checkpoint_seq": self._checkpoints.seq,
+        }
+
+    # ---- appending -------------------------------------------------------------------------------
+
+    async def append(
+        self,
+        parts: Sequence[Part],
+        given_up: Sequence[GivenUp] = (),
+        assigned: Mapping[Source, int] | None = None,
+    ) -> None:
+        checked_bytes(parts)
+        self._check_open()
+        if parts or given_up or assigned:
+            await self._lines.begin(parts, given_up, assigned or {})
+        else:
+            await self._probe()
+
+    async def _probe(self) -> None:
+        """Prove that bodies and records are taken, behind all that is under way."""
+        await self._lines.settled()
+        self._check_open()
+        now_s = asyncio.get_running_loop().time()
+        for number in range(RAW_STREAMS):
+            if now_s - self._proved_s.get(number, -_RAW_PROVED_S) >= _RAW_PROVED_S:
+                await self._writer.write(number, b"")
+                self._proved_s[number] = now_s
+        await self._commits.probe()
+
+    async def commit_cursors(self, sink: str, positions: Mapping[int, int]) -> None:
+        self._check_open()
+        await self._commits.cursors(sink, positions)
+
+    def _deliver(self, message: Message) -> None:
+        """Take a record of the ledger."""
+        if self._broken:
+            return
+        if message.seq != self._state.seq + 1:
+            self._break(
+                f"{self.layout.ledger_stream}: records {self._state.seq + 1} to {message.seq - 1}"
+                " are gone, though no checkpoint has them: restore the stream"
+            )
+            return
+        try:
+            record = decode(message.data)
+        except RecordError as error:
+            self._break(f"{self.layout.ledger_stream}: record {message.seq}: {error}")
+            return
+        taken = self._state.take(message.seq, record)
+        if record.writer == self._commits.writer:
+            self._commits.read_back(record, taken.counted)
+        if taken.added:
+            self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._appended = self._appended, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _break(self, line: str) -> None:
+        """Take nothing any more: what this node believes is not what the cluster holds."""
+        if not self._broken:
+            self._broken = f"{line}; then start this node again"
+            log.error("stream_broken", error=self._broken)
+            self._wake()
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    async def read(
+        self, partition: int, after: int, *, entries_max: int, bytes_max: int
+    ) -> list[Entry]:
+        self._check_open()
+        chosen: list[Indexed] = []
+        size = 0
+        for entry in self._state.entries(partition, after):
+            size += entry.bytes
+            if chosen and (len(chosen) >= entries_max or size > bytes_max):
+                break
+            chosen.append(entry)
+        bodies = await self._reader.read(partition, chosen) if chosen else []
+        found = []
+        for entry, body in zip(chosen, bodies, strict=True):
+            if body is None:
+                if self._state.floor(partition) >= entry.extents[0][0]:
+                    continue  # trimmed meanwhile
+                log.error("body_gone", partition=partition, position=entry.position,
+                          stream=self.layout.raw_stream(partition))  # fmt: skip
+            found.append(
+                Entry(partition, entry.position, *entry.source, entry.seq_ranges, entry.count,
+                      entry.appended_us, body or b"")  # a sink sets aside what it cannot read
+            )  # fmt: skip
+        return found
+
+    async def wait(self, positions: Mapping[int, int]) -> None:
+        while True:
+            self._check_open()
+            state = self._state
+            if any(state.first_after(p, at) is not None for p, at in positions.items()):
+                return
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._appended.append(waiter)
+            try:
+                await waiter
+            finally:
+                if not waiter.done() or waiter.cancelled():
+                    self._appended = [w for w in self._appended if w is not waiter]
+
+    async def cursors(self, sink: str) -> dict[int, int]:
+        self._check_open()
+        return self._state.cursors(sink)
+
+    async def stats(self) -> StreamStats:
+        self._check_open()
+        return self._state.stats()
+
+    # ---- ledger ----------------------------------------------------------------------------------
+
+    async def held(self, gateway: str, epoch: int) -> Sequence[Range]:
+        self._check_open()
+        await self._reach_the_end()
+        self._check_open()
+        self._lines.looked((gateway, epoch))
+        return self._state.held((gateway, epoch)).ranges()
+
+    async def _reach_the_end(self) -> None:
+        """Return when all that was in the ledger at the call was read; callers share the asking."""
+        if self._barrier is None:
+            self._barrier = asyncio.create_task(self._ask_the_end(), name="ledger-end")
+        await asyncio.shield(self._barrier)
+
+    async def _ask_the_end(self) -> None:
+        async with self._barrier_turn:
+            self._barrier = None  # who comes from now on needs a newer answer
+            try:
+                async with asyncio.timeout(self._give_up_s):
+                    path = f"STREAM.INFO.{self.layout.ledger_stream}"
+                    info = await insist(lambda: self.connection.api(path))
+                    await self._follower.reach(int(info["state"]["last_seq"]))
+            except (ClusterError, TimeoutError) as error:
+                raise StreamError(f"{self.layout.ledger_stream}: cannot be read: {error}") from None
+
+    async def ledger(self) -> list[SourceLedger]:
+        self._check_open()
+        return self._state.ledger()
+
+    async def arrival(self, gateway: str, epoch: int, seq: int) -> Arrival | None:
+        self._check_open()
+        return self._state.arrival((gateway, epoch), seq)
+
+    async def ranges_after(self, positions: Mapping[int, int]) -> dict[Source, list[Range]]:
+        self._check_open()
+        return self._state.ranges_after(positions)
+
+    async def backlog(self, positions: Mapping[int, int]) -> dict[int, Backlog]:
+        self._check_open()
+        return self._state.backlog(positions)
+
+    # ---- dead letters ----------------------------------------------------------------------------
+
+    async def set_aside(self, sink: str, entry: Entry, cause: str, tries: int) -> None:
+        self._check_open()
+        await self._dead.set_aside(sink, entry, cause, tries)
+
+    async def dead_letters(self, sink: str | None = None) -> list[DeadLetter]:
+        self._check_open()
+        return await self._dead.all(sink)
+
+    async def forget_dead_letter(self, sink: str, partition: int, position: int) -> None:
+        self._check_open()
+        await self._dead.forget(sink, partition, position)
+
+    # ---- upkeep ----------------------------------------------------------------------------------
+
+    async def trim(self, up_to: Mapping[int, int], before_us: int | None = None) -> None:
+        self._check_open()
+        trims = {
+            partition: reached
+            for partition, position in up_to.items()
+            if (reached := self._state.trimmable(partition, position, before_us))
+        }
+        if trims:
+            await self._commits.trim(trims)
+        for partition in up_to:
+            await self._purge(partition)
+
+    async def _purge(self, partition: int) -> None:
+        """Give the room of what was trimmed back to the servers, by whomever it was trimmed."""
+        floor = self._state.floor(partition)
+        if floor <= self._purged.get(partition, 0):
+            return
+        body = {"filter": self.layout.raw_subject(partition), "seq": floor + 1}
+        path = f"STREAM.PURGE.{self.layout.raw_stream(partition)}"
+        try:
+            await insist(lambda: self.connection.api(path, body, timeout_s=5))
+        except ClusterError as error:
+            raise StreamError(f"partition {partition}: not purged: {error}") from None
+        self._purged[partition] = floor
+
+    async def snapshot(self, path: Path) -> None:
+        raise StreamError(
+            f"{path}: a cluster's streams are not copied to a file: its three replicas and NATS'"
+            " own 'nats account backup' are for that"
+        )
+
+    async def _keep_up(self) -> None:
+        """Write checkpoints, so that starting stays quick and the ledger short."""
+        while True:
+            await asyncio.sleep(_CHECKPOINT_EVERY_S * random.uniform(0.75, 1.25))
+            if self._state.seq - self._checkpoints.seq >= _CHECKPOINT_RECORDS and not self._broken:
+                try:
+                    await self.checkpoint()
+                except StreamError as error:
+                    log.warning("checkpoint_failed", error=str(error))
+
+    async def checkpoint(self, *, keep_records: int = _CHECKPOINT_KEEP) -> bool:
+        """Write a checkpoint now; return False when there is one as new.
+
+        Raises:
+            StreamError: the one before stands.
+        """
+        self._check_open()
+        return await self._checkpoints.save(self._state, keep_records=keep_records)
+
+    async def close(self, *, keep_connection: bool = False) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._give_up_s + 5):
+                await self._lines.settled()
+        for task in (self._upkeep, self._barrier):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await self._commits.close()
+        await self._writer.close()
+        await self._follower.stop()
+        for waiter in self._appended:
+            if not waiter.done():
+                waiter.set_exception(StreamError(f"{self.layout.cluster}: closed"))
+        if not keep_connection:
+            await self.connection.close()
+
+    # ---- helpers ---------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._broken:
+            raise StreamError(self._broken)
+        if self._closing:
+            raise StreamError(f"{self.layout.cluster}: closed")

@@ -1,0 +1,276 @@
+"""Appends under way at one node, in the order of the calls for each source.
+
+An append passes three stages: its bodies are stored, it is committed when everything before it of
+the same sources was given to be committed, and it is answered when the ledger was read that far.
+
+Invariants:
+- Appends of a source are committed in the order of the calls.
+- When one fails, those of its sources behind it fail too: a gap is never filled by what came after.
+- The version an append claims is that of what its caller knew: when another node took readings of
+  the source in between, the append is void, and the caller asks anew what is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bridge.intervals import IntervalSet
+from cloud.stream.contract import GivenUp, Part, Source, StreamError
+from cloud.stream.jetstream.bodies import BodyWriter
+from cloud.stream.jetstream.commits import Commits
+from cloud.stream.jetstream.records import AppendRecord, Extent, PartRecord, SourceRecord, Version
+from cloud.stream.jetstream.state import LedgerState
+
+__all__ = ["Lines"]
+
+
+@dataclass(slots=True)
+class _Line:
+    """What is under way of one source."""
+
+    version: Version  # that the next append claims
+    pending: IntervalSet = field(default_factory=IntervalSet)  # seqs of appends under way
+    waiting: deque[_Append] = field(default_factory=deque)  # not yet given to be committed
+    committing: int = 0
+    failed: bool = False  # takes nothing until all that is under way was answered
+
+
+@dataclass(slots=True, eq=False)
+class _Append:
+    """One call."""
+
+    future: asyncio.Future[None]
+    parts: Sequence[Part]  # those to be stored
+    lines: dict[Source, _Line]  # of every source the call had parts of
+    given_up: Sequence[GivenUp]
+    assigned: Mapping[Source, int]
+    bodies: list[asyncio.Future[tuple[Extent, ...]]] = field(default_factory=list)
+    stored: bool = False
+    versions: dict[Source, Version] = field(default_factory=dict)  # once it counts
+
+
+class Lines:
+    """All appends under way.
+
+    Args:
+        state: What the ledger adds up to now.
+        bodies: Stores bodies.
+        commits: Writes the ledger.
+
+    Attributes:
+        conflicts: Appends given up because another node had served the gateway.
+    """
+
+    def __init__(
+        self, state: Callable[[], LedgerState], bodies: BodyWriter, commits: Commits
+    ) -> None:
+        self.conflicts = 0
+        self._state = state
+        self._bodies = bodies
+        self._commits = commits
+        self._number = 0
+        self._lines: dict[Source, _Line] = {}
+        self._views: dict[Source, Version] = {}  # version as the callers know it
+        self._under_way: set[asyncio.Future[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def looked(self, source: Source) -> None:
+        """Note that a caller has just been told what is held of a source."""
+        if source not in self._lines:
+            self._views[source] = self._state().version(source)
+
+    def begin(
+        self, parts: Sequence[Part], given_up: Sequence[GivenUp], assigned: Mapping[Source, int]
+    ) -> asyncio.Future[None]:
+        """Begin an append of valid parts.
+
+        Raises:
+            StreamError: another node took readings of a source meanwhile, or an append before
+                this one has just failed.
+        """
+        sources = {(part.gateway, part.epoch) for part in parts}
+        for source in sources:
+            self._check(source)
+        lines = {source: self._line(source) for source in sources}
+        new = [part for part in parts if not self._has(lines[part.gateway, part.epoch], part)]
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        append = _Append(future, new, lines, given_up, assigned)
+        for line in lines.values():
+            line.waiting.append(append)
+        for part in new:
+            lines[part.gateway, part.epoch].pending.update(part.seq_ranges)
+            append.bodies.append(self._bodies.write(part.partition, part.body))
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        task = asyncio.create_task(self._store(append), name="append")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return future
+
+    async def settled(self) -> None:
+        """Return when every append under way at the call was answered."""
+        waiting = [asyncio.shield(future) for future in self._under_way]
+        if waiting:
+            await asyncio.gather(*waiting, return_exceptions=True)
+        while self._tasks:  # of appends whose caller has gone
+            await asyncio.wait(self._tasks)
+
+    # ---- stages ----------------------------------------------------------------------------------
+
+    def _check(self, source: Source) -> None:
+        line = self._lines.get(source)
+        if line is not None:
+            if line.failed:
+                raise StreamError(f"gateway {source[0]}: an append before this one failed")
+            return
+        view = self._views.get(source)
+        if view is not None and view != self._state().version(source):
+            self._conflict(source)
+            raise _foreign(source)
+
+    def _conflict(self, source: Source) -> None:
+        self.conflicts += 1
+        self._views.pop(source, None)
+
+    def _line(self, source: Source) -> _Line:
+        line = self._lines.get(source)
+        if line is None:
+            line = self._lines[source] = _Line(self._state().version(source))
+        return line
+
+    def _has(self, line: _Line, part: Part) -> bool:
+        """Return whether all of a part is held or under way."""
+        held = self._state().held((part.gateway, part.epoch))
+        for first, last in part.seq_ranges:
+            for gap in held.missing(first, last):
+                if not line.pending.covers(*gap):
+                    return False
+        return True
+
+    async def _store(self, append: _Append) -> None:
+        """Wait for the bodies, give the append to be committed, wait for the answer."""
+        try:
+            if append.bodies:
+                await asyncio.gather(*append.bodies)
+        except StreamError as error:
+            self._fail(append, error)
+            return
+        except asyncio.CancelledError:
+            if not append.future.done():
+                self._fail(append, StreamError("closed while it was under way"))
+            return
+        append.stored = True
+        self._advance(append)
+
+    def _advance(self, append: _Append) -> None:
+        """Give to be committed what is at the head of all its lines, in order."""
+        ready = deque([append])
+        while ready:
+            one = ready.popleft()
+            lines = one.lines.values()
+            if not one.stored or any(not _leads(one, line) for line in lines):
+                continue
+            for line in lines:
+                line.waiting.popleft()
+            self._commit(one)
+            ready.extend(line.waiting[0] for line in lines if line.waiting)
+
+    def _commit(self, append: _Append) -> None:
+        self._number += 1
+        record = _record(append, self._number)
+        for part in record.parts:
+            append.lines[part.source].version = (self._commits.writer, self._number)
+        for source, line in append.lines.items():
+            append.versions[source] = line.version
+            line.committing += 1
+        committed = self._commits.append(record)
+        committed.add_done_callback(lambda future: self._answer(append, future))
+
+    def _answer(self, append: _Append, committed: asyncio.Future[bool]) -> None:
+        failure: StreamError | None = None
+        if committed.cancelled():
+            failure = StreamError("closed while it was under way")
+        elif isinstance(committed.exception(), StreamError):
+            known = committed.exception()
+            assert isinstance(known, StreamError)
+            failure = type(known)(str(known))
+        elif not committed.result():
+            source = next(iter(append.lines), ("", 0))
+            self._conflict(source)
+            failure = _foreign(source)
+        for line in append.lines.values():
+            line.committing -= 1
+        if failure is not None:
+            self._fail(append, failure)
+            return
+        self._views.update(append.versions)
+        self._forget(append)
+        if not append.future.done():
+            append.future.set_result(None)
+
+    def _fail(self, append: _Append, error: StreamError) -> None:
+        """Fail an append and all behind it that are not yet given to be committed."""
+        failing = [append]
+        while failing:
+            one = failing.pop()
+            for body in one.bodies:
+                body.cancel()
+            for source, line in one.lines.items():
+                self._views.pop(source, None)
+                line.failed = True
+                if one in line.waiting:
+                    line.waiting.remove(one)
+                failing += line.waiting
+                line.waiting.clear()
+            self._forget(one)
+            if not one.future.done():
+                one.future.set_exception(type(error)(str(error)))
+                one.future.exception()  # its caller may have gone
+
+    def _forget(self, append: _Append) -> None:
+        for part in append.parts:
+            line = append.lines[part.gateway, part.epoch]
+            for first, last in part.seq_ranges:
+                line.pending.discard(first, last)
+        for source, line in append.lines.items():
+            if not line.waiting and not line.committing and self._lines.get(source) is line:
+                del self._lines[source]
+
+
+def _leads(append: _Append, line: _Line) -> bool:
+    return bool(line.waiting) and line.waiting[0] is append
+
+
+def _record(append: _Append, number: int) -> AppendRecord:
+    parts = tuple(
+        PartRecord(
+            (part.gateway, part.epoch), part.partition, part.count, part.seq_ranges, body.result()
+        )
+        for part, body in zip(append.parts, append.bodies, strict=True)
+    )
+    sources = dict.fromkeys(append.lines)
+    sources.update(dict.fromkeys(append.assigned))
+    sources.update(dict.fromkeys((stone.gateway, stone.epoch) for stone in append.given_up))
+    return AppendRecord(
+        number,
+        tuple(
+            SourceRecord(
+                source,
+                append.lines[source].version if source in append.lines else None,
+                append.assigned.get(source, 0),
+            )
+            for source in sources
+        ),
+        parts,
+        tuple(append.given_up),
+    )
+
+
+def _foreign(source: Source) -> StreamError:
+    return StreamError(
+        f"gateway {source[0]}: another node took readings of it meanwhile; what is held is asked"
+        " anew"
+    )

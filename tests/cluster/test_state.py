@@ -1,0 +1,133 @@
+"""The fold of the ledger: what counts, what is void, and that a checkpoint is the same state."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from bridge.intervals import ranges_of
+from cloud.stream.contract import GivenUp
+from cloud.stream.jetstream.records import (
+    NEVER,
+    AppendRecord,
+    PartRecord,
+    Record,
+    RecordError,
+    SourceRecord,
+    Version,
+    decode,
+    encode,
+)
+from cloud.stream.jetstream.state import LedgerState
+
+SOURCE = ("gw", 7)
+
+
+def append(
+    number: int, claim: Version | None, seqs: range, *, raw_seq: int = 1, partition: int = 3
+) -> AppendRecord:
+    ranges = ranges_of(seqs)
+    place = PartRecord(SOURCE, partition, len(seqs), ranges, ((raw_seq, 0, 10),))
+    return AppendRecord(number, (SourceRecord(SOURCE, claim, seqs[-1]),), (place,))
+
+
+def record(*appends: AppendRecord, writer: str = "a", **more: object) -> Record:
+    return Record(writer, 1, 1_000, appends, **more)  # type: ignore[arg-type]
+
+
+def test_of_two_that_claim_a_version_the_first_counts() -> None:
+    state = LedgerState(10)
+    assert state.take(1, record(append(1, NEVER, range(1, 6)))).counted == (True,)
+    other = record(append(1, NEVER, range(3, 9)), writer="b")
+    assert state.take(2, other).counted == (False,)
+    other = record(append(2, ("a", 1), range(6, 9)), writer="b")
+    assert state.take(3, other).counted == (True,)
+    assert state.held(SOURCE).ranges() == [(1, 8)]
+    assert (state.appends, state.void) == (2, 1)
+    assert state.version(SOURCE) == ("b", 2)
+
+
+def test_what_builds_on_a_void_append_is_void() -> None:
+    """Whatever the other node has done meanwhile, and however often."""
+    for foreign in range(1, 5):
+        state = LedgerState(10)
+        claim = NEVER
+        for number in range(1, foreign + 1):
+            first = 100 * number
+            state.take(number, record(append(number, claim, range(first, first + 9)), writer="b"))
+            claim = ("b", number)
+        chain = record(
+            append(1, NEVER, range(1, 6)),
+            append(2, ("a", 1), range(6, 8)),
+            append(3, ("a", 2), range(8, 9)),
+        )
+        assert state.take(9, decode(encode(chain))).counted == (False, False, False)
+
+
+def test_a_record_that_stands_twice_counts_once() -> None:
+    state = LedgerState(10)
+    twice = record(append(1, NEVER, range(1, 6)), append(2, ("a", 1), range(6, 9)))
+    assert state.take(1, twice).counted == (True, True)
+    assert state.take(2, twice).counted == (False, False)
+    assert state.stats().readings == 8
+
+
+def test_a_body_that_may_have_been_purged_is_void() -> None:
+    state = LedgerState(10)
+    state.take(1, record(append(1, NEVER, range(1, 6), raw_seq=8)))
+    position = state.stats().last_positions[3]
+    state.take(2, record(trims={3: position}))
+    assert state.floor(3) == 8
+    assert state.take(3, record(append(2, ("a", 1), range(6, 9), raw_seq=7))).counted == (False,)
+    assert state.take(4, record(append(3, ("a", 1), range(6, 9), raw_seq=9))).counted == (True,)
+
+
+def test_a_trim_spares_the_body_of_an_entry_that_was_committed_later() -> None:
+    state = LedgerState(10)
+    state.take(1, record(append(1, NEVER, range(1, 6), raw_seq=8)))
+    first = state.stats().last_positions[3]
+    state.take(2, record(append(2, ("a", 1), range(6, 9), raw_seq=5)))
+    state.take(3, record(trims={3: first}))
+    assert state.floor(3) == 4
+    assert [entry.extents[0][0] for entry in state.entries(3, 0)] == [5]
+
+
+def test_a_checkpoint_is_the_same_state() -> None:
+    rng = random.Random(3)
+    state, seq = LedgerState(50), 1
+    claim: Version = NEVER
+    for number in range(1, 200):
+        first = seq
+        seq += rng.randrange(1, 9)
+        good = rng.random() < 0.9
+        one = append(
+            number,
+            claim if good else ("other", number),
+            range(first, seq),
+            raw_seq=number,
+            partition=rng.randrange(4),
+        )
+        stone = GivenUp(*SOURCE, "live", first, seq, 1, "evicted-age", number)
+        whole = AppendRecord(number, one.sources, one.parts, (stone,) if rng.random() < 0.2 else ())
+        trims = {}
+        if rng.random() < 0.2:
+            partition = rng.randrange(4)
+            trims = {partition: state.stats().last_positions.get(partition, 0)}
+        said = Record("n", number, number, (whole,), {"live": {1: number}}, trims)
+        taken = state.take(number, decode(encode(said)))
+        claim = ("n", number) if taken.counted[0] else claim
+    twin = LedgerState.load(state.dump(), 50)
+    assert twin.dump() == state.dump()
+    assert (twin.stats(), twin.ledger()) == (state.stats(), state.ledger())
+    assert twin.version(SOURCE) == claim
+    for partition in range(4):
+        assert twin.entries(partition, 0) == state.entries(partition, 0)
+    assert twin.backlog({0: 0, 1: 0}) == state.backlog({0: 0, 1: 0})
+    assert twin.arrival(SOURCE, seq - 1) == state.arrival(SOURCE, seq - 1)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80", b"\x81\x02", b"nonsense", encode(record())[:-1]])
+def test_bytes_that_are_no_record_are_an_error(data: bytes) -> None:
+    with pytest.raises(RecordError):
+        decode(data)
