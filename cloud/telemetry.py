@@ -60,6 +60,7 @@ def figures_of(
             "publishers_waiting": mqtt.publishers_waiting,
             "queue_refusals": mqtt.queue_refusals,
             "sessions_ended_full": mqtt.sessions_ended_full,
+            "store_salvages": mqtt.store_salvages,
         },
         "ingest": {
             **asdict(batches),

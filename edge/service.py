@@ -160,7 +160,7 @@ class EdgeService:
             ) from None
 
     async def _start_broker(self, capture: Capture) -> Front:
-        store = SqliteSessionStore(self._config.data / "edge" / "sessions.db")
+        store = SqliteSessionStore(self._config.data / "edge" / "sessions.db", clock=self._clock)
         front = Front(self._config.front, capture=capture, store=store, clock=self._clock)
         try:
             await front.start()

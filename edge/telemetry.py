@@ -57,6 +57,7 @@ def edge_status(parts: Parts) -> dict[str, Any]:
             "publishers_waiting": mqtt.publishers_waiting,
             "queue_refusals": mqtt.queue_refusals,
             "sessions_ended_full": mqtt.sessions_ended_full,
+            "store_salvages": mqtt.store_salvages,
         },
         "capture": asdict(parts.capture.stats),
         "journal": {
@@ -245,6 +246,7 @@ def _broker_metrics(metrics: Metrics, broker: Broker) -> None:
         "protocol_faults": "protocol_faults",
         "queue_refusals": "queue_refusals",
         "sessions_ended_full": "sessions_ended_full",
+        "store_salvages": "session_store_salvages",
     }
     for attribute, name in counters.items():
         text = f"MQTT: {name.replace('_', ' ')} since the start."

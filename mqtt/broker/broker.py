@@ -342,6 +342,7 @@ class Broker:
             publishers_waiting=core.queues.waiting,
             queue_refusals=core.queues.refusals,
             sessions_ended_full=core.queues.ended,
+            store_salvages=core.store.salvages if core.store is not None else 0,
             messages_received=list(core.stats.messages_received),
             messages_sent=list(core.policy.sent),
             bytes_sent=sent,

@@ -48,6 +48,7 @@ class BrokerStats:
     publishers_waiting: int = 0  # connections that stand still for them
     queue_refusals: int = 0  # publishes refused because a subscriber's queue was full
     sessions_ended_full: int = 0  # sessions ended because their queues stayed full
+    store_salvages: int = 0  # times the session store was found damaged and replaced
     messages_received: list[int] = field(default_factory=lambda: [0, 0, 0])  # by QoS
     messages_sent: list[int] = field(default_factory=lambda: [0, 0, 0])
     bytes_received: int = 0

@@ -106,6 +106,8 @@ class SessionStore(Protocol):
     in one transaction or in the same order in several.
     """
 
+    salvages: int  # times that damage was found, moved aside and the rest kept, since the start
+
     async def open(self) -> StoredState:
         """Return what is held; called once, before anything is put."""
         ...

@@ -8,7 +8,8 @@ Invariants:
   not while commits fail: the group is kept, tried again every second, and the broker told that the
   store is saturated;
 - changes reach the file in the order they were put, as far as they concern the same row;
-- the file is this program's (`application_id`) and version (`user_version`), or opening fails.
+- a file that is damaged is replaced by what can be read of it, at opening and while in use
+  (`mqtt.broker.session_file`); a fault in one callback keeps no other from being called.
 """
 
 from __future__ import annotations
@@ -40,39 +41,13 @@ from mqtt.broker.changes import (
     SubscriptionEnded,
     SubscriptionSaved,
 )
+from mqtt.broker.session_file import is_damage, load, open_file, salvage
+from runtime.clock import Clock, SystemClock
 
 __all__ = ["SessionStoreError", "SqliteSessionStore"]
 
-_APPLICATION_ID: Final = 0x7469_6473  # "tids"
-_VERSION: Final = 1
 _RETRY_S: Final = 1.0
 _GROUP_MAX: Final = 20_000  # changes of one transaction
-
-_SCHEMA: Final = """
-CREATE TABLE sessions (
-    client_id TEXT PRIMARY KEY, version INTEGER NOT NULL, expiry_s INTEGER NOT NULL,
-    away_since_us INTEGER NOT NULL, will_topic BLOB, will_payload BLOB NOT NULL,
-    will_properties BLOB NOT NULL, will_flags INTEGER NOT NULL, will_delay_s INTEGER NOT NULL,
-    will_expiry_s INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE subscriptions (
-    client_id TEXT NOT NULL, topic_filter TEXT NOT NULL, options INTEGER NOT NULL,
-    identifier INTEGER NOT NULL, PRIMARY KEY (client_id, topic_filter)) WITHOUT ROWID;
-CREATE TABLE messages (
-    message_id INTEGER PRIMARY KEY, topic BLOB NOT NULL, payload BLOB NOT NULL,
-    properties BLOB NOT NULL, qos INTEGER NOT NULL, retain INTEGER NOT NULL,
-    expires_us INTEGER NOT NULL, publisher TEXT);
-CREATE TABLE deliveries (
-    position INTEGER PRIMARY KEY, client_id TEXT NOT NULL, packet_id INTEGER NOT NULL,
-    message_id INTEGER NOT NULL, qos INTEGER NOT NULL, retain INTEGER NOT NULL,
-    identifiers BLOB NOT NULL, share TEXT NOT NULL, released INTEGER NOT NULL,
-    UNIQUE (client_id, packet_id));
-CREATE TABLE inbound (
-    client_id TEXT NOT NULL, packet_id INTEGER NOT NULL,
-    PRIMARY KEY (client_id, packet_id)) WITHOUT ROWID;
-CREATE TABLE retained (
-    topic BLOB PRIMARY KEY, payload BLOB NOT NULL, properties BLOB NOT NULL,
-    qos INTEGER NOT NULL, expires_us INTEGER NOT NULL, publisher TEXT) WITHOUT ROWID;
-"""
 
 _STATEMENTS: Final[dict[type, tuple[str, ...]]] = {
     SessionSaved: (
@@ -113,13 +88,19 @@ class SqliteSessionStore:
     Args:
         path: The database file; its folder exists.
         waiting_bytes_max: Changes that wait for the disk before the broker stops reading.
+        clock: Names what a damaged file is moved to.
     """
 
-    def __init__(self, path: Path, *, waiting_bytes_max: int = 8 << 20) -> None:
+    def __init__(
+        self, path: Path, *, waiting_bytes_max: int = 8 << 20, clock: Clock | None = None
+    ) -> None:
         self.path = path
         self.commits = 0  # since the start
         self._waiting_bytes_max = waiting_bytes_max
-        self._database = _Database(partial(_connect, path))
+        self.salvages = 0  # times the file was found damaged and replaced
+        self._clock = clock or SystemClock()
+        self._is_unusable = False  # damaged, and not replaced yet
+        self._database = _Database(partial(open_file, path))
         # What waits, by row: a change that undoes one that was not written takes it out.
         self._waiting: dict[object, Change] = {}
         self._waiting_bytes = 0
@@ -133,23 +114,53 @@ class SqliteSessionStore:
         self._log = structlog.get_logger("mqtt.session_store")
 
     async def open(self) -> StoredState:
-        """Open or make the file and return what it holds.
+        """Open or make the file and return what it holds; a damaged one is replaced.
 
         Raises:
             SessionStoreError: the file cannot be opened, or is not a session store.
         """
         try:
-            await self._database
-            state: StoredState = await self._database.hop(_load)
+            try:
+                state = await self._open()
+            except sqlite3.Error as error:
+                if not is_damage(error):
+                    raise
+                await self._salvage(error)
+                state = await self._open()
         except (sqlite3.Error, OSError) as error:
-            await self._database.close()
-            await self._database.ended()
+            await self._shut()
             raise SessionStoreError(
                 f"{self.path}: cannot be used as session store ({error});"
                 " move it away to start with none"
             ) from error
         self._task = asyncio.get_running_loop().create_task(self._run(), name="mqtt-session-store")
         return state
+
+    async def _open(self) -> StoredState:
+        await self._database
+        state: StoredState = await self._database.hop(load)
+        return state
+
+    async def _shut(self) -> None:
+        await self._database.close()
+        await self._database.ended()
+
+    async def _salvage(self, error: Exception) -> None:
+        """Replace the damaged file, and be ready to open the new one."""
+        await self._shut()
+        done = await asyncio.to_thread(salvage, self.path, self._clock.wall_us())
+        self.salvages += 1
+        self._log.error(
+            "mqtt.session_store_damaged",
+            file=str(self.path),
+            error=str(error),
+            moved_to=str(done.moved_to),
+            rows_kept=done.rows,
+            tables_incomplete=list(done.incomplete),
+            hint="sessions, queued or retained messages may be missing; clients find out by"
+            " Session Present 0, or by what does not come",
+        )
+        self._database = _Database(partial(open_file, self.path))
 
     def put(self, change: Change) -> None:
         """Take a change into the next group."""
@@ -215,6 +226,8 @@ class SqliteSessionStore:
                     self.commits += 1
             except Exception as error:  # noqa: BLE001 - the task's root: nothing may be lost
                 self._put_back(changes, callbacks, bytes_before, error)
+                if self._is_unusable or (isinstance(error, sqlite3.Error) and is_damage(error)):
+                    await self._repair(error)
                 if self._closing:
                     return
                 await asyncio.sleep(_RETRY_S)
@@ -223,7 +236,7 @@ class SqliteSessionStore:
                 self._failing = False
                 self._log.info("mqtt.session_store_works_again", file=str(self.path))
             for callback in callbacks:
-                callback()
+                self._call(callback)
             self._relieve()
 
     def _put_back(
@@ -254,7 +267,25 @@ class SqliteSessionStore:
         if self._relieved and not self.saturated():
             relieved, self._relieved = self._relieved, []
             for callback in relieved:
-                callback()
+                self._call(callback)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:  # noqa: BLE001 - one connection's fault must not end the store
+            self._log.exception("mqtt.session_store_callback_broke")
+
+    async def _repair(self, error: Exception) -> None:
+        """Replace a file that turned out to be damaged; what could not be written is put again."""
+        self._is_unusable = True
+        try:
+            await self._salvage(error)
+            await self._database
+            self._is_unusable = False
+        except (sqlite3.Error, OSError) as fault:
+            self._log.error(
+                "mqtt.session_store_not_repaired", file=str(self.path), error=str(fault)
+            )
 
 
 class _Database(aiosqlite.Connection):
@@ -275,55 +306,6 @@ class _Database(aiosqlite.Connection):
 
     def _call(self, function: Callable[[sqlite3.Connection], Any]) -> Any:
         return function(self._conn)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    try:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        owner = connection.execute("PRAGMA application_id").fetchone()[0]
-        empty = not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if not (empty and not owner) and (owner, version) != (_APPLICATION_ID, _VERSION):
-            raise _foreign(version)  # noqa: TRY301 - closed below like any other failure
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        # Debian builds SQLite to overwrite what is deleted with zeros: writes that nobody asked for
-        connection.execute("PRAGMA secure_delete = OFF")
-        if empty:
-            connection.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA application_id = {_APPLICATION_ID};"
-                f" PRAGMA user_version = {_VERSION}; COMMIT;"
-            )
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _foreign(version: int) -> sqlite3.DatabaseError:
-    return sqlite3.DatabaseError(f"no session store, or one of another release: {version}")
-
-
-def _load(connection: sqlite3.Connection) -> StoredState:
-    # Rows whose other half was not written by an earlier release, or lost by hand.
-    connection.execute(
-        "DELETE FROM messages WHERE message_id NOT IN (SELECT message_id FROM deliveries)"
-    )
-    rows = connection.execute
-    return StoredState(
-        [SessionSaved(*row) for row in rows("SELECT * FROM sessions")],
-        [SubscriptionSaved(*row) for row in rows("SELECT * FROM subscriptions")],
-        [MessageSaved(*row) for row in rows("SELECT * FROM messages")],
-        [
-            DeliverySaved(*row)
-            for row in rows(
-                "SELECT client_id, packet_id, message_id, qos, retain, identifiers, share,"
-                " released FROM deliveries ORDER BY position"
-            )
-        ],
-        [InboundSaved(*row) for row in rows("SELECT * FROM inbound")],
-        [RetainedSaved(*row) for row in rows("SELECT * FROM retained")],
-    )
 
 
 def _apply(changes: Sequence[Change], connection: sqlite3.Connection) -> None:

@@ -197,6 +197,20 @@ async def test_a_session_file_that_is_none_is_told(tmp_path: Path) -> None:
             raise AssertionError("started on a file that is no database")
 
 
+async def test_a_damaged_session_file_keeps_nobody_from_publishing(tmp_path: Path) -> None:
+    path = tmp_path / "edge" / "sessions.db"
+    async with running(gateway(tmp_path)) as service:
+        await publish(service, "devices/d1/t", [b"1"])
+    path.write_bytes(b"\xa5" * 5000 + path.read_bytes()[5000:])
+    async with running(gateway(tmp_path)) as service:
+        await publish(service, "devices/d1/t", [b"2"])
+        _, status = await get(service, "/status")
+        _, metrics = await get(service, "/metrics")
+    assert json.loads(status)["mqtt"]["store_salvages"] == 1
+    assert b"tidegate_mqtt_session_store_salvages_total 1.0" in metrics
+    assert len(list(path.parent.glob("sessions.db.damaged-*"))) >= 1
+
+
 async def test_two_gateways_cannot_share_a_journal(tmp_path: Path) -> None:
     async with running(gateway(tmp_path)):
         with pytest.raises(StartError, match="journal"):

@@ -289,6 +289,7 @@ class ManualStore:
 
     def __init__(self) -> None:
         self.changes: list[Change] = []
+        self.salvages = 0
         self._waiting: list[Callable[[], None]] = []
         self.full = False
         self._relieved: list[Callable[[], None]] = []

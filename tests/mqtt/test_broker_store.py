@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from mqtt.broker.changes import (
     Change,
@@ -26,6 +28,7 @@ from mqtt.broker.changes import (
     SubscriptionSaved,
 )
 from mqtt.broker.session_store import SessionStoreError, SqliteSessionStore
+from runtime.clock import ManualClock
 
 SESSION = SessionSaved("c", 5, 3600, 0, b"will", b"gone", b"\x01\x01", 5, 10, -1)
 SUBSCRIPTION = SubscriptionSaved("c", "a/+", 13, 42)
@@ -176,14 +179,27 @@ async def test_too_much_waiting_saturates(tmp_path: Path) -> None:
     await store.close()
 
 
-@pytest.mark.parametrize("damage", ["foreign", "newer", "garbage"])
-async def test_a_file_that_is_no_session_store_is_refused_in_one_line(
-    tmp_path: Path, damage: str
+async def test_a_fault_in_one_answer_does_not_end_the_store(tmp_path: Path) -> None:
+    store = SqliteSessionStore(tmp_path / "s.db")
+    await store.open()
+    for ask in (store.when_durable, store.when_relieved):
+        done = asyncio.Event()
+        store.put(SESSION)
+        ask([].pop)
+        ask(done.set)
+        async with asyncio.timeout(10):
+            await done.wait()
+    await store.close()
+
+
+@pytest.mark.parametrize("theirs", ["foreign", "newer", "garbage"])
+async def test_somebody_elses_file_is_refused_in_one_line_and_not_touched(
+    tmp_path: Path, theirs: str
 ) -> None:
     path = tmp_path / "s.db"
-    if damage == "garbage":
+    if theirs == "garbage":
         path.write_bytes(b"no database at all" * 1000)
-    elif damage == "foreign":
+    elif theirs == "foreign":
         with sqlite3.connect(path) as database:
             database.execute("CREATE TABLE theirs (x)")
         database.close()
@@ -192,6 +208,139 @@ async def test_a_file_that_is_no_session_store_is_refused_in_one_line(
         with sqlite3.connect(path) as database:
             database.execute("PRAGMA user_version = 99")
         database.close()
+    before = path.read_bytes()
     with pytest.raises(SessionStoreError, match=r"s\.db: cannot be used") as caught:
         await SqliteSessionStore(path).open()
     assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+    assert list(tmp_path.glob("*damaged*")) == []
+
+
+# -- damage -----------------------------------------------------------------------------------
+
+MANY = 400
+
+
+async def filled(path: Path) -> None:
+    """Write a store of many pages."""
+    changes: list[Change] = []
+    for n in range(MANY):
+        client_id = f"client-{n:04d}"
+        changes += [
+            SESSION._replace(client_id=client_id, will_payload=bytes(200)),
+            SUBSCRIPTION._replace(client_id=client_id),
+            MESSAGE._replace(message_id=n + 1, payload=bytes(300)),
+            DELIVERY._replace(client_id=client_id, message_id=n + 1),
+            InboundSaved(client_id, 9),
+            RETAINED._replace(topic=b"r/%d" % n, payload=bytes(200)),
+        ]
+    await kept(path, changes)
+
+
+def damage(path: Path, *pages: int) -> bytes:
+    """Overwrite pages of 4096 bytes, counted from 0; return what the file is then."""
+    data = bytearray(path.read_bytes())
+    for page in pages:
+        data[page * 4096 : (page + 1) * 4096] = b"\xa5" * 4096
+    path.write_bytes(data)
+    return bytes(data)
+
+
+async def reopened(path: Path) -> tuple[StoredState, SqliteSessionStore]:
+    """Open, write something, and return what was found."""
+    store = SqliteSessionStore(path, clock=ManualClock())
+    state = await store.open()
+    store.put(SESSION)
+    await durable(store)
+    await store.close()
+    return state, store
+
+
+@pytest.mark.parametrize("what", ["garbage", "zeros", "first page"])
+async def test_a_file_without_its_head_is_moved_aside(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "s.db"
+    await filled(path)
+    content = {
+        "garbage": random.Random(1).randbytes(5 * 4096),
+        "zeros": bytes(path.stat().st_size),
+        "first page": bytes(4096) + path.read_bytes()[4096:],
+    }[what]
+    path.write_bytes(content)
+    with capture_logs() as logs:
+        state, store = await reopened(path)
+    assert (state, store.salvages) == (StoredState(), 1)
+    (line,) = [line for line in logs if line["event"] == "mqtt.session_store_damaged"]
+    assert Path(line["moved_to"]).read_bytes() == content
+    assert len(line["tables_incomplete"]) == 6
+    again = await kept(path)
+    assert again.sessions == [SESSION]
+
+
+async def test_what_can_be_read_of_a_damaged_file_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    await filled(path)
+    whole = path.read_bytes()
+    worse = 0
+    for page in range(2, len(whole) // 4096, 4):
+        path.write_bytes(whole)
+        damage(path, page)
+        state, store = await reopened(path)
+        tables = (
+            state.sessions,
+            state.subscriptions,
+            state.messages,
+            state.deliveries,
+            state.inbound,
+            state.retained,
+        )
+        counts = [len(rows) for rows in tables]
+        worse += store.salvages
+        # one page costs one table its rows on it, or, where it says where others are, all of them
+        assert sum(count < MANY for count in counts) <= 1 + store.salvages
+        assert all(session.will_payload == bytes(200) for session in state.sessions)
+        assert len(list(tmp_path.glob("s.db.damaged-*"))) <= 3
+    assert worse > 5
+
+
+async def test_damage_that_is_met_in_use_holds_nobody_up_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    await filled(path)
+    store = SqliteSessionStore(path, clock=ManualClock())
+    await store.open()
+    damage(path, *range(2, path.stat().st_size // 4096))
+    late: list[Change] = [SESSION._replace(client_id="new")]
+    late += [RETAINED._replace(topic=b"%d" % n) for n in range(50)]
+    for change in late:
+        store.put(change)
+    await durable(store)
+    assert store.salvages == 1
+    await store.close()
+    state = await kept(path)
+    assert late[0] in state.sessions
+    assert len([row for row in state.retained if b"/" not in row.topic]) == 50
+
+
+@pytest.mark.parametrize("step", ["half built", "built", "log moved", "file moved"])
+async def test_a_crash_while_a_damaged_file_is_replaced(tmp_path: Path, step: str) -> None:
+    path, new = tmp_path / "s.db", tmp_path / "s.db.new"
+    await kept(tmp_path / "other.db", EVERYTHING)
+    await filled(path)
+    (tmp_path / "other.db").rename(new)
+    damaged = damage(path, *range(2, 20))
+    if step == "half built":
+        with sqlite3.connect(new) as database:
+            database.execute("PRAGMA application_id = 0")
+        database.close()
+    else:
+        Path(f"{path}-wal").write_bytes(b"a log of the damaged file")
+    if step in ("log moved", "file moved"):
+        Path(f"{path}-wal").rename(f"{path}.damaged-1-wal")
+    if step == "file moved":
+        path.rename(f"{path}.damaged-1")
+    state, store = await reopened(path)
+    assert not new.exists()
+    assert any(p.read_bytes() == damaged for p in tmp_path.glob("s.db.damaged-*[0-9]"))
+    if step == "half built":
+        assert store.salvages == 1
+    else:
+        assert (state.sessions, state.subscriptions) == ([SESSION], [SUBSCRIPTION])
