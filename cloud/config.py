@@ -157,9 +157,26 @@ class SinksConfig:
 
 @dataclass(slots=True, frozen=True)
 class StorageConfig:
-    """The SQLite storage: every reading as a row."""
+    """Storage: every reading as a row, in SQLite or PostgreSQL."""
 
-    enabled: bool = setting(True, help="Store readings in DIR/cloud/storage.db.")
+    enabled: bool = setting(True, help="Store readings.")
+    url: str = setting(
+        "",
+        secret=True,
+        help="Where: postgresql://[user@]host[:port]/database; empty = DIR/cloud/storage.db. A "
+        "password belongs in PGPASSWORD or a file that PGPASSFILE names.",
+    )
+    schema: str = setting(
+        "tidegate", help="With PostgreSQL: the schema of the tables; made when it is absent."
+    )
+    slice_s: float = setting(
+        604_800,
+        unit="s",
+        minimum=60,
+        maximum=100 * 366 * 86_400,
+        help="With PostgreSQL: how much time of arrival one partition of the table holds; "
+        "retention drops whole ones.",
+    )
     linger_ms: float = setting(
         20,
         unit="ms",
@@ -177,7 +194,7 @@ class StorageConfig:
         0,
         unit="bytes",
         minimum=0,
-        help="When the file uses more bytes than this the oldest rows are deleted; 0 = never.",
+        help="When storage uses more bytes than this the oldest rows are deleted; 0 = never.",
     )
     cache_bytes: int = setting(
         32 * MIB,

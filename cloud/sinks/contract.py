@@ -10,16 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from bridge.readings import Readings
 from cloud.stream.contract import Entry
 
-__all__ = ["DecodedEntry", "Sink", "SinkUnavailable"]
+__all__ = ["DecodedEntry", "FencedSink", "Sink", "SinkFenced", "SinkUnavailable"]
 
 
 class SinkUnavailable(Exception):  # noqa: N818 - a state of the sink, not a fault of an entry
     """The sink cannot take anything now: no entry is to blame, all of them wait."""
+
+
+class SinkFenced(Exception):  # noqa: N818 - a state of the holder
+    """Others hold some partitions by now: nothing was written, and nothing may be.
+
+    Attributes:
+        partitions: Which; never empty.
+    """
+
+    def __init__(self, partitions: frozenset[int]) -> None:
+        super().__init__(f"taken over by another node: partitions {sorted(partitions)}")
+        self.partitions = partitions
 
 
 @dataclass(slots=True, frozen=True)
@@ -78,4 +90,27 @@ class Sink(Protocol):
 
     async def close(self) -> None:
         """Save what is to be saved and release everything."""
+        ...
+
+
+@runtime_checkable
+class FencedSink(Sink, Protocol):
+    """A sink with a store that several nodes may write: it knows whose turn it is.
+
+    `write` and `pass_over` raise `SinkFenced` once a partition was claimed with a higher token.
+    """
+
+    async def claim(self, tokens: Mapping[int, int]) -> Mapping[int, int]:
+        """Take partitions over; from here on writers with lower tokens are refused.
+
+        Args:
+            tokens: The fencing token by partition: rises from holder to holder.
+
+        Returns:
+            The position of each of them.
+
+        Raises:
+            SinkFenced: of some a higher token is known; the others are claimed.
+            SinkUnavailable: nothing may be assumed claimed; try again later.
+        """
         ...

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +36,7 @@ from cloud.database import (
 )
 from cloud.ranges import RangeTable
 from cloud.sinks.contract import DecodedEntry, SinkUnavailable
+from cloud.sinks.corrections import Corrections
 from cloud.sinks.schema import (
     READINGS_COLUMNS,
     STORAGE_KIND,
@@ -212,8 +212,7 @@ class _StorageTables:
         self._stored = RangeTable("stored")
         self._expired = RangeTable("expired")
         self._any_expired = False
-        # by source: (first_seq, last_seq, delta_us), rising
-        self._corrections: dict[tuple[str, int], list[tuple[int, int, int]]] = {}
+        self._corrections = Corrections()
 
     def adopt(self, connection: sqlite3.Connection, stream_epoch: int) -> None:
         """Begin at the start of a stream whose positions these cursors are not of."""
@@ -231,9 +230,7 @@ class _StorageTables:
             "SELECT gateway, epoch, first_seq, last_seq, delta_us FROM corrections"
             " ORDER BY gateway, epoch, first_seq"
         ):
-            source = (gateway, epoch_from_sql(epoch))
-            first, last, delta_us = correction
-            self._corrections.setdefault(source, []).append((first, last, delta_us))
+            self._corrections.add(gateway, epoch_from_sql(epoch), *correction)
 
     def correct(self, connection: sqlite3.Connection, gateway: str, correction: Correction) -> int:
         """Keep a correction and apply it to the rows that are there, as one."""
@@ -251,24 +248,8 @@ class _StorageTables:
                 " WHERE gateway = ? AND epoch = ? AND seq BETWEEN ? AND ?",
                 (delta_us, gateway, epoch, first, last),
             ).rowcount
-        of_source = self._corrections.setdefault((gateway, correction.epoch), [])
-        of_source.append((first, last, delta_us))
-        of_source.sort()
+        self._corrections.add(gateway, correction.epoch, first, last, delta_us)
         return rows
-
-    def _times(self, one: DecodedEntry) -> Sequence[int]:
-        """Return the times of an entry's readings, corrected where that is known already."""
-        of_source = self._corrections.get((one.entry.gateway, one.entry.epoch))
-        times = one.readings.times_us
-        if of_source is None:
-            return times
-        corrected = list(times)
-        firsts = [first for first, _, _ in of_source]
-        for index, seq in enumerate(one.readings.seqs):
-            place = bisect_right(firsts, seq) - 1
-            if place >= 0 and seq <= of_source[place][1]:
-                corrected[index] += of_source[place][2]
-        return corrected
 
     def cursors(self, connection: sqlite3.Connection) -> dict[int, int]:
         """Return the cursors."""
@@ -317,7 +298,7 @@ class _StorageTables:
             for seq, source, time_us, flags, payload, block in zip(
                 readings.seqs,
                 map(readings.sources.__getitem__, readings.source_index),
-                self._times(one),
+                self._corrections.times_us(one),
                 readings.flags,
                 readings.payloads,
                 properties,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bridge.readings import FLAG_PROPERTIES, FLAG_RETAIN, Readings
 from cloud.config import StorageConfig
 from cloud.database import DatabaseError
-from cloud.sinks.contract import DecodedEntry, SinkUnavailable
+from cloud.sinks.contract import SinkUnavailable
 from cloud.sinks.schema import (
     epoch_from_sql,
     epoch_from_text,
@@ -26,9 +26,8 @@ from cloud.sinks.schema import (
     payload_to_sql,
 )
 from cloud.sinks.storage import StorageSink
-from cloud.stream.contract import Entry
 from runtime.clock import ManualClock
-from tests.kit.cloud import EPOCH, parts_of, query
+from tests.kit.cloud import EPOCH, decoded, ends, query
 from tests.kit.readings import one_per_row, readings_of
 
 STREAM = 0xAAAA_BBBB_CCCC_DDDD
@@ -45,36 +44,6 @@ async def opened(
         yield sink
     finally:
         await sink.close()
-
-
-def decoded(
-    readings: Readings, *, gateway: str = "gw", appended_us: int = 77, position: int = 1
-) -> list[DecodedEntry]:
-    return [
-        DecodedEntry(
-            Entry(
-                part.partition, position, gateway, EPOCH, part.seq_ranges, part.count,
-                appended_us, part.body,
-            ),
-            some,
-            False,
-        )
-        for part, some in (
-            (part, _of(readings, part.seq_ranges)) for part in parts_of(readings, gateway=gateway)
-        )
-    ]  # fmt: skip
-
-
-def _of(readings: Readings, ranges: Sequence[tuple[int, int]]) -> Readings:
-    from bridge.intervals import IntervalSet
-    from bridge.select import rows_of
-
-    wanted = IntervalSet(ranges)
-    return rows_of(readings, [n for n, seq in enumerate(readings.seqs) if seq in wanted])
-
-
-def ends(entries: Sequence[DecodedEntry]) -> dict[int, int]:
-    return {one.entry.partition: one.entry.position for one in entries}
 
 
 @pytest.fixture

@@ -10,16 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from bridge.batch import Encoder, EntryEncoder
-from bridge.intervals import ranges_of
+from bridge.intervals import IntervalSet, ranges_of
 from bridge.readings import Readings
-from bridge.select import split_by_partition
+from bridge.select import rows_of, split_by_partition
 from cloud.sinks.contract import DecodedEntry
-from cloud.stream.contract import Part, Stream
+from cloud.stream.contract import Entry, Part, Stream
 from mqtt.broker.seams import Capture, ClientInfo, PublishRun
 from mqtt.frames import encode_publish
 from tests.kit.readings import START_US
 
-__all__ = ["EPOCH", "RecordingSink", "Uplink", "append_readings", "parts_of", "query"]
+__all__ = [
+    "EPOCH",
+    "RecordingSink",
+    "Uplink",
+    "append_readings",
+    "decoded",
+    "ends",
+    "parts_of",
+    "query",
+]
 
 EPOCH = 0xFEDC_BA98_7654_3210
 
@@ -40,6 +49,27 @@ def parts_of(
         )
         for partition, some in sorted(split_by_partition(readings).items())
     ]
+
+
+def decoded(
+    readings: Readings, *, gateway: str = "gw", appended_us: int = 77, position: int = 1
+) -> list[DecodedEntry]:
+    """Return readings as the entries a sink is given, one a partition, all at one position."""
+    entries = []
+    for part in parts_of(readings, gateway=gateway):
+        wanted = IntervalSet(part.seq_ranges)
+        some = rows_of(readings, [n for n, seq in enumerate(readings.seqs) if seq in wanted])
+        entry = Entry(
+            part.partition, position, gateway, EPOCH, part.seq_ranges, part.count, appended_us,
+            part.body,
+        )  # fmt: skip
+        entries.append(DecodedEntry(entry, some, historical=False))
+    return entries
+
+
+def ends(entries: Sequence[DecodedEntry]) -> dict[int, int]:
+    """Return the position of each partition among `entries`: the cursors that go with them."""
+    return {one.entry.partition: one.entry.position for one in entries}
 
 
 async def append_readings(

@@ -1,0 +1,155 @@
+"""Connections to PostgreSQL: opened with every check, and what their errors mean.
+
+Invariants: a connection handed out is of a server that syncs what it commits; nothing shown or
+logged contains a password; every wait is bounded.
+
+Addresses are `postgresql://[user[:password]@]host[:port]/database`; a password is better kept in
+PGPASSWORD or in a password file (PGPASSFILE), where asyncpg looks by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from cloud.database import DatabaseError
+
+__all__ = ["LINK_ERRORS", "NotReachable", "PostgresPlace", "blames_entry", "connect", "translated"]
+
+_CONNECT_TIMEOUT_S = 10.0
+_COMMAND_TIMEOUT_S = 120.0
+_VERSION_MIN = 150_000  # range_agg over multiranges
+_SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+# classes of SQLSTATE that speak of values: data, integrity, program limits (a key too long)
+_BLAMED_CLASSES = ("22", "23", "54")
+LINK_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError,
+               asyncio.IncompleteReadError)  # fmt: skip
+
+
+class NotReachable(DatabaseError):  # noqa: N818 - a state of the server
+    """The database cannot be used now; `str()` is one line without secrets."""
+
+
+@dataclass(slots=True, frozen=True)
+class PostgresPlace:
+    """Where the tables are.
+
+    Raises:
+        DatabaseError: the URL or the schema's name is malformed.
+    """
+
+    url: str
+    schema: str = "tidegate"
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.url)
+            valid = parts.scheme in ("postgresql", "postgres") and len(parts.path) > 1
+            _ = parts.port  # raises ValueError for what is none
+        except ValueError:
+            valid = False
+        if not valid:
+            raise DatabaseError("storage.url: expected postgresql://[user@]host[:port]/database")
+        if not _SCHEMA_NAME.fullmatch(self.schema):
+            raise DatabaseError(
+                f"storage.schema: '{self.schema}': lower-case letters, digits and _ only"
+            )
+
+    def __str__(self) -> str:
+        """Return what may be shown: host, port, database, schema."""
+        parts = urlsplit(self.url)
+        return f"postgresql://{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
+
+    def __repr__(self) -> str:
+        return f"PostgresPlace({self}, schema={self.schema!r})"
+
+
+async def connect(place: PostgresPlace, purpose: str, *, read_only: bool = False) -> Any:
+    """Open a connection whose search path is the schema.
+
+    Args:
+        place: Where.
+        purpose: Shown to the database's operator as application name.
+        read_only: Without the checks of one that writes.
+
+    Raises:
+        NotReachable: nobody answers, or the server says no.
+    """
+    settings = {
+        "application_name": f"tidegate {purpose}",
+        "search_path": place.schema,
+        # of a node that was stopped short, or hangs, nothing is held for long
+        "idle_in_transaction_session_timeout": "10000",
+        "tcp_keepalives_idle": "10",
+        "tcp_keepalives_interval": "5",
+        "tcp_keepalives_count": "3",
+    }
+    if read_only:
+        settings["default_transaction_read_only"] = "on"
+    try:
+        connection = await asyncpg.connect(
+            place.url,
+            timeout=_CONNECT_TIMEOUT_S,
+            command_timeout=_COMMAND_TIMEOUT_S,
+            server_settings=settings,
+        )
+    except (*LINK_ERRORS, ValueError) as error:
+        raise translated(place, error) from None
+    try:
+        if not read_only:
+            await _check(place, connection)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def _check(place: PostgresPlace, connection: Any) -> None:
+    """Refuse a server that would lose what it committed, or could not hold what is written."""
+    try:
+        row = await connection.fetchrow(
+            "SELECT current_setting('server_version_num')::int AS version,"
+            " current_setting('server_encoding') AS encoding,"
+            " current_setting('synchronous_commit') AS synchronous_commit,"
+            " current_setting('fsync') AS fsync,"
+            " current_setting('full_page_writes') AS full_page_writes"
+        )
+    except LINK_ERRORS as error:
+        raise translated(place, error) from None
+    if row["version"] < _VERSION_MIN:
+        raise NotReachable(f"{place}: PostgreSQL 15 or newer is needed")
+    if row["encoding"] != "UTF8":
+        raise NotReachable(
+            f"{place}: its encoding is {row['encoding']}; make a database with ENCODING 'UTF8'"
+        )
+    for name in ("synchronous_commit", "fsync", "full_page_writes"):
+        if row[name] == "off":
+            raise NotReachable(
+                f"{place}: {name} is off, so committed rows can be lost; switch it on"
+            )
+
+
+def blames_entry(error: Exception) -> bool:
+    """Return True when an error speaks of the values written, not of the server."""
+    if isinstance(error, asyncpg.PostgresError):
+        return str(error.sqlstate or "")[:2] in _BLAMED_CLASSES
+    # raised by the driver while it encodes: also an InterfaceError
+    return isinstance(error, (ValueError, OverflowError, TypeError))
+
+
+def translated(place: PostgresPlace, error: Exception) -> NotReachable:
+    """Return an error of driver or server as one line."""
+    if isinstance(error, TimeoutError):
+        text = "no answer in time"
+    elif isinstance(error, OSError):
+        text = error.strerror or str(error) or type(error).__name__
+        if isinstance(error, ConnectionRefusedError):
+            text = "nobody listens there"
+    else:
+        text = str(error) or type(error).__name__
+    return NotReachable(f"{place}: {text.splitlines()[0]}")

@@ -1,0 +1,295 @@
+"""One write of the PostgreSQL sink: rows, cursors, tokens and ranges in one transaction.
+
+1. The cursors of the partitions written are locked, and a token other than the writer's refuses
+   it (`SinkFenced`): a holder of a lease that has stalled writes nothing more.
+2. Entries at or before a cursor are left out: a commit whose outcome was lost is found so.
+3. Readings in `stored` are left out: identity decides, however an entry came twice. Only sources
+   whose seqs do not all rise above what is stored already are looked up.
+4. The rows go by binary COPY straight into the table, and the ranges and cursors with them.
+
+What an operator rewrites (`write` without cursors) goes through a temporary table and is compared
+with the rows themselves, so that rows lost there by hand come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import asyncpg
+
+from bridge.intervals import IntervalSet, Range
+from cloud.sinks.contract import DecodedEntry, SinkFenced
+from cloud.sinks.corrections import Corrections
+from cloud.sinks.postgres_link import LINK_ERRORS
+from cloud.sinks.postgres_rows import Row, rows_of_entry
+from cloud.sinks.postgres_schema import COLUMNS
+from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
+
+__all__ = ["ROWS_LOCK", "PostgresWriter"]
+
+Source = tuple[str, int]
+
+ROWS_LOCK = 0x54475052  # advisory: writers share it, a correction has it alone
+_CLAIM_LOCK_TIMEOUT_S = 2
+_MARKS_MAX = 100_000
+_COPY_ROWS = 2_500  # a COPY: encoding them holds the event loop for about 5 ms
+
+_BEGIN = f"BEGIN; SELECT pg_advisory_xact_lock_shared({ROWS_LOCK})"
+_FENCE = """
+SELECT partition, position, token FROM cursors
+WHERE stream_epoch = $1 AND partition = ANY($2::smallint[])
+ORDER BY partition FOR UPDATE
+"""
+_CORRECTIONS_VERSION = "SELECT value FROM meta WHERE key = 'corrections'"
+_MAKE_STAGING = "CREATE TEMPORARY TABLE IF NOT EXISTS staging (LIKE readings) ON COMMIT DELETE ROWS"
+_CLAIM = """
+INSERT INTO cursors
+SELECT $1, partition, 0, token FROM unnest($2::smallint[], $3::bigint[]) q(partition, token)
+ORDER BY partition
+ON CONFLICT (stream_epoch, partition) DO UPDATE SET token = excluded.token
+WHERE cursors.token <= excluded.token
+RETURNING partition, position
+"""
+_PRESENT = """
+SELECT q.n, max(upper(s.seqs)) AS beyond, range_agg(s.seqs * q.seqs::int8multirange) AS present
+FROM unnest($1::text[], $2::bigint[], $3::text[]) WITH ORDINALITY q(gateway, epoch, seqs, n)
+JOIN stored s ON s.gateway = q.gateway AND s.epoch = q.epoch GROUP BY q.n
+"""
+_FINISH = """
+WITH moved AS (
+    UPDATE cursors c SET position = q.position
+    FROM unnest($2::smallint[], $3::bigint[]) q(partition, position)
+    WHERE c.stream_epoch = $1 AND c.partition = q.partition
+)
+INSERT INTO stored SELECT gateway, epoch, seqs::int8multirange
+FROM unnest($4::text[], $5::bigint[], $6::text[]) q(gateway, epoch, seqs)
+"""
+# rows first received count; what is there in any slice stays as it is
+_FROM_STAGING = f"""
+WITH added AS (
+    INSERT INTO readings ({", ".join(COLUMNS)})
+    SELECT {", ".join(COLUMNS)} FROM staging s
+    WHERE NOT EXISTS (SELECT FROM readings r
+        WHERE r.gateway = s.gateway AND r.epoch = s.epoch AND r.seq = s.seq)
+    AND NOT EXISTS (SELECT FROM expired e
+        WHERE e.gateway = s.gateway AND e.epoch = s.epoch AND e.seqs @> s.seq)
+    ON CONFLICT DO NOTHING RETURNING 1
+)
+SELECT count(*) FROM added
+"""  # noqa: S608 - names of our own columns
+
+
+class PostgresWriter:
+    """What the statements of one sink know between writes.
+
+    Args:
+        stream_epoch: Which stream the cursors are of, as PostgreSQL has it.
+    """
+
+    def __init__(self, stream_epoch: int) -> None:
+        self._stream_epoch = stream_epoch
+        self._tokens: dict[int, int] = {}
+        self._corrections = Corrections()
+        self._corrections_version = -1
+        # by source: no seq of a partition of ours at or above it is stored
+        self._marks: dict[Source, int] = {}
+
+    def forget(self) -> None:
+        """Look up anew what is stored; for a new connection."""
+        self._marks.clear()
+
+    async def claim(self, connection: Any, tokens: Mapping[int, int]) -> dict[int, int]:
+        """Set the tokens of partitions unless theirs are higher; return the positions of those.
+
+        Raises:
+            asyncpg.LockNotAvailableError: a write to one of them stands still.
+        """
+        async with connection.transaction():
+            await connection.execute(f"SET LOCAL lock_timeout = '{_CLAIM_LOCK_TIMEOUT_S}s'")
+            rows = await connection.fetch(
+                _CLAIM, self._stream_epoch, list(tokens), list(tokens.values())
+            )
+        positions = {row["partition"]: row["position"] for row in rows}
+        self._tokens.update({p: tokens[p] for p in positions})
+        self._marks.clear()
+        return positions
+
+    async def write(
+        self, connection: Any, entries: Sequence[DecodedEntry], cursors: Mapping[int, int]
+    ) -> tuple[int, int]:
+        """Do all of a write; return how many rows are new, and how many readings were offered.
+
+        Raises:
+            SinkFenced: another holds a partition by now; nothing was written.
+        """
+        try:
+            return await self._transact(connection, entries, cursors, careful=not cursors)
+        except asyncpg.UniqueViolationError:  # somebody has put rows back by hand
+            return await self._transact(connection, entries, cursors, careful=True)
+
+    async def _transact(
+        self,
+        connection: Any,
+        entries: Sequence[DecodedEntry],
+        cursors: Mapping[int, int],
+        *,
+        careful: bool,
+    ) -> tuple[int, int]:
+        """Write in one transaction; `careful`: compare with the rows, not with their ranges."""
+        await connection.execute(_BEGIN)
+        try:
+            positions = await self._fence(connection, cursors)
+            if cursors:
+                entries = [e for e in entries if e.entry.position > positions[e.entry.partition]]
+            taken = _taken(entries)
+            known: dict[Source, IntervalSet] = {}
+            if not careful:
+                known = await self._stored_already(connection, taken)
+            else:
+                await connection.execute(_MAKE_STAGING)
+            table = "staging" if careful else "readings"
+            rows = await self._copy(connection, table, entries, known)
+            if careful:
+                rows = await connection.fetchval(_FROM_STAGING)
+            await self._finish(connection, taken, cursors, positions)
+            await connection.execute("COMMIT")
+        except BaseException:
+            self._marks.clear()
+            if not connection.is_closed():
+                await _roll_back(connection)
+            raise
+        if careful:
+            self._marks.clear()
+        else:
+            for source, ranges in taken.items():
+                highest = max(last for _, last in ranges) + 1
+                self._marks[source] = max(self._marks.get(source, 0), highest)
+        return rows, sum(one.entry.count for one in entries)
+
+    async def _copy(
+        self,
+        connection: Any,
+        table: str,
+        entries: Sequence[DecodedEntry],
+        known: Mapping[Source, IntervalSet],
+    ) -> int:
+        """Copy rows into a table, leaving out what is known; return how many."""
+        rows = 0
+        records: list[Row] = []
+        for one in entries:
+            present = known.get((one.entry.gateway, one.entry.epoch))
+            records += rows_of_entry(one, self._corrections.times_us(one), present)
+            if present is not None:  # this very write may hold a reading twice
+                present.update(one.entry.seq_ranges)
+            if len(records) >= _COPY_ROWS:
+                await connection.copy_records_to_table(table, records=records, columns=COLUMNS)
+                rows += len(records)
+                records = []
+        if records:
+            await connection.copy_records_to_table(table, records=records, columns=COLUMNS)
+        return rows + len(records)
+
+    async def _finish(
+        self,
+        connection: Any,
+        taken: Mapping[Source, list[Range]],
+        cursors: Mapping[int, int],
+        positions: Mapping[int, int],
+    ) -> None:
+        """Write the ranges stored and move the cursors, never back."""
+        ends = {p: max(end, positions[p]) for p, end in cursors.items()}
+        await connection.execute(
+            _FINISH,
+            self._stream_epoch,
+            list(ends),
+            list(ends.values()),
+            [gateway for gateway, _ in taken],
+            [epoch_to_sql(epoch) for _, epoch in taken],
+            [_multirange(IntervalSet(ranges)) for ranges in taken.values()],
+        )
+
+    async def _fence(self, connection: Any, cursors: Mapping[int, int]) -> dict[int, int]:
+        """Lock the cursors; return the positions they had.
+
+        Raises:
+            SinkFenced: of those that another has taken over.
+        """
+        rows = await connection.fetch(_FENCE, self._stream_epoch, list(cursors))
+        version = await connection.fetchval(_CORRECTIONS_VERSION)
+        if version != self._corrections_version:
+            await self._read_corrections(connection, version)
+        valid = {
+            row["partition"]: row["position"]
+            for row in rows
+            if row["token"] == self._tokens.get(row["partition"])
+        }
+        lost = frozenset(cursors) - valid.keys()
+        if lost:
+            raise SinkFenced(lost)
+        return valid
+
+    async def _read_corrections(self, connection: Any, version: int) -> None:
+        self._corrections.clear()
+        for row in await connection.fetch(
+            "SELECT gateway, epoch, first_seq, last_seq, delta_us FROM corrections"
+        ):
+            self._corrections.add(row[0], epoch_from_sql(row[1]), row[2], row[3], row[4])
+        self._corrections_version = version
+
+    async def _stored_already(
+        self, connection: Any, taken: Mapping[Source, list[Range]]
+    ) -> dict[Source, IntervalSet]:
+        """Return, of the sources whose seqs may be stored already or lie in `taken` twice, which.
+
+        Sources that are not in the result are new altogether.
+        """
+        known: dict[Source, IntervalSet] = {}
+        if len(self._marks) > _MARKS_MAX:
+            self._marks.clear()
+        for source, ranges in taken.items():
+            mark = self._marks.get(source)
+            low = min(first for first, _ in ranges)
+            if mark is None or low < mark or not _apart(ranges):
+                known[source] = IntervalSet()
+        if not known:
+            return known
+        sources = list(known)
+        rows = await connection.fetch(
+            _PRESENT,
+            [gateway for gateway, _ in sources],
+            [epoch_to_sql(epoch) for _, epoch in sources],
+            [_multirange(IntervalSet(taken[source])) for source in sources],
+        )
+        for row in rows:
+            source = sources[row["n"] - 1]
+            self._marks[source] = max(self._marks.get(source, 0), row["beyond"])
+            known[source].update((one.lower, one.upper - 1) for one in row["present"])
+        return known
+
+
+async def _roll_back(connection: Any) -> None:
+    try:
+        await connection.execute("ROLLBACK")
+    except LINK_ERRORS:
+        connection.terminate()
+
+
+def _taken(entries: Sequence[DecodedEntry]) -> dict[Source, list[Range]]:
+    taken: dict[Source, list[Range]] = {}
+    for one in entries:
+        source = (one.entry.gateway, one.entry.epoch)
+        taken.setdefault(source, []).extend(one.entry.seq_ranges)
+    return taken
+
+
+def _multirange(ranges: IntervalSet) -> str:
+    """Return a set of seqs as PostgreSQL writes an int8multirange."""
+    return "{" + ",".join(f"[{first},{last}]" for first, last in ranges) + "}"
+
+
+def _apart(ranges: list[Range]) -> bool:
+    """Return True when no seq is in two of the ranges."""
+    ordered = sorted(ranges)
+    return all(before[1] < after[0] for before, after in pairwise(ordered))
