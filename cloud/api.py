@@ -18,7 +18,6 @@ import glob
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import structlog
@@ -44,11 +43,12 @@ from cloud.api_models import (
 from cloud.console import console_routes
 from cloud.database import DatabaseError
 from cloud.latest import Latest, LatestReading
-from cloud.query import AGGREGATES, QueryError, QueryResult, ReadingsQuery, ask
+from cloud.query import AGGREGATES, QueryError, QueryResult, ReadingsQuery
 from cloud.query_format import payload_json, row_json, step_json
 from cloud.query_time import iso, parse_duration, parse_time
 from cloud.sinks.contract import SinkUnavailable
 from cloud.sinks.schema import epoch_text
+from cloud.storage import StorageReader
 from cloud.views import AlertsView, AlertView, NodeView, StatusView
 from runtime.clock import Clock
 from runtime.metrics import Metrics
@@ -74,7 +74,7 @@ class ApiParts:
 
     node: NodeView
     latest: Latest
-    storage: Path  # storage.db
+    storage: StorageReader
     metrics: Metrics
     clock: Clock
     alerts: AlertsView | None = None  # None = the node has no alerts part
@@ -183,7 +183,7 @@ def _devices(parts: ApiParts, config: HttpConfig) -> APIRouter:
             raise HTTPException(422, str(error)) from None
         try:
             async with queries:
-                result = await ask(parts.storage, query, timeout_s=config.query_timeout_s)
+                result = await parts.storage.ask(query, timeout_s=config.query_timeout_s)
                 body = await asyncio.to_thread(_readings_body, device, result)
         except (QueryError, DatabaseError) as error:
             raise HTTPException(503, str(error)) from None

@@ -160,14 +160,14 @@ def ledger_routes(node: CloudNode) -> APIRouter:
             at_us = parse_time(time, node.clock.wall_us())
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        data = node.config.data
+        data, storage = node.config.data, node.config.storage
         sinks = {name: runner.positions for name, runner in node.sinks.runners.items()}
         try:
             if device is not None:
-                gateway, number, seq = await find_reading(data, device, at_us)
+                gateway, number, seq = await find_reading(data, device, at_us, storage)
             assert gateway is not None
             assert seq is not None
-            async with traced_files(data, node.stream, sinks) as places:
+            async with traced_files(data, node.stream, sinks, storage) as places:
                 found = await trace(places, gateway, seq, number)
         except TraceError as error:
             raise HTTPException(404, str(error)) from None

@@ -18,6 +18,7 @@ from cloud.latest_sink import LatestSink
 from cloud.ledger_part import LedgerPart
 from cloud.parts import CloudNode
 from cloud.sinks.contract import Sink
+from cloud.storage import storage_reader
 
 __all__ = ["ApiPart"]
 
@@ -54,7 +55,7 @@ class ApiPart:
     def sinks(self, node: CloudNode) -> Sequence[Sink]:
         """Return the sink that feeds the latest values."""
         config = node.config
-        storage = config.data / "cloud" / "storage.db" if config.storage.enabled else None
+        storage = storage_reader(config.data, config.storage) if config.storage.enabled else None
         return [LatestSink(self.latest, storage, node.clock)]
 
     async def start(self, node: CloudNode) -> None:
@@ -64,7 +65,7 @@ class ApiPart:
         parts = ApiParts(
             node=node,
             latest=self.latest,
-            storage=config.data / "cloud" / "storage.db",
+            storage=storage_reader(config.data, config.storage),
             metrics=node.metrics,
             clock=node.clock,
             alerts=self._alerts.sink if self._alerts is not None else None,

@@ -21,7 +21,7 @@ from cloud.query_time import iso
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.runner import SinkRunner
 from cloud.sinks.schema import epoch_text
-from cloud.sinks.storage import StorageSink
+from cloud.storage import make_storage
 from cloud.stream.contract import DeadLetter, GivenUp, Stream
 from cloud.stream.embedded import EmbeddedStream
 from runtime.clock import Clock
@@ -160,7 +160,7 @@ async def opened_offline(
     async with contextlib.AsyncExitStack() as stack:
         stream = await EmbeddedStream.open(data / "cloud" / "stream.db", config.stream, clock)
         stack.push_async_callback(stream.close)
-        storage = StorageSink(data / "cloud" / "storage.db", config.storage, clock)
+        storage = make_storage(data, config.storage, clock)
         await storage.open(stream.epoch)
         stack.push_async_callback(storage.close)
         yield stream, [SinkRunner(storage, stream, DecodedEntries(0), config.sinks)]

@@ -7,7 +7,7 @@ Invariants:
 - Memory is bounded by devices, topics a device and payload bytes; what was not updated for
   longest goes first, and is counted.
 
-After a restart `rebuild` reads storage.db; what the stream holds beyond it comes again by
+After a restart `rebuild` reads storage; what the stream holds beyond it comes again by
 `receive`, in any order.
 """
 
@@ -15,22 +15,26 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from bridge.readings import FLAG_QOS_MASK, Readings
-from cloud.database import open_read_only
-from cloud.sinks.schema import STORAGE_KIND, epoch_from_sql, payload_from_sql
 from runtime.metrics import Metrics
 
-__all__ = ["DeviceSummary", "Latest", "LatestLimits", "LatestReading"]
+__all__ = [
+    "REBUILD_DEVICES_AT_ONCE",
+    "REBUILD_ROWS_PER_DEVICE",
+    "DeviceSummary",
+    "Latest",
+    "LatestLimits",
+    "LatestReading",
+    "NewestRows",
+]
 
 REBUILD_ROWS_PER_DEVICE = 64
-REBUILD_DEVICES_AT_ONCE = 100  # a turn of the database's thread
+REBUILD_DEVICES_AT_ONCE = 100  # of one question to storage
 
 
 @dataclass(slots=True, frozen=True)
@@ -61,6 +65,25 @@ class LatestReading(NamedTuple):
     def order(self) -> tuple[int, str, int, int]:
         """Its place in time."""
         return min(self.time_us, self.received_us), self.gateway, self.epoch, self.seq
+
+
+class NewestRows(Protocol):
+    """A storage that can be asked for the newest rows."""
+
+    async def newest_rows(
+        self, after: str, now_us: int, payload_bytes: int
+    ) -> tuple[list[str], list[LatestReading]]:
+        """Return the next devices past `after`, and the newest row of each of their topics.
+
+        Args:
+            after: A device id; devices come in order, REBUILD_DEVICES_AT_ONCE at most.
+            now_us: Rows of a later time are left out.
+            payload_bytes: Longer payloads are cut to so many.
+
+        Raises:
+            DatabaseError: storage cannot be read.
+        """
+        ...
 
 
 @dataclass(slots=True, frozen=True)
@@ -195,34 +218,23 @@ class Latest:
 
     # ---- after a restart -------------------------------------------------------------------------
 
-    async def rebuild(self, path: Path, now_us: int) -> int:
-        """Take the newest rows of every device from storage.db; return how many devices it has.
+    async def rebuild(self, storage: NewestRows, now_us: int) -> int:
+        """Take the newest rows of every device from storage; return how many devices it has.
 
         Of each device the newest 64 rows are looked at: a topic that is silent for longer than
         those comes back with its next reading. Rows in the future are left out.
 
         Raises:
-            DatabaseError: the file cannot be read.
+            DatabaseError: storage cannot be read.
         """
-        database = await open_read_only(path, STORAGE_KIND)
-        try:
-            devices, after = 0, ""
-            while True:
-                start = after
-
-                def work(
-                    connection: sqlite3.Connection, start: str = start
-                ) -> tuple[list[str], list[LatestReading]]:
-                    return _newest_rows(connection, start, now_us, self._limits.payload_bytes)
-
-                names, rows = await database.run(work)
-                if not names:
-                    return devices
-                self._take_all(rows)
-                devices += len(names)
-                after = names[-1]
-        finally:
-            await database.close()
+        devices, after = 0, ""
+        while True:
+            names, rows = await storage.newest_rows(after, now_us, self._limits.payload_bytes)
+            if not names:
+                return devices
+            self._take_all(rows)
+            devices += len(names)
+            after = names[-1]
 
     def _take_all(self, readings: Iterable[LatestReading]) -> None:
         for reading in readings:
@@ -232,36 +244,3 @@ class Latest:
 def _summary(device: str, topics: Mapping[str, LatestReading]) -> DeviceSummary:
     newest = max(topics.values(), key=lambda one: one.order)
     return DeviceSummary(device, newest.gateway, newest.time_us, newest.received_us, len(topics))
-
-
-def _newest_rows(
-    connection: sqlite3.Connection, after: str, now_us: int, payload_bytes: int
-) -> tuple[list[str], list[LatestReading]]:
-    """Return the next devices past `after`, and the newest row of each of their topics."""
-    names: list[str] = []
-    rows: list[LatestReading] = []
-    while len(names) < REBUILD_DEVICES_AT_ONCE:
-        # one step of the index a device, however many rows it has
-        row = connection.execute(
-            "SELECT device FROM readings WHERE device > ? ORDER BY device LIMIT 1", (after,)
-        ).fetchone()
-        if row is None:
-            break
-        after = row[0]
-        names.append(after)
-        newest: dict[str, LatestReading] = {}
-        for topic, gateway, epoch, seq, time_us, received_us, qos, payload in connection.execute(
-            "SELECT topic, gateway, epoch, seq, time_us, received_us, qos, payload FROM readings "
-            "WHERE device = ? AND time_us <= ? ORDER BY time_us DESC LIMIT ?",
-            (after, now_us, REBUILD_ROWS_PER_DEVICE),
-        ):
-            whole = payload_from_sql(payload)
-            reading = LatestReading(
-                after, topic, gateway, epoch_from_sql(epoch), seq, time_us, received_us, qos,
-                whole[:payload_bytes], len(whole),
-            )  # fmt: skip
-            best = newest.get(topic)
-            if best is None or reading.order > best.order:
-                newest[topic] = reading
-        rows += newest.values()
-    return names, rows

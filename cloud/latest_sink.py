@@ -9,16 +9,14 @@ table begins empty.
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import structlog
 
-from cloud.database import DatabaseError, open_read_only
+from cloud.database import DatabaseError
 from cloud.latest import Latest
-from cloud.sinks.contract import DecodedEntry
-from cloud.sinks.schema import STORAGE_KIND, epoch_to_sql
+from cloud.sinks.contract import DecodedEntry, SinkUnavailable
+from cloud.storage import StorageReader
 from runtime.clock import Clock
 
 __all__ = ["LatestSink"]
@@ -39,28 +37,35 @@ class LatestSink:
     name = "latest"
     linger_s = 0.0
 
-    def __init__(self, latest: Latest, storage: Path | None, clock: Clock) -> None:
-        """Prepare; `storage` is storage.db, already made, or None when nothing is stored."""
+    def __init__(self, latest: Latest, storage: StorageReader | None, clock: Clock) -> None:
+        """Prepare; `storage` is None when nothing is stored."""
         self._latest = latest
         self._storage = storage
         self._clock = clock
+        self._stream_epoch = 0
         self._cursors: dict[int, int] | None = None
         self._rebuilding: asyncio.Task[None] | None = None
 
     async def open(self, stream_epoch: int) -> None:
-        """Take storage's cursors and begin to read its newest rows.
+        """Remember the stream; storage is asked when the cursors are."""
+        self._stream_epoch = stream_epoch
+
+    async def cursors(self) -> Mapping[int, int] | None:
+        """Return storage's cursors, and begin to read its newest rows; None without storage.
 
         Raises:
-            DatabaseError: storage.db cannot be read.
+            SinkUnavailable: storage cannot be read now.
         """
-        if self._storage is not None:
-            self._cursors = await _cursors_of(self._storage, stream_epoch)
+        if self._storage is not None and self._cursors is None:
+            try:
+                await self._storage.open()
+                self._cursors = await self._storage.positions(self._stream_epoch)
+            except DatabaseError as error:
+                await self._storage.close()
+                raise SinkUnavailable(str(error)) from None
             self._rebuilding = asyncio.create_task(
                 self._rebuild(self._storage), name="latest-rebuild"
             )
-
-    async def cursors(self) -> Mapping[int, int] | None:
-        """Return the position reached in each partition; None = the stream keeps them."""
         return self._cursors
 
     async def write(self, entries: Sequence[DecodedEntry], cursors: Mapping[int, int]) -> None:
@@ -86,34 +91,22 @@ class LatestSink:
             self._rebuilding.cancel()
             await asyncio.gather(self._rebuilding, return_exceptions=True)
             self._rebuilding = None
+        if self._storage is not None:
+            await self._storage.close()
 
     async def rebuilt(self) -> None:
         """Return when everything storage held at the start is in the table."""
         if self._rebuilding is not None:
             await asyncio.wait([self._rebuilding])
 
-    async def _rebuild(self, storage: Path) -> None:
+    async def _rebuild(self, storage: StorageReader) -> None:
         started_s = self._clock.monotonic_s()
         try:
             devices = await self._latest.rebuild(storage, self._clock.wall_us())
-        except (DatabaseError, sqlite3.Error) as error:
+        except DatabaseError as error:
             log.error("latest_not_rebuilt", error=str(error))  # noqa: TRY400 - one line says it
             return
+        finally:
+            await storage.close()
         took_s = self._clock.monotonic_s() - started_s
         log.info("latest_rebuilt", devices=devices, took_s=round(took_s, 3))
-
-
-async def _cursors_of(storage: Path, stream_epoch: int) -> dict[int, int]:
-    """Return storage's cursors, or none when they are of another stream."""
-
-    def work(connection: sqlite3.Connection) -> dict[int, int]:
-        row = connection.execute("SELECT value FROM meta WHERE key = 'stream_epoch'").fetchone()
-        if row is None or row[0] != epoch_to_sql(stream_epoch):
-            return {}
-        return dict(connection.execute("SELECT partition, position FROM cursors").fetchall())
-
-    database = await open_read_only(storage, STORAGE_KIND)
-    try:
-        return await database.run(work)
-    finally:
-        await database.close()

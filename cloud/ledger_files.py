@@ -1,13 +1,14 @@
 """The ledger's sources as files, opened read-only, beside the processes that write them or alone.
 
-`DIR/cloud/stream.db`, `DIR/cloud/storage.db`, and `DIR/edge/journal.db` when it is there. The
-journal belongs to another package; what is read of it is in docs/journal-format.md section 2.
+`DIR/cloud/stream.db`, and `DIR/edge/journal.db` when it is there; storage is read through
+cloud/storage.py. The journal belongs to another package; what is read of it is in
+docs/journal-format.md section 2.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -15,10 +16,14 @@ from typing import Self, TypeVar
 from bridge.envelope import LinkLane
 from bridge.intervals import IntervalSet, Range
 from cloud.alerts.store import KIND as ALERTS_KIND
-from cloud.database import Database, DatabaseError, DatabaseKind, open_read_only
-from cloud.ledger import Balance, JournalState, StorageState, balance
+from cloud.config import StorageConfig
+from cloud.database import DatabaseError, DatabaseKind
+from cloud.database_file import DatabaseFile
+from cloud.ledger import Balance, JournalState, StorageLedger, balance
 from cloud.ledger_picture import picture
-from cloud.sinks.schema import STORAGE_KIND, epoch_from_sql, epoch_from_text
+from cloud.sinks.schema import epoch_from_sql, epoch_from_text
+from cloud.storage import StorageReader, storage_reader
+from cloud.storage_file import StorageFile
 from cloud.stream import arrivals, queries
 from cloud.stream.contract import Arrival, DeadLetter, Entry, GivenUp, Source, SourceLedger
 from cloud.stream.tables import STREAM_KIND
@@ -26,11 +31,9 @@ from cloud.stream.tables import STREAM_KIND
 __all__ = [
     "AlertsFile",
     "JournalFile",
-    "StorageFile",
     "StreamFile",
     "balance_files",
     "picture_files",
-    "storage_state",
 ]
 
 T = TypeVar("T")
@@ -38,38 +41,7 @@ T = TypeVar("T")
 _JOURNAL_KIND = DatabaseKind("a Tidegate journal", 0x54444A4C, 1, "")  # "TDJL"
 
 
-class _File:
-    """A database file open for reading; an async context manager."""
-
-    kind: DatabaseKind
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._database: Database | None = None
-
-    async def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        assert self._database is not None
-        try:
-            return await self._database.run(question)
-        except sqlite3.Error as error:
-            raise DatabaseError(f"{self.path}: {error}") from error
-
-    async def open(self) -> None:
-        """Open it.
-
-        Raises:
-            DatabaseError: it is absent, something else, newer or damaged.
-        """
-        self._database = await open_read_only(self.path, self.kind)
-
-    async def close(self) -> None:
-        """Close it; harmless when closed already."""
-        if self._database is not None:
-            await self._database.close()
-            self._database = None
-
-
-class StreamFile(_File):
+class StreamFile(DatabaseFile):
     """An embedded stream's file, as the ledger sees a stream."""
 
     kind = STREAM_KIND
@@ -78,78 +50,74 @@ class StreamFile(_File):
     async def open(self) -> None:
         await super().open()
         sql = "SELECT value FROM meta WHERE key = 'epoch'"
-        row = await self._ask(lambda connection: connection.execute(sql).fetchone())
+        row = await self.ask_file(lambda connection: connection.execute(sql).fetchone())
         if row is None:
             await self.close()
             raise DatabaseError(f"{self.path}: a stream that was never opened for writing")
         self.epoch = epoch_from_sql(row[0])
 
     async def ledger(self) -> list[SourceLedger]:
-        return await self._ask(queries.ledger)
+        return await self.ask_file(queries.ledger)
 
     async def ranges_after(self, positions: Mapping[int, int]) -> dict[Source, list[Range]]:
-        return await self._ask(lambda connection: queries.ranges_after(connection, positions))
+        return await self.ask_file(lambda connection: queries.ranges_after(connection, positions))
 
     async def dead_letters(self, sink: str | None = None) -> list[DeadLetter]:
-        return await self._ask(lambda connection: queries.dead_letters(connection, sink))
+        return await self.ask_file(lambda connection: queries.dead_letters(connection, sink))
 
     async def arrival(self, gateway: str, epoch: int, seq: int) -> Arrival | None:
-        return await self._ask(lambda connection: arrivals.find(connection, gateway, epoch, seq))
+        return await self.ask_file(
+            lambda connection: arrivals.find(connection, gateway, epoch, seq)
+        )
 
     async def first_since(self, since_us: int) -> dict[Source, int]:
         """Return the lowest seq of each source among the batches that came since a time."""
-        return await self._ask(lambda connection: arrivals.first_since(connection, since_us))
+        return await self.ask_file(lambda connection: arrivals.first_since(connection, since_us))
 
     async def heard(self) -> dict[Source, tuple[int, int]]:
         """Return when the first and the last known batch of each source came."""
-        return await self._ask(arrivals.heard)
+        return await self.ask_file(arrivals.heard)
 
     async def read(
         self, partition: int, after: int, *, entries_max: int, bytes_max: int
     ) -> list[Entry]:
-        return await self._ask(
+        return await self.ask_file(
             lambda connection: queries.read(connection, partition, after, entries_max, bytes_max)
         )
 
     async def sinks(self) -> dict[str, dict[int, int]]:
         """Return the positions of the sinks whose cursors the stream keeps."""
-        return await self._ask(queries.all_cursors)
+        return await self.ask_file(queries.all_cursors)
 
 
-class StorageFile(_File):
-    """Storage's file, as the ledger sees a storage."""
-
-    kind = STORAGE_KIND
-
-    async def state(self, *, count_rows: bool) -> StorageState:
-        return await self._ask(lambda connection: storage_state(connection, count_rows=count_rows))
-
-
-class AlertsFile(_File):
+class AlertsFile(DatabaseFile):
     """The alerts' file, as the ledger sees a sink with cursors of its own."""
 
     kind = ALERTS_KIND
 
     async def positions(self, stream_epoch: int) -> dict[int, int]:
         """Return its positions; none when they are of another stream."""
-        return await self._ask(lambda connection: _alerts_positions(connection, stream_epoch))
+        return await self.ask_file(lambda connection: _alerts_positions(connection, stream_epoch))
 
 
-class JournalFile(_File):
+class JournalFile(DatabaseFile):
     """An edge's journal file, as the ledger sees a journal."""
 
     kind = _JOURNAL_KIND
 
     async def state(self) -> JournalState:
-        return await self._ask(_journal_state)
+        return await self.ask_file(_journal_state)
 
 
-async def balance_files(data: Path, *, thorough: bool = True) -> Balance:
+async def balance_files(
+    data: Path, *, thorough: bool = True, config: StorageConfig | None = None
+) -> Balance:
     """Balance the files below a data folder (DESIGN section 7).
 
     Args:
         data: What `--data` names.
         thorough: Count storage row by row.
+        config: Where storage is; None: in the data folder.
 
     Raises:
         DatabaseError: there is no stream, or a file cannot be read.
@@ -159,7 +127,12 @@ async def balance_files(data: Path, *, thorough: bool = True) -> Balance:
         journal = await opened.maybe(JournalFile(data / "edge" / "journal.db"), notes)
         stream = StreamFile(data / "cloud" / "stream.db")
         await opened.add(stream)
-        storage = await opened.maybe(StorageFile(data / "cloud" / "storage.db"), notes)
+        reader = storage_reader(data, config or StorageConfig())
+        storage: StorageLedger | None = reader
+        if isinstance(reader, StorageFile):
+            storage = await opened.maybe(reader, notes)
+        else:
+            await opened.add(reader)
         sinks = await stream.sinks()
         alerts = AlertsFile(data / "cloud" / "alerts.db")
         if alerts.path.exists():
@@ -193,9 +166,9 @@ class _Opened:
     """Files to be closed together."""
 
     def __init__(self) -> None:
-        self._files: list[_File] = []
+        self._files: list[DatabaseFile | StorageReader] = []
 
-    async def add(self, file: _File) -> None:
+    async def add(self, file: DatabaseFile | StorageReader) -> None:
         await file.open()
         self._files.append(file)
 
@@ -220,37 +193,10 @@ class _Opened:
             await file.close()
 
 
-FileT = TypeVar("FileT", bound=_File)
+FileT = TypeVar("FileT", bound=DatabaseFile)
 
 
 # ---- questions -----------------------------------------------------------------------------------
-
-
-def storage_state(connection: sqlite3.Connection, *, count_rows: bool) -> StorageState:
-    """Return what storage holds and where it stands, as of one moment."""
-    # islands: within a run of consecutive seqs, seq minus its rank is constant
-    rows_sql = (
-        "SELECT gateway, epoch, min(seq), max(seq) FROM (SELECT gateway, epoch, seq,"
-        " seq - row_number() OVER (PARTITION BY gateway, epoch ORDER BY seq) AS island"
-        " FROM readings) GROUP BY gateway, epoch, island"
-        " UNION ALL SELECT gateway, epoch, first_seq, last_seq FROM expired"
-    )
-    ranges_sql = "SELECT gateway, epoch, first_seq, last_seq FROM stored"
-    stored: dict[Source, IntervalSet] = {}
-    connection.execute("BEGIN")
-    try:
-        sql = rows_sql if count_rows else ranges_sql
-        for gateway, epoch, first, last in connection.execute(sql):
-            stored.setdefault((gateway, epoch_from_sql(epoch)), IntervalSet()).add(first, last)
-        positions = dict(connection.execute("SELECT partition, position FROM cursors").fetchall())
-        row = connection.execute("SELECT value FROM meta WHERE key = 'stream_epoch'").fetchone()
-    finally:
-        connection.execute("COMMIT")
-    return StorageState(
-        {source: tuple(ranges) for source, ranges in stored.items()},
-        positions,
-        None if row is None else epoch_from_sql(row[0]),
-    )
 
 
 def _alerts_positions(connection: sqlite3.Connection, stream_epoch: int) -> dict[int, int]:

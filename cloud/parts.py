@@ -15,7 +15,7 @@ from cloud.gateways import GatewaysSeen
 from cloud.ledger import Balance
 from cloud.sinks.contract import Sink
 from cloud.sinks.group import Sinks
-from cloud.sinks.storage import StorageSink
+from cloud.storage import Storage
 from cloud.stream.contract import Stream
 from cloud.views import NodeView
 from mqtt.broker.broker import Broker
@@ -67,7 +67,7 @@ class CloudNode(NodeView, Protocol):
         ...
 
     @property
-    def storage(self) -> StorageSink | None:
+    def storage(self) -> Storage | None:
         """The storage sink; None when it is not enabled."""
         ...
 

@@ -3,8 +3,9 @@
     query = ReadingsQuery(devices=("boiler-*",), start_us=..., field="temp", every_us=60_000_000)
     result = await ask(Path("storage.db"), query)
 
-storage.db is opened read-only, beside the process that writes it. The same question is behind
-`tidegate query` and `GET /api/v1/devices/{id}/readings`.
+storage.db is opened read-only, beside the process that writes it; cloud/storage_postgres.py has the
+same for PostgreSQL. The same question is behind `tidegate query` and
+`GET /api/v1/devices/{id}/readings`.
 
 Invariants: memory is bounded by `limit` (or by GROUPS_MAX steps), however many rows there are; a
 question that takes longer than `timeout_s` is given up.
@@ -32,8 +33,11 @@ __all__ = [
     "ReadingRow",
     "ReadingsQuery",
     "Step",
+    "Steps",
     "answer",
     "ask",
+    "parse_position",
+    "too_late",
 ]
 
 AGGREGATES = ("mean", "min", "max", "last", "count")
@@ -84,7 +88,7 @@ class ReadingsQuery:
         except FieldError as error:
             raise QueryError(f"field: {error}") from None
         if self.after:
-            _position(self.after)
+            parse_position(self.after)
             if self.every_us is not None:
                 raise QueryError("after: steps have no pages; ask for a shorter time instead")
 
@@ -157,7 +161,6 @@ def answer(
     """Answer a question on an open connection; errors as for `ask`."""
     monotonic_s = (clock or SystemClock()).monotonic_s
     deadline_s = monotonic_s() + timeout_s
-    late = f"took longer than {timeout_s:g} s; ask for fewer devices or a shorter time"
 
     def overdue() -> bool:
         return monotonic_s() > deadline_s
@@ -165,14 +168,19 @@ def answer(
     connection.set_progress_handler(overdue, _PROGRESS_STEPS)
     try:
         if query.every_us is not None:
-            return _steps(connection, query, query.every_us, overdue)
+            return _steps(connection, query, overdue)
         return _rows(connection, query, overdue)
     except (sqlite3.OperationalError, TimeoutError) as error:
         if isinstance(error, TimeoutError) or overdue():
-            raise QueryError(late) from None
+            raise QueryError(too_late(timeout_s)) from None
         raise
     finally:
         connection.set_progress_handler(None, 0)
+
+
+def too_late(timeout_s: float) -> str:
+    """Return what a QueryError says of a question that took too long."""
+    return f"took longer than {timeout_s:g} s; ask for fewer devices or a shorter time"
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -212,7 +220,7 @@ def _keys(connection: sqlite3.Connection, query: ReadingsQuery) -> Iterator[tupl
     order = "DESC" if query.newest_first else "ASC"
     if query.after:
         conditions.append(f"(time_us, rowid) {'<' if query.newest_first else '>'} (?, ?)")
-        parameters += _position(query.after)
+        parameters += parse_position(query.after)[:2]
     # without a field every row counts, so SQLite need not sort more than the page and one
     limit = query.limit + 1 if query.field is None else -1
     sql = (
@@ -222,17 +230,68 @@ def _keys(connection: sqlite3.Connection, query: ReadingsQuery) -> Iterator[tupl
     return iter(connection.execute(sql, (*parameters, limit)))
 
 
-def _position(after: str) -> tuple[int, int]:
-    time_us, dot, rowid = after.partition(".")
+def parse_position(after: str) -> tuple[int, int, int, str]:
+    """Return the parts of a page's position: time, and what tells rows of one time apart.
+
+    SQLite: rowid, 0, "". PostgreSQL: epoch as it is stored, seq, gateway.
+
+    Raises:
+        QueryError: it is not the `next` of a page.
+    """
+    parts = after.split(".", 3)
     try:
-        if dot and len(after) < 40:
-            return int(time_us), int(rowid)
+        if len(after) < 1_000 and 2 <= len(parts) != 3:
+            numbers = [int(part) for part in parts[:3]]
+            if all(-(1 << 63) <= number < 1 << 63 for number in numbers):
+                time_us, tie, more = (*numbers, 0)[:3]
+                return time_us, tie, more, "".join(parts[3:])
     except ValueError:
         pass
     raise QueryError(f"after: '{after[:40]}' is not the 'next' of a page")
 
 
 # ---- steps ---------------------------------------------------------------------------------------
+
+
+class Steps:
+    """Aggregates rows, which come in order of time for each device and topic, into steps."""
+
+    def __init__(self, query: ReadingsQuery) -> None:
+        assert query.every_us is not None
+        self._query = query
+        self._every_us = query.every_us
+        self._path = FieldPath.parse(query.field or "")
+        self._groups: dict[tuple[int, str, str], _Group] = {}
+
+    def add(self, device: str, topic: str, time_us: int, payload: str | bytes) -> None:
+        """Take a row.
+
+        Raises:
+            QueryError: there are too many steps.
+        """
+        value = number(self._path.find(payload))
+        if value is None:
+            return
+        key = (time_us // self._every_us * self._every_us, device, topic)
+        group = self._groups.get(key)
+        if group is None:
+            if len(self._groups) >= GROUPS_MAX:
+                raise QueryError(f"every: more than {GROUPS_MAX} steps; make them longer")
+            group = self._groups[key] = _Group()
+        group.add(value)
+
+    def result(self) -> QueryResult:
+        """Return the steps."""
+        groups, query = self._groups, self._query
+        ordered = sorted(groups)
+        if query.newest_first:
+            ordered.sort(key=lambda key: -key[0])
+        steps = [
+            Step(device, topic, at_us, groups[at_us, device, topic].result(query.aggregate),
+                 groups[at_us, device, topic].count)
+            for at_us, device, topic in ordered[: query.limit]
+        ]  # fmt: skip
+        return QueryResult(query, [], steps, "")
 
 
 class _Group:
@@ -265,13 +324,9 @@ class _Group:
 
 
 def _steps(
-    connection: sqlite3.Connection,
-    query: ReadingsQuery,
-    every_us: int,
-    overdue: Callable[[], bool],
+    connection: sqlite3.Connection, query: ReadingsQuery, overdue: Callable[[], bool]
 ) -> QueryResult:
-    groups: dict[tuple[int, str, str], _Group] = {}
-    path = FieldPath.parse(query.field or "")
+    steps = Steps(query)
     conditions, parameters = _conditions(connection, query)
     # the order of the index: nothing is sorted, and the last value of a step is its newest
     rows = connection.execute(
@@ -279,28 +334,11 @@ def _steps(
         f"WHERE {' AND '.join(conditions)} ORDER BY device, time_us, rowid",
         parameters,
     )
-    for looked_at, (device, topic, time_us, payload) in enumerate(rows):
+    for looked_at, row in enumerate(rows):
         if looked_at % _CHECK_ROWS == 0 and overdue():
             raise TimeoutError
-        value = number(path.find(payload))
-        if value is None:
-            continue
-        key = (time_us // every_us * every_us, device, topic)
-        group = groups.get(key)
-        if group is None:
-            if len(groups) >= GROUPS_MAX:
-                raise QueryError(f"every: more than {GROUPS_MAX} steps; make them longer")
-            group = groups[key] = _Group()
-        group.add(value)
-    ordered = sorted(groups)
-    if query.newest_first:
-        ordered.sort(key=lambda key: -key[0])
-    steps = [
-        Step(device, topic, at_us, groups[at_us, device, topic].result(query.aggregate),
-             groups[at_us, device, topic].count)
-        for at_us, device, topic in ordered[: query.limit]
-    ]  # fmt: skip
-    return QueryResult(query, [], steps, "")
+        steps.add(*row)
+    return steps.result()
 
 
 # ---- which rows ----------------------------------------------------------------------------------

@@ -16,9 +16,12 @@ import sys
 from pathlib import Path
 
 from cloud.database import DatabaseError
-from cloud.query import AGGREGATES, QueryError, QueryResult, ReadingsQuery, ask
+from cloud.query import AGGREGATES, QueryError, QueryResult, ReadingsQuery
 from cloud.query_format import FORMATS, formatted
 from cloud.query_time import parse_duration, parse_time
+from cloud.storage import StorageReader, storage_reader
+from cloud.storage_cli import add_storage_arguments, storage_config
+from cloud.storage_file import StorageFile
 from runtime.clock import SystemClock
 
 __all__ = ["add_arguments", "run"]
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the data folder [tidegate-data]",
     )
-    parser.add_argument("--db", type=Path, metavar="FILE", help="a storage.db in place of --data")
+    add_storage_arguments(parser, file=True)
     parser.add_argument("--topic", default="#", help="an MQTT topic filter [#]")
     parser.add_argument("--since", metavar="TIME", help="from: -2h, an ISO time, epoch seconds")
     parser.add_argument("--until", metavar="TIME", help="up to: as --since, or now")
@@ -58,9 +61,12 @@ def run(options: argparse.Namespace) -> int:
     except (QueryError, ValueError) as error:
         sys.stderr.write(f"tidegate query: {error}\n")
         return 2
-    path = options.db or options.data / "cloud" / "storage.db"
     try:
-        result = asyncio.run(ask(path, query, timeout_s=options.timeout))
+        if options.db:
+            storage: StorageReader = StorageFile(options.db)
+        else:
+            storage = storage_reader(options.data, storage_config(options.config))
+        result = asyncio.run(storage.ask(query, timeout_s=options.timeout))
         size = shutil.get_terminal_size((100, 30))
         text = formatted(
             result,

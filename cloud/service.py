@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -22,14 +21,14 @@ from cloud.database import DatabaseError
 from cloud.gateways import GatewaysSeen
 from cloud.ingest import CloudCapture
 from cloud.ledger import Balance, JournalLedger, balance
-from cloud.ledger_files import JournalFile, StorageFile
+from cloud.ledger_files import JournalFile
 from cloud.node_view import gateway_views, ledger_views, partition_views
 from cloud.parts import CloudPart
 from cloud.sinks.contract import Sink
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.group import Sinks
 from cloud.sinks.live import LiveSink
-from cloud.sinks.storage import StorageSink
+from cloud.storage import Storage, make_storage, storage_reader
 from cloud.stream.contract import StreamError, StreamFull
 from cloud.stream.embedded import EmbeddedStream
 from cloud.telemetry import Sample, figures_of, register_metrics
@@ -76,7 +75,7 @@ class CloudService:
         self.broker: Broker
         self._front: Front
         self.sinks: Sinks
-        self.storage: StorageSink | None = None
+        self.storage: Storage | None = None
         self._parts = parts
         self._stops: list[Any] = []  # what ends each thing begun, in order of beginning
         self._sample = Sample()
@@ -178,7 +177,7 @@ class CloudService:
     async def _start_sinks(self) -> None:
         sinks: list[Sink] = []
         if self.config.storage.enabled:
-            self.storage = StorageSink(self._storage_path, self.config.storage, self.clock)
+            self.storage = self._make_storage()
             sinks.append(self.storage)
         if self.config.live.enabled:
             sinks.append(LiveSink(self.broker, self.config.live, self.clock))
@@ -240,9 +239,11 @@ class CloudService:
         )
         return result
 
-    @property
-    def _storage_path(self) -> Path:
-        return self.config.data / "cloud" / "storage.db"
+    def _make_storage(self) -> Storage:
+        try:
+            return make_storage(self.config.data, self.config.storage, self.clock)
+        except DatabaseError as error:
+            raise StartError(str(error)) from None
 
     # ---- readiness and figures -------------------------------------------------------------------
 
@@ -346,7 +347,7 @@ class CloudService:
             storage = None
             notes = []
             if self.storage is not None:
-                storage = StorageFile(self._storage_path)
+                storage = storage_reader(self.config.data, self.config.storage)
                 await storage.open()
                 stack.push_async_callback(storage.close)
             else:

@@ -12,7 +12,7 @@ from typing import Any
 
 from cloud.ingest import CloudCapture
 from cloud.sinks.runner import SinkStats
-from cloud.sinks.storage import StorageSink
+from cloud.storage import Storage
 from cloud.stream.contract import StreamStats
 from mqtt.broker.broker import Broker
 from runtime.metrics import Metrics, Value
@@ -35,7 +35,7 @@ def figures_of(
     sample: Sample,
     capture: CloudCapture,
     broker: Broker,
-    storage: StorageSink | None,
+    storage: Storage | None,
     ready: Sequence[str],
 ) -> dict[str, Any]:
     """Return everything an operator may ask first, as JSON has it."""
@@ -102,7 +102,7 @@ def register_metrics(
     sample: Callable[[], Sample],
     capture: CloudCapture,
     broker: Broker,
-    storage: StorageSink | None,
+    storage: Storage | None,
     ready: Callable[[], Sequence[str]],
 ) -> None:
     """Add the node's own figures to `metrics`."""
@@ -142,7 +142,7 @@ def register_metrics(
     )
 
 
-def _attribute(storage: StorageSink, name: str) -> Callable[[], Value]:
+def _attribute(storage: Storage, name: str) -> Callable[[], Value]:
     return lambda: float(getattr(storage.stats, name))
 
 

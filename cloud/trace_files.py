@@ -13,47 +13,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from bridge.envelope import LinkLane
-from cloud.ledger_files import AlertsFile, JournalFile, StorageFile, StreamFile
-from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
-from cloud.trace import AlertSeen, JournalPlace, Row, StreamTrace, Traced, TraceError
+from cloud.config import StorageConfig
+from cloud.ledger_files import AlertsFile, JournalFile, StreamFile
+from cloud.storage import storage_reader
+from cloud.trace import AlertSeen, JournalPlace, StreamTrace, Traced, TraceError
 
 __all__ = ["find_reading", "traced_files"]
 
-FileT = TypeVar("FileT", StreamFile, "_StorageRows", "_JournalRows", "_AlertRows")
-
-
-class _StorageRows(StorageFile):
-    """Storage, asked for single rows."""
-
-    async def row(self, gateway: str, epoch: int, seq: int) -> Row | None:
-        """Return a row."""
-        sql = (
-            "SELECT device, topic, time_us, received_us, qos, length(CAST(payload AS BLOB))"
-            " FROM readings WHERE gateway = ? AND epoch = ? AND seq = ?"
-        )
-        values = (gateway, epoch_to_sql(epoch), seq)
-        found = await self._ask(lambda connection: connection.execute(sql, values).fetchone())
-        return None if found is None else Row(*found)
-
-    async def expired(self, gateway: str, epoch: int, seq: int) -> bool:
-        """Return True when retention has deleted the row."""
-        sql = (
-            "SELECT count(*) FROM expired"
-            " WHERE gateway = ? AND epoch = ? AND first_seq <= ? AND last_seq >= ?"
-        )
-        values = (gateway, epoch_to_sql(epoch), seq, seq)
-        (count,) = await self._ask(lambda connection: connection.execute(sql, values).fetchone())
-        return bool(count)
-
-    async def newest(self, device: str, time_us: int) -> tuple[str, int, int] | None:
-        """Return the identity of a device's newest reading at a time or before."""
-        sql = (
-            "SELECT gateway, epoch, seq FROM readings WHERE device = ? AND time_us <= ?"
-            " ORDER BY time_us DESC, received_us DESC, seq DESC LIMIT 1"
-        )
-        values = (device, time_us)
-        found = await self._ask(lambda connection: connection.execute(sql, values).fetchone())
-        return None if found is None else (found[0], epoch_from_sql(found[1]), found[2])
+FileT = TypeVar("FileT", StreamFile, "_JournalRows", "_AlertRows")
 
 
 class _JournalRows(JournalFile):
@@ -61,7 +28,7 @@ class _JournalRows(JournalFile):
 
     async def place(self, seq: int) -> tuple[int, JournalPlace]:
         """Return the journal's epoch, and what it says of a seq."""
-        return await self._ask(lambda connection: _place(connection, seq))
+        return await self.ask_file(lambda connection: _place(connection, seq))
 
 
 class _AlertRows(AlertsFile):
@@ -73,7 +40,7 @@ class _AlertRows(AlertsFile):
             "SELECT rule, state, decided_us FROM history WHERE device = ? AND at_us = ? ORDER BY id"
         )
         values = (device, time_us)
-        rows = await self._ask(lambda connection: connection.execute(sql, values).fetchall())
+        rows = await self.ask_file(lambda connection: connection.execute(sql, values).fetchall())
         return [AlertSeen(*row) for row in rows]
 
 
@@ -82,6 +49,7 @@ async def traced_files(
     data: Path,
     stream: StreamTrace | None = None,
     sinks: Mapping[str, Mapping[int, int]] | None = None,
+    config: StorageConfig | None = None,
 ) -> AsyncIterator[Traced]:
     """Open what there is below a data folder.
 
@@ -89,6 +57,7 @@ async def traced_files(
         data: What `--data` names.
         stream: A stream that is open already; its file otherwise.
         sinks: Positions of the sinks, with an open stream.
+        config: Where storage is.
 
     Raises:
         DatabaseError: there is no stream, or a file cannot be read.
@@ -106,9 +75,11 @@ async def traced_files(
             positions = dict(await of_stream.sinks())
             stream = of_stream
         places = Traced(stream)
-        storage = _StorageRows(data / "cloud" / "storage.db")
-        if storage.path.exists():
-            places.storage = await opened(storage)
+        storage = storage_reader(data, config or StorageConfig())
+        if storage.exists():
+            await storage.open()
+            stack.push_async_callback(storage.close)
+            places.storage = storage
             positions["storage"] = (await storage.state(count_rows=False)).positions
         journal = _JournalRows(data / "edge" / "journal.db")
         if journal.path.exists():
@@ -120,14 +91,16 @@ async def traced_files(
         yield places
 
 
-async def find_reading(data: Path, device: str, time_us: int) -> tuple[str, int, int]:
+async def find_reading(
+    data: Path, device: str, time_us: int, config: StorageConfig | None = None
+) -> tuple[str, int, int]:
     """Return gateway, epoch and seq of a device's newest reading at a time or before it.
 
     Raises:
         DatabaseError: there is no storage, or it cannot be read.
         TraceError: the device has no reading that old.
     """
-    storage = _StorageRows(data / "cloud" / "storage.db")
+    storage = storage_reader(data, config or StorageConfig())
     await storage.open()
     try:
         found = await storage.newest(device, time_us)

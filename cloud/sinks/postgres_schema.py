@@ -36,11 +36,11 @@ _MAKE_LOCK = 0x54475051  # advisory: one at a time makes tables, slices and drop
 _TABLES = """
 CREATE TABLE meta (key text PRIMARY KEY, value bigint NOT NULL);
 CREATE TABLE readings (
-    gateway       text     NOT NULL,
+    gateway       text     COLLATE "C" NOT NULL,
     epoch         bigint   NOT NULL,
     seq           bigint   NOT NULL,
-    device        text     NOT NULL,
-    topic         text     NOT NULL,
+    device        text     COLLATE "C" NOT NULL,
+    topic         text     COLLATE "C" NOT NULL,
     time_us       bigint   NOT NULL,
     received_us   bigint   NOT NULL,
     qos           smallint NOT NULL,
@@ -51,9 +51,11 @@ CREATE TABLE readings (
     PRIMARY KEY (gateway, epoch, seq, received_us)
 ) {partitioning};
 CREATE INDEX readings_device_time ON readings (device, time_us);
-CREATE TABLE stored (gateway text NOT NULL, epoch bigint NOT NULL, seqs int8multirange NOT NULL);
+CREATE TABLE stored (
+    gateway text COLLATE "C" NOT NULL, epoch bigint NOT NULL, seqs int8multirange NOT NULL
+);
 CREATE INDEX stored_source ON stored (gateway, epoch);
-CREATE TABLE expired (gateway text NOT NULL, epoch bigint NOT NULL, seqs int8multirange NOT NULL);
+CREATE TABLE expired (LIKE stored);
 CREATE INDEX expired_source ON expired (gateway, epoch);
 CREATE TABLE cursors (
     stream_epoch bigint   NOT NULL,
@@ -63,7 +65,7 @@ CREATE TABLE cursors (
     PRIMARY KEY (stream_epoch, partition)
 ) WITH (fillfactor = 50);
 CREATE TABLE corrections (
-    gateway        text   NOT NULL,
+    gateway        text   COLLATE "C" NOT NULL,
     epoch          bigint NOT NULL,
     first_seq      bigint NOT NULL,
     last_seq       bigint NOT NULL,

@@ -44,6 +44,10 @@ ORDER BY partition FOR UPDATE
 """
 _CORRECTIONS_VERSION = "SELECT value FROM meta WHERE key = 'corrections'"
 _MAKE_STAGING = "CREATE TEMPORARY TABLE IF NOT EXISTS staging (LIKE readings) ON COMMIT DELETE ROWS"
+_ADOPT = """
+INSERT INTO meta VALUES ('stream_epoch', $1)
+ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE meta.value <> excluded.value
+"""
 _CLAIM = """
 INSERT INTO cursors
 SELECT $1, partition, 0, token FROM unnest($2::smallint[], $3::bigint[]) q(partition, token)
@@ -108,6 +112,7 @@ class PostgresWriter:
         """
         async with connection.transaction():
             await connection.execute(f"SET LOCAL lock_timeout = '{_CLAIM_LOCK_TIMEOUT_S}s'")
+            await connection.execute(_ADOPT, self._stream_epoch)
             rows = await connection.fetch(
                 _CLAIM, self._stream_epoch, list(tokens), list(tokens.values())
             )

@@ -4,6 +4,8 @@ Invariants:
 - A partition's entries reach the sink in order; a failing one holds up its own partition only.
 - A position is passed only after the sink's `write` returned, or after the entry was made durable
   as a dead letter.
+- Only partitions that this node holds are worked on (cloud/sinks/ownership.py); before each write
+  that is looked at again, and the sink's store refuses whoever has been overtaken meanwhile.
 - What is in memory is bounded: one write's entries (`sinks.write_bytes_max` encoded and
   `_WRITE_READINGS_MAX` decoded), whatever the lag.
 
@@ -16,15 +18,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from bridge.errors import BatchError
 from cloud.config import SinksConfig
-from cloud.sinks.contract import DecodedEntry, Sink, SinkUnavailable
+from cloud.sinks.contract import (
+    DecodedEntry,
+    FencedSink,
+    Sink,
+    SinkFenced,
+    SinkUnavailable,
+)
 from cloud.sinks.decoded import DecodedEntries
+from cloud.sinks.ownership import Ownership
 from cloud.stream.contract import PARTITIONS, Backlog, Entry, Stream, StreamError
 
 __all__ = ["SinkRunner", "SinkStats"]
@@ -38,6 +47,7 @@ _SLICE_READINGS = 1_000  # decoded between two turns of the event loop: about 3 
 _CURSOR_INTERVAL_S = 0.5  # between commits of cursors the stream keeps
 _NOTHING_S = 0.005
 _CAUSE_CHARS_MAX = 500
+_ALWAYS = dict.fromkeys(range(PARTITIONS), 0)  # the tokens of a node that is alone
 
 
 @dataclass(slots=True)
@@ -63,6 +73,9 @@ class SinkStats:
     cause: str  # why it is held up now, "" when it is not
     positions: Mapping[int, int]
     lag: Mapping[int, Backlog]  # partitions that are behind
+    tokens: Mapping[int, int]  # of the partitions worked on here
+    taken_over: int = 0  # partitions, since start
+    fenced: int = 0  # partitions that another turned out to hold, since start
 
 
 class SinkRunner:
@@ -73,17 +86,26 @@ class SinkRunner:
         stream: Where entries come from.
         decoded: Shared by all runners.
         config: Bounds and pauses.
+        ownership: Which partitions are worked on; None: all, always.
     """
 
     def __init__(
-        self, sink: Sink, stream: Stream, decoded: DecodedEntries, config: SinksConfig
+        self,
+        sink: Sink,
+        stream: Stream,
+        decoded: DecodedEntries,
+        config: SinksConfig,
+        ownership: Ownership | None = None,
     ) -> None:
         self.sink = sink
         self.name = sink.name
         self._stream = stream
         self._decoded = decoded
         self._config = config
-        self._positions: dict[int, int] = dict.fromkeys(range(PARTITIONS), 0)
+        self._ownership = ownership
+        self._tokens: dict[int, int] = {}  # of the partitions worked on
+        self._positions: dict[int, int] = {}  # the same partitions
+        self._taken_over = self._fenced = 0
         self._committed: dict[int, int] = {}  # of the stream-kept cursors
         self._own_cursors = False
         self._failures: dict[int, _Failure] = {}
@@ -103,36 +125,89 @@ class SinkRunner:
     async def start(self) -> None:
         """Open the sink, find where it stood and go on from there."""
         await self.sink.open(self._stream.epoch)
-        kept = await self.sink.cursors()
+        try:
+            await self._take_turns()
+        except (SinkUnavailable, SinkFenced) as error:
+            log.warning("sink_waits", sink=self.name, error=_cause(error))
+            self._unavailable, self._unavailable_tries = _cause(error), 1
+        self._task = asyncio.create_task(self._run(), name=f"sink-{self.name}")
+
+    async def _take_turns(self) -> None:
+        """Let go of what this node no longer holds; take over what it holds now.
+
+        Raises:
+            SinkFenced: the store knows of a newer holder.
+            SinkUnavailable: nothing can be taken over now.
+        """
+        if self._ownership is None:
+            if not self._tokens:
+                await self._take_over(_ALWAYS)
+            return
+        held = self._ownership.held()
+        gone = [p for p, token in self._tokens.items() if held.get(p) != token]
+        if gone:
+            await self._let_go(gone)
+        new = {p: token for p, token in held.items() if p not in self._tokens}
+        if new:
+            await self._take_over(new)
+
+    async def _take_over(self, tokens: Mapping[int, int]) -> None:
+        """Find where the sink stood in partitions and go on from there."""
+        kept: Mapping[int, int] | None
+        if isinstance(self.sink, FencedSink):
+            kept = await self.sink.claim(tokens)
+        else:
+            kept = await self.sink.cursors()
         self._own_cursors = kept is not None
         if kept is None:
             kept = await self._stream.cursors(self.name)
-            self._committed = dict(kept)
-        await self._take_positions(kept)
-        self._task = asyncio.create_task(self._run(), name=f"sink-{self.name}")
+            self._committed.update({p: at for p, at in kept.items() if p in tokens})
+        await self._take_positions({p: kept.get(p, 0) for p in tokens})
+        self._tokens.update(tokens)
+        if self._ownership is not None:
+            self._taken_over += len(tokens)
+        self._moved.set()
+
+    async def _let_go(self, partitions: Collection[int]) -> None:
+        """End with partitions: another may go on where the cursors say."""
+        assert self._ownership is not None
+        with contextlib.suppress(StreamError):  # else the next holder repeats the last moment
+            await self._commit_cursors(now=True)
+        self._forget(partitions)
+        self._ownership.let_go(partitions)
+
+    def _forget(self, partitions: Iterable[int]) -> None:
+        for partition in partitions:
+            for state in (self._tokens, self._positions, self._committed, self._failures):
+                state.pop(partition, None)
+        self._moved.set()
+
+    def _overtaken(self, error: SinkFenced) -> None:
+        """End with partitions that another holds, as it turned out."""
+        log.warning("sink_fenced", sink=self.name, partitions=sorted(error.partitions))
+        self._fenced += len(error.partitions)
+        if self._ownership is not None:
+            self._forget(error.partitions)
+            self._ownership.fenced(error.partitions)
 
     async def _take_positions(self, kept: Mapping[int, int]) -> None:
         """Start at the cursors kept, unless the stream does not agree with them."""
         ends = (await self._stream.stats()).last_positions
-        for partition, end in ends.items():
-            position = kept.get(partition, 0)
+        for partition, position in kept.items():
+            end = ends.get(partition, 0)
             if position > end:
                 # the stream is older than the sink: its next entries would get old positions
                 log.warning("stream_behind_sink", sink=self.name, partition=partition,
                             position=position, stream=end)  # fmt: skip
-                position = 0
+                position = 0  # noqa: PLW2901 - what the cursor has become
             if position < end and not await self._stream.read(
                 partition, position, entries_max=1, bytes_max=1
             ):
                 if position:  # a new sink is not meant to see what was trimmed before it
                     log.warning("trimmed_before_sink", sink=self.name, partition=partition,
                                 position=position, stream=end)  # fmt: skip
-                position = end
+                position = end  # noqa: PLW2901
             self._positions[partition] = position
-        for partition, position in kept.items():
-            if partition not in ends and position:
-                log.warning("stream_behind_sink", sink=self.name, partition=partition,
-                            position=position, stream=0)  # fmt: skip
 
     async def stop(self) -> None:
         """Finish the write under way, save cursors, close the sink."""
@@ -144,6 +219,8 @@ class SinkRunner:
             self._task = None
             await self._commit_cursors(now=True)
         await self.sink.close()
+        if self._ownership is not None:
+            self._ownership.let_go(list(self._tokens))
 
     @property
     def alive(self) -> bool:
@@ -158,16 +235,32 @@ class SinkRunner:
         """
         return dict(self._positions if self._own_cursors else self._committed)
 
+    @property
+    def tokens(self) -> dict[int, int]:
+        """The fencing token of each partition worked on here; 0 on a node that is alone."""
+        return dict(self._tokens)
+
     async def drained(self) -> None:
-        """Return when the sink has taken everything that was in the stream at the call."""
+        """Return when the sink has taken everything that was in the stream at the call.
+
+        Of partitions worked on here, or about to be.
+        """
         ends = (await self._stream.stats()).last_positions
-        while any(self._positions[partition] < end for partition, end in ends.items()):
+        while self._behind(ends):
             self._moved.clear()
             await self._moved.wait()
 
+    def _behind(self, ends: Mapping[int, int]) -> bool:
+        held = _ALWAYS if self._ownership is None else self._ownership.held()
+        return any(self._positions.get(p, 0) < end for p, end in ends.items() if p in held)
+
     async def stats(self) -> SinkStats:
-        """Return counters, positions and lag as they are now."""
-        backlog = await self._stream.backlog(self._positions)
+        """Return counters, positions and lag as they are now.
+
+        While the sink cannot say where it stands, everything the stream has counts as lag.
+        """
+        held = _ALWAYS if self._ownership is None else self._ownership.held()
+        backlog = await self._stream.backlog({p: self._positions.get(p, 0) for p in held})
         causes = [self._unavailable, *(f.cause for f in self._failures.values())]
         return SinkStats(
             self.name,
@@ -179,6 +272,9 @@ class SinkRunner:
             next(filter(None, causes), ""),
             dict(self._positions),
             {partition: lag for partition, lag in backlog.items() if lag.entries},
+            dict(self._tokens),
+            self._taken_over,
+            self._fenced,
         )
 
     # ---- the loop --------------------------------------------------------------------------------
@@ -187,8 +283,9 @@ class SinkRunner:
         full = False
         while not self._stopping:
             try:
-                if not full:
+                if not full and (self._tokens or self._ownership is not None):
                     await self._wait()
+                await self._take_turns()
                 retries, chunk, full = await self._collect()
                 for one in retries:
                     await self._deliver([one])
@@ -198,6 +295,10 @@ class SinkRunner:
                     await asyncio.sleep(_NOTHING_S)  # woken, yet nothing came: never spin
                 await self._commit_cursors()
                 self._unavailable, self._unavailable_tries = "", 0
+            except SinkFenced as error:
+                self._overtaken(error)
+                full = False
+                await self._pause(error)
             except (SinkUnavailable, StreamError) as error:
                 full = False
                 await self._pause(error)
@@ -216,11 +317,30 @@ class SinkRunner:
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(min(due_s, default=None)):
-                    await self._stream.wait(waiting)
+                    await self._news(waiting)
                 if self.sink.linger_s:
                     await asyncio.sleep(self.sink.linger_s)
         finally:
             self._idle = False
+
+    async def _news(self, waiting: Mapping[int, int]) -> None:
+        """Return when there are entries, or when other partitions are held."""
+        if self._ownership is None:
+            await self._stream.wait(waiting)
+            return
+        if not waiting:
+            await self._ownership.changed(self._tokens)
+            return
+        turns = asyncio.ensure_future(self._ownership.changed(self._tokens))
+        entries = asyncio.ensure_future(self._stream.wait(waiting))
+        try:
+            await asyncio.wait((turns, entries), return_when=asyncio.FIRST_COMPLETED)
+            if entries.done():
+                entries.result()
+        finally:
+            turns.cancel()
+            entries.cancel()
+            await asyncio.gather(turns, entries, return_exceptions=True)
 
     async def _pause(self, error: Exception) -> None:
         self._errors += 1
@@ -252,6 +372,8 @@ class SinkRunner:
         retries: list[DecodedEntry] = []
         partitions = range(self._first_partition, self._first_partition + PARTITIONS)
         for partition in (number % PARTITIONS for number in partitions):
+            if partition not in self._positions:
+                continue
             failure = self._failures.get(partition)
             if failure is not None:
                 if failure.retry_at_s <= now_s:
@@ -303,13 +425,16 @@ class SinkRunner:
         todo = [list(chunk)]
         while todo:
             entries = todo.pop()
-            # an entry before it may have failed a moment ago
-            entries = [one for one in entries if self._in_turn(one.entry)]
+            # an entry before it may have failed a moment ago, a lease may have run out
+            holds = self._holds()
+            entries = [
+                one for one in entries if self._in_turn(one.entry) and holds(one.entry.partition)
+            ]
             if not entries:
                 continue
             try:
                 await self._write(entries, _ends(entries))
-            except (SinkUnavailable, StreamError):
+            except (SinkFenced, SinkUnavailable, StreamError):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a sink raises blames an entry
                 if len(entries) == 1:
@@ -317,6 +442,13 @@ class SinkRunner:
                 else:
                     middle = len(entries) // 2
                     todo += (entries[middle:], entries[:middle])
+
+    def _holds(self) -> Callable[[int], bool]:
+        """Return what tells whether a partition is worked on and still held, at this moment."""
+        if self._ownership is None:
+            return self._tokens.__contains__
+        held, tokens = self._ownership.held(), self._tokens
+        return lambda partition: partition in tokens and held.get(partition) == tokens[partition]
 
     def _in_turn(self, entry: Entry) -> bool:
         failure = self._failures.get(entry.partition)
@@ -349,6 +481,8 @@ class SinkRunner:
         if tries < self._config.tries_max:
             retry_at_s = asyncio.get_running_loop().time() + self._pause_s(tries - 1)
             self._failures[entry.partition] = _Failure(entry.position, tries, retry_at_s, cause)
+            return
+        if not self._holds()(entry.partition):
             return
         await self._stream.set_aside(self.name, entry, cause, tries)
         ends = {entry.partition: entry.position}

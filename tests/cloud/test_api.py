@@ -40,7 +40,7 @@ async def parts(tmp_path: Path) -> AsyncIterator[ApiParts]:
     ]
     for one in entries:
         parts.latest.receive(one.gateway, one.epoch, one.received_us, one.readings)
-    async with stored(parts.storage, *entries):
+    async with stored(parts.storage.path, *entries):
         yield parts
 
 
@@ -150,7 +150,7 @@ async def test_device_with_glob_characters_is_itself(tmp_path: Path) -> None:
         batch([(1, "t/x", 1)], received=1, first_seq=1, device="d[1]*"),
         batch([(1, "t/x", 2)], received=1, first_seq=2, device="d1x"),
     ]
-    async with stored(parts.storage, *entries):
+    async with stored(parts.storage.path, *entries):
         transport = httpx.ASGITransport(app=create_app(parts, HttpConfig()))
         async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
             answer = await got(client, "/api/v1/devices/d%5B1%5D%2A/readings")
@@ -163,7 +163,7 @@ async def test_payloads_of_any_kind(tmp_path: Path) -> None:
     entry = batch([(n, f"t/{n}", payload) for n, payload in enumerate(payloads)], received=9,
                   device="d")  # fmt: skip
     parts.latest.receive(entry.gateway, entry.epoch, entry.received_us, entry.readings)
-    async with stored(parts.storage, entry):
+    async with stored(parts.storage.path, entry):
         transport = httpx.ASGITransport(app=create_app(parts, HttpConfig()))
         async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
             latest = await got(client, "/api/v1/devices/d/latest")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bridge.readings import Readings
 from cloud.latest import Latest, LatestLimits, LatestReading
+from cloud.storage_file import StorageFile
 from runtime.metrics import Metrics
 from tests.kit.alerts import Batch, batch, us
 from tests.kit.storage import stored
@@ -118,7 +119,10 @@ async def test_rebuilt_from_storage(tmp_path: Path) -> None:
     take(live, entry)
     async with stored(path, entry):
         rebuilt = Latest()
-        assert await rebuilt.rebuild(path, us(1_000)) == 130
+        storage = StorageFile(path)
+        await storage.open()
+        assert await rebuilt.rebuild(storage, us(1_000)) == 130
+        await storage.close()
     for device in live.devices(limit=1_000):
         assert rebuilt.device(device.device) == live.device(device.device)
     assert rebuilt.devices(limit=1_000) == live.devices(limit=1_000)
@@ -130,7 +134,10 @@ async def test_rebuild_leaves_out_rows_in_the_future(tmp_path: Path) -> None:
     entry = batch([(5, "devices/d/t", 5), *future], received=10)
     async with stored(path, entry):
         latest = Latest()
-        await latest.rebuild(path, us(10))
+        storage = StorageFile(path)
+        await storage.open()
+        await latest.rebuild(storage, us(10))
+        await storage.close()
     assert values(latest) == {"devices/d/t": b"5"}
 
 

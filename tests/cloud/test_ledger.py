@@ -16,10 +16,11 @@ from bridge.intervals import IntervalSet, Range
 from cloud.config import SinksConfig, StorageConfig, StreamConfig
 from cloud.database import DatabaseError
 from cloud.ledger import Balance, JournalState, SourceBalance, StorageState, balance, ranges_text
-from cloud.ledger_files import StorageFile, balance_files
+from cloud.ledger_files import balance_files
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.runner import SinkRunner
 from cloud.sinks.storage import StorageSink
+from cloud.storage_file import StorageFile
 from cloud.stream.contract import DeadLetter, Entry, GivenUp, Source, SourceLedger
 from cloud.stream.embedded import EmbeddedStream
 from runtime.clock import ManualClock

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cloud.api import ApiParts
 from cloud.latest import Latest
+from cloud.storage_file import StorageFile
 from cloud.views import (
     AlertEventView,
     AlertView,
@@ -151,7 +152,7 @@ def api_parts(storage: Path) -> ApiParts:
     return ApiParts(
         node=FakeNode(),
         latest=Latest(),
-        storage=storage,
+        storage=StorageFile(storage),
         metrics=Metrics(process=False),
         clock=ManualClock(wall_us=us(100)),
         alerts=FakeAlerts(),

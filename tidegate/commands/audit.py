@@ -21,6 +21,7 @@ from pathlib import Path
 
 from cloud.database import DatabaseError
 from cloud.ledger_files import balance_files, picture_files
+from cloud.storage_cli import add_storage_arguments, storage_config
 from runtime.service import StartError
 from tidegate.node_api import ask_node
 
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the data folder, of a cloud node and of a gateway if both are here [tidegate-data]",
     )
     where.add_argument("--url", help="HTTP address of a running cloud node in place of --data")
+    add_storage_arguments(parser)
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -88,7 +90,11 @@ def _ask(options: argparse.Namespace) -> tuple[list[str], bool, int]:
             asked["hours"] = str(options.hours)
         answer = ask_node(options.url, "audit", asked)
         return answer["lines"], answer["balanced"], answer["waiting"]
-    report = asyncio.run(balance_files(options.data, thorough=not options.quick))
+    report = asyncio.run(
+        balance_files(
+            options.data, thorough=not options.quick, config=storage_config(options.config)
+        )
+    )
     lines = report.lines(detail=True)
     if options.picture:
         since_us = time.time_ns() // 1000 - round(options.hours * 3_600_000_000)

@@ -33,6 +33,7 @@ from cloud.dead_letters import (
 from cloud.ledger_files import StreamFile
 from cloud.query_time import iso
 from cloud.sinks.contract import SinkUnavailable
+from cloud.storage_cli import storage_config
 from cloud.stream.contract import StreamError
 from edge.config import EdgeConfig
 from edge.dead_letters import DeadLetter, DeadLetterError, JournalDeadLetters, send_again
@@ -176,7 +177,8 @@ async def _cloud_lines(data: Path, ids: Sequence[str] | None, action: str) -> li
 
 async def _change_cloud(data: Path, ids: Sequence[str] | None, action: str) -> tuple[int, int]:
     clock = SystemClock()
-    async with opened_offline(data, CloudConfig(data=data), clock) as (stream, runners):
+    config = CloudConfig(data=data, storage=storage_config(None))
+    async with opened_offline(data, config, clock) as (stream, runners):
         letters = await chosen(stream, ids)
         if action == "redrive":
             taken = await redrive(runners, letters)

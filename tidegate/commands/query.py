@@ -5,7 +5,8 @@
     tidegate query boiler-7 --since -1d --field temp --every 5m --agg max --format plot
     tidegate query --topic 'devices/+/alarm' --format json --order asc | jq .
 
-Reads storage.db directly and changes nothing: works beside a running cloud node, or without one.
+Reads storage.db, or the PostgreSQL of `-c cloud.toml` or TIDEGATE_STORAGE_URL, directly and changes
+nothing: works beside a running cloud node, or without one.
 """
 
 from __future__ import annotations

@@ -14,12 +14,13 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from cloud.config import CloudConfig
+from cloud.config import CloudConfig, StorageConfig
 from cloud.database import DatabaseError
 from cloud.dead_letters import opened_offline
 from cloud.ledger_files import balance_files
 from cloud.replay import Replayed, replay
 from cloud.sinks.contract import SinkUnavailable
+from cloud.storage_cli import add_storage_arguments, storage_config
 from cloud.stream.contract import StreamError
 from runtime.clock import SystemClock
 from runtime.service import StartError
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the data folder of a cloud node that does not run [tidegate-data]",
     )
     where.add_argument("--url", help="HTTP address of a running cloud node in place of --data")
+    add_storage_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,16 +50,17 @@ def run(options: argparse.Namespace) -> int:
         print(answer["line"])
         return 1 if answer["gone"] or answer["refused"] else 0
     try:
-        done = asyncio.run(_replay_files(options.data))
+        done = asyncio.run(_replay_files(options.data, storage_config(options.config)))
     except (DatabaseError, SinkUnavailable, StreamError) as error:
         raise StartError(str(error)) from None
     print(done.line())
     return 1 if done.gone or done.refused else 0
 
 
-async def _replay_files(data: Path) -> Replayed:
+async def _replay_files(data: Path, storage_at: StorageConfig) -> Replayed:
     if not (data / "cloud" / "stream.db").exists():
         raise DatabaseError(f"{data / 'cloud' / 'stream.db'}: no such file")
-    async with opened_offline(data, CloudConfig(data=data), SystemClock()) as (stream, runners):
+    config = CloudConfig(data=data, storage=storage_at)
+    async with opened_offline(data, config, SystemClock()) as (stream, runners):
         (storage,) = runners
-        return await replay(stream, storage, await balance_files(data))
+        return await replay(stream, storage, await balance_files(data, config=storage_at))

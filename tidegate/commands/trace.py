@@ -20,6 +20,7 @@ from typing import Any
 from cloud.database import DatabaseError
 from cloud.query_time import parse_time
 from cloud.sinks.schema import epoch_from_text
+from cloud.storage_cli import add_storage_arguments, storage_config
 from cloud.trace import Trace, TraceError, trace
 from cloud.trace_files import find_reading, traced_files
 from runtime.config import ConfigError
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, default=Path("tidegate-data"), metavar="DIR", help="the data folder"
     )
     parser.add_argument("--url", help="HTTP address of a running cloud node in place of --data")
+    add_storage_arguments(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -75,14 +77,15 @@ def _ask_node(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 async def _ask_files(options: argparse.Namespace) -> list[dict[str, Any]]:
     gateway, seq = options.gateway, options.seq
+    config = storage_config(options.config)
     try:
         epoch = None if options.epoch is None else epoch_from_text(options.epoch)
         at_us = parse_time(options.time, time.time_ns() // 1000)
     except ValueError as error:
         raise ConfigError(f"trace: {error}") from None
     if options.device is not None:
-        gateway, epoch, seq = await find_reading(options.data, options.device, at_us)
-    async with traced_files(options.data) as places:
+        gateway, epoch, seq = await find_reading(options.data, options.device, at_us, config)
+    async with traced_files(options.data, config=config) as places:
         return [_shown(one) for one in await trace(places, gateway, seq, epoch)]
 
 
