@@ -3,10 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo cluster test lint bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/tidegate up --sim 50
+
+cluster: $(STAMP)
+	$(BIN)/tidegate cluster demo
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n $(or $(JOBS),2)

@@ -25,6 +25,7 @@ __all__ = [
     "IngestConfig",
     "LedgerConfig",
     "LiveConfig",
+    "NatsConfig",
     "PacingConfig",
     "SinksConfig",
     "StorageConfig",
@@ -37,15 +38,58 @@ GIB = 1024 * MIB
 
 
 @dataclass(slots=True, frozen=True)
-class StreamConfig:
-    """The embedded stream: its file, its limits, what is kept for replay."""
+class NatsConfig:
+    """How the node proves who it is to the NATS servers; empty keys are not used."""
 
+    user: str = setting("", help="User name, where the servers ask for one.")
+    password: str = setting("", help="Password of that user.", secret=True)
+    token: str = setting("", help="Token in place of user and password.", secret=True)
+    credentials: str = setting("", help="Credentials file, as NATS operators give them.")
+    ca: str = setting("", help="Certificates to trust, for tls:// addresses.")
+    cert: str = setting("", help="Certificate of this node.")
+    key: str = setting("", help="Private key of this node.")
+
+
+@dataclass(slots=True, frozen=True)
+class StreamConfig:
+    """The stream, a file of this process or a NATS cluster: limits, what is kept for replay."""
+
+    url: str = setting(
+        "",
+        flag="--stream",
+        help="NATS servers, nats://a,b,c: the stream is theirs and any number of nodes share it. "
+        "Empty: a file of this node.",
+    )
+    cluster: str = setting(
+        "tidegate",
+        help="Name of the cluster on the NATS servers; its streams and buckets begin with it.",
+    )
+    durability: str = setting(
+        "strict",
+        choices=("strict", "relaxed"),
+        help="strict: refuse a cluster whose acknowledgements do not survive a power cut; relaxed: "
+        "use it, and say so in log, metrics and PUBACKs.",
+    )
+    monitors: tuple[str, ...] = setting(
+        (),
+        help="Monitoring addresses of all NATS servers, http://a:8222: what tells whether they "
+        "fsync, and their versions.",
+    )
+    servers_fsync: bool = setting(
+        False,
+        help="You state that every NATS server has 'sync_interval: always'; not needed with "
+        "monitors.",
+    )
+    replicas: int = setting(
+        3, minimum=1, maximum=5, help="Replicas of each stream; fewer than 3 is relaxed."
+    )
+    nats: NatsConfig = section(NatsConfig, help="Who the node is to the NATS servers.")
     file_bytes_max: int = setting(
         8 * GIB,
         unit="bytes",
         minimum=1 * MIB,
-        help="Most bytes of the stream's file in use; beyond it batches are refused and "
-        "gateways keep their readings.",
+        help="Most bytes of the stream's file in use, or of a cluster's entries; beyond it batches "
+        "are refused and gateways keep their readings.",
     )
     disk_reserve_bytes: int = setting(
         256 * MIB,
@@ -77,6 +121,12 @@ class StreamConfig:
         minimum=0,
         help="Bytes of the newest entries kept in memory, so that sinks need not read the disk.",
     )
+
+    def __post_init__(self) -> None:
+        if self.url and not self.url.startswith(("nats://", "tls://")):
+            raise ValueError(f"url '{self.url}': nats://host[:port][,host[:port]...]")
+        if not self.cluster.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"cluster '{self.cluster}': letters, digits, '-' and '_'")
 
 
 @dataclass(slots=True, frozen=True)

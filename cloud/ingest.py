@@ -82,6 +82,7 @@ class CloudCapture:
         taken: Callable[[BatchTaken], None] = lambda _taken: None,
         encoded: Encoded | None = None,
     ) -> None:
+        self._stream = stream
         self._config = config
         self._command_ids = command_ids
         self.commands: CommandTaker | None = None  # set by the part that has them
@@ -128,7 +129,7 @@ class CloudCapture:
 
     @property
     def durability(self) -> str:
-        return "embedded-fsync"
+        return self._stream.durability
 
     def lane(self, topic_name: str) -> int | None:
         if topic_name.startswith(UP_PREFIX):

@@ -1,7 +1,7 @@
 """Publishes by devices connected to the cloud itself: readings with this node as their gateway.
 
-Their identity is (node id, the stream's epoch, seq); the next seq is found in the stream's ledger
-at start. What waits while an append is under way goes into the next one, so devices share commits.
+Their identity is (node id, the stream's own epoch, seq); the next seq is found in the ledger at
+start. What waits while an append is under way goes into the next one, so devices share commits.
 
 Invariants: one append at a time, so seqs rise in the order of arrival; a publish is settled only
 after its append returned; an append that failed is repeated with the same parts until it is
@@ -90,7 +90,7 @@ class DeviceIngest:
             StreamError: the ledger cannot be read.
         """
         for line in await self._stream.ledger():
-            if (line.gateway, line.epoch) == (self._node_id, self._stream.epoch):
+            if (line.gateway, line.epoch) == (self._node_id, self._stream.own_epoch):
                 last = line.held[-1][1] if line.held else 0
                 self._next_seq = max(line.assigned, last) + 1
         self._task = asyncio.create_task(self._work(), name="ingest-devices")
@@ -157,13 +157,13 @@ class DeviceIngest:
 
     async def _append(self, readings: Readings) -> None:
         """Append for as long as it takes, always the same parts."""
-        parts = list(self._encoder.parts(self._node_id, self._stream.epoch, readings))
+        parts = list(self._encoder.parts(self._node_id, self._stream.own_epoch, readings))
         last = readings.seqs[-1]
         pause_s = _RETRY_S
         while True:
             try:
                 await self._stream.append(
-                    parts, assigned={(self._node_id, self._stream.epoch): last}
+                    parts, assigned={(self._node_id, self._stream.own_epoch): last}
                 )
                 break
             except StreamError as error:

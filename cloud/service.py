@@ -29,9 +29,10 @@ from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.group import Sinks
 from cloud.sinks.live import LiveSink
 from cloud.storage import Storage, make_storage, storage_reader
-from cloud.stream.contract import StreamError, StreamFull
-from cloud.stream.embedded import EmbeddedStream
-from cloud.telemetry import Sample, figures_of, register_metrics
+from cloud.stream.contract import Stream, StreamError, StreamFull
+from cloud.stream.jetstream.engine import JetStreamStream
+from cloud.stream.opening import open_stream
+from cloud.telemetry import Sample, figures_of, register_metrics, register_stream_metrics
 from cloud.views import GatewayView, LedgerView, PartitionView, StatusView
 from mqtt.broker.broker import Broker
 from mqtt.broker.front import Front, FrontError
@@ -52,7 +53,7 @@ _DRAIN_S = 5.0  # how long an orderly stop waits for the sinks to catch up
 
 
 class CloudService:
-    """One cloud node with an embedded stream.
+    """One cloud node, with a stream of its own or one of a cluster.
 
     Args:
         config: Everything that is configured.
@@ -70,7 +71,7 @@ class CloudService:
         self.port = 0
         self.metrics = Metrics()
         self.gateways_seen = GatewaysSeen(clock)
-        self.stream: EmbeddedStream
+        self.stream: Stream
         self.capture: CloudCapture
         self.broker: Broker
         self._front: Front
@@ -102,6 +103,7 @@ class CloudService:
         register_metrics(
             self.metrics, lambda: self._sample, self.capture, self.broker, self.storage, self.ready
         )
+        register_stream_metrics(self.metrics, self.stream)
         await self._probe()  # 5. an append that is acknowledged; a full stream needs its sinks
         if self._not_ready and not self._full:
             raise StartError(f"stream: {self._not_ready}")
@@ -135,8 +137,11 @@ class CloudService:
 
     async def _open_stream(self) -> None:
         path = self.config.data / "cloud" / "stream.db"
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.stream = await EmbeddedStream.open(path, self.config.stream, self.clock)
+            self.stream = await open_stream(
+                path, self.config.stream, self.clock, node_id=self.config.node_id
+            )
         except StreamError as error:
             raise StartError(f"stream: {error}") from None
         self._stops.append(self.stream.close)
@@ -295,7 +300,10 @@ class CloudService:
         if not self.port:
             return []
         ended = [runner.name for runner in self.sinks.runners.values() if not runner.alive]
-        return [f"sink {name}: its task ended" for name in ended]
+        causes = [f"sink {name}: its task ended" for name in ended]
+        if isinstance(self.stream, JetStreamStream) and self.stream.broken:
+            causes.append(self.stream.broken)
+        return causes
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of all parts as JSON values; empty before the node runs."""

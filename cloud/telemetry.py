@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cloud.cluster.checks import RELAXED
 from cloud.ingest import CloudCapture
 from cloud.sinks.runner import SinkStats
 from cloud.storage import Storage
-from cloud.stream.contract import StreamStats
+from cloud.stream.contract import Stream, StreamStats
+from cloud.stream.jetstream.engine import JetStreamStream
 from mqtt.broker.broker import Broker
 from runtime.metrics import Metrics, Value
 
-__all__ = ["Sample", "figures_of", "register_metrics"]
+__all__ = ["Sample", "figures_of", "register_metrics", "register_stream_metrics"]
 
 
 @dataclass(slots=True)
@@ -140,6 +142,42 @@ def register_metrics(
         lambda: {(reason,): float(n) for reason, n in broker.stats().drops.items()},
         ("reason",),
     )
+
+
+def register_stream_metrics(metrics: Metrics, stream: Stream) -> None:
+    """Add what a stream tells of itself: its durability, and a cluster's counters."""
+    metrics.gauge(
+        "tidegate_stream_durable",
+        "1 while acknowledged readings survive a power cut; what they have survived as a label.",
+        lambda: {(stream.durability,): float(stream.durability != RELAXED)},
+        ("durability",),
+    )
+    if not isinstance(stream, JetStreamStream):
+        return
+    for name, text in _CLUSTER_COUNTERS.items():
+        metrics.counter(f"tidegate_cluster_{name}", text, _figure(stream, name))
+    for name, text in _CLUSTER_GAUGES.items():
+        metrics.gauge(f"tidegate_cluster_{name}", text, _figure(stream, name))
+
+
+_CLUSTER_COUNTERS = {
+    "published": "Messages with bodies that NATS has stored.",
+    "repeated": "Messages with bodies sent more than once.",
+    "records": "Records of the ledger written by this node.",
+    "appends": "Appends of all nodes that count, as read from the ledger.",
+    "void": "Appends of all nodes that came too late to count.",
+    "conflicts": "Appends given up because another node had served the gateway.",
+    "reconnects": "Connections to NATS after the first.",
+}
+_CLUSTER_GAUGES = {
+    "connected": "1 while there is a connection to NATS.",
+    "ledger_seq": "Sequence of the last record read from the ledger.",
+    "checkpoint_seq": "Sequence of the newest checkpoint of the ledger.",
+}
+
+
+def _figure(stream: JetStreamStream, name: str) -> Callable[[], Value]:
+    return lambda: stream.figures()[name]
 
 
 def _attribute(storage: Storage, name: str) -> Callable[[], Value]:

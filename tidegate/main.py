@@ -23,6 +23,7 @@ COMMANDS = {
     "up": "everything in one process on this machine: edge, cloud, console; --sim N adds devices",
     "edge": "a gateway: MQTT broker, journal on disk, uplink to the cloud",
     "cloud": "a cloud node: takes gateways' batches, stores them, alerts, serves subscribers",
+    "cluster": "the streams of a NATS cluster: plan, apply; a demonstration with things to kill",
     "sim": "simulated devices that load a broker and check what arrived",
     "tail": "print readings or messages of a running system as they arrive",
     "query": "readings from storage, by device, time and JSON field; as table, JSON, CSV or plot",

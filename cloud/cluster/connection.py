@@ -4,7 +4,7 @@ Every request is answered, fails within its time, or fails when the line breaks:
 ever, and nothing is sent for somebody who has given up because the line was down. nats-py's own
 JetStream calls are not used; its traps (flush without end, swallowed cancellation, futures that
 never time out, a connection closed for good after 60 tries, a hung server unnoticed for minutes)
-are kept out by the settings here. docs/adr/0006-jetstream-engine.md.
+are kept out by the settings here. docs/adr/0008-jetstream-engine.md.
 
 Invariants:
 - Bytes handed to nats-py and not yet answered stay below its buffer, so its `publish` never waits.

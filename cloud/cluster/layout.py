@@ -6,7 +6,7 @@
     {cluster}-DEAD        {cluster}.dead.>            dead letters
     KV_{cluster}-{bucket} $KV.{cluster}-{bucket}.>    leases, sessions, retained, registry, latest
 
-A body in RAW is an entry only once the ledger says so (docs/adr/0006-jetstream-engine.md): entries
+A body in RAW is an entry only once the ledger says so (docs/adr/0008-jetstream-engine.md): entries
 are read through the `Stream` contract, never from RAW itself.
 
 Everything is R3, file, `discard: new`. A node makes nothing: `tidegate cluster apply` does. What

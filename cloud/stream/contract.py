@@ -157,6 +157,24 @@ class StreamLog(Protocol):
         """
         ...
 
+    @property
+    def own_epoch(self) -> int:
+        """The epoch of readings whose seqs this process gives itself.
+
+        The stream's own where one process writes it; where several do, a new one with each opening.
+        """
+        ...
+
+    @property
+    def durability(self) -> str:
+        """What an append that returned has survived, a word for PUBACKs and metrics."""
+        ...
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes in use on the disk, or of a cluster's entries."""
+        ...
+
     async def append(
         self,
         parts: Sequence[Part],

@@ -130,6 +130,14 @@ class EmbeddedStream:
         return self._tables.epoch
 
     @property
+    def own_epoch(self) -> int:
+        return self._tables.epoch
+
+    @property
+    def durability(self) -> str:
+        return "embedded-fsync"
+
+    @property
     def file_bytes(self) -> int:
         """Bytes the file uses, free pages not counted."""
         return self._file_bytes

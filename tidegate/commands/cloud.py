@@ -2,9 +2,11 @@
 
     tidegate cloud --data /var/lib/tidegate
     tidegate cloud -c cloud.toml
+    tidegate cloud --stream nats://a,b,c --node-id one     one of many nodes on a NATS cluster
 
 Gateways and subscribers connect to port 2883 by MQTT; the API and the console are on port 8080.
-A gateway's PUBACK means its batch is in the stream on disk.
+A gateway's PUBACK means its batch is in the stream on disk; with --stream, on the disks of two of
+three NATS servers, made ready by 'tidegate cluster apply'.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The stream engine on NATS JetStream: docs/adr/0006-jetstream-engine.md."""
+"""The stream engine on NATS JetStream: docs/adr/0008-jetstream-engine.md."""

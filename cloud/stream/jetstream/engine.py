@@ -5,7 +5,7 @@
 A body is nothing until a record of the ledger names it, and a record counts only if its sources
 are as its writer believed (cloud/stream/jetstream/state.py). So an append is there as a whole or
 not at all, whoever dies when; it is there once, whoever repeats it where; and no dedup window,
-lease or clock has a part in that. docs/adr/0006-jetstream-engine.md has the crash analysis.
+lease or clock has a part in that. docs/adr/0008-jetstream-engine.md has the crash analysis.
 
 Invariants:
 - An append returns only after its record was read back from the ledger, where a quorum has it.
@@ -95,6 +95,7 @@ class JetStreamStream:
         self.connection = connection
         self.layout = layout
         self._epoch = epoch
+        self._own_epoch = secrets.randbits(64)  # two nodes of one name must not share seqs
         self._durability = durability
         self._clock = clock
         self._state = state
@@ -166,6 +167,10 @@ class JetStreamStream:
     @property
     def epoch(self) -> int:
         return self._epoch
+
+    @property
+    def own_epoch(self) -> int:
+        return self._own_epoch
 
     @property
     def durability(self) -> str:

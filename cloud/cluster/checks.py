@@ -1,0 +1,136 @@
+"""What a node makes sure of before it trusts a cluster: right one, whole, durable, one version.
+
+An acknowledgement says that a quorum of three has fsynced. That is so only with three replicas, on
+files, and servers with `sync_interval: always`, which a client cannot ask for: it is read from the
+servers' monitoring pages (`stream.monitors`), or the operator states it (`stream.servers_fsync`).
+A cluster that is less is refused, unless `stream.durability = "relaxed"` says to go on and tell.
+PAINS P26.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cloud.cluster.connection import ApiError, ClusterError, Connection, NoResponders, Unanswered
+from cloud.cluster.layout import Layout, plan, stream_epoch
+from cloud.cluster.reading import insist
+
+__all__ = ["DURABLE", "RELAXED", "Checked", "check_cluster"]
+
+DURABLE = "r3-fsync"
+RELAXED = "relaxed"
+_DURABILITY_KEYS = ("num_replicas is", "max_age is", "max_msgs is", "discard is")
+_OPERATORS_KEYS = ("max_bytes is",)  # sizes are whoever applied the layout's to choose
+_PAGE_S = 5.0
+
+
+@dataclass(slots=True, frozen=True)
+class Checked:
+    """What was found."""
+
+    epoch: int
+    durability: str  # DURABLE or RELAXED
+    weak: tuple[str, ...]  # why it is not durable, one line each
+    notes: tuple[str, ...]  # what differs from the layout without harm
+
+
+async def check_cluster(
+    connection: Connection, layout: Layout, *, monitors: Sequence[str], servers_fsync: bool
+) -> Checked:
+    """Look at a cluster; nothing is changed.
+
+    Args:
+        connection: To it.
+        layout: What is expected.
+        monitors: HTTP addresses of the servers' monitoring.
+        servers_fsync: The operator states `sync_interval: always`.
+
+    Raises:
+        ClusterError: it cannot be used at all; one line that says why and what to do.
+    """
+    await _check_account(connection)
+    epoch = await stream_epoch(connection, layout)
+    weak: list[str] = []
+    notes: list[str] = []
+    for step in await plan(connection, layout):
+        if step.action in ("lost", "create"):
+            raise ClusterError(
+                f"{step.stream} is missing: {step.detail or 'it was never made'};"
+                " see 'tidegate cluster plan'"
+            )
+        if step.action == "conflict" or "subjects is" in step.detail:
+            raise ClusterError(f"{step.stream} was altered: {step.detail}")
+        parts = step.detail.split("; ")
+        weak += [f"{step.stream}: {part}" for part in parts if part.startswith(_DURABILITY_KEYS)]
+        notes += [
+            f"{step.stream}: {part}"
+            for part in parts
+            if not part.startswith((*_DURABILITY_KEYS, *_OPERATORS_KEYS))
+        ]
+    if layout.replicas < 3:
+        weak.append(f"streams have {layout.replicas} replicas, not 3")
+    if monitors:
+        weak += await _check_servers(monitors)
+    elif not servers_fsync:
+        weak.append(
+            "nobody says that the servers run with 'sync_interval: always': name their monitoring"
+            " addresses in stream.monitors, or state it with stream.servers_fsync = true"
+        )
+    return Checked(epoch, RELAXED if weak else DURABLE, tuple(weak), tuple(notes))
+
+
+async def _check_account(connection: Connection) -> None:
+    try:
+        await insist(lambda: connection.api("INFO"), timeout_s=10)
+    except (NoResponders, Unanswered) as error:
+        raise ClusterError(
+            "JetStream does not answer: the servers have no quorum, JetStream is not enabled, or"
+            f" the account has no rights to $JS.API.> ({error})"
+        ) from None
+    except ApiError as error:
+        raise ClusterError(f"JetStream refuses this account: {error}") from None
+
+
+async def _check_servers(monitors: Sequence[str]) -> list[str]:
+    """Return what is weak about the servers, from their own pages.
+
+    Raises:
+        ClusterError: none of the pages can be read, or the versions differ.
+    """
+    pages = await asyncio.gather(*(asyncio.to_thread(_varz, address) for address in monitors))
+    known = [page for page in pages if page is not None]
+    if not known:
+        raise ClusterError(f"no monitoring page answers: {', '.join(monitors)} (stream.monitors)")
+    versions = sorted({str(page.get("version")) for page in known})
+    if len(versions) > 1:
+        raise ClusterError(
+            f"the servers run different versions, {' and '.join(versions)}: finish the upgrade"
+        )
+    weak = []
+    for page in known:
+        config = (page.get("jetstream") or {}).get("config") or {}
+        if not config.get("sync_always"):
+            seconds = int(config.get("sync_interval", 0)) / 1e9
+            weak.append(
+                f"{page.get('server_name')} syncs every {seconds:g} s: an acknowledged reading is"
+                " lost with its power; set 'sync_interval: always'"
+            )
+    return weak
+
+
+def _varz(address: str) -> dict[str, Any] | None:
+    if not address.startswith(("http://", "https://")):
+        return None
+    try:
+        with urllib.request.urlopen(  # noqa: S310 - http or https, of the operator's own servers
+            f"{address.rstrip('/')}/varz", timeout=_PAGE_S
+        ) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,98 @@
+"""Which engine a node's stream runs on, and how it is opened: by `stream.url`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+
+from cloud.cluster.checks import RELAXED, Checked, check_cluster
+from cloud.cluster.connection import ClusterError, Connection, NatsAccess
+from cloud.cluster.layout import Layout
+from cloud.config import StreamConfig
+from cloud.stream.contract import Stream, StreamError
+from cloud.stream.embedded import EmbeddedStream
+from cloud.stream.jetstream.engine import JetStreamStream
+from runtime.clock import Clock
+
+__all__ = ["access_of", "layout_of", "open_cluster_stream", "open_stream"]
+
+log = structlog.get_logger(component="stream")
+
+
+def layout_of(config: StreamConfig) -> Layout:
+    """Return the layout that a configuration names."""
+    return Layout(config.cluster, config.replicas, config.file_bytes_max)
+
+
+def access_of(config: StreamConfig) -> NatsAccess:
+    """Return how a node proves who it is."""
+    nats = config.nats
+    return NatsAccess(
+        nats.user, nats.password, nats.token, nats.credentials, nats.ca, nats.cert, nats.key
+    )
+
+
+async def open_stream(path: Path, config: StreamConfig, clock: Clock, *, node_id: str) -> Stream:
+    """Open a node's stream: the cluster that `stream.url` names, else the file at `path`.
+
+    Raises:
+        StreamError: it cannot be used; one line.
+    """
+    if config.url:
+        return await open_cluster_stream(config, clock, node_id=node_id)
+    return await EmbeddedStream.open(path, config, clock)
+
+
+async def open_cluster_stream(
+    config: StreamConfig, clock: Clock, *, node_id: str
+) -> JetStreamStream:
+    """Open the stream on the cluster of `stream.url`.
+
+    Raises:
+        StreamError: the cluster cannot be used, or is less durable than it has to be; one line.
+    """
+    layout = layout_of(config)
+    try:
+        connection = await Connection.open(config.url, name=node_id, access=access_of(config))
+    except ClusterError as error:
+        raise StreamError(str(error)) from None
+    try:
+        checked = await check_cluster(
+            connection,
+            layout,
+            monitors=config.monitors,
+            servers_fsync=config.servers_fsync,
+        )
+        _tell(checked, relaxed=config.durability == RELAXED)
+        return await JetStreamStream.open(
+            connection,
+            layout,
+            checked.epoch,
+            clock,
+            durability=checked.durability,
+            tail_bytes_max=config.tail_bytes_max,
+            arrivals_max=config.trace_batches,
+        )
+    except ClusterError as error:
+        await connection.close()
+        raise StreamError(str(error)) from None
+    except BaseException:
+        await connection.close()
+        raise
+
+
+def _tell(checked: Checked, *, relaxed: bool) -> None:
+    """Say what is not as it should be.
+
+    Raises:
+        StreamError: it is less durable than asked for.
+    """
+    for note in checked.notes:
+        log.warning("layout_differs", difference=note)
+    if checked.weak and not relaxed:
+        raise StreamError(
+            f"{checked.weak[0]}; or go on all the same with stream.durability = 'relaxed'"
+        )
+    for line in checked.weak:
+        log.error("not_durable", cause=line)

@@ -1,0 +1,101 @@
+"""The cloud as a cluster: its streams and buckets on NATS, and a demonstration.
+
+    tidegate cluster plan  --stream nats://a,b,c      what would be made or changed; changes nothing
+    tidegate cluster apply --stream nats://a,b,c      make and change it
+    tidegate cluster demo                             three NATS servers, three nodes and devices on
+                                                      this machine, until Ctrl-C
+
+Nodes make nothing themselves: 'apply' once, then 'tidegate cloud --stream ...' on any number of
+machines. A stream that was made once and is gone is never made again unless --recreate names it:
+what was in it is gone with it. plan ends with 1 when something is to be done, 0 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+
+from cloud.cluster.connection import ClusterError, Connection
+from cloud.cluster.layout import Step, apply, plan
+from cloud.config import CloudConfig
+from cloud.stream.opening import access_of, layout_of
+from runtime.config import ConfigError
+from runtime.service import StartError
+from tidegate.cluster_demo import add_demo_arguments, run_demo
+from tidegate.options import add_config_arguments, config_of
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommands."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, summary in (
+        ("plan", "say what differs from the layout; changes nothing"),
+        ("apply", "make what is missing, change what differs"),
+    ):
+        action = actions.add_parser(
+            name,
+            help=summary,
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_config_arguments(action, CloudConfig, hidden=_HIDDEN)
+        if name == "apply":
+            action.add_argument(
+                "--recreate",
+                action="append",
+                default=[],
+                metavar="STREAM",
+                help="make a lost stream again, empty; may be given several times",
+            )
+    add_demo_arguments(
+        actions.add_parser(
+            "demo", help="three NATS servers, three nodes and a simulated fleet on this machine"
+        )
+    )
+
+
+_HIDDEN = tuple(
+    name
+    for name in CloudConfig.__dataclass_fields__
+    if name not in ("stream", "data", "node_id", "host", "port")
+)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what was asked."""
+    if options.action == "demo":
+        return run_demo(options)
+    config = config_of(options, CloudConfig)
+    if not config.stream.url:
+        raise ConfigError("which cluster? --stream nats://a,b,c (stream.url)")
+    recreate = options.recreate if options.action == "apply" else None
+    try:
+        steps = asyncio.run(_work(config, recreate))
+    except ClusterError as error:
+        raise StartError(str(error)) from None
+    for step in steps:
+        print(step.line())
+    name = config.stream.cluster
+    if options.action == "apply":
+        print(f"cluster '{name}': {len(steps)} changes made" if steps else
+              f"cluster '{name}': nothing to do")  # fmt: skip
+        return 0
+    print(f"cluster '{name}': {len(steps)} to do" if steps else f"cluster '{name}': as planned")
+    return 1 if steps else 0
+
+
+async def _work(config: CloudConfig, recreate: Sequence[str] | None) -> list[Step]:
+    """Plan, or apply when `recreate` is given, empty or not."""
+    layout = layout_of(config.stream)
+    connection = await Connection.open(
+        config.stream.url, name="tidegate cluster", access=access_of(config.stream)
+    )
+    try:
+        if recreate is None:
+            return await plan(connection, layout)
+        return await apply(connection, layout, recreate=recreate)
+    finally:
+        await connection.close()
