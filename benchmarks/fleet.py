@@ -28,9 +28,20 @@ from typing import Any
 from benchmarks.drain import free_ports, listening, rss_mb, running
 from bridge.batch import Encoder
 from bridge.envelope import LinkLane
-from bridge.link_pacing import DOWN_ALL, DOWN_PREFIX, Pace, decode_credit
+from bridge.link_pacing import (
+    DOWN_ALL,
+    DOWN_PREFIX,
+    UPLINK_CLIENT_PREFIX,
+    Pace,
+    decode_credit,
+    retry_after,
+)
 from bridge.readings import Readings
+from bridge.uplink_state import RETRY_AFTER_SPREAD
+from mqtt.decoding import decode
 from mqtt.frames import encode_publish, parse_publishes, split
+from mqtt.packets import Connack
+from mqtt.properties import USER_PROPERTY
 
 __all__ = ["Fleet", "FleetReport", "jain", "main"]
 
@@ -62,6 +73,7 @@ class FleetReport:
     live_p50_ms: float
     live_p99_ms: float
     redials: int
+    told: int  # times a gateway was told when to dial again
     limited: int  # gateways that were ever told a limit
     cloud_mb: float
     stored: int
@@ -73,7 +85,7 @@ class FleetReport:
             f"{self.gateways * self.readings / self.seconds:,.0f} readings/s acknowledged\n"
             f"fairness {self.fairness:.3f} (least {self.least_share:.2f} of the average); "
             f"live PUBACK p50 {self.live_p50_ms:.0f} ms, p99 {self.live_p99_ms:.0f} ms; "
-            f"{self.redials} redials; {self.limited} gateways were limited; "
+            f"{self.told} told when to come, {self.redials} redials; {self.limited} limited; "
             f"cloud {self.cloud_mb:.0f} MB; {self.stored} stored"
         )
 
@@ -94,6 +106,7 @@ class _Gateway:
         self.acked = 0
         self.limited = False
         self.redials = 0
+        self.told = 0
         self.live_ms: list[float] = []
         self._readings = readings
         self._epoch = self.rng.getrandbits(63) | 1
@@ -117,19 +130,27 @@ class _Gateway:
         """Dial until all is acknowledged."""
         while self.left:
             try:
-                await self._converse(port)
+                told_s = await self._converse(port)
+                if told_s:
+                    self.told += 1
+                    await asyncio.sleep(self.rng.uniform(told_s, told_s * RETRY_AFTER_SPREAD))
             except (OSError, asyncio.IncompleteReadError):
                 self.redials += 1
                 await asyncio.sleep(self.rng.uniform(0.2, 1.0))
 
-    async def _converse(self, port: int) -> None:
+    async def _converse(self, port: int) -> float:
+        """Send all that is not acknowledged; or return after how long to dial again."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
-            writer.write(_connect(f"tidegate-{self.name}"))
+            writer.write(_connect(f"{UPLINK_CLIENT_PREFIX}{self.name}"))
+            told_s = await _connack(reader)
+            if told_s:
+                return told_s
             writer.write(_subscribe(DOWN_ALL, DOWN_PREFIX + self.name))
             await _Line(self, reader, writer).carry()
         finally:
             writer.close()
+        return 0.0
 
     def encoder(self) -> Encoder:
         """Return an encoder of a new connection."""
@@ -164,7 +185,7 @@ class _Line:
         """Send what is not acknowledged; return when all is."""
         gateway, loop = self.gateway, asyncio.get_running_loop()
         encoder = gateway.encoder()
-        pace = Pace(gateway.rng)
+        pace = Pace(gateway.rng, _BATCH)
         topic = f"tidegate/v1/up/{gateway.name}".encode()
         packet_id, sent, live_at_s = 0, gateway.acked, loop.time() + gateway.rng.uniform(0, 2)
         receiving = asyncio.create_task(self._receive(pace))
@@ -242,6 +263,25 @@ def _connect(client_id: str) -> bytes:
     return b"\x10" + bytes([len(body)]) + body
 
 
+async def _connack(reader: asyncio.StreamReader) -> float:
+    """Return 0 once connected, or the seconds after which to come again."""
+    data = b""
+    while (found := split(data)) is None or found[2] > len(data):
+        more = await reader.read(1)  # nothing behind it is to be read here
+        if not more:
+            raise ConnectionResetError("closed before CONNACK")
+        data += more
+    first, start, end = found
+    connack = decode(first, data[start:end], 5)
+    assert isinstance(connack, Connack)
+    if not connack.reason_code:
+        return 0.0
+    told_s = retry_after(connack.properties.get(USER_PROPERTY, ()))
+    if not told_s:
+        raise ConnectionResetError(f"refused: 0x{connack.reason_code:02x}")
+    return told_s
+
+
 def _subscribe(*topics: str) -> bytes:
     body = b"\x00\x01\x00"
     for topic in topics:
@@ -309,6 +349,7 @@ class Fleet:
             live[len(live) // 2],
             live[int(len(live) * 0.99)],
             sum(gateway.redials for gateway in self._gateways),
+            sum(gateway.told for gateway in self._gateways),
             sum(gateway.limited for gateway in self._gateways),
             cloud_mb,
             stored,

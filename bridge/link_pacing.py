@@ -9,6 +9,8 @@ holds a gateway for ever.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,16 +19,26 @@ import cbor2
 from bridge.cbor import read_map
 from bridge.errors import BatchError
 
-__all__ = ["DOWN_ALL", "DOWN_PREFIX", "Credit", "Pace", "decode_credit", "encode_credit"]
+__all__ = [
+    "DOWN_ALL",
+    "DOWN_PREFIX",
+    "UPLINK_CLIENT_PREFIX",
+    "Credit",
+    "Pace",
+    "decode_credit",
+    "encode_credit",
+    "retry_after",
+]
 
 DOWN_ALL = "tidegate/v1/down"
 DOWN_PREFIX = "tidegate/v1/down/"
+UPLINK_CLIENT_PREFIX = "tidegate-"  # of a gateway's client id
 VERSION = 1
 _BYTES_MAX = 4096
 _READINGS_MAX = 1 << 32
 _SECONDS_MAX = 86_400
+_SECONDS = re.compile(r"[0-9]{1,5}(\.[0-9]{1,6})?")
 _BURST_S = 1.0  # of the rate that may be sent at once
-_FIRST_READINGS = 500.0  # about a batch
 
 
 class _Rng(Protocol):
@@ -84,17 +96,35 @@ def _uint(value: Any, most: int) -> int:
     return value
 
 
+def retry_after(user_properties: Iterable[tuple[str, str]]) -> float:
+    """Return the seconds that a refusing CONNACK's user property `retry-after` says; else 0."""
+    for name, value in user_properties:
+        if name == "retry-after" and _SECONDS.fullmatch(value):
+            return float(value)
+    return 0.0
+
+
 class Pace:
     """The gateway's side: when backlog may be sent.
 
     Args:
         rng: Spreads the end of a hold, so that a fleet does not come back at once.
+        batch_readings: About how many readings a batch has.
     """
 
-    __slots__ = ("_credit", "_filled_s", "_held_until_s", "_rng", "_tokens", "_valid_until_s")
+    __slots__ = (
+        "_batch_readings",
+        "_credit",
+        "_filled_s",
+        "_held_until_s",
+        "_rng",
+        "_tokens",
+        "_valid_until_s",
+    )
 
-    def __init__(self, rng: _Rng) -> None:
+    def __init__(self, rng: _Rng, batch_readings: int = 500) -> None:
         self._rng = rng
+        self._batch_readings = batch_readings
         self.reset()
 
     def reset(self) -> None:
@@ -110,7 +140,7 @@ class Pace:
         self._fill(now_s)
         if self._credit is None and credit.readings_s is not None:
             # anywhere in the time of its first batch, so that a fleet does not go in step
-            self._tokens = -self._rng.uniform(0.0, _FIRST_READINGS)
+            self._tokens = -self._rng.uniform(0.0, self._batch_readings)
         self._credit = credit.readings_s
         self._filled_s = now_s
         self._valid_until_s = now_s + credit.valid_s

@@ -61,6 +61,8 @@ __all__ = [
 SUCCESS = 0x00
 PAYLOAD_FORMAT_INVALID = 0x99
 PACKET_TOO_LARGE = 0x95
+RETRY_AFTER_MAX_S = 3600.0
+RETRY_AFTER_SPREAD = 1.25  # a gateway comes between what it was told and so much of it
 _STRUCTURED_FAILURES_MAX = 3
 _URGENT_WINDOWS = 2  # an urgent batch goes although others fill the window
 
@@ -231,6 +233,8 @@ class UplinkState:
         self._progress_s = 0.0  # when bytes in flight last moved or were acknowledged
         self._hold_until_s = 0.0
         self._dial_at_s = 0.0
+        self._busy_until_s: dict[int, float] = {}  # by endpoint that has said when to come again
+        self._rng = rng
         self._got_through = False  # something was acknowledged on this connection
         self.speed = LinkSpeed(limits.window_bytes, limits.rate_bytes_s)
         self.settled = IntervalSet()
@@ -251,6 +255,7 @@ class UplinkState:
     def endpoints_changed(self, endpoints: int) -> None:
         """Take another number of endpoints; the first of them is dialled next."""
         self._endpoints = endpoints
+        self._busy_until_s.clear()
         self.endpoint = 0
 
     def connection_made(
@@ -273,13 +278,16 @@ class UplinkState:
         self.speed.reset()
         self._progress_s = now_s
 
-    def connection_lost(self, now_s: float, cause: str, reason_code: int = 0) -> list[UplinkEvent]:
+    def connection_lost(
+        self, now_s: float, cause: str, reason_code: int = 0, retry_after_s: float = 0.0
+    ) -> list[UplinkEvent]:
         """Note that a dial failed or a connection ended, and plan the next dial.
 
         Args:
             now_s: Now.
             cause: One line for the operator.
             reason_code: The server's DISCONNECT reason code; 0 without one.
+            retry_after_s: After how long the server wants it to come again; 0: it did not say.
         """
         self.last_error = cause
         was_connected, self.connected = self.connected, False
@@ -297,12 +305,31 @@ class UplinkState:
             self.endpoint = 0
             self._dial_at_s = now_s + self._backoff.next_s()
             return events
-        self.endpoint += 1
-        self._dial_at_s = now_s
-        if self.endpoint >= self._endpoints:
-            self.endpoint = 0
-            self._dial_at_s += self._backoff.next_s()
+        if retry_after_s > 0:
+            told_s = min(retry_after_s, RETRY_AFTER_MAX_S)
+            told_s = self._rng.uniform(told_s, told_s * RETRY_AFTER_SPREAD)
+            self._busy_until_s[self.endpoint] = now_s + told_s
+        self._next_endpoint(now_s)
         return events
+
+    def _next_endpoint(self, now_s: float) -> None:
+        """Turn to the next endpoint that has not said to come later; where all have, wait."""
+        busy = {at: until for at, until in self._busy_until_s.items() if until > now_s}
+        self._busy_until_s = busy
+        self._dial_at_s = now_s
+        if len(busy) >= self._endpoints:
+            self.endpoint = min(busy, key=lambda at: busy[at])
+            self._dial_at_s = busy[self.endpoint]
+            return
+        waits = False
+        while True:
+            self.endpoint += 1
+            if self.endpoint >= self._endpoints:
+                self.endpoint, waits = 0, True
+            if self.endpoint not in busy:
+                break
+        if waits:
+            self._dial_at_s += self._backoff.next_s()
 
     # ---- sending
 

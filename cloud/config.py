@@ -287,6 +287,12 @@ class PacingConfig:
     interval_s: float = setting(
         1, unit="s", minimum=0.05, maximum=60, help="How often credits are set."
     )
+    connects_s: float = setting(
+        200,
+        minimum=0,
+        help="Gateways let in a second, a burst of one second's worth; others are told when it is "
+        "their turn and dial again then. 0 = any number.",
+    )
     valid_s: int = setting(
         30,
         unit="s",

@@ -7,6 +7,7 @@ must outlive a restart is in the stream's ledger, not here.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -52,10 +53,15 @@ class GatewaysSeen:
         self._gateways: OrderedDict[str, GatewaySeen] = OrderedDict()
         self._gateways_max = gateways_max
         self.connections = 0  # clients connected, gateways or not
+        self.admits: Callable[[ClientInfo], float] = lambda _client: 0.0  # as `connect_wait_s`
 
     def all(self) -> list[GatewaySeen]:
         """Return every gateway heard of."""
         return list(self._gateways.values())
+
+    def connect_wait_s(self, client: ClientInfo) -> float:
+        """Return after how long a client should come again; 0: now is fine."""
+        return self.admits(client)
 
     def client_connected(self, client: ClientInfo) -> None:
         """Note when a client came; whether it is a gateway shows with its first batch."""

@@ -1,9 +1,10 @@
 """Tells gateways how fast to drain, as sinks and ingest can take it (cloud/fleet.py decides).
 
-Those that connect learn a first limit from the retained `tidegate/v1/down`, by how many have come.
-Once a second each gateway that begins to drain is told its own credit on
-`tidegate/v1/down/{gateway}`, mostly that there is no limit; and all that drain, while there is
-pressure. docs/link-format.md section 8.
+When many dial at once they are let in one after the other (cloud/admission.py), and none while
+ingest can take no more. Those that connect learn a first limit from the retained
+`tidegate/v1/down`, by how many have come and how many are expected. Once a second each gateway that
+begins to drain is told its own credit on `tidegate/v1/down/{gateway}`, mostly that there is no
+limit; and all that drain, while there is pressure. docs/link-format.md sections 1.4 and 8.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from typing import Protocol
 
 import structlog
 
-from bridge.link_pacing import DOWN_ALL, DOWN_PREFIX, Credit, encode_credit
+from bridge.link_pacing import (
+    DOWN_ALL,
+    DOWN_PREFIX,
+    UPLINK_CLIENT_PREFIX,
+    Credit,
+    encode_credit,
+)
+from cloud.admission import Admission
 from cloud.config import PacingConfig
 from cloud.fleet import Draining, FleetPacer, Pressure
 from cloud.gateways import GatewaysSeen
@@ -24,6 +32,7 @@ from cloud.sinks.contract import Sink
 from cloud.sinks.live import LivePublisher
 from cloud.sinks.runner import SinkStats
 from mqtt.broker.broker import Outgoing
+from mqtt.broker.seams import ClientInfo
 from runtime.clock import Clock
 from runtime.metrics import Metrics
 
@@ -35,6 +44,7 @@ _RATE_WEIGHT = 0.3  # of the newest second in the averages
 _CAPACITY_DECAY = 0.95  # a second, while the sink is behind
 _BYTES_S_MIN = 50_000.0  # what ingest is taken to do at least: it may have had nothing to do
 _DRAINING_S = 5.0  # a gateway drains while its last backlog batch is no older
+_SATURATED_S = 5.0  # after which a gateway should look again whether ingest takes more
 _GREET_S = 0.1  # how often the first limit follows the number of connections
 _GREET_CHANGE = 0.2  # and from which change on
 
@@ -46,6 +56,8 @@ class _Ingest(Protocol):
 
     @property
     def waiting_bytes(self) -> int: ...
+
+    def saturated(self) -> bool: ...
 
 
 class Pacing:
@@ -87,11 +99,13 @@ class Pacing:
         self._told: dict[str, Credit] = {}
         self._newcomer: Credit | None = None
         self._draining = 0
+        self._admission = Admission(config.connects_s)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to look, once a second."""
         if self._config.enabled:
+            self._seen.admits = self.connect_wait_s
             self._task = asyncio.create_task(self._run(), name="pacing")
 
     async def stop(self) -> None:
@@ -100,6 +114,14 @@ class Pacing:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+
+    def connect_wait_s(self, client: ClientInfo) -> float:
+        """Return after how long a client should dial again; only gateways are asked to."""
+        if client.protocol_version < 5 or not client.client_id.startswith(UPLINK_CLIENT_PREFIX):
+            return 0.0
+        if self._ingest.saturated():
+            return _SATURATED_S
+        return self._admission.wait_s(client.client_id, self._clock.monotonic_s())
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Add the figures of pacing."""
@@ -117,6 +139,11 @@ class Pacing:
             "tidegate_pacing_draining_gateways",
             "Gateways that send backlog.",
             lambda: float(self._draining),
+        )
+        metrics.gauge(
+            "tidegate_pacing_expected_gateways",
+            "Gateways that were told when to come.",
+            lambda: float(self._admission.waiting(self._clock.monotonic_s())),
         )
 
     async def _run(self) -> None:
@@ -153,7 +180,8 @@ class Pacing:
 
     async def greet(self) -> None:
         """Keep what gateways that connect are told in step with how many there are."""
-        credit = self._pacer.newcomer(self._seen.connections)
+        expected = self._admission.waiting(self._clock.monotonic_s())
+        credit = self._pacer.newcomer(self._seen.connections + expected)
         known = self._newcomer
         if known is not None and credit.hold_s == known.hold_s:
             before, after = known.readings_s or 0, credit.readings_s or 0

@@ -126,7 +126,7 @@ class Uplink:
         self._state = UplinkState(
             config.limits, max(1, len(self._endpoints)), rng or random.SystemRandom()
         )
-        self._pace = Pace(rng or random.SystemRandom())
+        self._pace = Pace(rng or random.SystemRandom(), config.batch_readings)
         self._account = BudgetAccount(config.budget.limits, budget_path, clock)
         self._lanes = UplinkLanes(
             journal, config, device_ids, self._state, self._pace, self._account
@@ -267,7 +267,10 @@ class Uplink:
         except LinkError as error:
             if connection is not None:
                 self._closed(connection)
-            state.connection_lost(self._clock.monotonic_s(), str(error))
+            retry_after_s = connection.retry_after_s if connection is not None else 0.0
+            state.connection_lost(
+                self._clock.monotonic_s(), str(error), retry_after_s=retry_after_s
+            )
             self._set_link("offline")
             limited(self._log, "dial_failed", _LOG_EVERY_S).warning("dial_failed", error=str(error))
             return None

@@ -34,7 +34,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from bridge.commands import CTL_PREFIX
 from bridge.envelope import CONTENT_TYPE
 from bridge.errors import LinkError
-from bridge.link_pacing import DOWN_ALL, DOWN_PREFIX
+from bridge.link_pacing import DOWN_ALL, DOWN_PREFIX, UPLINK_CLIENT_PREFIX, retry_after
 from edge.config import Endpoint, UplinkConfig
 
 if TYPE_CHECKING:  # paho defines it for type checkers only
@@ -95,6 +95,8 @@ class UplinkConnection:
         endpoint: Where to.
         receive_maximum: Unacknowledged publishes the server takes.
         packet_bytes_max: The largest packet it takes; None without a limit.
+        retry_after_s: After how long a server that refused wants to be dialled again; 0: it did
+            not say.
         lost: Set once the connection is gone; `cause` and `reason_code` then say why.
     """
 
@@ -109,6 +111,7 @@ class UplinkConnection:
         self.endpoint = endpoint
         self.receive_maximum = 65_535
         self.packet_bytes_max: int | None = None
+        self.retry_after_s = 0.0
         self.lost = False
         self.cause = ""
         self.reason_code = 0
@@ -136,7 +139,7 @@ class UplinkConnection:
         options = self._options
         client = _PahoClient(
             CallbackAPIVersion.VERSION2,
-            client_id=f"tidegate-{options.gateway}{options.purpose}",
+            client_id=f"{UPLINK_CLIENT_PREFIX}{options.gateway}{options.purpose}",
             protocol=paho.MQTTv5,
             reconnect_on_failure=False,
         )
@@ -317,6 +320,7 @@ class UplinkConnection:
         if self._accepted.done():
             return
         if reason.is_failure:
+            self.retry_after_s = retry_after(getattr(properties, "UserProperty", ()))
             self._accepted.set_exception(LinkError(f"refused: {reason} (0x{reason.value:02x})"))
             return
         self.receive_maximum = getattr(properties, "ReceiveMaximum", 65_535)

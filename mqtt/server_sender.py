@@ -85,13 +85,15 @@ class ServerSender:
         self._aliases_out_max = min(properties.get(TOPIC_ALIAS_MAXIMUM, 0), aliases_max)
         self.plain = not self.packet_size_max and not self._aliases_out_max
 
-    def refuse(self, reason_code: int, reason: str = "") -> None:
+    def refuse(self, reason_code: int, reason: str = "", retry_after_s: float = 0.0) -> None:
         """Answer a CONNECT with a refusal, if its version has one for it; the driver closes."""
         self.state = State.CLOSED
         if reason_code not in ALLOWED[CONNACK]:
             reason_code = int(ReasonCode.UNSPECIFIED_ERROR)
         if self.version >= 5:
             properties: Properties = {REASON_STRING: reason} if reason else {}
+            if retry_after_s:
+                properties[USER_PROPERTY] = [("retry-after", f"{retry_after_s:.2f}")]
             self.send_packet(Connack(False, reason_code, properties))
         elif self.version == 4 and connect_return_code(reason_code) is not None:
             self.send_packet(Connack(False, reason_code))  # [MQTT-3.1.1:3.2.2-4]

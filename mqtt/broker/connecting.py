@@ -61,6 +61,10 @@ def on_connect(connection: Connection, connect: Connect) -> None:
     if connection.listener is not None:
         connection.listener.connected(connection)
         _identify(connection, client)
+    wait_s = connection.core.hooks.connect_wait_s(client) if connection.core.hooks else 0.0
+    if wait_s > 0:
+        _refuse(connection, ReasonCode.SERVER_BUSY, "come again later", wait_s)
+        return
     proceed = partial(_ask_access, connection, connect, client, assigned=assigned)
     method = connect.properties.get(AUTHENTICATION_METHOD)
     if method is None:
@@ -173,12 +177,14 @@ async def _may_send_will(access: Access, client: ClientInfo, connect: Connect) -
     return code
 
 
-def _refuse(connection: Connection, reason_code: int, reason: str) -> None:
+def _refuse(
+    connection: Connection, reason_code: int, reason: str, retry_after_s: float = 0.0
+) -> None:
     core = connection.core
     core.log.warning(
         "mqtt.connect_refused", cause=int(reason_code), peer=connection.peer(), reason=reason
     )
-    connection.machine.refuse(reason_code, reason)
+    connection.machine.refuse(reason_code, reason, retry_after_s)
     connection.close(reason_code)  # [MQTT-3.2.2-7]
 
 

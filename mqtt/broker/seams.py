@@ -167,6 +167,14 @@ class Access(Protocol):
 class Hooks(Protocol):
     """Told of clients that come and go; called on the loop, must not block."""
 
+    def connect_wait_s(self, client: ClientInfo) -> float:
+        """Return 0 to let a client connect, or after how many seconds it should come again.
+
+        Asked before anything else is done for a CONNECT. A client that is to wait is refused with
+        0x89 and told the seconds in the user property `retry-after`.
+        """
+        ...
+
     def client_connected(self, client: ClientInfo) -> None:
         """The client was sent CONNACK 0x00."""
         ...

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import cbor2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import BatchError
-from bridge.link_pacing import Credit, Pace, decode_credit, encode_credit
+from bridge.link_pacing import Credit, Pace, decode_credit, encode_credit, retry_after
 
 
 class Least:
@@ -65,6 +67,25 @@ def test_any_bytes_give_a_credit_nothing_or_an_error(payload: bytes) -> None:
     except BatchError:
         return
     assert credit is None or 0 <= credit.hold_s <= 86_400
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("5", 5.0), ("0.25", 0.25), ("99999", 99_999.0), ("", 0), ("-1", 0), ("nan", 0), ("1e9", 0),
+     ("123456", 0), ("5 s", 0), ("\u0665", 0)],
+)  # fmt: skip
+def test_only_decimal_seconds_are_taken_for_when_to_come_again(said: str, seconds: float) -> None:
+    assert retry_after([("other", "1"), ("retry-after", said)]) == seconds
+
+
+def test_a_fleet_begins_anywhere_in_the_time_of_its_first_batch() -> None:
+    begin_s = []
+    for seed in range(500):
+        pace = Pace(random.Random(seed), 100)
+        pace.take(Credit(20, 0, 60), 0.0)
+        begin_s.append(pace.wait_s(0.0))
+    assert max(begin_s) <= 5.1, "of 100 readings at 20 a second"
+    assert sum(begin_s) / 500 == pytest.approx(2.5, rel=0.1)
 
 
 # ---- keeping to it -------------------------------------------------------------------------------

@@ -426,6 +426,25 @@ def test_endpoints_are_tried_in_order_and_pauses_lie_between_rounds() -> None:
     assert rounds[2] - rounds[1] > rounds[1] - rounds[0]
 
 
+def test_an_endpoint_that_says_when_is_dialled_then_at_random_and_others_meanwhile() -> None:
+    state = UplinkState(LIMITS, 2, Middle())
+    state.connection_lost(0.0, "busy", retry_after_s=40.0)
+    assert (state.endpoint, state.dial_at_s) == (1, 0.0)
+    state.connection_lost(0.0, "refused")
+    assert state.endpoint == 1, "the first is not asked before its time"
+    assert 0 < state.dial_at_s < 40
+    state.connection_lost(30.0, "busy", retry_after_s=40.0)
+    assert (state.endpoint, state.dial_at_s) == (0, 45.0), "the one that is due first"
+    state.connection_lost(45.0, "refused")
+    assert (state.endpoint, 45.0 < state.dial_at_s < 50.0) == (0, True)
+
+
+def test_a_time_that_makes_no_sense_is_not_waited_for() -> None:
+    state = UplinkState(LIMITS, 1, Middle())
+    state.connection_lost(0.0, "busy", retry_after_s=1e9)
+    assert state.dial_at_s == 3600 * 1.125
+
+
 def test_an_endpoint_that_accepts_and_acknowledges_nothing_is_left_for_the_next() -> None:
     state = UplinkState(LIMITS, 2, Middle())
     state.connection_made(0.0, receive_maximum=10, packet_bytes_max=None)

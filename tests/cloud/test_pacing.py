@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import pytest
+
 from bridge.batch import Batch
 from bridge.envelope import LinkLane
 from bridge.link_pacing import Credit, decode_credit
@@ -29,6 +31,7 @@ class Node:
     waiting_bytes: int = 0
     written: int = 0
     behind: int = 0
+    full: bool = False
     messages: list[Outgoing] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -43,6 +46,9 @@ class Node:
     async def publish_many(self, messages: Iterable[Outgoing]) -> int:
         self.messages += messages
         return 0
+
+    def saturated(self) -> bool:
+        return self.full
 
     def has_subscribers(self, topic_name: str) -> bool:
         return True
@@ -139,3 +145,37 @@ async def test_batches_that_pile_up_before_ingest_are_pressure() -> None:
     told = node.told()["tidegate/v1/down/a"]
     assert told is not None
     assert told.readings_s
+
+
+# ---- at the door ---------------------------------------------------------------------------------
+
+
+def waits(node: Node, client_id: str, version: int = 5) -> float:
+    return node.pacing.connect_wait_s(ClientInfo(client_id, version))
+
+
+async def test_gateways_are_let_in_one_after_the_other_and_other_clients_as_they_come() -> None:
+    node = Node()
+    told = [waits(node, f"tidegate-gw-{n}") for n in range(300)]
+    assert told[:200] == [0.0] * 200
+    assert 0 < told[-1] <= 0.5
+    assert waits(node, "dashboard") == 0
+    assert waits(node, "tidegate-old", 4) == 0, "3.1.1 has no word for it"
+
+
+async def test_those_who_are_expected_count_for_what_newcomers_may_send() -> None:
+    node = Node()
+    for n in range(200 + 99):
+        waits(node, f"tidegate-gw-{n}")
+    await node.pacing.greet()
+    told = node.told()["tidegate/v1/down"]
+    assert told is not None
+    assert told.readings_s == pytest.approx(200, rel=0.02)
+
+
+async def test_nobody_is_let_in_while_ingest_can_take_no_more() -> None:
+    node = Node(full=True)
+    assert waits(node, "tidegate-gw") == 5.0
+    assert waits(node, "dashboard") == 0
+    node.full = False
+    assert waits(node, "tidegate-gw") == 0

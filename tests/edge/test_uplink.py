@@ -18,7 +18,7 @@ from edge.config import UplinkConfig
 from edge.contract import Commit, Lane, Tombstone
 from edge.segments import Segment, pack_segment
 from edge.uplink import Uplink
-from runtime.clock import SystemClock
+from runtime.clock import Clock, ManualClock, SystemClock
 from tests.kit.cloud_peer import Answer, CloudPeer
 from tests.kit.journals import MemoryJournal
 from tests.kit.proxy import Proxy
@@ -29,10 +29,10 @@ STONE = Tombstone(Lane.LIVE, 5, 6, 2, "evicted-age", 1_700_000_000_000_000)
 
 @asynccontextmanager
 async def uplink_to(
-    journal: MemoryJournal, *urls: str, config: UplinkConfig = FAST
+    journal: MemoryJournal, *urls: str, config: UplinkConfig = FAST, clock: Clock | None = None
 ) -> AsyncIterator[Uplink]:
     uplink = Uplink(
-        replace(config, endpoints=urls), "gw-1", journal, DeviceIds(), SystemClock(),
+        replace(config, endpoints=urls), "gw-1", journal, DeviceIds(), clock or SystemClock(),
         rng=random.Random(1),
     )  # fmt: skip
     await uplink.start()
@@ -474,6 +474,41 @@ async def test_the_next_endpoint_is_used_when_the_first_is_down() -> None:
         await first.close()
     assert [p for _, p in second.rows] == numbered(0, 100)
     assert [p for _, p in first.rows] == numbered(100, 100)
+
+
+async def test_a_cloud_that_says_when_to_come_again_is_dialled_then_and_not_before() -> None:
+    journal = MemoryJournal()
+    clock = ManualClock()
+    async with (
+        CloudPeer(connack=0x89, retry_after="30") as cloud,
+        uplink_to(journal, cloud.url, config=replace(FAST, linger_ms=0), clock=clock) as uplink,
+    ):
+        journal.capture(numbered(0, 10))
+        await cloud.until("a dial", lambda: cloud.connections)
+        async with asyncio.timeout(10):
+            while not uplink.status().last_error:
+                await asyncio.sleep(0.001)
+        clock.advance(29.5)
+        cloud.connack = 0
+        await asyncio.sleep(0.05)
+        assert uplink.status().dials == 1
+        clock.advance(8.5)
+        await journal.until_trimmed()
+        assert uplink.status().dials == 2
+        assert "busy" in uplink.status().last_error
+
+
+async def test_while_one_endpoint_is_busy_the_next_is_used() -> None:
+    journal = MemoryJournal()
+    async with (
+        CloudPeer(connack=0x89, retry_after="3600") as busy,
+        CloudPeer() as other,
+        uplink_to(journal, busy.url, other.url) as uplink,
+    ):
+        journal.capture(numbered(0, 10))
+        await journal.until_trimmed()
+        assert uplink.status().endpoint == other.url
+        assert busy.connections == 1
 
 
 async def test_a_peer_that_accepts_and_falls_silent_is_left() -> None:

@@ -39,6 +39,7 @@ class CloudPeer:
         topics: The topic of each PUBLISH as sent, "" where an alias stood for it.
         publish_heads: Bytes of each PUBLISH packet that were not its payload.
         errors: Batches that could not be decoded.
+        connack: What a CONNECT is answered.
         structured: Whether it knows the structured mode; older clouds do not.
     """
 
@@ -50,6 +51,7 @@ class CloudPeer:
         topic_alias_maximum: int = 10,
         maximum_packet_size: int = 0,
         connack: int = 0,
+        retry_after: str = "",
         tls: ssl.SSLContext | None = None,
         structured: bool = True,
     ) -> None:
@@ -70,7 +72,8 @@ class CloudPeer:
         self._properties = _connack_properties(
             receive_maximum, topic_alias_maximum, maximum_packet_size
         )
-        self._connack = connack
+        self.connack = connack
+        self._retry_after = retry_after
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -146,7 +149,10 @@ class CloudPeer:
                 first, _, end = found
                 packet, data = data[:end], data[end:]
                 if first >> 4 == 1:  # CONNECT
-                    answers += _packet(0x20, bytes((0, self._connack)) + self._properties)
+                    properties = self._properties
+                    if self.connack and self._retry_after:
+                        properties = _user_property("retry-after", self._retry_after)
+                    answers += _packet(0x20, bytes((0, self.connack)) + properties)
                 elif first >> 4 == 12:
                     answers += b"\xd0\x00"
                 elif first >> 4 == 3:
@@ -228,3 +234,8 @@ def _connack_properties(receive_maximum: int, alias_maximum: int, packet_maximum
     if packet_maximum:
         body += b"\x27" + packet_maximum.to_bytes(4, "big")
     return encode_variable_integer(len(body)) + body
+
+
+def _user_property(name: str, value: str) -> bytes:
+    pair = b"".join(len(each).to_bytes(2, "big") + each.encode() for each in (name, value))
+    return encode_variable_integer(1 + len(pair)) + b"\x26" + pair

@@ -16,6 +16,7 @@ from mqtt.properties import (
     CONTENT_TYPE,
     MESSAGE_EXPIRY_INTERVAL,
     SESSION_EXPIRY_INTERVAL,
+    USER_PROPERTY,
     encode_property_block,
 )
 from tests.kit.brokers import ManualStore, serving
@@ -97,6 +98,10 @@ async def test_hooks_hear_of_clients_and_why_they_left() -> None:
     heard: list[tuple[str, str, int]] = []
 
     class Hooks:
+        def connect_wait_s(self, client: ClientInfo) -> float:
+            heard.append(("asked", client.client_id, client.protocol_version))
+            return 0.0
+
         def client_connected(self, client: ClientInfo) -> None:
             heard.append(("connected", client.client_id, client.protocol_version))
 
@@ -113,7 +118,9 @@ async def test_hooks_hear_of_clients_and_why_they_left() -> None:
         await broker.connect("three")
         assert await three.next()
         await broker.ask("")
-    assert heard[:6] == [
+    asked = [who for what, who, _ in heard if what == "asked"]
+    assert asked[:4] == ["one", "two", "three", "three"]
+    assert [one for one in heard if one[0] != "asked"][:6] == [
         ("connected", "one", 5),
         ("connected", "two", 4),
         ("disconnected", "one", 0),
@@ -121,6 +128,33 @@ async def test_hooks_hear_of_clients_and_why_they_left() -> None:
         ("connected", "three", 5),
         ("disconnected", "three", 0x8E),
     ]
+
+
+@pytest.mark.parametrize("version", [5, V311])
+async def test_a_client_the_host_has_no_room_for_is_told_when_to_come_again(version: int) -> None:
+    waits = [2.5, 0.0]
+
+    class Hooks:
+        def connect_wait_s(self, client: ClientInfo) -> float:
+            assert client.client_id == "gw"
+            return waits.pop(0)
+
+        def client_connected(self, client: ClientInfo) -> None:
+            assert not waits
+
+        def client_disconnected(self, client: ClientInfo, reason_code: int) -> None:
+            assert not waits
+
+    async with serving(hooks=Hooks()) as broker:
+        client, told = await broker.ask("gw", version=version)
+        assert await client.closed()
+        if version == 5:
+            assert told.reason_code == 0x89
+            assert told.properties[USER_PROPERTY] == [("retry-after", "2.50")]
+        else:
+            assert (told.reason_code, told.properties) == (0x88, {}), "3 in 3.1.1: unavailable"
+        assert broker.broker.stats().sessions == 0
+        await broker.connect("gw", version=version)
 
 
 async def test_counters_count() -> None:

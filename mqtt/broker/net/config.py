@@ -101,8 +101,8 @@ class ListenerConfig:
     half_open_max: int = setting(
         500,
         minimum=1,
-        help="Connections that have not sent CONNECT; of more, the one that waits for longest is "
-        "cut off.",
+        help="Connections that have not sent CONNECT; more wait to be accepted for a second, then "
+        "the one that waits for longest is cut off.",
     )
     handshakes_max: int = setting(
         100, minimum=1, help="TLS handshakes at once; more wait in the system's queue."

@@ -1,13 +1,15 @@
 """One way in: its socket, its limits, and who is on it.
 
-Plain TCP, WebSocket and Unix sockets are the event loop's own servers. TLS and PROXY protocol are
-accepted here, so that handshakes are counted and limited, each gets the newest certificate, and one
-that fails costs one bounded line of log.
+Unix sockets are the event loop's own servers. All others are accepted here, so that they can be
+made to wait in the system's queue, handshakes are counted and limited, each gets the newest
+certificate, and one that fails costs one bounded line of log.
 
 Invariants:
 - `half_open` holds the connections that have sent no CONNECT, in the order they came, and never
-  more than `half_open_max`: of more, the one that has waited for longest is cut off, so that who
-  connects in earnest gets through a flood of those who do not;
+  more than `half_open_max`. When there are that many, nobody more is accepted for up to
+  `_CHANCE_S`, in which those who came in earnest say CONNECT: a fleet that comes back at once.
+  Where they do not, it is a flood: for `_FLOOD_S` from then, of more, the one that has waited for
+  longest is cut off, so that who connects in earnest gets through;
 - `connections` counts every connection from its first byte until its transport is gone.
 """
 
@@ -36,6 +38,9 @@ __all__ = ["Listener"]
 
 _BACKLOG: Final = 1024
 _ACCEPT_AT_ONCE: Final = 64
+_CHANCE_S: Final = 1.0  # more than a round trip of any link
+_FLOOD_S: Final = 10.0
+_LOOK_S: Final = 0.02  # how often those who are made to wait are looked at
 _RETRY_S: Final = 1.0  # after the system had no descriptor left
 
 
@@ -57,7 +62,8 @@ class Listener:
         self.port = 0  # once open; 0 for a Unix socket
         self.connections = 0
         self.established = 0  # of these, past CONNECT
-        self.half_open: dict[Connection, None] = {}
+        self.half_open: dict[Connection, float] = {}  # since when, by the event loop's clock
+        self._flood_until_s = 0.0
         self.tls = ServerTls(config) if config.tls else None
         self._bucket = TokenBucket(config.connect_rate_s, core.clock.monotonic_s())
         self._addresses: dict[str, int] = {}
@@ -86,19 +92,10 @@ class Listener:
                 self._acceptors.append(_Acceptor(self, sock))
             else:
                 self._server = await loop.create_unix_server(self.protocol, sock=sock)
-        elif config.tls or config.proxy_protocol:
+        else:
             for sock in await _tcp_sockets(config.host, config.bound_port):
                 self._acceptors.append(_Acceptor(self, sock))
             self.port = self._acceptors[0].sock.getsockname()[1]
-        else:
-            self._server = await loop.create_server(
-                self.protocol,
-                config.host,
-                config.bound_port,
-                backlog=_BACKLOG,
-                reuse_address=True,
-            )
-            self.port = self._server.sockets[0].getsockname()[1]
         self.core.log.info("mqtt.listening", listener=config.name, port=self.port)
         return self.port
 
@@ -191,8 +188,23 @@ class Listener:
             core.stats.refused_connections += 1
             core.log.warning("mqtt.too_many_half_open", listener=config.name, peer=oldest.peer())
             oldest.cut_off()
-        self.half_open[connection] = None
+        self.half_open[connection] = asyncio.get_running_loop().time()
         return True
+
+    def crowded_s(self, more: int) -> float:
+        """Return for how long nobody should be accepted: there are many who may yet say CONNECT.
+
+        Args:
+            more: Accepted, and not yet among the half-open ones.
+        """
+        count = len(self.half_open) + more
+        now_s = asyncio.get_running_loop().time()
+        if count < self.config.half_open_max or now_s < self._flood_until_s:
+            return 0.0
+        if now_s - next(iter(self.half_open.values()), now_s) >= _CHANCE_S:
+            self._flood_until_s = now_s + _FLOOD_S
+            return 0.0
+        return _LOOK_S
 
     def full(self) -> bool:
         """Return True when no more clients than now may connect."""
@@ -201,7 +213,7 @@ class Listener:
 
     def connected(self, connection: Connection) -> None:
         """A client's CONNECT was accepted."""
-        if self.half_open.pop(connection, connection) is None:
+        if self.half_open.pop(connection, None) is not None:
             self.established += 1
             connection.is_established = True
 
@@ -251,6 +263,11 @@ class _Acceptor:
             if len(self._shaking) >= listener.config.handshakes_max:
                 log.warning("mqtt.handshakes_full", listener=listener.config.name)
                 self._loop.remove_reader(self.sock.fileno())
+                return
+            crowded_s = listener.crowded_s(len(self._shaking))
+            if crowded_s:
+                self._loop.remove_reader(self.sock.fileno())
+                self._loop.call_later(crowded_s, self._go_on)
                 return
             try:
                 sock, address = self.sock.accept()
