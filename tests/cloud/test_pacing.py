@@ -41,7 +41,7 @@ class Node:
 
     async def sinks(self) -> Sequence[SinkStats]:
         lag = {3: Backlog(1, self.behind, 1)} if self.behind else {}
-        return [SinkStats("storage", self.written, 0, 0, 0, 0, "", {}, lag)]
+        return [SinkStats("storage", self.written, 0, 0, 0, 0, "", {}, lag, {})]
 
     async def publish_many(self, messages: Iterable[Outgoing]) -> int:
         self.messages += messages
