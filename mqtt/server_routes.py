@@ -90,7 +90,17 @@ class Target:
 class Route:
     """Where the messages of one topic go."""
 
-    __slots__ = ("exclusive", "generation", "lane", "name", "shares", "targets", "topic", "verdict")
+    __slots__ = (
+        "exclusive",
+        "generation",
+        "lane",
+        "name",
+        "reach",
+        "shares",
+        "targets",
+        "topic",
+        "verdict",
+    )
 
     def __init__(self, topic: bytes, name: str, lane: int, exclusive: bool, verdict: int) -> None:
         self.topic = topic
@@ -101,6 +111,7 @@ class Route:
         self.generation = -1
         self.targets: tuple[Target, ...] = ()
         self.shares: tuple[ShareGroup, ...] = ()
+        self.reach: object | None = None  # where else in a cluster; None for nowhere
 
 
 class RouteTable(dict[bytes, Route]):
@@ -125,6 +136,7 @@ class RouteTable(dict[bytes, Route]):
         super().__init__()
         self.tree = tree
         self.generation = 0  # rises when the receivers of many routes may have changed
+        self.reach: Callable[[str], object | None] | None = None  # the bus of a cluster
         self._lane = lane
         self._exclusive = exclusive
         self._overflowed = False
@@ -188,6 +200,8 @@ class RouteTable(dict[bytes, Route]):
                     target.add(entry)
         route.targets = tuple(targets.values())
         route.shares = tuple(shares)
+        if self.reach is not None:
+            route.reach = self.reach(route.name)
         route.generation = self.generation
 
     def subscriptions_changed(self, topic_filter: str) -> None:

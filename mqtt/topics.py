@@ -175,6 +175,21 @@ class TopicTree(Generic[K, V]):
             del self._exact[topic_filter]
         return value
 
+    def at(self, topic_filter: str) -> dict[K, V] | None:
+        """Return the values of one filter, None when it has none; the dict is the tree's own."""
+        if "+" not in topic_filter and "#" not in topic_filter:
+            return self._exact.get(topic_filter)
+        node = self._root
+        *levels, last = topic_filter.split("/")
+        if last != "#":
+            levels.append(last)
+        for level in levels:
+            below = node.plus if level == "+" else (node.children or {}).get(level)
+            if below is None:
+                return None
+            node = below
+        return (node.hash if last == "#" else node.here) or None
+
     def match(self, topic_name: str) -> list[dict[K, V]]:
         """Return the values of every filter that matches, one dict a filter.
 

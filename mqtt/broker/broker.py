@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mqtt.broker.access.enhanced import AuthMethod
+from mqtt.broker.bus import Bus
 from mqtt.broker.config import BrokerConfig
 from mqtt.broker.connection import Connection
 from mqtt.broker.core import BrokerStats, Core
@@ -78,6 +79,7 @@ class Broker:
         hooks: Told of clients that come and go.
         clock: Time.
         auth_methods: Enhanced authentication by method; may change while the broker runs.
+        bus: The other nodes of a cluster, whose store `store` then is; None: there are none.
     """
 
     def __init__(
@@ -90,9 +92,10 @@ class Broker:
         hooks: Hooks | None = None,
         clock: Clock | None = None,
         auth_methods: Mapping[str, AuthMethod] | None = None,
+        bus: Bus | None = None,
     ) -> None:
         self.config = config or BrokerConfig()
-        self._core = Core(self.config, clock or SystemClock(), capture, store, access, hooks)
+        self._core = Core(self.config, clock or SystemClock(), capture, store, access, hooks, bus)
         self._core.handlers = HANDLERS
         if auth_methods is not None:
             self._core.auth_methods = auth_methods

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from functools import partial
 
 from mqtt.broker.authenticating import begin_authentication
@@ -191,6 +192,27 @@ def _refuse(
 def _connect(
     connection: Connection, connect: Connect, client: ClientInfo, *, assigned: bool
 ) -> None:
+    """See to it that the session is this node's, and go on."""
+    bus = connection.core.bus
+    proceed = partial(_open_session, connection, connect, client, assigned=assigned)
+    if bus is None or bus.claim(connect, partial(_claimed, connection, proceed)):
+        proceed()
+    else:
+        connection.pause_connecting()
+
+
+def _claimed(connection: Connection, proceed: Callable[[], None]) -> None:
+    """Another node has let go of the session."""
+    if connection.closed:
+        return
+    proceed()
+    if connection.closed or connection.machine.state is State.CONNECTED:
+        connection.resume_connecting()
+
+
+def _open_session(
+    connection: Connection, connect: Connect, client: ClientInfo, *, assigned: bool
+) -> None:
     """Find the session, ending the connection it is on [MQTT-3.1.4-3], and answer."""
     core = connection.core
     properties: Properties = {}
@@ -208,6 +230,8 @@ def _connect(
     session, present = core.registry.open(connect, core.now_s)
     session.owner = connection
     connection.session = session
+    if core.bus is not None:
+        core.bus.session_moved(session, here=True)
     if present:
         drop_forbidden(connection, session, client)
     if connect.protocol_version >= 5:

@@ -256,7 +256,12 @@ class Connection(asyncio.Protocol):
         else:
             generation = core.router.routes.generation
             for route in routes:  # as `Router.receivers`: nearly always one route without any
-                if route.generation != generation or route.targets or route.shares:
+                if (
+                    route.generation != generation
+                    or route.targets
+                    or route.shares
+                    or route.reach is not None
+                ):
                     self._share(run)
                     break
         if capture.saturated():

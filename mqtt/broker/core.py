@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mqtt.broker.access.enhanced import AuthMethod
+from mqtt.broker.bus import Bus, BusRouter
 from mqtt.broker.config import BrokerConfig
 from mqtt.broker.full_queues import FullQueues
 from mqtt.broker.logs import BoundedLog
@@ -72,6 +73,7 @@ class Core:
         store: SessionStore | None,
         access: Access | None,
         hooks: Hooks | None,
+        bus: Bus | None = None,
     ) -> None:
         self.config = config
         self.limits = config.limits()
@@ -82,6 +84,7 @@ class Core:
         self.store = store
         self.access = access
         self.hooks = hooks
+        self.bus = bus
         self.stats = BrokerStats()
         self.log = BoundedLog(clock.monotonic_s)
         self.wheel = TimerWheel(self.now_s)
@@ -94,7 +97,7 @@ class Core:
             config.queue_full,
         )
         self.recorder = StoreRecorder(store, clock) if store is not None else None
-        self.router = Router(
+        self.router = (Router if bus is None else BusRouter)(
             self.policy,
             self.recorder,
             capture,
@@ -125,6 +128,12 @@ class Core:
         self._closed: asyncio.Event | None = None  # somebody waits for closing connections
         self._waiting_for_capture: list[Callable[[], None]] = []
         self._waiting_for_store: list[Callable[[], None]] = []
+        if bus is not None:
+            assert self.recorder is not None, "a bus needs the cluster's session store"
+            assert isinstance(self.router, BusRouter)
+            bus.attach(self)
+            self.router.use(bus, self.recorder)
+            self.registry.bus = bus
 
     def reconfigure(self, config: BrokerConfig) -> None:
         """Take other limits; machines that run keep those they have told their clients."""

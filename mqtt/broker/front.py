@@ -20,6 +20,7 @@ import structlog
 from mqtt.broker.access.config import AccessConfig
 from mqtt.broker.access.policy import AccessError, BrokerAccess
 from mqtt.broker.broker import Broker
+from mqtt.broker.bus import Bus
 from mqtt.broker.config import BrokerConfig
 from mqtt.broker.net.config import ListenerConfig
 from mqtt.broker.net.listener import Listener
@@ -62,6 +63,7 @@ class Front:
         store: Keeps sessions and retained messages.
         clock: Time.
         hooks: Told of clients that come and go.
+        bus: The other nodes of a cluster.
 
     Attributes:
         port: Of the first listener; 0 before `listen`.
@@ -75,10 +77,11 @@ class Front:
         store: SessionStore | None,
         clock: Clock,
         hooks: Hooks | None = None,
+        bus: Bus | None = None,
     ) -> None:
         self.port = 0
         self._settings = settings
-        self._parts = (capture, store, hooks, clock)
+        self._parts = (capture, store, hooks, clock, bus)
         self._access: BrokerAccess | None = None
         self._broker: Broker | None = None
 
@@ -95,7 +98,7 @@ class Front:
             FrontError: access cannot be set up.
             SessionStoreError: sessions cannot be read.
         """
-        capture, store, hooks, clock = self._parts
+        capture, store, hooks, clock, bus = self._parts
         try:
             self._access = await BrokerAccess.open(self._settings.access)
         except AccessError as error:
@@ -108,6 +111,7 @@ class Front:
             hooks=hooks,
             clock=clock,
             auth_methods=self._access.auth_methods,
+            bus=bus,
         )
         await self.broker.start()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 
+from mqtt.broker.bus import Bus
 from mqtt.broker.changes import RELEASED, UNSENT, SessionSaved, StoredState
 from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.router import Router
@@ -86,6 +87,7 @@ class SessionRegistry:
         self._wheel = wheel
         self._publish_will = publish_will
         self.expiry_max_s = expiry_max_s
+        self.bus: Bus | None = None  # the other nodes of a cluster
 
     def expiry_s(self, connect: Connect) -> int:
         """Return the session expiry granted to a CONNECT; 3.1.1 asks by clean session."""
@@ -142,6 +144,8 @@ class SessionRegistry:
         if session.recorder is not None and self._recorder is not None:
             self._recorder.session_saved(session, away=True)
         self._router.reassign(session, now_s)
+        if self.bus is not None:
+            self.bus.session_moved(session, here=False)
         expires_s = inf if session.expiry_s == NEVER_EXPIRES else now_s + session.expiry_s
         self._wait(session, client, will_due_s, expires_s)
 
@@ -162,6 +166,8 @@ class SessionRegistry:
             session.recorder = None
         if self.sessions.get(session.client_id) is session:
             del self.sessions[session.client_id]
+        if self.bus is not None:
+            self.bus.session_moved(session, here=False)
 
     def change_expiry(self, session: Session, expiry_s: int) -> None:
         """Take the session expiry of a DISCONNECT (section 3.14.2.2.2)."""
@@ -182,6 +188,19 @@ class SessionRegistry:
             self.end(session, now_s)
         else:
             self._wait(session, away.client, away.will_due_s, away.expires_s)
+
+    def release(self, session: Session) -> None:
+        """Forget a session that another node has now; it stays in the store as it is."""
+        if session.timer is not None:
+            self._wheel.cancel(session.timer)
+            session.timer = None
+        session.will = None
+        session.recorder = None
+        self._router.forget(session)
+        session.discard_queue()
+        session.inbound = None
+        if self.sessions.get(session.client_id) is session:
+            del self.sessions[session.client_id]
 
     # -- from the store -----------------------------------------------------------------------
 

@@ -335,7 +335,11 @@ def _subscribe(connection: Connection, packet: Subscribe) -> None:
         for source in retained:
             connection.feed(source)
 
-    _when_safe(connection, before, answer)
+    if core.bus is None:
+        _when_safe(connection, before, answer)
+    else:  # what is published elsewhere from now on has to come here
+        safe = partial(_when_safe, connection, before, answer)
+        core.bus.when_spread(partial(_answer_later, connection, safe))
 
 
 def _refusal(connection: Connection, session: Session, subscription: Subscription) -> int:

@@ -1,0 +1,210 @@
+"""The other nodes of a cluster, as one broker sees them, and the router that reaches them.
+
+A broker without a bus has a plain `Router` and pays nothing. With one, sessions fall in two kinds:
+
+- a *lasting* session (it outlives its connection) gets messages of QoS 1 and 2 by the cluster's
+  log alone, wherever they were published, in the order of the log;
+- all others, and QoS 0, get them right away: here from the publish, elsewhere as the bus brings it.
+
+Invariants:
+- of one message a session gets one copy: `deliver_here` leaves out exactly what `deliver_logged`
+  gives, a lasting session's share of QoS 1 and above;
+- every member of a shared subscription is chosen once in the cluster, by the node of the publish;
+- what a publisher is told waits until the bus has made durable what it was handed
+  (`StoreRecorder.position` rises, and the store's `when_durable` tells).
+
+docs/adr/0006-mqtt-across-nodes.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from mqtt.broker.recorder import StoreRecorder
+from mqtt.broker.router import Router
+from mqtt.packets import Connect, Subscription
+from mqtt.server_messages import Message
+from mqtt.server_routes import Route
+from mqtt.session import Session, ShareGroup
+
+if TYPE_CHECKING:
+    from mqtt.broker.core import Core
+
+__all__ = ["Bus", "BusRouter"]
+
+
+class Bus(Protocol):
+    """Carries messages between nodes and says whose session is where; never blocks."""
+
+    def attach(self, core: Core) -> None:
+        """Take the broker whose bus this is, before anything else is called."""
+        ...
+
+    def reach(self, topic_name: str) -> object | None:
+        """Return where else a topic's messages go; None for nowhere.
+
+        Asked when a route's receivers are found; `RouteTable.generation` rises when it changes.
+        """
+        ...
+
+    def publish(self, message: Message, reach: object) -> bool:
+        """Send a message published here to where `reach` says; True when its answer has to wait."""
+        ...
+
+    def reroute(
+        self, message: Message, group: ShareGroup, done: Callable[[], object], *, waiting: bool
+    ) -> bool:
+        """Find another member for a shared message that one could not take; False: there is none.
+
+        Args:
+            message: It goes through the log again.
+            group: Whose.
+            done: Called when the log has it.
+            waiting: Members that are not connected will do.
+        """
+        ...
+
+    def subscribed(self, session: Session, topic_filter: str) -> None:
+        """A subscription was made, changed or ended."""
+        ...
+
+    def when_spread(self, callback: Callable[[], None]) -> None:
+        """Call back when the other nodes know the subscriptions made so far."""
+        ...
+
+    def claim(self, connect: Connect, proceed: Callable[[], None]) -> bool:
+        """Make the client's session this node's: True if it is, else `proceed` is called later.
+
+        False too when it never will be: the client is then not answered.
+        """
+        ...
+
+    def session_moved(self, session: Session, *, here: bool) -> None:
+        """A session got a connection of this node, or lost it, or ended."""
+        ...
+
+
+class BusRouter(Router):
+    """A router some of whose receivers are on other nodes."""
+
+    bus: Bus
+    recorder: StoreRecorder
+
+    def use(self, bus: Bus, recorder: StoreRecorder) -> None:
+        """Set the bus, and the recorder whose position tells that an answer has to wait."""
+        self.bus = bus
+        self.recorder = recorder
+        self.routes.reach = bus.reach
+
+    # -- subscriptions ------------------------------------------------------------------------
+
+    def subscribe(self, session: Session, subscription: Subscription, identifier: int = 0) -> bool:
+        """Add or replace a subscription; the other nodes hear of it."""
+        existed = super().subscribe(session, subscription, identifier)
+        self.bus.subscribed(session, subscription.topic_filter)
+        return existed
+
+    def unsubscribe(self, session: Session, topic_filter: str) -> bool:
+        """Remove a subscription; the other nodes hear of it."""
+        existed = super().unsubscribe(session, topic_filter)
+        if existed:
+            self.bus.subscribed(session, topic_filter)
+        return existed
+
+    # -- routing ------------------------------------------------------------------------------
+
+    def receivers(self, route: Route) -> bool:
+        """Return True when somebody, here or elsewhere, is subscribed to a route's topic."""
+        return super().receivers(route) or route.reach is not None
+
+    def deliver(self, message: Message, route: Route, now_s: float) -> bool:
+        """Give a message published here to every matching session of the cluster."""
+        delivered = self.deliver_here(message, route, now_s)
+        reach = route.reach
+        if reach is None:
+            return delivered
+        if self.bus.publish(message, reach):
+            self.recorder.position += 1
+        return True
+
+    def deliver_here(self, message: Message, route: Route, now_s: float) -> bool:
+        """Give a message to the sessions of this node that do not get it by the log."""
+        if route.generation != self.routes.generation:
+            self.routes.refresh(route)
+        for target in route.targets:
+            session = target.session
+            if target.no_local and message.publisher == session.client_id:  # [MQTT-3.8.3-3]
+                if target.own is None:
+                    continue
+                target = target.own  # noqa: PLW2901 - its other subscriptions, without no-local
+            qos = min(message.qos, target.qos)  # [MQTT-3.8.4-8]
+            if qos and session.recorder is not None:
+                continue  # by the log
+            session.offer(
+                message,
+                qos,
+                message.retain and target.retain_as_published,
+                target.identifiers,
+                now_s,
+            )
+        return bool(route.targets)
+
+    def deliver_logged(
+        self,
+        message: Message,
+        route: Route,
+        shard: int,
+        shard_of: Callable[[str], int],
+        now_s: float,
+    ) -> None:
+        """Give a message of the log to the lasting sessions here that belong to `shard`."""
+        if route.generation != self.routes.generation:
+            self.routes.refresh(route)
+        for target in route.targets:
+            session = target.session
+            if session.recorder is None or shard_of(session.client_id) != shard:
+                continue
+            if target.no_local and message.publisher == session.client_id:
+                if target.own is None:
+                    continue
+                target = target.own  # noqa: PLW2901 - as above
+            qos = min(message.qos, target.qos)
+            if qos:
+                keep = message.retain and target.retain_as_published
+                session.offer(message, qos, keep, target.identifiers, now_s)
+
+    # -- shared subscriptions -----------------------------------------------------------------
+
+    def reassign(self, session: Session, now_s: float) -> None:  # noqa: ARG002 - as `Router`
+        """Give what a member has not acknowledged to other members, here or elsewhere.
+
+        It goes by the log once more; what was stored is forgotten when the log has it.
+        """
+        for packet_id, delivery in session.undelivered_shared():
+            group, message = delivery.share, delivery.message
+            assert group is not None
+            tracker = message.tracker
+            if tracker is None:
+                done: Callable[[], object] = partial(session.acknowledged, packet_id)
+                self.bus.reroute(message, group, done, waiting=False)
+            elif self.bus.reroute(message, group, partial(tracker, True), waiting=True):
+                message.tracker = _ignore
+                session.acknowledged(packet_id)
+
+    # -- retained -----------------------------------------------------------------------------
+
+    def apply_retained(self, name: str, message: Message | None) -> None:
+        """Take what the cluster has retained under a name, None for nothing any more."""
+        previous = self.retained.get(name)
+        if previous is not None:
+            self.retained.pop(name)
+            self.retained_bytes -= previous.size
+        if message is not None:
+            self.retained.set(name, message)
+            self.retained_bytes += message.size
+
+
+def _ignore(taken: bool) -> None:
+    """Hear nothing of a delivery that goes to somebody else."""

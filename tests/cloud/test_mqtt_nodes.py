@@ -1,0 +1,592 @@
+"""Brokers of one cluster: every kind of delivery from one node to another, over memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from mqtt.packets import (
+    Connect,
+    Disconnect,
+    Puback,
+    Pubcomp,
+    Publish,
+    Pubrec,
+    Pubrel,
+    Subscribe,
+    Subscription,
+    Unsubscribe,
+    Will,
+)
+from mqtt.properties import (
+    CONTENT_TYPE,
+    CORRELATION_DATA,
+    MESSAGE_EXPIRY_INTERVAL,
+    RESPONSE_TOPIC,
+    SESSION_EXPIRY_INTERVAL,
+    SUBSCRIPTION_IDENTIFIER,
+    USER_PROPERTY,
+    WILL_DELAY_INTERVAL,
+)
+from tests.kit.brokers import WireClient
+from tests.kit.fabric import MemoryEngine
+from tests.kit.mqtt_nodes import mqtt_nodes, publish, received, start_node, until
+
+LASTING = {SESSION_EXPIRY_INTERVAL: 3600}
+
+
+async def payloads(client: WireClient) -> list[bytes]:
+    """Return the payloads of what comes until a PINGREQ is answered, all acknowledged."""
+    found = []
+    for packet in await client.settled():
+        assert isinstance(packet, Publish), packet
+        found.append(packet.payload)
+        if packet.qos == 1:
+            client.send(Puback(packet.packet_id))
+    return found
+
+
+async def published(client: WireClient) -> list[Publish]:
+    """Return the PUBLISH packets that come until a PINGREQ is answered."""
+    return [packet for packet in await client.settled() if isinstance(packet, Publish)]
+
+
+# -- one message ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.parametrize("lasting", [False, True])
+async def test_a_message_reaches_a_subscriber_of_another_node_once(qos: int, lasting: bool) -> None:
+    async with mqtt_nodes(3) as (one, two, three):
+        properties = LASTING if lasting else None
+        subscriber = await two.connect("s", properties=properties)
+        await subscriber.subscribe("a/#", "a/+", qos=2)
+        here = await one.connect("here", properties=properties)
+        await here.subscribe("a/b", qos=2)
+        idle = await three.connect("idle", properties=properties)
+        await idle.subscribe("b/#")
+        publisher = await one.connect("p")
+
+        assert await publish(publisher, "a/b", b"x", qos) == 0
+
+        for client in (subscriber, here):
+            packet = await received(client)
+            assert (packet.topic_name, packet.payload, packet.qos) == ("a/b", b"x", qos)
+            assert await client.settled() == []
+        assert await idle.settled() == []
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+@pytest.mark.parametrize("lasting", [False, True])
+async def test_version_5_properties_arrive_as_they_were(qos: int, lasting: bool) -> None:
+    async with mqtt_nodes(2) as (one, two):
+        subscriber = await two.connect("s", properties=LASTING if lasting else None)
+        await subscriber.subscribe(
+            Subscription("a/#", 1, retain_as_published=True),
+            properties={SUBSCRIPTION_IDENTIFIER: [7]},
+        )
+        await subscriber.subscribe(
+            Subscription("a/b", 1), properties={SUBSCRIPTION_IDENTIFIER: [9]}
+        )
+        publisher = await one.connect("p")
+        properties = {
+            CONTENT_TYPE: "text/plain",
+            RESPONSE_TOPIC: "answers/1",
+            CORRELATION_DATA: b"\0\1",
+            USER_PROPERTY: [("k", "1"), ("k", "2")],
+            MESSAGE_EXPIRY_INTERVAL: 100,
+        }
+        await publish(publisher, "a/b", b"x", qos, retain=True, properties=properties)
+
+        packet = await received(subscriber)
+
+        assert packet.retain
+        identifiers = packet.properties.pop(SUBSCRIPTION_IDENTIFIER)
+        assert sorted(identifiers) == [7, 9]
+        assert packet.properties.pop(MESSAGE_EXPIRY_INTERVAL) in (99, 100)
+        properties.pop(MESSAGE_EXPIRY_INTERVAL)
+        assert packet.properties == properties
+
+
+async def test_no_local_holds_for_a_client_that_has_moved() -> None:
+    async with mqtt_nodes(2) as (one, two):
+        client = await one.connect("c", properties=LASTING)
+        await client.subscribe(Subscription("a/#", 1, no_local=True))
+        await publish(client, "a/b", b"own", 1)
+        moved = await two.connect("c", clean_start=False, properties=LASTING, session_present=True)
+        other = await one.connect("o")
+        await publish(other, "a/b", b"other", 1)
+        assert (await received(moved)).payload == b"other"
+
+
+async def test_messages_travel_only_where_they_are_wanted() -> None:
+    async with mqtt_nodes(3) as (one, two, three):
+        subscriber = await two.connect("s")
+        await subscriber.subscribe("a/#")
+        publisher = await one.connect("p")
+        for topic in ("a/1", "b/1"):
+            await publish(publisher, topic, b"x")
+        await received(subscriber)
+        sent = [subject for subject in one.fabric.sent if subject.startswith("to.")]
+        assert sent == [f"to.{two.instance}"]
+
+        subscriber.send(Unsubscribe(3, ["a/#"]))
+        await subscriber.settled()
+        await until(lambda: one.cluster.reach("a/1") is None)
+        assert three.cluster.reach("a/1") is None
+
+
+async def test_a_publish_after_suback_always_comes() -> None:
+    async with mqtt_nodes(3) as nodes:
+        publishers = [await node.connect() for node in nodes]
+        for number in range(30):
+            subscriber = await nodes[number % 3].connect()
+            topic = f"t/{number}"
+            await subscriber.subscribe(topic)
+            await publish(publishers[(number + 1) % 3], topic, b"x")
+            assert (await received(subscriber)).payload == b"x"
+
+
+async def test_order_from_one_publisher_is_kept() -> None:
+    async with mqtt_nodes(2) as (one, two):
+        lasting = await two.connect("l", properties=LASTING)
+        clean = await two.connect("c")
+        for client in (lasting, clean):
+            await client.subscribe("a/#")
+        publisher = await one.connect("p")
+        publisher.send(*(Publish("a/b", b"%d" % n, 1, packet_id=n + 1) for n in range(300)))
+        for client in (lasting, clean):
+            assert [(await received(client)).payload for _ in range(300)] == [
+                b"%d" % n for n in range(300)
+            ]
+
+
+# -- durable before it is acknowledged --------------------------------------------------------
+
+
+async def test_without_quorum_nothing_that_must_be_durable_is_acknowledged() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(2, engine) as (one, two):
+        lasting = await two.connect("l", properties=LASTING)
+        await lasting.subscribe("a/#")
+        here = await one.connect("h")
+        await here.subscribe("q0")
+        publisher = await one.connect("p")
+
+        engine.has_quorum = False
+        publisher.send(Publish("a/b", b"x", 1, packet_id=5))
+        publisher.send(Publish("q0", b"local"))
+        assert (await received(here)).payload == b"local"
+        assert await publisher.settled() == []
+        assert await lasting.settled() == []
+
+        engine.has_quorum = True
+        assert await publisher.receive(Puback) == Puback(5)
+        assert (await received(lasting)).payload == b"x"
+        assert await lasting.settled() == []
+
+
+async def test_a_session_that_lasts_is_answered_when_its_record_is_durable() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(1, engine) as (one,):
+        engine.has_quorum = False
+        client = await one.open()
+        client.send(Connect("c", properties=LASTING))
+        plain = await one.connect("plain")  # needs nothing durable
+        assert await plain.settled() == []
+        engine.has_quorum = True
+        packet = await client.next()
+        assert packet is not None
+        assert len([key for key in engine.writes if key.startswith("s.")]) == 1
+
+
+# -- sessions that move -----------------------------------------------------------------------
+
+
+async def test_a_client_that_connects_elsewhere_is_taken_over_with_its_queue() -> None:
+    async with mqtt_nodes(3) as (one, two, three):
+        first = await one.connect("c", properties=LASTING)
+        await first.subscribe("a/#", qos=1)
+        publisher = await three.connect("p")
+        await publish(publisher, "a/1", b"unacknowledged", 1)
+        before = await first.receive(Publish)
+
+        second = await two.connect("c", clean_start=False, properties=LASTING, session_present=True)
+
+        assert (await first.receive(Disconnect)).reason_code == 0x8E
+        again = await received(second)
+        assert (again.payload, again.dup) == (b"unacknowledged", True)
+        assert again.packet_id == before.packet_id
+        await publish(publisher, "a/2", b"later", 1)
+        assert (await received(second)).payload == b"later"
+        assert "c" not in one.cluster.records.held
+
+
+async def test_clean_sessions_are_where_their_client_was_last() -> None:
+    async with mqtt_nodes(2) as (one, two):
+        first = await one.connect("c")
+        await two.connect("c")
+        assert (await first.receive(Disconnect)).reason_code == 0x8E
+
+
+async def test_a_clean_start_elsewhere_ends_the_session_everywhere() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(2, engine) as (one, two):
+        first = await one.connect("c", properties=LASTING)
+        await first.subscribe("a/#")
+        await two.connect("c", clean_start=True)
+        assert (await first.receive(Disconnect)).reason_code == 0x8E
+        await until(lambda: one.cluster.reach("a/1") is None and two.cluster.reach("a/1") is None)
+        assert not [key for key in engine.states if key.startswith("s.")]
+
+
+async def test_the_queue_of_a_client_that_is_away_outlives_its_node() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(3, engine) as (one, two, three):
+        client = await one.connect("c", properties=LASTING)
+        await client.subscribe("a/#", qos=2)
+        publisher = await three.connect("p")
+        await publish(publisher, "a/1", b"1", 1)
+        await one.gone(client)
+        await publish(publisher, "a/2", b"2", 1)
+        await one.die(engine)
+        await publish(publisher, "a/3", b"3", 2)
+
+        back = await two.connect("c", clean_start=False, properties=LASTING, session_present=True)
+        found = [await received(back) for _ in range(3)]
+        assert [(p.payload, p.qos) for p in found] == [(b"1", 1), (b"2", 1), (b"3", 2)]
+        assert await back.settled() == []
+
+
+async def test_an_owner_that_was_cut_off_can_neither_store_nor_go_on() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(3, engine) as (one, two, three):
+        old = await one.connect("c", properties=LASTING)
+        await old.subscribe("a/#", qos=1)
+        one.fabric.cut()
+        publisher = await three.connect("p")
+        await publish(publisher, "a/1", b"1", 1)
+
+        new = await two.connect("c", clean_start=False, properties=LASTING, session_present=True)
+        assert (await received(new)).payload == b"1"
+        await new.settled()
+        old.send(Subscribe(9, [Subscription("b/#", 1)]))
+        one.fabric.heal()
+
+        # it hears of the record before anything else, or its write is refused: it ends either way
+        while (packet := await old.next()) is not None:
+            assert not (isinstance(packet, Publish) and packet.dup)
+        assert "c" not in one.cluster.records.held
+        await publish(publisher, "a/2", b"2", 1)
+        assert (await received(new)).payload == b"2"
+        await publish(publisher, "b/1", b"never subscribed", 1)
+        assert await new.settled() == []
+
+
+async def test_qos_2_goes_on_under_the_same_identifier_after_the_node_died() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(3, engine) as (one, two, three):
+        client = await one.connect("c", properties=LASTING)
+        await client.subscribe("a/#", qos=2)
+        publisher = await three.connect("p")
+        await publish(publisher, "a/1", b"released", 2)
+        await publish(publisher, "a/2", b"sent", 2)
+        first = await client.receive(Publish)
+        second = await client.receive(Publish)
+        client.send(Pubrec(first.packet_id))
+        assert await client.receive(Pubrel) == Pubrel(first.packet_id)
+        await one.die(engine)
+
+        back = await two.connect("c", clean_start=False, properties=LASTING, session_present=True)
+        assert await back.receive(Pubrel) == Pubrel(first.packet_id)
+        back.send(Pubcomp(first.packet_id))
+        again = await received(back)
+        assert (again.payload, again.packet_id, again.dup) == (b"sent", second.packet_id, True)
+        assert await back.settled() == []
+
+
+async def test_a_qos_2_publish_that_was_received_is_not_taken_twice() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(3, engine) as (one, two, three):
+        subscriber = await three.connect("s", properties=LASTING)
+        await subscriber.subscribe("a/#", qos=2)
+        publisher = await one.connect("p", properties=LASTING)
+        publisher.send(Publish("a/1", b"once", 2, packet_id=5))
+        assert (await publisher.receive(Pubrec)).packet_id == 5
+        await one.die(engine)
+
+        back = await two.connect("p", clean_start=False, properties=LASTING, session_present=True)
+        back.send(Publish("a/1", b"once", 2, dup=True, packet_id=5))
+        assert (await back.receive(Pubrec)).packet_id == 5
+        back.send(Pubrel(5))
+        assert await back.receive(Pubcomp) == Pubcomp(5)
+        assert (await received(subscriber)).payload == b"once"
+        assert await subscriber.settled() == []
+
+
+async def test_one_record_write_a_connect_and_a_subscribe() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(2, engine) as (one, _two):
+        await one.connect("plain")
+        engine.writes.clear()
+        client = await one.connect("c", properties=LASTING)
+        assert len(engine.writes) == 1
+        await client.subscribe(*(f"t/{n}" for n in range(50)))
+        assert len(engine.writes) == 2
+
+
+# -- shared subscriptions ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_one_member_of_a_group_gets_each_message(qos: int) -> None:
+    async with mqtt_nodes(3) as nodes:
+        members = []
+        for number, node in enumerate([*nodes, nodes[0]]):
+            client = await node.connect(f"m{number}", properties=LASTING if number == 2 else None)
+            await client.subscribe("$share/g/a/#", qos=1)
+            members.append(client)
+        publisher = await nodes[1].connect("p")
+        for number in range(40):
+            await publish(publisher, "a/b", b"%d" % number, qos)
+        await publisher.settled()
+        await until(lambda: sum(sum(n.broker.stats().messages_sent) for n in nodes) == 40)
+        found = [await payloads(member) for member in members]
+        assert sorted(p for each in found for p in each) == sorted(b"%d" % n for n in range(40))
+        assert all(len(each) >= 5 for each in found), found
+
+
+async def test_what_a_member_has_not_acknowledged_goes_to_another_node() -> None:
+    async with mqtt_nodes(2) as (one, two):
+        leaver = await one.connect("leaver")
+        await leaver.subscribe("$share/g/a/#", qos=1)
+        publisher = await two.connect("p")
+        await publish(publisher, "a/b", b"x", 1)
+        assert (await leaver.receive(Publish)).payload == b"x"
+        stayer = await two.connect("stayer")
+        await stayer.subscribe("$share/g/a/#", qos=1)
+        await one.gone(leaver)
+        assert (await received(stayer)).payload == b"x"
+        await stayer.settled()
+        assert not one.cluster.shares.waiting
+        assert not two.cluster.shares.waiting
+
+
+async def test_what_a_dead_node_s_members_had_goes_to_others() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(3, engine) as (one, two, three):
+        member = await one.connect("m")
+        await member.subscribe("$share/g/a/#", qos=1)
+        publisher = await three.connect("p")
+        for number in range(5):
+            assert await publish(publisher, "a/b", b"%d" % number, 1) == 0
+        other = await two.connect("o")
+        await other.subscribe("$share/g/a/#", qos=1)
+        await one.die(engine)
+        assert sorted([(await received(other)).payload for _ in range(5)]) == [
+            b"%d" % number for number in range(5)
+        ]
+
+
+async def test_messages_wait_for_a_lasting_member_when_nobody_is_connected() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(2, engine) as (one, two):
+        member = await one.connect("m", properties=LASTING)
+        await member.subscribe("$share/g/a/#", qos=1)
+        publisher = await two.connect("p")
+        await publish(publisher, "a/b", b"1", 1)
+        assert (await member.receive(Publish)).payload == b"1"
+        await one.gone(member)
+        await publish(publisher, "a/b", b"2", 1)
+        back = await two.connect("m", clean_start=False, properties=LASTING, session_present=True)
+        found = [await received(back) for _ in range(2)]
+        assert sorted(packet.payload for packet in found) == [b"1", b"2"]
+        assert await back.settled() == []
+
+
+# -- retained ---------------------------------------------------------------------------------
+
+
+async def test_retained_messages_are_on_every_node_also_a_later_one() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(2, engine) as (one, two):
+        publisher = await one.connect("p")
+        for topic in ("a/1", "a/2", "b/1"):
+            await publish(publisher, topic, topic.encode(), 1, retain=True)
+        await publish(publisher, "a/2", b"", 1, retain=True)
+        three = await start_node(engine, "three")
+        for node in (one, two, three):
+            client = await node.connect()
+            await client.subscribe("+/#")
+            found = {(p.topic_name, p.retain) for p in await published(client)}
+            assert found == {("a/1", True), ("b/1", True)}
+        for client in three.clients:
+            await client.close()
+        await three.broker.stop()
+
+
+async def test_two_writers_of_a_retained_message_leave_one_for_all() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(3, engine) as nodes:
+        writers = [await node.connect() for node in nodes]
+        for turn in range(20):
+            for number, writer in enumerate(writers):
+                payload = b"" if (turn + number) % 5 == 0 else b"%d-%d" % (turn, number)
+                writer.send(Publish("r", payload, 1, retain=True, packet_id=turn + 1))
+        for writer in writers:
+            for _ in range(20):
+                await writer.receive(Puback)
+        kept = set()
+        for node in nodes:
+            tickets = node.cluster.tickets
+            await until(lambda tickets=tickets: not tickets)  # type: ignore[misc]
+            message = node.broker._core.router.retained.get("r")
+            kept.add(message.payload if message is not None else b"")
+        assert len(kept) == 1
+
+
+async def test_the_broker_s_own_topics_stay_on_their_node() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(2, engine) as (one, two):
+        client = await two.connect("c")
+        await client.subscribe("$SYS/#")
+        router = one.broker._core.router
+        assert not router.receivers(router.routes[b"$SYS/broker/uptime"])
+
+
+# -- wills ------------------------------------------------------------------------------------
+
+
+def will(delay_s: int = 0, **fields: object) -> Will:
+    """Return a will to `wills/c`."""
+    properties = {WILL_DELAY_INTERVAL: delay_s} if delay_s else {}
+    return Will("wills/c", b"gone", 1, properties=properties, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+async def test_a_dead_node_s_wills_are_published_once(lasting: bool) -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(3, engine) as (one, two, three):
+        watchers = []
+        for number, node in enumerate((two, three)):
+            client = await node.connect(f"w{number}", properties=LASTING if number else None)
+            await client.subscribe("wills/#", qos=1)
+            watchers.append(client)
+        await one.connect("c", will=will(), properties=LASTING if lasting else None)
+        await one.die(engine)
+        for watcher in watchers:
+            assert (await received(watcher)).payload == b"gone"
+        await until(lambda: f"e.{one.instance}" not in engine.states)
+        for watcher in watchers:
+            assert await watcher.settled() == []
+
+
+async def test_a_will_is_published_once_though_its_heir_dies_having_published_it() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(3, engine) as (one, two, three):
+        watchers = {}
+        for node in (two, three):
+            watchers[node] = await node.connect()
+            await watchers[node].subscribe("wills/#", qos=1)
+            node.fabric.dies_after_append = True
+        await one.connect("c", will=will())
+        await one.die(engine)
+        await until(lambda: two.fabric.is_dead or three.fabric.is_dead)
+        heir, other = (two, three) if two.fabric.is_dead else (three, two)
+        other.fabric.dies_after_append = False
+        await heir.die(engine)
+        assert (await received(watchers[other])).payload == b"gone"
+        await until(
+            lambda: [key for key in engine.states if key[0] == "e"] == [f"e.{other.instance}"]
+        )
+        assert await watchers[other].settled() == []
+        assert len([entry for entry in engine.log if entry.subject.startswith("a.")]) == 1
+
+
+async def test_a_delayed_will_waits_and_is_cancelled_by_a_return() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(3, engine) as (one, two, three):
+        watcher = await three.connect("w")
+        await watcher.subscribe("wills/#", qos=1)
+        await one.connect("c", will=will(60), properties=LASTING)
+        await one.die(engine)
+        await until(lambda: f"e.{one.instance}" not in engine.states)
+        assert await watcher.settled() == []
+        await two.connect("c", clean_start=False, properties=LASTING, session_present=True)
+        assert await watcher.settled() == []
+        records = [state for key, state in engine.states.items() if key.startswith("s.")]
+        assert len(records) == 1
+
+
+async def test_a_delayed_will_of_a_dead_node_s_client_comes_in_its_time() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(2, engine) as (one, two):
+        watcher = await two.connect("w")
+        await watcher.subscribe("wills/#", qos=1)
+        await one.connect("c", will=will(1), properties=LASTING)
+        await one.die(engine)
+        await until(lambda: f"e.{one.instance}" not in engine.states)
+        assert await watcher.settled() == []
+        assert (await received(watcher)).payload == b"gone"
+
+
+async def test_a_client_that_says_good_bye_has_no_will_left() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(2, engine) as (one, two):
+        watcher = await two.connect("w")
+        await watcher.subscribe("wills/#", qos=1)
+        client = await one.connect("c", will=will())
+        assert [key for key in engine.states if key.startswith("s.")]
+        client.send(Disconnect())
+        await until(lambda: not [key for key in engine.states if key.startswith("s.")])
+        await one.die(engine)
+        await until(lambda: f"e.{one.instance}" not in engine.states)
+        assert await watcher.settled() == []
+
+
+# -- the life of a node -----------------------------------------------------------------------
+
+
+async def test_a_node_whose_lease_ran_out_begins_again() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(2, engine) as (one, two):
+        client = await one.connect("c", properties=LASTING)
+        await client.subscribe("a/#")
+        before = one.instance
+        engine.expire_lease(before)
+        assert isinstance(await client.next(), Disconnect)
+        await until(lambda: one.instance != before and one.instance in two.cluster.presence.there)
+        back = await one.connect("c", clean_start=False, properties=LASTING, session_present=True)
+        publisher = await two.connect("p")
+        await publish(publisher, "a/b", b"x", 1)
+        assert (await received(back)).payload == b"x"
+
+
+async def test_the_log_keeps_only_what_somebody_needs() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(2, engine) as (one, two):
+        away = await one.connect("away", properties=LASTING)
+        here = await one.connect("here", properties=LASTING)
+        for client in (away, here):
+            await client.subscribe("a/#", qos=1)
+        other = await two.connect("o")
+        await other.subscribe("b/#", qos=1)
+        await one.gone(away)
+        publisher = await two.connect("p")
+        for number in range(10):
+            await publish(publisher, "a/b", b"%d" % number, 1)
+            await received(here)
+        publisher_one = await one.connect("q")
+        for _ in range(3):
+            await publish(publisher_one, "b/b", b"", 1)
+        kept = len(engine.log)
+        for node in (one, two):
+            node.cluster.peers.beat()
+        await other.settled()
+        for node in (one, two):
+            await node.cluster.keep_house()
+        assert not [entry for entry in engine.log if entry.subject.startswith("a.")][1:]
+        assert len(engine.log) < kept
+        back = await two.connect(
+            "away", clean_start=False, properties=LASTING, session_present=True
+        )
+        assert [(await received(back)).payload for _ in range(10)] == [b"%d" % n for n in range(10)]
