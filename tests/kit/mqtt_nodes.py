@@ -48,8 +48,6 @@ class Node(Served):
             client.abort()
         for task in self.cluster._tasks:
             task.cancel()
-        for listener in self.broker.listeners:
-            listener.close()
         for connection in list(self.broker._core.connections):
             connection.transport.abort()
         if lease:
