@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -34,6 +35,7 @@ __all__ = [
     "parser_of",
     "raise_descriptor_limit",
     "report",
+    "routing_starts",
 ]
 
 Start: TypeAlias = Callable[[Path], AbstractContextManager[RunningBroker]]
@@ -140,8 +142,13 @@ def _median(figures: list[Figure]) -> Figure:
     )
 
 
+def routing_starts(options: argparse.Namespace) -> Sequence[Start]:
+    """Return the brokers of a comparison of routing: ours captures only if `--captured` says so."""
+    return (partial(ours, captured=options.captured), mosquitto)
+
+
 def parser_of(
-    text: str | None, *, runs: int = 5, duration_s: float = 3.0
+    text: str | None, *, runs: int = 5, duration_s: float = 3.0, routing: bool = False
 ) -> argparse.ArgumentParser:
     """Return a parser with the flags that all comparisons have.
 
@@ -149,6 +156,7 @@ def parser_of(
         text: The benchmark's docstring: what `--help` says.
         runs: The usual number of runs of each broker.
         duration_s: How long one usually takes.
+        routing: Add `--captured`, for `routing_starts`.
     """
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -159,6 +167,12 @@ def parser_of(
     )
     parser.add_argument("--quick", action="store_true", help="small and short: does it run at all")
     parser.add_argument("--json", action="store_true", help="print only JSON")
+    if routing:
+        parser.add_argument(
+            "--captured",
+            action="store_true",
+            help="ours also has each message in its journal on disk before PUBACK, as a gateway",
+        )
     return parser
 
 

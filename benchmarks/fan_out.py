@@ -10,7 +10,15 @@ subscriber, so nothing is dropped and nothing piles up. Topics are not captured:
 from __future__ import annotations
 
 from benchmarks.brokers import RunningBroker
-from benchmarks.compare import Figure, Row, alternate, figure_of, parser_of, raise_descriptor_limit
+from benchmarks.compare import (
+    Figure,
+    Row,
+    alternate,
+    figure_of,
+    parser_of,
+    raise_descriptor_limit,
+    routing_starts,
+)
 from benchmarks.compare import report as print_report
 from benchmarks.flow import FlowSpec, spawn_flow
 
@@ -36,7 +44,7 @@ def _measure(broker: RunningBroker, subscribers: int, qos: int, duration_s: floa
 
 def main() -> None:
     """Run the cases and print a table, then the same as JSON."""
-    parser = parser_of(__doc__)
+    parser = parser_of(__doc__, routing=True)
     parser.add_argument(
         "--subscribers", default="100,1000", help="numbers of subscribers [100,1000]"
     )
@@ -53,6 +61,7 @@ def main() -> None:
                     "rate": _measure(broker, size, qos, options.duration_s)
                 },
                 options.runs,
+                routing_starts(options),
             )
             rows.append(Row(f"1 to {size:,}, QoS {qos}", "delivery/s", found["rate"], 1.0))
     print_report(rows, only_json=options.json)

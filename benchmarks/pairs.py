@@ -13,7 +13,15 @@ from __future__ import annotations
 from functools import partial
 
 from benchmarks.brokers import RunningBroker
-from benchmarks.compare import Figure, Row, alternate, figure_of, parser_of, raise_descriptor_limit
+from benchmarks.compare import (
+    Figure,
+    Row,
+    alternate,
+    figure_of,
+    parser_of,
+    raise_descriptor_limit,
+    routing_starts,
+)
 from benchmarks.compare import report as print_report
 from benchmarks.flow import FlowReport, FlowSpec, spawn_flow
 
@@ -60,20 +68,20 @@ def _latency(
 
 def main() -> None:
     """Run both parts and print a table, then the same as JSON."""
-    parser = parser_of(__doc__)
+    parser = parser_of(__doc__, routing=True)
     parser.add_argument("--pairs", type=int, default=500, help="publishers and subscribers [500]")
     options = parser.parse_args()
     if options.quick:
         options.pairs, options.runs, options.duration_s = 5, 1, 0.2
     raise_descriptor_limit(2 * options.pairs)
     measure = partial(_rate, pairs=options.pairs, duration_s=options.duration_s)
-    rates = alternate(measure, options.runs)["rate"]
+    rates = alternate(measure, options.runs, routing_starts(options))["rate"]
     rows = [Row(f"{options.pairs} pairs, QoS 1, window 1", "message/s", rates, 1.0)]
     half_s = min(figure.value for figure in rates.values()) / 2
     delay = partial(_latency, pairs=options.pairs, duration_s=options.duration_s, rate_s=half_s)
     rows += [
         Row(f"latency at {half_s:,.0f}/s, {name}", "ms", figures, 0.0, lower_is_better=True)
-        for name, figures in alternate(delay, options.runs).items()
+        for name, figures in alternate(delay, options.runs, routing_starts(options)).items()
     ]
     print_report(rows, only_json=options.json)
 

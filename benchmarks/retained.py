@@ -12,7 +12,7 @@ import time
 from functools import partial
 
 from benchmarks.brokers import RunningBroker
-from benchmarks.compare import Figure, Row, alternate, figure_of, parser_of, report
+from benchmarks.compare import Figure, Row, alternate, figure_of, parser_of, report, routing_starts
 from benchmarks.load import LoadSpec, spawn_load
 from benchmarks.wire import connected, cpu_s_of, frame_of, memory_bytes_of, receive_exactly
 
@@ -86,13 +86,13 @@ def _deliver(broker: RunningBroker, count: int, qos: int) -> Figure:
 
 def main() -> None:
     """Measure both brokers; print a table, then the same as JSON."""
-    parser = parser_of(__doc__, runs=3)
+    parser = parser_of(__doc__, runs=3, routing=True)
     parser.add_argument("--count", type=int, default=100_000, help="messages [100000]")
     options = parser.parse_args()
     if options.quick:
         options.runs, options.count = 1, 2000
     options.count -= options.count % _CONNECTIONS
-    found = alternate(partial(_measure, count=options.count), options.runs)
+    found = alternate(partial(_measure, count=options.count), options.runs, routing_starts(options))
     name = f"{options.count:,} retained"
     report(
         [

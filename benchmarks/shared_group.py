@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import partial
 
 from benchmarks.brokers import RunningBroker
-from benchmarks.compare import Figure, Row, alternate, figure_of, parser_of
+from benchmarks.compare import Figure, Row, alternate, figure_of, parser_of, routing_starts
 from benchmarks.compare import report as print_report
 from benchmarks.flow import FlowSpec, spawn_flow
 
@@ -36,7 +36,7 @@ def _rate(broker: RunningBroker, members: int, qos: int, duration_s: float) -> d
 
 def main() -> None:
     """Run the cases and print a table, then the same as JSON."""
-    parser = parser_of(__doc__)
+    parser = parser_of(__doc__, routing=True)
     parser.add_argument("--members", type=int, default=8, help="of the group [8]")
     options = parser.parse_args()
     if options.quick:
@@ -44,7 +44,7 @@ def main() -> None:
     rows = []
     for qos in (0, 1):
         measure = partial(_rate, members=options.members, qos=qos, duration_s=options.duration_s)
-        found = alternate(measure, options.runs)
+        found = alternate(measure, options.runs, routing_starts(options))
         rows.append(
             Row(f"shared group of {options.members}, QoS {qos}", "message/s", found["rate"], 1.0)
         )

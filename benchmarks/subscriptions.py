@@ -12,7 +12,15 @@ from __future__ import annotations
 from functools import partial
 
 from benchmarks.brokers import RunningBroker
-from benchmarks.compare import Figure, Row, alternate, figure_of, parser_of, raise_descriptor_limit
+from benchmarks.compare import (
+    Figure,
+    Row,
+    alternate,
+    figure_of,
+    parser_of,
+    raise_descriptor_limit,
+    routing_starts,
+)
 from benchmarks.compare import report as print_report
 from benchmarks.flow import FlowSpec, spawn_flow
 
@@ -49,7 +57,7 @@ def _measure(
 
 def main() -> None:
     """Run and print a table, then the same as JSON."""
-    parser = parser_of(__doc__, runs=3)
+    parser = parser_of(__doc__, runs=3, routing=True)
     parser.add_argument("--clients", type=int, default=1000, help="that subscribe [1000]")
     parser.add_argument("--each", type=int, default=34, help="times three filters a client [34]")
     options = parser.parse_args()
@@ -63,7 +71,7 @@ def main() -> None:
         each=options.each,
         duration_s=options.duration_s,
     )
-    found = alternate(measure, options.runs)
+    found = alternate(measure, options.runs, routing_starts(options))
     name = f"{topics:,} subscriptions"
     print_report(
         [
