@@ -22,6 +22,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from mqtt.broker.seams import ClientInfo, PublishRun
@@ -77,10 +78,11 @@ class ServerConnection(ServerSender):
         limits: What the client may ask of the server.
         routes: Topic bytes -> route; raises ProtocolError for an invalid topic name.
         blocks: Property blocks seen before, shared by all connections.
-        send: Takes bytes for the client.
+        write: Takes bytes for the client.
         settled: Goes into each PublishRun.
         now_s: Monotonic time; the CONNECT deadline runs from it.
         owner: The driver's own object for this connection.
+        flush_soon: As `ServerSender` has it.
     """
 
     __slots__ = (
@@ -112,12 +114,13 @@ class ServerConnection(ServerSender):
         limits: ServerLimits,
         routes: dict[bytes, Route],
         blocks: PropertyBlocks,
-        send: Send,
+        write: Send,
         settled: Settled,
         now_s: float,
         owner: object = None,
+        flush_soon: Callable[[ServerSender], object] | None = None,
     ) -> None:
-        super().__init__(send)
+        super().__init__(write, flush_soon)
         self.limits = limits
         self.routes = routes
         self.blocks = blocks

@@ -108,7 +108,14 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         limits = core.limits if listener is None else listener.limits
         machine = self.machine = ServerConnection(
-            limits, core.router.routes, core.blocks, transport.write, settle, core.now_s, self
+            limits,
+            core.router.routes,
+            core.blocks,
+            transport.write,
+            settle,
+            core.now_s,
+            self,
+            core.flush_soon,
         )
         if listener is not None and not listener.admit(self):
             self.closed = True
@@ -187,7 +194,7 @@ class Connection(asyncio.Protocol):
 
     def _unsent_bytes(self) -> int:
         size: int = self.transport.get_write_buffer_size()
-        return size
+        return size + self.machine.waiting_bytes
 
     def handle_waiting(self) -> None:
         """Handle what came with the CONNECT, once it is answered."""
@@ -484,6 +491,7 @@ class Connection(asyncio.Protocol):
         self.reason_code = reason_code
         self.machine.state = State.CLOSED
         core = self.core
+        self.machine.flush()
         self._leave()
         transport = self.transport
         linger = linger and transport.can_write_eof() and len(core.closing) < _LINGERING_MAX
@@ -579,6 +587,7 @@ class Connection(asyncio.Protocol):
         session = self.session
         machine = self.machine
         machine.state = State.CLOSED
+        machine.forget_waiting()
         if session is None or session.owner is not self:
             return
         session.owner = None

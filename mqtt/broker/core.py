@@ -24,6 +24,7 @@ from mqtt.broker.seams import Access, Capture, ClientInfo, Hooks, PublishRun, Se
 from mqtt.broker.timers import TimerWheel
 from mqtt.server_events import Event
 from mqtt.server_messages import Message, PropertyBlocks, publish_parts
+from mqtt.server_sender import ServerSender
 from mqtt.session import Session
 from mqtt.session_policy import SessionPolicy
 from runtime.clock import Clock
@@ -126,6 +127,9 @@ class Core:
         self.handlers: dict[type, Callable[[Connection, Any], Sequence[Event] | None]] = {}
         self._writable: asyncio.Event | None = None  # somebody waits for slow clients
         self._closed: asyncio.Event | None = None  # somebody waits for closing connections
+        # One object for all machines, which each keep it.
+        self.flush_soon: Callable[[ServerSender], None] = self._flush_soon
+        self._unflushed: list[ServerSender] = []
         self._waiting_for_capture: list[Callable[[], None]] = []
         self._waiting_for_store: list[Callable[[], None]] = []
         if bus is not None:
@@ -170,6 +174,19 @@ class Core:
         """Keep a task alive until it is done or the broker stops."""
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def _flush_soon(self, machine: ServerSender) -> None:
+        """Flush a machine once what is ready to be read has been read."""
+        if not self._unflushed:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unflushed.append(machine)
+
+    def _flush(self) -> None:
+        unflushed, self._unflushed = self._unflushed, []
+        for machine in unflushed:
+            machine.flush()
 
     # -- pressure -----------------------------------------------------------------------------
 

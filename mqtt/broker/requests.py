@@ -412,7 +412,7 @@ def _on_disconnect(connection: Connection, packet: Disconnect) -> None:
 
 
 def _on_pingreq(connection: Connection, _packet: Pingreq) -> None:
-    connection.machine.send(_PINGRESP)  # [MQTT-3.12.4-1]
+    connection.machine.send_now(_PINGRESP)  # [MQTT-3.12.4-1]
 
 
 def _on_fault(connection: Connection, fault: MqttError) -> None:
