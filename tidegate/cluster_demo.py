@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from cloud.cluster.connection import ClusterError, Connection
 from cloud.cluster.layout import Layout, apply
 from runtime.service import StartError, stop_on_signals
 from tidegate.nats_servers import NatsServer, NatsServers, free_ports
-from tidegate.node_api import ask_node
+from tidegate.node_api import ask_service
 
 __all__ = ["ClusterProcesses", "TidegateProcess", "add_demo_arguments", "run_demo"]
 
@@ -205,8 +206,11 @@ class ClusterProcesses:
         deadline = time.monotonic() + _READY_S
         while time.monotonic() < deadline:
             with contextlib.suppress(StartError):
-                await asyncio.to_thread(ask_node, self.urls[number], "status", {})
-                return
+                said = await asyncio.to_thread(
+                    partial(ask_service, self.urls[number], "readyz", also=503)
+                )
+                if said.get("ok"):
+                    return
             await asyncio.sleep(0.1)
         node = self.nodes[number]
         raise StartError(f"{node.name} is not ready in {_READY_S:g} s; see {node.log}")
@@ -335,7 +339,7 @@ class _Demo:
         parts = []
         for node, url in zip(self._cluster.nodes, self._cluster.urls, strict=True):
             try:
-                status = await asyncio.to_thread(ask_node, url, "status", {})
+                status = await asyncio.to_thread(ask_service, url, "status")
                 parts.append(f"{node.name} took {_taken(status)}")
             except StartError:
                 parts.append(f"{node.name} silent")

@@ -32,6 +32,7 @@ log = structlog.get_logger(component="cluster")
 _BATCH = 500
 _BATCH_BYTES = 4 << 20
 _AHEAD_MAX = 4096  # republished messages kept while a gap is read
+_BEHIND_MAX = 3  # a leader that was deposed and does not know it answers from the past
 _RETRY_S = 0.1
 _LOG_EVERY_S = 10.0
 
@@ -75,6 +76,7 @@ class Follower:
         self._poll_s = poll_s
         self._altered = altered
         self._next_seq = 1
+        self._behind = 0  # times in a row that the stream said it ends before what we have read
         self._ahead: dict[int, Message] = {}
         self._wake = asyncio.Event()
         self._reached: list[tuple[int, asyncio.Future[None]]] = []
@@ -191,13 +193,16 @@ class Follower:
         if max(wanted, gap) >= self._next_seq:
             await self._fill(max(wanted, gap))
             return max(wanted, gap) >= self._next_seq and bool(wanted >= self._next_seq or gap)
+        reached = self._next_seq - 1  # before the question: it goes on meanwhile
         state = (await self._connection.api(f"STREAM.INFO.{self.stream}"))["state"]
         last = int(state["last_seq"])
-        if last + 1 < self._next_seq:
+        self._behind = self._behind + 1 if last < reached else 0
+        if self._behind >= _BEHIND_MAX:
             self._altered(
-                f"{self.stream}: its last sequence went back from {self._next_seq - 1} to {last}:"
+                f"{self.stream}: its last sequence went back from {reached} to {last}:"
                 " it was replaced or restored"
             )
+        if last < reached:
             return False
         while self._next_seq <= last:
             if not await self._fill(last):

@@ -211,7 +211,8 @@ class JetStreamStream:
         checked_bytes(parts)
         self._check_open()
         if parts or given_up or assigned:
-            await self._lines.begin(parts, given_up, assigned or {})
+            # who is cancelled no longer waits, but what it began goes on
+            await asyncio.shield(self._lines.begin(parts, given_up, assigned or {}))
         else:
             await self._probe()
 

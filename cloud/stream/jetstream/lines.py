@@ -85,7 +85,7 @@ class Lines:
     def begin(
         self, parts: Sequence[Part], given_up: Sequence[GivenUp], assigned: Mapping[Source, int]
     ) -> asyncio.Future[None]:
-        """Begin an append of valid parts.
+        """Begin an append of valid parts; the future may be waited for, never cancelled.
 
         Raises:
             StreamError: another node took readings of a source meanwhile, or an append before
@@ -112,11 +112,8 @@ class Lines:
 
     async def settled(self) -> None:
         """Return when every append under way at the call was answered."""
-        waiting = [asyncio.shield(future) for future in self._under_way]
-        if waiting:
-            await asyncio.gather(*waiting, return_exceptions=True)
-        while self._tasks:  # of appends whose caller has gone
-            await asyncio.wait(self._tasks)
+        if self._under_way:
+            await asyncio.wait(set(self._under_way))
 
     # ---- stages ----------------------------------------------------------------------------------
 
