@@ -16,6 +16,9 @@ from typing import Any
 import structlog
 
 from bridge.devices import DeviceIds
+from cloud.cluster.mqtt_bus import MqttCluster
+from cloud.cluster.mqtt_fabric import FabricError
+from cloud.cluster.mqtt_opening import open_mqtt_cluster
 from cloud.config import CloudConfig
 from cloud.database import DatabaseError
 from cloud.gateways import GatewaysSeen
@@ -36,6 +39,7 @@ from cloud.telemetry import Sample, figures_of, register_metrics, register_strea
 from cloud.views import GatewayView, LedgerView, PartitionView, StatusView
 from mqtt.broker.broker import Broker
 from mqtt.broker.front import Front, FrontError
+from mqtt.broker.seams import SessionStore
 from mqtt.broker.session_store import SessionStoreError, SqliteSessionStore
 from runtime.clock import Clock
 from runtime.metrics import Metrics
@@ -74,6 +78,7 @@ class CloudService:
         self.stream: Stream
         self.capture: CloudCapture
         self.broker: Broker
+        self.mqtt_cluster: MqttCluster | None = None
         self._front: Front
         self.sinks: Sinks
         self.storage: Storage | None = None
@@ -162,18 +167,28 @@ class CloudService:
         return DeviceIds(commands.topics) if commands.enabled else None
 
     async def _start_broker(self) -> None:
-        store = SqliteSessionStore(self.config.data / "cloud" / "sessions.db")
+        store: SessionStore
+        if self.config.stream.url:
+            try:
+                store = self.mqtt_cluster = await open_mqtt_cluster(
+                    self.config.stream, self.clock, node_id=self.config.node_id
+                )
+            except FabricError as error:
+                raise StartError(f"mqtt: {error}") from None
+        else:
+            store = SqliteSessionStore(self.config.data / "cloud" / "sessions.db")
         self._front = Front(
             self.config.front,
             capture=self.capture,
             store=store,
+            bus=self.mqtt_cluster,
             hooks=self.gateways_seen,
             clock=self.clock,
         )
         self._stops.append(self._front.stop)
         try:
             await self._front.start()
-        except SessionStoreError as error:
+        except (SessionStoreError, FabricError) as error:
             raise StartError(f"sessions: {error}") from None
         except FrontError as error:
             raise StartError(str(error)) from None

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from cloud.cluster.connection import ApiError, Connection, NoResponders, Unanswered
 from cloud.cluster.follower import Follower, Message
 
-__all__ = ["Bucket", "BucketWatch", "Conflict", "Value", "key_token"]
+__all__ = ["Bucket", "BucketWatch", "Conflict", "Value", "is_deleted", "key_token"]
 
 _PAUSE_S = 0.05
+_TOMBSTONE_S = 3600.0
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _WRITE_ID = "Tidegate-Write"  # tells our own write from another's when the answer was lost
 _WORD = re.compile(r"[A-Za-z0-9_/=-]+")
@@ -72,7 +73,7 @@ class Bucket:
             ClusterError.
         """
         found = await self._connection.last_message(self.stream, self._prefix + key)
-        if found is None or _deleted(_headers(found.get("hdrs", ""))):
+        if found is None or is_deleted(_headers(found.get("hdrs", ""))):
             return None
         return Value(key, base64.b64decode(found.get("data") or ""), int(found["seq"]))
 
@@ -92,7 +93,7 @@ class Bucket:
             return await self.update(key, value, 0, ttl_s=ttl_s)
         except Conflict:
             found = await self._connection.last_message(self.stream, self._prefix + key)
-            if found is None or not _deleted(_headers(found.get("hdrs", ""))):
+            if found is None or not is_deleted(_headers(found.get("hdrs", ""))):
                 raise
             return await self.update(key, value, int(found["seq"]), ttl_s=ttl_s)
 
@@ -115,17 +116,23 @@ class Bucket:
         headers = {} if ttl_s is None else {"Nats-TTL": _ttl(ttl_s)}
         return await self._change(key, value, headers)
 
-    async def delete(self, key: str, *, revision: int | None = None) -> None:
-        """Remove a key's value, if given only when it is at `revision`.
+    async def delete(self, key: str, *, revision: int | None = None) -> int:
+        """Remove a key's value, if given only when it is at `revision`; return the new revision.
+
+        What says so goes by itself after an hour, so that keys used once leave nothing behind.
 
         Raises:
             Conflict: it is at another revision.
             ClusterError: it may have been removed.
         """
-        headers = {"KV-Operation": "DEL", _WRITE_ID: secrets.token_hex(8)}
+        headers = {
+            "KV-Operation": "DEL",
+            "Nats-TTL": _ttl(_TOMBSTONE_S),
+            _WRITE_ID: secrets.token_hex(8),
+        }
         if revision is not None:
             headers[_EXPECTED] = str(revision)
-        await self._change(key, b"", headers)
+        return await self._change(key, b"", headers)
 
     async def _change(self, key: str, value: bytes, headers: dict[str, str]) -> int:
         """Publish until it is known what became of it; `headers` decide when it may happen."""
@@ -222,7 +229,7 @@ class BucketWatch:
 
     def _take(self, message: Message) -> None:
         key = message.subject[self._prefix_length :]
-        if _deleted(message.headers):
+        if is_deleted(message.headers):
             if self.values.pop(key, None) is not None:
                 self._changed(key, None)
             return
@@ -230,7 +237,8 @@ class BucketWatch:
         self._changed(key, value)
 
 
-def _deleted(headers: dict[str, str]) -> bool:
+def is_deleted(headers: dict[str, str]) -> bool:
+    """Return True when a bucket's message says that its key has no value any more."""
     return headers.get("KV-Operation") in ("DEL", "PURGE") or "Nats-Marker-Reason" in headers
 
 

@@ -4,6 +4,7 @@
     {cluster}-LEDGER      {cluster}.ledger            what was committed, in the one order
     {cluster}-CHECKPOINT  {cluster}.checkpoint.>      the ledger's state at some sequence, in pieces
     {cluster}-DEAD        {cluster}.dead.>            dead letters
+    {cluster}-MQTT        {cluster}.mqtt.>            QoS 1 and 2 over nodes, and sessions away
     KV_{cluster}-{bucket} $KV.{cluster}-{bucket}.>    leases, sessions, retained, registry, latest
 
 A body in RAW is an entry only once the ledger says so (docs/adr/0008-jetstream-engine.md): entries
@@ -42,6 +43,7 @@ BUCKETS = ("leases", "sessions", "retained", "registry", "latest")
 _LAYOUT_VERSION = "1"
 _NS = 1_000_000_000
 _MIB = 1 << 20
+_MQTT_AGE_S = 7 * 86_400
 _NOT_FOUND = (10059,)
 _READY_S = 30.0
 _KEY_CLUSTER = "tidegate.cluster"
@@ -70,6 +72,7 @@ class Layout:
         raw_bytes_max: Bytes of all RAW streams together; beyond it appends are refused.
         ledger_bytes_max: Bytes of the ledger and of its checkpoints, each.
         bucket_bytes_max: Bytes of each bucket, and of the dead letters.
+        mqtt_bytes_max: Bytes of MQTT messages for sessions that are away; the oldest go first.
     """
 
     cluster: str = "tidegate"
@@ -77,6 +80,7 @@ class Layout:
     raw_bytes_max: int = 1 << 30
     ledger_bytes_max: int = 256 * _MIB
     bucket_bytes_max: int = 256 * _MIB
+    mqtt_bytes_max: int = 512 * _MIB
 
     def raw_stream(self, partition: int) -> str:
         """Return the stream that has a partition's bodies."""
@@ -114,6 +118,15 @@ class Layout:
         """Return the subject of a dead letter."""
         return ".".join((f"{self.cluster}.dead", *map(str, tokens)))
 
+    @property
+    def mqtt_stream(self) -> str:
+        """The log of MQTT messages between nodes."""
+        return f"{self.cluster}-MQTT"
+
+    def mqtt_subject(self, word: str) -> str:
+        """Return a subject of that log."""
+        return f"{self.cluster}.mqtt.{word}"
+
     def bucket(self, name: str) -> str:
         """Return a bucket's full name, as `cloud.cluster.bucket.Bucket` wants it."""
         return f"{self.cluster}-{name}"
@@ -140,6 +153,12 @@ class Layout:
         ):
             spec = self._stream(name, [subject], self.ledger_bytes_max)
             yield replace(spec, config={**spec.config, "max_msgs_per_subject": 1})
+        mqtt = self._stream(
+            self.mqtt_stream, [self.mqtt_subject(">")], self.mqtt_bytes_max, republish=True
+        )
+        # A client that stays away must not stop all others: docs/adr/0009-mqtt-across-nodes.md
+        shed = {"discard": "old", "max_age": _MQTT_AGE_S * _NS, "duplicate_window": 120 * _NS}
+        yield replace(mqtt, config={**mqtt.config, **shed})
         for bucket in BUCKETS:
             yield self._bucket(self.bucket(bucket))
 

@@ -95,10 +95,9 @@ class Presence:
 
     async def leave(self) -> None:
         """Be gone: the others settle what there is now, at once; raises FabricError."""
-        self._joined = False
-        for task in self._settling.values():
-            task.cancel()
-        await asyncio.gather(*self._settling.values(), return_exceptions=True)
+        if not self._joined:
+            return
+        await self.stop()
         await self._fabric.put(f"n.{self.instance}", None, None)
 
     def done(self, seq: int) -> None:

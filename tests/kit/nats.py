@@ -46,7 +46,12 @@ def nats_single(folder: Path, **options: Any) -> Iterator[NatsServers]:
 
 def layout_of(servers: NatsServers, cluster: str = "tidegate", **options: Any) -> Layout:
     """Return a small layout that fits the servers: R3 on three of them, R1 on one."""
-    sizes = {"raw_bytes_max": 64 << 20, "ledger_bytes_max": 16 << 20, "bucket_bytes_max": 16 << 20}
+    sizes = {
+        "raw_bytes_max": 64 << 20,
+        "ledger_bytes_max": 16 << 20,
+        "bucket_bytes_max": 16 << 20,
+        "mqtt_bytes_max": 64 << 20,
+    }
     return Layout(cluster, 3 if len(servers) >= 3 else 1, **{**sizes, **options})
 
 
