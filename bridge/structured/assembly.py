@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bridge.readings import FLAG_PROPERTIES
 from bridge.structured.coder import Reader, refuse
-from bridge.structured.columns import decode_column, read_chain
+from bridge.structured.columns import decode_column
 from bridge.structured.context import RAW, Context, Source, Template
 from bridge.structured.heads import (
     EXPLICIT,
@@ -100,7 +100,7 @@ def _read_heads(io: Reader, context: Context, arrivals: Arrivals) -> list[int]:
     """Return the heads of all readings, each read in the light of its source's last one."""
     contexts = [source.head for source, _ in arrivals]
     places = [place for place, (_, times) in enumerate(arrivals) for _ in times]
-    heads = read_chain(io, context.tables.heads, contexts, places)
+    heads = io.chain(context.tables.heads, contexts, places)
     for (source, _), head in zip(arrivals, contexts, strict=True):
         source.head = head
     return heads

@@ -17,25 +17,37 @@ from bisect import bisect_right
 from typing import NoReturn, Protocol
 
 from bridge.errors import BatchError
-from bridge.structured.limits import INTEGER_BITS
+from bridge.structured.kernel import (
+    DIRECT_VALUES,
+    LAST_DIRECT,
+    STATE_BITS,
+    STATE_LOW,
+    Maybe,
+    integers_of,
+    pack_symbols,
+    put_plain,
+    read_symbols,
+    symbols_of,
+    take_plain,
+    write_symbols,
+)
+from bridge.structured.limits import CHUNK_ROWS, ENUM_VALUES
 from bridge.structured.symbols import (
-    BIG,
+    CONTEXT_AFTER,
     ESCAPE,
-    EXTRA_BITS,
     SCALE,
     SCALE_BITS,
-    SYMBOL_BASE,
-    SYMBOL_SIGN,
     SYMBOLS,
     SYMBOLS_FROM,
     symbol_of,
 )
-from bridge.structured.tables import Table
+from bridge.structured.tables import Chain, Table
 
 __all__ = ["POOLS", "Coder", "Pool", "Reader", "Writer", "refuse"]
 
-_LOW = 1 << 16  # the state's least value, and where it starts and must end
 _MASK = SCALE - 1
+
+SAME = list(range(ENUM_VALUES + 1))  # the context behind a symbol is the symbol
 
 Pool = int
 POOLS = 3  # 0 text, 1 packed digits, 2 raw payloads
@@ -63,6 +75,27 @@ class Coder(Protocol):
 
     def below(self, bound: int, value: int = 0) -> int:
         """Code an integer of 0 to `bound` - 1, all equally likely."""
+        ...
+
+    def chain(
+        self,
+        chain: Chain,
+        contexts: list[int],
+        cells: list[int],
+        symbols: list[int] | None = None,
+        after: list[int] = SAME,
+    ) -> list[int]:
+        """Code a symbol a cell, each by the table its cell's last one chose: `after` by symbol."""
+        ...
+
+    def residuals(
+        self,
+        chain: Chain,
+        contexts: list[int],
+        cells: list[int],
+        steps: list[Maybe] | None = None,
+    ) -> list[Maybe]:
+        """Code an integer or None a cell, by the table its cell's last one chose by its size."""
         ...
 
     def piece(self, pool: Pool, length: int, value: bytes = b"") -> bytes:
@@ -101,11 +134,8 @@ class Writer:
         log.append(symbol)
         if len(log) >= table.due:
             table.rebuild()
-        count = EXTRA_BITS[symbol]
-        if count:
-            self.bits(count, abs(value))
-        elif symbol == BIG:
-            self.big(value)
+        if symbol > LAST_DIRECT:
+            put_plain(self.plain, value)
         return value
 
     def escapable(self, table: Table, value: int | None = None) -> int | None:
@@ -124,6 +154,33 @@ class Writer:
             self.bits((bound - 1).bit_length(), value)
         return value
 
+    def chain(
+        self,
+        chain: Chain,
+        contexts: list[int],
+        cells: list[int],
+        symbols: list[int] | None = None,
+        after: list[int] = SAME,
+    ) -> list[int]:
+        assert symbols is not None
+        put, n = self.spans, len(cells)
+        for start in range(0, n, CHUNK_ROWS):
+            end = min(start + CHUNK_ROWS, n)
+            write_symbols(put, chain.spans, chain.logs, contexts, cells, symbols, after, start, end)
+            chain.note(end - start)
+        return symbols
+
+    def residuals(
+        self,
+        chain: Chain,
+        contexts: list[int],
+        cells: list[int],
+        steps: list[Maybe] | None = None,
+    ) -> list[Maybe]:
+        assert steps is not None
+        self.chain(chain, contexts, cells, symbols_of(steps, self.plain), CONTEXT_AFTER)
+        return steps
+
     def piece(self, pool: Pool, length: int, value: bytes = b"") -> bytes:  # noqa: ARG002
         self.pools[pool] += value
         return value
@@ -133,30 +190,11 @@ class Writer:
         mark = 1 << count
         self.plain.append(bin(value & (mark - 1) | mark)[3:])
 
-    def big(self, value: int) -> None:
-        """Code what follows the symbol `BIG`: sign, bit length and the bits below the first."""
-        magnitude = abs(value)
-        bits = magnitude.bit_length()
-        if bits > INTEGER_BITS:
-            raise ValueError(f"an integer of {bits} bits")
-        self.bits(7, (value < 0) << 6 | bits)
-        if bits > 1:
-            self.bits(bits - 1, magnitude)
-
     def section(self) -> bytes:
         """Return the final state, the words as a decoder takes them, and the plain bits."""
-        state = _LOW
-        words: list[int] = []
-        emit = words.append
-        for freq, start in reversed(self.spans):
-            if state >= freq << 18:
-                emit(state & 0xFFFF)
-                state >>= 16
-            state += state // freq * (SCALE - freq) + start
-        words.reverse()
         plain = "".join(reversed(self.plain))
         tail = int(plain, 2).to_bytes((len(plain) + 7) // 8, "big") if plain else b""
-        return struct.pack(f"<I{len(words)}H", state, *words) + tail
+        return pack_symbols(self.spans) + tail
 
 
 class Reader:
@@ -175,7 +213,7 @@ class Reader:
         if len(section) < 4:
             refuse("the symbols are cut short")
         self.state, *self.words = struct.unpack_from(f"<I{len(section) // 2 - 2}H", section)
-        if self.state < _LOW:
+        if self.state < STATE_LOW:
             refuse("a coder state below its range")
         self.at = 0
         self.plain = bin(int.from_bytes(b"\1" + section, "big"))[3:]
@@ -195,24 +233,22 @@ class Reader:
         return symbol
 
     def number(self, table: Table, value: int = 0) -> int:  # noqa: ARG002
-        symbol = self.symbol(table)
-        if symbol >= BIG:
-            if symbol == ESCAPE:
-                refuse("an escape where an integer belongs")
-            return self.big()
-        extra = EXTRA_BITS[symbol]
-        magnitude = SYMBOL_BASE[symbol] + (self.bits(extra) if extra else 0)
-        return magnitude * SYMBOL_SIGN[symbol]
+        found = self.escapable(table)
+        if found is None:
+            refuse("an escape where an integer belongs")
+        return found
 
     def escapable(self, table: Table, value: int | None = None) -> int | None:  # noqa: ARG002
         symbol = self.symbol(table)
+        if symbol <= LAST_DIRECT:
+            return DIRECT_VALUES[symbol]
         if symbol == ESCAPE:
             return None
-        if symbol == BIG:
-            return self.big()
-        extra = EXTRA_BITS[symbol]
-        magnitude = SYMBOL_BASE[symbol] + (self.bits(extra) if extra else 0)
-        return magnitude * SYMBOL_SIGN[symbol]
+        try:
+            found, self.plain_at = take_plain(self.plain, self.plain_at, symbol)
+        except EOFError as error:
+            refuse(str(error))
+        return found
 
     def below(self, bound: int, value: int = 0) -> int:
         if bound > SCALE:
@@ -227,6 +263,42 @@ class Reader:
         self._advance(share if value < last else SCALE - share * last, low - share * value)
         return value
 
+    def chain(
+        self,
+        chain: Chain,
+        contexts: list[int],
+        cells: list[int],
+        symbols: list[int] | None = None,  # noqa: ARG002
+        after: list[int] = SAME,
+    ) -> list[int]:
+        out: list[int] = []
+        n = len(cells)
+        for start in range(0, n, CHUNK_ROWS):
+            end = min(start + CHUNK_ROWS, n)
+            try:
+                self.state, self.at = read_symbols(
+                    out, self.words, self.at, self.state,
+                    chain.starts, chain.spans, chain.logs, contexts, cells, after, start, end,
+                )  # fmt: skip
+            except EOFError as error:
+                refuse(str(error))
+            chain.note(end - start)
+        return out
+
+    def residuals(
+        self,
+        chain: Chain,
+        contexts: list[int],
+        cells: list[int],
+        steps: list[Maybe] | None = None,  # noqa: ARG002
+    ) -> list[Maybe]:
+        symbols = self.chain(chain, contexts, cells, None, CONTEXT_AFTER)
+        try:
+            out, self.plain_at = integers_of(symbols, self.plain, self.plain_at)
+        except EOFError as error:
+            refuse(str(error))
+        return out
+
     def piece(self, pool: Pool, length: int, value: bytes = b"") -> bytes:  # noqa: ARG002
         at = self._pool_at[pool]
         data = self.pools[pool]
@@ -239,32 +311,23 @@ class Reader:
         """Return the next `count` plain bits."""
         end = self.plain_at
         begin = end - count
-        if begin < 32:
+        if begin < STATE_BITS:
             refuse("the plain bits end too early")
         self.plain_at = begin
         return int(self.plain[begin:end], 2)
-
-    def big(self) -> int:
-        """Return the integer behind the symbol `BIG`."""
-        head = self.bits(7)
-        bits = head & 0x3F
-        if not bits:
-            refuse("an integer of no bits")
-        magnitude = 1 << (bits - 1) | (self.bits(bits - 1) if bits > 1 else 0)
-        return -magnitude if head & 0x40 else magnitude
 
     def close(self) -> None:
         """Prove that all was read: the state is where the encoder began, nothing is left."""
         words_end = 32 + 16 * self.at
         left = self.plain[words_end : self.plain_at]
-        if self.state != _LOW or not words_end <= self.plain_at < words_end + 8 or "1" in left:
+        if self.state != STATE_LOW or not words_end <= self.plain_at < words_end + 8 or "1" in left:
             refuse("symbols left over")
         if any(at != len(data) for at, data in zip(self._pool_at, self.pools, strict=True)):
             refuse("bytes left over")
 
     def _advance(self, freq: int, offset: int) -> None:
         state = freq * (self.state >> SCALE_BITS) + offset
-        if state < _LOW:
+        if state < STATE_LOW:
             if self.at >= len(self.words):
                 refuse("the symbols end too early")
             state = state << 16 | self.words[self.at]

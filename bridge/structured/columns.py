@@ -7,59 +7,30 @@ its printer does not spell are escaped and follow the symbols. An ENUM column na
 then codes which of its texts each token is, in a table chosen by the cell's last one. A TEXT column
 codes what differs from the cell's last text.
 
-What is split into passes here, each a tight loop or one in C, is paid for by
+What is split into passes here, each a tight loop or one in C (`kernel`), is paid for by
 `benchmarks/codec.py`.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
 
 from bridge.structured.coder import Coder, Reader, Writer, refuse
 from bridge.structured.context import Column, ColumnKind, Context, TextModel
-from bridge.structured.limits import CHUNK_ROWS, ENUM_VALUES
-from bridge.structured.predictors import Maybe, Rows, residuals, values
+from bridge.structured.kernel import Maybe
+from bridge.structured.limits import ENUM_VALUES
+from bridge.structured.predictors import Rows, residuals, values
 from bridge.structured.printers import DIGITS_MAX, Printer, PrinterKind
-from bridge.structured.symbols import (
-    BIG,
-    CONTEXT_AFTER,
-    DIRECT,
-    ESCAPE,
-    EXTRA_BITS,
-    SCALE,
-    SCALE_BITS,
-    SYMBOL_BASE,
-    SYMBOL_SIGN,
-    SYMBOLS,
-    SYMBOLS_FROM,
-    UNKNOWN_PRIOR,
-    symbol_of,
-)
-from bridge.structured.tables import Chain, Table
+from bridge.structured.symbols import UNKNOWN_PRIOR
+from bridge.structured.tables import Table
 from bridge.structured.texts import code_text
 
-__all__ = ["decode_column", "encode_column", "read_chain", "write_chain"]
+__all__ = ["decode_column", "encode_column"]
 
 _DECIMAL = re.compile(rb"-?\d+(?:\.(\d+))?")
 _OTHER_DIGITS = -1
-_MASK = SCALE - 1
-_LOW = 1 << 16
 _REMEMBERED_BYTES = 64  # longer texts are not kept by a column
-_FIRST_WITH_EXTRA = 2 * DIRECT + 1
-_DIRECT_VALUES = [base * sign for base, sign in zip(SYMBOL_BASE, SYMBOL_SIGN, strict=True)]
-_SAME = list(range(ENUM_VALUES + 1))  # the context behind a symbol is the symbol
-
-
-def _plain(r: int) -> str:
-    """Return the plain bits of a residual as a text of 0 and 1."""
-    count = EXTRA_BITS[symbol_of(r)]
-    return bin(abs(r) & ((1 << count) - 1) | 1 << count)[3:]
-
-
-# Plain bits of small residuals, by residual: negative ones count from the end of the list.
-_PLAIN = [_plain(r) for r in (*range(-SYMBOLS_FROM + 1), *range(SYMBOLS_FROM, 0))]
 
 
 def encode_column(
@@ -69,7 +40,7 @@ def encode_column(
     if column.kind == ColumnKind.NUMBER and column.printer is not None:
         numbers = column.printer.parse_all(tokens)
         steps = residuals(column.predictor, column.cells, rows, numbers, column.param)
-        _write_residuals(io, column, rows.cells, steps)
+        io.residuals(column.prepare(), column.contexts, rows.cells, steps)
         if None in numbers:
             for number, token in zip(numbers, tokens, strict=True):
                 if number is None:
@@ -87,7 +58,7 @@ def decode_column(
 ) -> tuple[list[bytes], list[Maybe]]:
     """Return the tokens of a column and, of a NUMBER column, their integers."""
     if column.kind == ColumnKind.NUMBER and column.printer is not None:
-        steps = _read_residuals(io, column, rows.cells)
+        steps = io.residuals(column.prepare(), column.contexts, rows.cells)
         numbers = values(column.predictor, column.cells, rows, steps, column.param)
         if None not in numbers:
             return column.printer.show_all(numbers), numbers  # type: ignore[arg-type]  # no None
@@ -101,112 +72,7 @@ def decode_column(
     return _code_texts(io, context, column, rows.cells, None), []
 
 
-# ---- chains --------------------------------------------------------------------------------------
-
-
-def write_chain(
-    io: Writer,
-    chain: Chain,
-    contexts: list[int],
-    cells: Sequence[int],
-    symbols: Sequence[int],
-    after: Sequence[int] = _SAME,
-) -> None:
-    """Code symbols, each with the table its cell's last one chose: `after` by symbol."""
-    put = io.spans.append
-    spans, logs = chain.spans, chain.logs
-    for start in range(0, len(cells), CHUNK_ROWS):
-        some_cells, some = cells, symbols
-        if len(cells) > CHUNK_ROWS:
-            end = start + CHUNK_ROWS
-            some_cells, some = cells[start:end], symbols[start:end]
-        for cell, symbol in zip(some_cells, some, strict=True):
-            which = contexts[cell]
-            put(spans[which][symbol])
-            logs[which].append(symbol)
-            contexts[cell] = after[symbol]
-        chain.note(len(some))
-
-
-def read_chain(
-    io: Reader,
-    chain: Chain,
-    contexts: list[int],
-    cells: Sequence[int],
-    after: Sequence[int] = _SAME,
-) -> list[int]:
-    """Return the symbols of a chain."""
-    words = io.words
-    n_words = len(words)
-    state, at = io.state, io.at
-    out: list[int] = []
-    put = out.append
-    spans, starts, logs = chain.spans, chain.starts, chain.logs
-    for start in range(0, len(cells), CHUNK_ROWS):
-        some = cells[start : start + CHUNK_ROWS] if len(cells) > CHUNK_ROWS else cells
-        for cell in some:
-            which = contexts[cell]
-            low = state & _MASK
-            symbol = bisect_right(starts[which], low) - 1
-            freq, base = spans[which][symbol]
-            state = freq * (state >> SCALE_BITS) + low - base
-            if state < _LOW:
-                if at >= n_words:
-                    refuse("the symbols end too early")
-                state = state << 16 | words[at]
-                at += 1
-            logs[which].append(symbol)
-            contexts[cell] = after[symbol]
-            put(symbol)
-        chain.note(len(some))
-    io.state, io.at = state, at
-    return out
-
-
 # ---- NUMBER --------------------------------------------------------------------------------------
-
-
-def _write_residuals(io: Writer, column: Column, cells: Sequence[int], steps: list[Maybe]) -> None:
-    chain, contexts = column.prepare(), column.contexts
-    known: list[int] = steps  # type: ignore[assignment]  # unless there is a None, see below
-    escapes = None in steps
-    if escapes:
-        known = [step for step in steps if step is not None]
-    if known and min(known) >= SYMBOLS_FROM and max(known) <= -SYMBOLS_FROM:
-        if escapes:
-            symbols = [ESCAPE if step is None else SYMBOLS[step] for step in steps]
-        else:
-            symbols = list(map(SYMBOLS.__getitem__, known))
-        write_chain(io, chain, contexts, cells, symbols, CONTEXT_AFTER)
-        io.plain += [_PLAIN[step] for step in known if step > DIRECT or step < -DIRECT]
-        return
-    symbols = [ESCAPE if step is None else symbol_of(step) for step in steps]
-    write_chain(io, chain, contexts, cells, symbols, CONTEXT_AFTER)
-    for step in known:
-        symbol = symbol_of(step)
-        if symbol == BIG:
-            io.big(step)
-        elif symbol >= _FIRST_WITH_EXTRA:
-            io.bits(EXTRA_BITS[symbol], abs(step))
-
-
-def _read_residuals(io: Reader, column: Column, cells: Sequence[int]) -> list[Maybe]:
-    symbols = read_chain(io, column.prepare(), column.contexts, cells, CONTEXT_AFTER)
-    if max(symbols) < _FIRST_WITH_EXTRA:
-        return list(map(_DIRECT_VALUES.__getitem__, symbols))
-    out: list[Maybe] = []
-    put = out.append
-    for symbol in symbols:
-        if symbol < _FIRST_WITH_EXTRA:
-            put(_DIRECT_VALUES[symbol])
-        elif symbol < BIG:
-            magnitude = SYMBOL_BASE[symbol] + io.bits(EXTRA_BITS[symbol])
-            put(magnitude * SYMBOL_SIGN[symbol])
-        elif symbol == BIG:
-            put(io.big())
-        else:
-            put(None)
-    return out
 
 
 def _code_escape(io: Coder, context: Context, column: Column, token: bytes = b"") -> bytes:
@@ -258,7 +124,7 @@ def _code_new_text(io: Coder, context: Context, column: Column, token: bytes) ->
 
 
 def _write_enum(
-    io: Writer, context: Context, column: Column, cells: Sequence[int], tokens: Sequence[bytes]
+    io: Writer, context: Context, column: Column, cells: list[int], tokens: Sequence[bytes]
 ) -> None:
     index = column.text_index
     new = [token for token in dict.fromkeys(tokens) if token not in index]
@@ -268,21 +134,21 @@ def _write_enum(
     for token in new:
         _code_new_text(io, context, column, token)
     places = [index.get(token, 0) for token in tokens]
-    write_chain(io, column.prepare(), column.contexts, cells, places)
+    io.chain(column.prepare(), column.contexts, cells, places)
     if 0 in places:
         for place, token in zip(places, tokens, strict=True):
             if not place:
                 _code_new_text(io, context, column, token)
 
 
-def _read_enum(io: Reader, context: Context, column: Column, cells: Sequence[int]) -> list[bytes]:
+def _read_enum(io: Reader, context: Context, column: Column, cells: list[int]) -> list[bytes]:
     count = io.number(context.tables.lengths)
     texts = column.texts
     if not 0 <= count <= ENUM_VALUES - len(texts):
         refuse("more texts than an enumeration holds")
     for _ in range(count):
         _code_new_text(io, context, column, b"")
-    places = read_chain(io, column.prepare(), column.contexts, cells)
+    places = io.chain(column.prepare(), column.contexts, cells)
     if max(places) > len(texts):
         refuse("a text that was never used")
     known = [b"", *texts]
@@ -296,7 +162,7 @@ def _code_texts(
     io: Coder,
     context: Context,
     column: Column,
-    cells: Sequence[int],
+    cells: list[int],
     tokens: Sequence[bytes] | None,
 ) -> list[bytes]:
     last = column.last_texts

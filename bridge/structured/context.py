@@ -317,10 +317,11 @@ class ModelTables:
     header: Table = field(default_factory=_numbers)
     span: Table = field(default_factory=_numbers)
     schema: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(SCHEMA_FIELDS)])
-    counts: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(36)])
+    counts: Chain = field(default_factory=lambda: Chain([UNKNOWN_PRIOR] * 36))
     arrivals: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(10)])
     gaps: list[Table] = field(default_factory=lambda: _by_size(22))
-    phases: list[Table] = field(default_factory=lambda: _by_size(16))
+    phases: Chain = field(default_factory=lambda: Chain(_size_priors(16)))
+    strides: list[Table] = field(default_factory=lambda: _by_size(16))
     multiples: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(16)])
     order: list[Table] = field(default_factory=lambda: [_numbers() for _ in range(4)])
     heads: Chain = field(default_factory=lambda: Chain([_HEAD_PRIOR] * 4))
@@ -343,7 +344,11 @@ class ModelTables:
 
 def _by_size(count: int) -> list[Table]:
     """Return tables for residuals whose last size is the table's place."""
-    return [Table(residual_priors[min(size, 12)]) for size in range(count)]
+    return [Table(prior) for prior in _size_priors(count)]
+
+
+def _size_priors(count: int) -> list[Prior]:
+    return [residual_priors[min(size, 12)] for size in range(count)]
 
 
 @dataclass(slots=True)

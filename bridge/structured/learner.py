@@ -39,6 +39,7 @@ _REF_GAIN = 0.9  # or below this one's: of many references some seem good by cha
 _SPELLING_GAIN = 0.02  # the share of tokens a new printer must spell beyond the old one
 _ENUM_DISTINCT_MAX = 12  # numbers that take more values than this are never an enumeration
 _ALPHABET_SHARE = 0.9  # of the middles an alphabet must fit
+_WORTH_BITS = 0.4  # a value: a column that takes less has nothing to gain
 _SIGNS = b"-:._/ +="
 _TEXT_BYTES_MAX = 48  # longer texts are no enumeration
 
@@ -219,7 +220,7 @@ def _predict(
     steps = _Steps(numbers)
     last = _Option(bits_of(list(map(sub, steps.now, steps.before)), steps.escapes), 0)
     options = [last]
-    if last.bits > 0:
+    if last.bits > _WORTH_BITS * len(steps.now):
         options.append(_try(PredictorKind.LINEAR, numbers))
         options += [_try(PredictorKind.MEAN, numbers, (shift, 0)) for shift in (2, 4)]
         units = _time_units(numbers, digits, resolution_us)

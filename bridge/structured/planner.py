@@ -34,7 +34,8 @@ __all__ = ["BatchPlan", "Planner"]
 
 _CREDIT_MAX = 512.0
 _CREDIT_PER_HIT = 0.125
-_COMPILE_AFTER = 4  # uses of a template before its matcher is compiled, which takes half a ms
+_COMPILE_AFTER = 4  # uses of a template before its matcher is compiled, which takes ms,
+_COMPILE_BYTES = 8  # and a use for so many bytes of it: only then will it have paid
 _COMPILES_PER_BATCH = 4
 _MATCHERS_MAX = 2048
 _FIRST_ROWS = 128  # of a new shape, from which its columns' coding is chosen
@@ -57,11 +58,14 @@ class KnownShape:
     match: Match | None = None
     slots: dict[ColumnPlan, int] = field(default_factory=dict)
     frames: list[list[Step]] = field(default_factory=list)  # of a framed shape
+    compile_after: int = 0  # uses
     fresh: bool = True  # of this batch: its columns' coding is to be chosen from `first`
     first: list[tuple[SourceView, int, tuple[bytes, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.slots = {column: slot for slot, column in enumerate(self.columns)}
+        size = sum(map(len, self.shape.fragments))
+        self.compile_after = max(_COMPILE_AFTER, size // _COMPILE_BYTES)
         if self.shape.framed:
             self.frames = check_marks(self.shape.fragments)
 
@@ -326,7 +330,7 @@ class Planner:
             known = self._new_shape(view, shape, key, spelled)
             if known is None:
                 return None
-        elif self._compiles and known.match is None and known.uses >= _COMPILE_AFTER:
+        elif self._compiles and known.match is None and known.uses >= known.compile_after:
             known.match = self._compile(shape)
         return known, shape.tokens
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Protocol
 
+from bridge.structured.kernel import Kernel, Maybe, native
+
 __all__ = ["USES_COLUMN", "CellState", "Maybe", "PredictorKind", "Rows", "residuals", "values"]
 
-Maybe = int | None
 _CLAMP = 1 << 62  # values are within +-2^61, so that no residual passes 2^63
 
 
@@ -69,35 +70,66 @@ class Rows:
     of the referred column in these rows, None where it has none.
     """
 
-    cells: Sequence[int]
+    cells: list[int]
     times: Sequence[int] = ()
     refs: Sequence[Maybe] = ()
 
 
 class _Step(Protocol):
     def __call__(
-        self, state: CellState, rows: Rows, xs: Sequence[Maybe], param: tuple[int, int], fwd: bool
+        self, state: CellState, rows: Rows, xs: list[Maybe], param: tuple[int, int], fwd: bool
     ) -> list[Maybe]: ...
 
 
 def residuals(
-    kind: int, state: CellState, rows: Rows, given: Sequence[Maybe], param: tuple[int, int]
+    kind: int, state: CellState, rows: Rows, given: list[Maybe], param: tuple[int, int]
 ) -> list[Maybe]:
     """Return how far each value is from its prediction."""
-    return _STEPS[kind](state, rows, given, param, fwd=True)
+    return predict(kind, state, rows, given, param, fwd=True)
 
 
 def values(
-    kind: int, state: CellState, rows: Rows, given: Sequence[Maybe], param: tuple[int, int]
+    kind: int, state: CellState, rows: Rows, given: list[Maybe], param: tuple[int, int]
 ) -> list[Maybe]:
     """Return the value of each residual."""
-    return _STEPS[kind](state, rows, given, param, fwd=False)
+    return predict(kind, state, rows, given, param, fwd=False)
+
+
+def predict(
+    kind: int,
+    state: CellState,
+    rows: Rows,
+    given: list[Maybe],
+    param: tuple[int, int],
+    *,
+    fwd: bool,
+    kernel: Kernel | None = native,
+) -> list[Maybe]:
+    """Take values to residuals (`fwd`), or residuals to values."""
+    if kernel is not None:
+        done = kernel.predict(
+            kind,
+            state.last,
+            state.aux,
+            rows.cells,
+            rows.times,
+            rows.refs,
+            given,
+            *param,
+            state.recent,
+            state.recent_aux,
+            fwd,
+        )
+        if done is not None:
+            out, state.recent, state.recent_aux = done
+            return out
+    return _STEPS[kind](state, rows, given, param, fwd)
 
 
 def _last(
     state: CellState,
     rows: Rows,
-    xs: Sequence[Maybe],
+    xs: list[Maybe],
     param: tuple[int, int],  # noqa: ARG001
     fwd: bool,
 ) -> list[Maybe]:
@@ -132,19 +164,18 @@ def _last_of_all(state: CellState, rows: Rows, xs: Any, fwd: bool) -> list[Maybe
         for cell, x in zip(rows.cells, xs, strict=True):
             put(x - last[cell])
             last[cell] = x
-        state.recent = xs[-1]
     else:
         for cell, x in zip(rows.cells, xs, strict=True):
             value = last[cell] = x + last[cell]
             put(value)
-        state.recent = last[rows.cells[-1]]
+    state.recent = last[rows.cells[-1]]
     return out
 
 
 def _linear(
     state: CellState,
     rows: Rows,
-    xs: Sequence[Maybe],
+    xs: list[Maybe],
     param: tuple[int, int],  # noqa: ARG001
     fwd: bool,
 ) -> list[Maybe]:
@@ -171,7 +202,7 @@ def _linear(
 
 
 def _mean(
-    state: CellState, rows: Rows, xs: Sequence[Maybe], param: tuple[int, int], fwd: bool
+    state: CellState, rows: Rows, xs: list[Maybe], param: tuple[int, int], fwd: bool
 ) -> list[Maybe]:
     last, means, recent_mean = state.last, state.aux, state.recent_aux
     shift = param[0]
@@ -199,7 +230,7 @@ def _mean(
 
 
 def _time(
-    state: CellState, rows: Rows, xs: Sequence[Maybe], param: tuple[int, int], fwd: bool
+    state: CellState, rows: Rows, xs: list[Maybe], param: tuple[int, int], fwd: bool
 ) -> list[Maybe]:
     last, phases, recent_phase = state.last, state.aux, state.recent_aux
     num, den = param
@@ -228,7 +259,7 @@ def _time(
 
 
 def _line(
-    state: CellState, rows: Rows, xs: Sequence[Maybe], param: tuple[int, int], fwd: bool
+    state: CellState, rows: Rows, xs: list[Maybe], param: tuple[int, int], fwd: bool
 ) -> list[Maybe]:
     last, offsets, recent, recent_offset = state.last, state.aux, state.recent, state.recent_aux
     num, den = param
@@ -263,7 +294,7 @@ def _line(
 def _difference(
     state: CellState,
     rows: Rows,
-    xs: Sequence[Maybe],
+    xs: list[Maybe],
     param: tuple[int, int],  # noqa: ARG001
     fwd: bool,
 ) -> list[Maybe]:
@@ -292,7 +323,7 @@ def _difference(
 def _ratio(
     state: CellState,
     rows: Rows,
-    xs: Sequence[Maybe],
+    xs: list[Maybe],
     param: tuple[int, int],  # noqa: ARG001
     fwd: bool,
 ) -> list[Maybe]:
@@ -323,7 +354,7 @@ def _ratio(
 def _before(
     state: CellState,
     rows: Rows,
-    xs: Sequence[Maybe],
+    xs: list[Maybe],
     param: tuple[int, int],  # noqa: ARG001
     fwd: bool,
 ) -> list[Maybe]:

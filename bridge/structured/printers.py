@@ -18,6 +18,7 @@ from typing import Literal
 
 from bridge.structured.calendar import parse_clock, parse_stamp, show_clock, show_stamp
 from bridge.structured.frames import varint
+from bridge.structured.kernel import Kernel, native
 from bridge.structured.limits import VALUE_BITS
 
 __all__ = ["DIGITS_MAX", "Printer", "PrinterKey", "PrinterKind"]
@@ -53,7 +54,7 @@ class PrinterKind(IntEnum):
 _Parse = Callable[[bytes], int]
 _Show = Callable[[int], bytes]
 _ParseMany = Callable[[Sequence[bytes]], "list[int | None]"]
-_ShowMany = Callable[[Sequence[int]], list[bytes]]
+_ShowMany = Callable[[list[int]], list[bytes]]
 
 
 class Printer:
@@ -77,13 +78,20 @@ class Printer:
         self._parse_core, self._show_core = _SPELLINGS[PrinterKind(kind)](digits, text)
         self._parse_many: _ParseMany = self._parse_one_by_one
         self._show_many: _ShowMany = self._show_one_by_one
-        if kind in _REPEATING:
+        if native is not None and (kind in _NATIVE or (kind in _WHOLE and 0 < digits <= 8)):
+            self._use_native(native)
+        elif kind in _REPEATING:
             cached_parse = lru_cache(_CACHE_MAX)(self.parse)
             cached_show = lru_cache(_CACHE_MAX)(self.show)
             self._parse_many = lambda tokens: list(map(cached_parse, tokens))
             self._show_many = lambda values: list(map(cached_show, values))
         elif kind in (PrinterKind.FIXED, PrinterKind.TRIMMED) and not prefix and not suffix:
             self._parse_many, self._show_many = _decimals(self, digits, kind)
+
+    def _use_native(self, kernel: Kernel) -> None:
+        parse_all, show_all, key = kernel.parse_all, kernel.show_all, self.key
+        self._parse_many = lambda tokens: parse_all(tokens, *key)
+        self._show_many = lambda values: show_all(values, *key)
 
     def parse(self, token: bytes) -> int | None:
         """Return the integer `token` spells, or None when this printer does not spell it so."""
@@ -121,7 +129,7 @@ class Printer:
         """Return what `parse` returns for each token."""
         return self._parse_many(tokens)
 
-    def show_all(self, values: Sequence[int]) -> list[bytes]:
+    def show_all(self, values: list[int]) -> list[bytes]:
         """Return what `show` returns for each value.
 
         Raises:
@@ -132,7 +140,7 @@ class Printer:
     def _parse_one_by_one(self, tokens: Sequence[bytes]) -> list[int | None]:
         return list(map(self.parse, tokens))
 
-    def _show_one_by_one(self, values: Sequence[int]) -> list[bytes]:
+    def _show_one_by_one(self, values: list[int]) -> list[bytes]:
         return list(map(self.show, values))
 
     def resembles(self, token: bytes) -> bool:
@@ -337,6 +345,15 @@ def _varint(digits: int, text: bytes) -> tuple[_Parse, _Show]:  # noqa: ARG001
 
 
 _Spelling = Callable[[int, bytes], tuple[_Parse, _Show]]
+_WHOLE = frozenset(
+    {
+        PrinterKind.UNSIGNED_LITTLE,
+        PrinterKind.UNSIGNED_BIG,
+        PrinterKind.SIGNED_LITTLE,
+        PrinterKind.SIGNED_BIG,
+    }
+)
+_NATIVE = frozenset({*range(PrinterKind.CLOCK + 1), PrinterKind.VARINT})  # done by the kernel
 _REPEATING = frozenset({PrinterKind.STAMP, PrinterKind.STAMP_TRIMMED, PrinterKind.CLOCK})
 
 _SPELLINGS: dict[int, _Spelling] = {

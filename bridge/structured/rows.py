@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from bridge.readings import FLAG_PROPERTIES
 from bridge.structured.coder import Writer
-from bridge.structured.columns import encode_column, write_chain
+from bridge.structured.columns import encode_column
 from bridge.structured.context import RAW, Context, Source, Template
 from bridge.structured.heads import (
     EXPLICIT,
@@ -63,7 +63,7 @@ def _write_heads(io: Writer, context: Context, arrivals: Arrivals, heads: list[i
     """Code the heads of all readings, each in the light of its source's last one."""
     contexts = [source.head for source, _ in arrivals]
     places = [place for place, (_, times) in enumerate(arrivals) for _ in times]
-    write_chain(io, context.tables.heads, contexts, places, heads)
+    io.chain(context.tables.heads, contexts, places, heads)
     for (source, _), head in zip(arrivals, contexts, strict=True):
         source.head = head
 

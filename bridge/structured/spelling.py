@@ -111,9 +111,9 @@ def _decimals(numbers: Sequence[re.Match[bytes]]) -> Iterable[tuple[int, int, by
     room = DIGITS_MAX - max(map(len, wholes))
     digits = min(_best_digits([fraction[: max(room, 0)] for fraction in fractions]), DIGITS_MAX)
     if not digits:
-        width = {len(whole) for whole in wholes}
-        if len(width) == 1 and any(whole[:1] == b"0" for whole in wholes) and width != {1}:
-            yield PrinterKind.PADDED, width.pop(), b""
+        width, *others = {len(whole) for whole in wholes}
+        if not others and 1 < width <= DIGITS_MAX and any(whole[:1] == b"0" for whole in wholes):
+            yield PrinterKind.PADDED, width, b""
         yield PrinterKind.FIXED, 0, b""
         return
     kept = [fraction for fraction in fractions if len(fraction) <= digits]

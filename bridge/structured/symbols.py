@@ -33,6 +33,7 @@ __all__ = [
     "SYMBOL_SIGN",
     "UNKNOWN_PRIOR",
     "Prior",
+    "Spans",
     "residual_priors",
     "symbol_of",
 ]
@@ -99,6 +100,9 @@ def symbol_of(r: int) -> int:
 # The symbols of small residuals, by residual: negative ones count from the end of the list.
 SYMBOLS_FROM = -1023
 SYMBOLS = [symbol_of(r) for r in (*range(-SYMBOLS_FROM + 1), *range(SYMBOLS_FROM, 0))]
+
+
+Spans = list[tuple[int, int]]  # by symbol its (frequency, start)
 
 
 class Prior:

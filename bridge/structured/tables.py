@@ -10,10 +10,9 @@ Invariant: what a table does next depends on its prior, `counts`, `total` and `l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
-from operator import add
 
-from bridge.structured.symbols import Prior, scaled
+from bridge.structured.kernel import frequencies
+from bridge.structured.symbols import Prior
 
 __all__ = ["Chain", "Table"]
 
@@ -67,9 +66,7 @@ class Table:
         self.counts = counts
         self.total = sum(counts)
         self.due = max(_DUE_MIN, min(_DUE_MAX, self.total >> 1))
-        freqs = scaled(list(map(add, self.prior.freqs, map(_GAIN.__mul__, counts))))
-        self.starts = list(accumulate(freqs, initial=0))
-        self.spans = list(zip(freqs, self.starts, strict=False))
+        self.spans, self.starts = frequencies(self.prior.freqs, counts, _GAIN)
 
 
 class Chain:

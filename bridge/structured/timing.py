@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from bridge.structured.coder import Coder, refuse
 from bridge.structured.context import Context, ModelTables, Source, TimeMode
+from bridge.structured.kernel import Maybe, native
 from bridge.structured.schema import define_source
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "ModeChange",
     "code_arrivals",
     "code_mode_changes",
+    "expect_all",
+    "note_expected",
     "settle",
 ]
 
@@ -71,6 +74,17 @@ def settle(source: Source) -> None:
         source.wake = -TIME_MAX
 
 
+def expect_all(sources: list[Source], start: int, end: int) -> tuple[list[int], list[int]]:
+    """Return how many readings of each source are expected up to `end`, and their tables."""
+    found = native.expect_all(sources, start, end) if native else None
+    return found or _expect_all(sources, start, end)
+
+
+def _expect_all(sources: list[Source], start: int, end: int) -> tuple[list[int], list[int]]:
+    both = [_expect(source, start, end) for source in sources]
+    return [count for count, _ in both], [table for _, table in both]
+
+
 def _expect(source: Source, start: int, end: int) -> tuple[int, int]:
     """Return how many readings are expected up to `end`, and the table for their count."""
     if source.steady:
@@ -84,6 +98,25 @@ def _expect(source: Source, start: int, end: int) -> tuple[int, int]:
     window = max(end - max(source.last, start), 0)
     size = min(((window << 3) // (source.gap + 1)).bit_length(), 11)
     return 0, (12 if source.mode == TimeMode.GAP else 24) + size
+
+
+def note_expected(source: Source, time: int, residual: int) -> None:
+    """Note a reading that came `residual` off its forecast, one period on."""
+    if native is None or not native.note_expected(source, time, residual):
+        _note_expected(source, time, residual)
+
+
+def _note_expected(source: Source, time: int, residual: int) -> None:
+    if source.burst_length or source.burst:
+        source.burst_length, source.burst = min(source.burst, 15), 0
+    _note_phase(source, time, residual, 1)
+    _arrived(source, time)
+
+
+def _arrived(source: Source, time: int) -> None:
+    gap = time - source.last
+    source.gap += (max(gap, 0) - source.gap) >> 2
+    source.last = time
 
 
 def _note_phase(source: Source, time: int, residual: int, multiple: int) -> None:
@@ -119,14 +152,78 @@ def _note_phase(source: Source, time: int, residual: int, multiple: int) -> None
     settle(source)
 
 
-# ---- one time ------------------------------------------------------------------------------------
+# ---- times ---------------------------------------------------------------------------------------
 
 
-def _code_time(io: Coder, context: Context, source: Source, time: int) -> int:
-    """Code one time of a source and bring its forecast up to date."""
+def _code_times(
+    io: Coder, context: Context, entries: Sequence[tuple[Source, int, Sequence[int]]]
+) -> Arrivals:
+    """Code as many times as stand beside each source, in rounds of one time a source.
+
+    Those expected one period on come first in a round, as a column; then the others, and the
+    expected ones that did not come so, one by one.
+
+    Args:
+        io: A `Writer` or `Reader`.
+        context: The context.
+        entries: Sources, each with its count of readings and, for an encoder, their times.
+    """
+    out: Arrivals = [(source, []) for source, _, _ in entries]
+    waiting = list(range(len(entries)))
+    turn = 0
+    while waiting:
+        given = [entries[at][2][turn] for at in waiting] if entries[0][2] else []
+        sources = [entries[at][0] for at in waiting]
+        for at, time in zip(waiting, _code_round(io, context, sources, given), strict=True):
+            out[at][1].append(time)
+        turn += 1
+        waiting = [at for at in waiting if entries[at][1] > turn]
+    return out
+
+
+def _code_round(
+    io: Coder, context: Context, sources: list[Source], given: Sequence[int]
+) -> list[int]:
+    """Code the next time of each source and bring its forecast up to date."""
+    expected = [
+        place
+        for place, source in enumerate(sources)
+        if source.mode == TimeMode.PERIODIC and source.burst >= source.burst_length
+    ]
+    ahead = sources if len(expected) == len(sources) else [sources[place] for place in expected]
+    forecasts = [source.phase + source.period + _HALF >> _FRACTION for source in ahead]
+    steps: list[Maybe] | None = None
+    if given:
+        steps = [
+            given[place] - forecast for place, forecast in zip(expected, forecasts, strict=True)
+        ]
+        for at, source in enumerate(ahead):
+            near = source.period >> _FRACTION + 1
+            if not -near <= steps[at] <= near:  # type: ignore[operator]  # none is None yet
+                steps[at] = None
+    contexts = [source.spread >> 2 for source in ahead]
+    steps = io.residuals(context.tables.phases, contexts, list(range(len(ahead))), steps)
+    times: list[int | None] = [None] * len(sources)
+    for place, source, forecast, step in zip(expected, ahead, forecasts, steps, strict=True):
+        if step is not None:
+            time = times[place] = _checked(forecast + step)
+            note_expected(source, time, step)
+    if None not in times:
+        return times  # type: ignore[return-value]  # no None
+    among = set(expected)
+    return [
+        _code_other(io, context, source, given[place] if given else 0, place in among)
+        if known is None
+        else known
+        for place, (source, known) in enumerate(zip(sources, times, strict=True))
+    ]
+
+
+def _code_other(io: Coder, context: Context, source: Source, time: int, missed: bool) -> int:
+    """Code a time that its source's period does not tell, `missed` if it should have."""
     tables = context.tables
-    if source.mode == TimeMode.PERIODIC and source.burst >= source.burst_length:
-        time = _code_periodic(io, tables, source, time)
+    if missed:
+        time = _code_unexpected(io, tables, source, time)
     elif source.mode == TimeMode.PERIODIC:
         time = _code_in_burst(io, tables, source, time)
     elif source.mode == TimeMode.GAP:
@@ -137,11 +234,13 @@ def _code_time(io: Coder, context: Context, source: Source, time: int) -> int:
         if multiple < 0:
             refuse("a time before its source's first")
         time = _code_phase(io, tables, source, time, multiple)
+    _arrived(source, _checked(time))
+    return time
+
+
+def _checked(time: int) -> int:
     if not -TIME_MAX < time < TIME_MAX:
         refuse("a time outside 61 bits")
-    gap = time - source.last
-    source.gap += (max(gap, 0) - source.gap) >> 2
-    source.last = time
     return time
 
 
@@ -149,23 +248,6 @@ def _code_gap(io: Coder, tables: ModelTables, source: Source, time: int) -> int:
     gap = io.number(tables.gaps[source.gap_size], time - source.last)
     source.gap_size = min(gap.bit_length(), 21)
     return source.last + gap
-
-
-def _code_periodic(io: Coder, tables: ModelTables, source: Source, time: int) -> int:
-    """Code a time that is expected one period on; one that is not is escaped."""
-    period = source.period
-    forecast = (source.phase + period + _HALF) >> _FRACTION
-    near = period >> _FRACTION + 1
-    offset = time - forecast
-    known = io.escapable(
-        tables.phases[source.spread >> 2], offset if -near <= offset <= near else None
-    )
-    if known is None:
-        return _code_unexpected(io, tables, source, time)
-    if source.burst_length or source.burst:
-        source.burst_length, source.burst = min(source.burst, 15), 0
-    _note_phase(source, forecast + known, known, 1)
-    return forecast + known
 
 
 def _code_in_burst(io: Coder, tables: ModelTables, source: Source, time: int) -> int:
@@ -204,7 +286,7 @@ def _multiple(source: Source, time: int) -> int:
 
 def _code_phase(io: Coder, tables: ModelTables, source: Source, time: int, multiple: int) -> int:
     forecast = (source.phase + multiple * source.period + _HALF) >> _FRACTION
-    residual = io.number(tables.phases[source.spread >> 2], time - forecast)
+    residual = io.number(tables.strides[source.spread >> 2], time - forecast)
     _note_phase(source, forecast + residual, residual, multiple)
     return forecast + residual
 
@@ -254,15 +336,28 @@ def _code_due(
     out: Arrivals,
 ) -> int:
     """Code the readings of the sources that may well have some; returns how many are left."""
-    tables = context.tables.counts
-    for source in due:
-        times = wanted.pop(id(source), ())
-        expected, table = _expect(source, *span)
-        found = expected + io.number(tables[table], len(times) - expected)
+    expected, contexts = expect_all(due, *span)
+    steps: list[Maybe] | None = None
+    if wanted:
+        steps = [
+            len(wanted.get(id(source), ())) - count
+            for source, count in zip(due, expected, strict=True)
+        ]
+    steps = io.residuals(context.tables.counts, contexts, list(range(len(due))), steps)
+    entries: list[tuple[Source, int, Sequence[int]]] = []
+    for source, count, step in zip(due, expected, steps, strict=True):
+        if step is None:
+            refuse("an escape in place of a count")
+        found = count + step
         if found:
-            left = _take(io, context, source, found, left, times, out)
-        elif expected > 1 or not source.steady:
+            if not 0 < found <= left:
+                refuse("counts of readings that do not add up")
+            left -= found
+            source.absent = 0
+            entries.append((source, found, wanted.pop(id(source), ())))
+        elif count > 1 or not source.steady:
             source.absent += 1
+    out += _code_times(io, context, entries)
     return left
 
 
@@ -328,12 +423,7 @@ def _take(
     """Code `found` times of a source; returns how many readings of the batch are left."""
     if not 0 < found <= left:
         refuse("counts of readings that do not add up")
-    if found == 1:
-        coded = [_code_time(io, context, source, times[0] if times else 0)]
-    else:
-        given = times or (0,) * found
-        coded = [_code_time(io, context, source, time) for time in given]
-    out.append((source, coded))
+    out += _code_times(io, context, [(source, found, times)])
     source.absent = 0
     return left - found
 

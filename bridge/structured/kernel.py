@@ -1,0 +1,266 @@
+"""The codec's inner loops: in C where they were built (`_kernel.c`), else in Python.
+
+docs/link-format-structured.md section 3. Each Python function here has a twin of its name in C;
+`predict` there stands for the functions of `predictors`, `parse_all` and `show_all` for those of a
+`Printer`. Both do the same to the bit (tests/bridge/structured/test_kernel.py). `python -X
+no-structured-kernel` runs the Python ones.
+
+Invariant: a library of another version than this file's is not used.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from bisect import bisect_right
+from itertools import accumulate
+from operator import add
+from typing import TYPE_CHECKING
+
+from bridge.structured.limits import INTEGER_BITS
+from bridge.structured.symbols import (
+    BIG,
+    DIRECT,
+    ESCAPE,
+    EXTRA_BITS,
+    SCALE,
+    SCALE_BITS,
+    SYMBOL_BASE,
+    SYMBOL_SIGN,
+    SYMBOLS,
+    SYMBOLS_FROM,
+    Spans,
+    scaled,
+    symbol_of,
+)
+
+if TYPE_CHECKING:
+    from bridge.structured._kernel import Kernel
+else:
+    Kernel = object
+
+__all__ = [
+    "DIRECT_VALUES",
+    "LAST_DIRECT",
+    "STATE_BITS",
+    "STATE_LOW",
+    "VERSION",
+    "Kernel",
+    "Maybe",
+    "frequencies",
+    "integers_of",
+    "native",
+    "pack_symbols",
+    "put_plain",
+    "read_symbols",
+    "symbols_of",
+    "take_plain",
+    "write_symbols",
+]
+
+VERSION = 1  # rises with every change of a function's arguments or meaning
+
+
+def _load() -> Kernel | None:
+    if "no-structured-kernel" in sys._xoptions:  # noqa: SLF001 - documented for reading
+        return None
+    try:
+        from bridge.structured import _kernel  # noqa: PLC0415 - may not be there
+    except ImportError:
+        return None
+    return _kernel if _kernel.VERSION == VERSION else None  # type: ignore[return-value]  # its stub names what it has
+
+
+native = _load()
+
+Maybe = int | None
+
+STATE_LOW = 1 << 16  # the coder's least state, and where it starts and must end
+STATE_BITS = 32  # of a section, before its words
+LAST_DIRECT = 2 * DIRECT  # no plain bits follow it, nor those before
+DIRECT_VALUES = [base * sign for base, sign in zip(SYMBOL_BASE, SYMBOL_SIGN, strict=True)]
+_MASK = SCALE - 1
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def _frequencies(prior: list[int], counts: list[int], gain: int) -> tuple[Spans, list[int]]:
+    """Return the spans and starts of a table whose symbols were seen so often."""
+    freqs = scaled(list(map(add, prior, map(gain.__mul__, counts))))
+    starts = list(accumulate(freqs, initial=0))
+    return list(zip(freqs, starts, strict=False)), starts
+
+
+# ---- symbols -------------------------------------------------------------------------------------
+
+
+def _write_symbols(
+    put: Spans,
+    spans: list[Spans],
+    logs: list[list[int]],
+    contexts: list[int],
+    cells: list[int],
+    symbols: list[int],
+    after: list[int],
+    start: int,
+    end: int,
+) -> None:
+    """Put the spans of the symbols from `start` to `end`, the tables being as they are."""
+    some = cells, symbols
+    if end - start < len(cells):
+        some = cells[start:end], symbols[start:end]
+    append = put.append
+    for cell, symbol in zip(*some, strict=True):
+        which = contexts[cell]
+        append(spans[which][symbol])
+        logs[which].append(symbol)
+        contexts[cell] = after[symbol]
+
+
+def _read_symbols(
+    out: list[int],
+    words: list[int],
+    at: int,
+    state: int,
+    starts: list[list[int]],
+    spans: list[Spans],
+    logs: list[list[int]],
+    contexts: list[int],
+    cells: list[int],
+    after: list[int],
+    start: int,
+    end: int,
+) -> tuple[int, int]:
+    """Put the symbols of the cells from `start` to `end`; returns the state and the next word."""
+    n_words = len(words)
+    put = out.append
+    for cell in cells[start:end] if end - start < len(cells) else cells:
+        which = contexts[cell]
+        low = state & _MASK
+        symbol = bisect_right(starts[which], low) - 1
+        freq, base = spans[which][symbol]
+        state = freq * (state >> SCALE_BITS) + low - base
+        if state < STATE_LOW:
+            if at >= n_words:
+                raise EOFError("the symbols end too early")
+            state = state << 16 | words[at]
+            at += 1
+        logs[which].append(symbol)
+        contexts[cell] = after[symbol]
+        put(symbol)
+    return state, at
+
+
+def _pack_symbols(spans: Spans) -> bytes:
+    """Return the final state and the words that decode to symbols of these spans."""
+    state = STATE_LOW
+    words: list[int] = []
+    emit = words.append
+    for freq, start in reversed(spans):
+        if state >= freq << 18:
+            emit(state & 0xFFFF)
+            state >>= 16
+        state += state // freq * (SCALE - freq) + start
+    words.reverse()
+    return struct.pack(f"<I{len(words)}H", state, *words)
+
+
+# ---- integers ------------------------------------------------------------------------------------
+
+
+def put_plain(plain: list[str], value: int) -> None:
+    """Put the bits that follow the symbol of an integer that has some.
+
+    Raises:
+        ValueError: the integer has more than 63 bits.
+    """
+    magnitude = abs(value)
+    symbol = symbol_of(value)
+    count = EXTRA_BITS[symbol]
+    if symbol == BIG:
+        bits = magnitude.bit_length()
+        if bits > INTEGER_BITS:
+            raise ValueError(f"an integer of {bits} bits")
+        plain.append(f"{(value < 0) << 6 | bits:07b}")
+        count = bits - 1
+    mark = 1 << count
+    plain.append(bin(magnitude & (mark - 1) | mark)[3:])
+
+
+def take_plain(plain: str, end: int, symbol: int) -> tuple[int, int]:
+    """Return the integer of a symbol that plain bits follow, and where the bits before them end.
+
+    Raises:
+        EOFError: there are not so many bits.
+        ValueError: a big integer of no bits.
+    """
+    count, base, sign = EXTRA_BITS[symbol], SYMBOL_BASE[symbol], SYMBOL_SIGN[symbol]
+    if symbol == BIG:
+        if end - 7 < STATE_BITS:
+            raise EOFError("the plain bits end too early")
+        head = int(plain[end - 7 : end], 2)
+        end -= 7
+        count = (head & 0x3F) - 1
+        if count < 0:
+            raise ValueError("an integer of no bits")
+        base, sign = 1 << count, -1 if head & 0x40 else 1
+    begin = end - count
+    if begin < STATE_BITS:
+        raise EOFError("the plain bits end too early")
+    rest = int(plain[begin:end], 2) if count else 0
+    return sign * (base + rest), begin
+
+
+def _plain(r: int) -> str:
+    """Return the plain bits of a residual as a text of 0 and 1."""
+    count = EXTRA_BITS[symbol_of(r)]
+    return bin(abs(r) & ((1 << count) - 1) | 1 << count)[3:]
+
+
+# Plain bits of small residuals, by residual: negative ones count from the end of the list.
+_PLAIN = [_plain(r) for r in (*range(-SYMBOLS_FROM + 1), *range(SYMBOLS_FROM, 0))]
+
+
+def _symbols_of(steps: list[Maybe], plain: list[str]) -> list[int]:
+    """Return the symbols of residuals, their plain bits put in order."""
+    known: list[int] = steps  # type: ignore[assignment]  # unless there is a None, see below
+    escapes = None in steps
+    if escapes:
+        known = [step for step in steps if step is not None]
+    if known and min(known) >= SYMBOLS_FROM and max(known) <= -SYMBOLS_FROM:
+        plain += [_PLAIN[step] for step in known if step > DIRECT or step < -DIRECT]
+        if escapes:
+            return [ESCAPE if step is None else SYMBOLS[step] for step in steps]
+        return list(map(SYMBOLS.__getitem__, known))
+    for step in known:
+        if step > DIRECT or step < -DIRECT:
+            put_plain(plain, step)
+    return [ESCAPE if step is None else symbol_of(step) for step in steps]
+
+
+def _integers_of(symbols: list[int], plain: str, end: int) -> tuple[list[Maybe], int]:
+    """Return the residuals of symbols, and where the plain bits before theirs end."""
+    if max(symbols, default=0) <= LAST_DIRECT:
+        return list(map(DIRECT_VALUES.__getitem__, symbols)), end
+    out: list[Maybe] = []
+    put = out.append
+    for symbol in symbols:
+        if symbol <= LAST_DIRECT:
+            put(DIRECT_VALUES[symbol])
+        elif symbol == ESCAPE:
+            put(None)
+        else:
+            value, end = take_plain(plain, end, symbol)
+            put(value)
+    return out, end
+
+
+# ---- which of them -------------------------------------------------------------------------------
+
+frequencies = native.frequencies if native else _frequencies
+integers_of = native.integers_of if native else _integers_of
+pack_symbols = native.pack_symbols if native else _pack_symbols
+read_symbols = native.read_symbols if native else _read_symbols
+symbols_of = native.symbols_of if native else _symbols_of
+write_symbols = native.write_symbols if native else _write_symbols
