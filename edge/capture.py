@@ -40,6 +40,7 @@ log = structlog.get_logger(component="capture")
 COMMIT_BYTES = 1024 * 1024  # more than this goes in the next commit: bounds one body, and its delay
 EARLY_BYTES = 64 * 1024  # a commit this large wears the disk no less by waiting for the window
 RUN_BYTES = 128  # what a run may add to the body beside its packets, and holds of memory
+MARK_BYTES = 8 * 1024 * 1024
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 5.0
 RELIEF_BYTES = 256 * 1024  # room a lane must have again before clients are asked back
 NEVER = 1 << 62
@@ -125,6 +126,8 @@ class Capture:
         self._signal: asyncio.Future[None] = self._loop.create_future()
         self._callbacks: list[Callable[[], None]] = []
         self._closing = False
+        self._unmarked_bytes = 0
+        self.on_much: Callable[[], None] = lambda: None  # called whenever MARK_BYTES were captured
         journal.on_room(self._measure)
         self._measure()
         self._task = self._loop.create_task(self._drive(), name="capture")
@@ -272,7 +275,11 @@ class Capture:
         self._note_taken()
         self._waiting = [a - b for a, b in zip(self._waiting, self._committing, strict=True)]
         self._committing = [0 for _ in Lane]
+        self._unmarked_bytes += self._committing_bytes
         self._committing_bytes = 0
+        if self._unmarked_bytes >= MARK_BYTES:
+            self._unmarked_bytes = 0
+            self.on_much()
         if code:
             for lane, of_lane in enumerate(runs):
                 if of_lane:

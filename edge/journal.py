@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from edge.config import JournalConfig
 from edge.contract import Commit, Lane, Tombstone
 from edge.journal_file import JournalFile
 from edge.journal_high import write_high
-from edge.journal_keeper import Keeper
+from edge.journal_keeper import NO_LIMIT, Keeper
 from edge.journal_open import Opened, lock_journal, open_journal
 from edge.journal_schema import ROW_BYTES, JournalError, Row, key_of, row_crc32
 from edge.journal_state import Head, JournalStats, LaneStats
@@ -230,6 +230,29 @@ class Journal:
                 return commits
             await self._give_up_unreadable(lane, after, rows)
         return []
+
+    async def committed_after(self, after_seq: int, *, bytes_max: int) -> AsyncIterator[Commit]:
+        """Yield the commits past a seq that are on disk, trimmed or not, a lane after the other.
+
+        For who looks through them before anything is captured; a row that does not check ends
+        its lane.
+        """
+        through = self._keeper.state.last_seq
+        for lane in Lane:
+            at = after_seq
+            while at < through:
+                async with self._reading:
+                    rows = await self._keeper.file.read(lane, at, through, bytes_max)
+                commits = _checked(lane, rows)
+                for commit in commits:
+                    yield commit
+                if not commits or len(commits) < len(rows):
+                    break
+                at = commits[-1].first_seq + commits[-1].count - 1
+
+    def hold_after(self, seq: int | None) -> None:
+        """Delete no trimmed row past `seq` for now; None: all that are due."""
+        self._keeper.hold_seq = NO_LIMIT if seq is None else seq
 
     async def trim(self, lane: Lane, up_to_seq: int, *, after_seq: int = 0) -> None:
         """Forget readings of `lane` past `after_seq` up to `up_to_seq`: the cloud has them."""

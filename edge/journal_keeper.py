@@ -80,6 +80,7 @@ class Keeper:
         space: What the files took when last looked at.
         room: What may still be written by the journal as a whole, in pages' bytes.
         evicted: Readings given up, by reason.
+        hold_seq: No row that ends past this seq is deleted for having been trimmed.
         reading: Held by whoever reads the file, or keeps others from reading it.
     """
 
@@ -98,6 +99,7 @@ class Keeper:
         self.space = Space(0, 0, 0, 0)
         self.room = Room(0, "evicted-bytes")
         self.evicted: dict[str, int] = {}
+        self.hold_seq = NO_LIMIT
         self.reading = asyncio.Lock()
         self._path = path
         self._config = config
@@ -155,7 +157,8 @@ class Keeper:
         state = self.state.lanes[lane]
         gone_seq = state.gone_seq
         rows = await self.file.outlines(lane, DELETE_ROWS)
-        dead = [row for row in rows if row.head.first_seq + row.head.count - 1 <= gone_seq]
+        gone = [row for row in rows if row.head.first_seq + row.head.count - 1 <= gone_seq]
+        dead = self._not_held(gone)
         chosen = _of_bytes(dead, DELETE_BYTES)
         if chosen or gone_seq != self._kept_gone_seq.get(lane):
             await self._delete(lane, chosen, gone_seq, ())
@@ -165,13 +168,19 @@ class Keeper:
             more = await self._flush_ahead(lane)
         if more:
             self._flush_at_s[lane] = self._clock.monotonic_s()
+        elif len(dead) < len(gone):
+            self._flush_at_s[lane] = self._clock.monotonic_s() + TRIM_DELAY_S
         return more
+
+    def _not_held(self, rows: Sequence[Outline]) -> list[Outline]:
+        return [row for row in rows if row.head.first_seq + row.head.count - 1 <= self.hold_seq]
 
     async def _flush_ahead(self, lane: Lane) -> bool:
         """Delete some rows trimmed out of order; return True when there may be more."""
         state = self.state.lanes[lane]
         for first, last in state.ahead.ranges():
-            rows = await self.file.outlines_within(lane, first, last, DELETE_ROWS)
+            held = await self.file.outlines_within(lane, first, last, DELETE_ROWS)
+            rows = self._not_held(held)
             if not rows:
                 continue
             chosen = _of_bytes(rows, DELETE_BYTES)

@@ -19,6 +19,7 @@ from edge.clock_repair import ClockRepair, ClockRepairError
 from edge.command_store import CommandStore, CommandStoreError
 from edge.commands import Commands
 from edge.config import EdgeConfig
+from edge.exchanges import JournalExchanges
 from edge.forecast import Forecaster
 from edge.journal import Journal
 from edge.journal_schema import JournalError
@@ -74,7 +75,7 @@ class EdgeService:
         self._stops.append(uplink.stop)
         capture = Capture(journal, config.capture, config.journal, clock)  # 3. the way into it
         self._stops.append(capture.close)
-        front = await self._start_broker(capture)  # 4. broker and sessions, no port yet
+        front = await self._start_broker(capture, journal)  # 4. broker and sessions, no port yet
         self._stops.append(front.stop)
         forecaster = Forecaster(journal, uplink, config.uplink, clock)
         wear = Wear(config.journal, clock, capture.set_window_s, lambda: journal.stats().readings)
@@ -159,15 +160,22 @@ class EdgeService:
                 "choose another with --data"
             ) from None
 
-    async def _start_broker(self, capture: Capture) -> Front:
+    async def _start_broker(self, capture: Capture, journal: Journal) -> Front:
         store = SqliteSessionStore(self._config.data / "edge" / "sessions.db", clock=self._clock)
-        front = Front(self._config.front, capture=capture, store=store, clock=self._clock)
+        front = Front(
+            self._config.front,
+            capture=capture,
+            store=store,
+            clock=self._clock,
+            exchanges=JournalExchanges(journal),
+        )
         try:
             await front.start()
         except SessionStoreError as error:
             raise StartError(f"sessions: {error}") from None
         except FrontError as error:
             raise StartError(str(error)) from None
+        capture.on_much = front.broker.mark_captured
         return front
 
     async def _start_commands(self, broker: Broker, journal: Journal, uplink: Uplink) -> None:

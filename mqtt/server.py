@@ -55,7 +55,7 @@ from mqtt.server_events import Acknowledged, Arrivals, Event, Send, ServerLimits
 from mqtt.server_messages import Message, PropertyBlocks, PublishProperties
 from mqtt.server_routes import Route, VerdictPending
 from mqtt.server_sender import ServerSender
-from mqtt.session import PENDING, Session
+from mqtt.session import PENDING, Session, publish_check
 
 __all__ = ["ServerConnection"]
 
@@ -69,6 +69,10 @@ _CONNECTED: Final = _RECEIVES[State.CONNECTED] | {0}
 _ACKNOWLEDGEMENTS: Final = {0x40: PUBACK, 0x50: PUBREC, 0x62: PUBREL, 0x70: PUBCOMP}
 _NO_PREFIX: Final = b"\xff" * 5  # begins no packet that is taken
 _ZERO: Final = b"\0\0"
+# Whether a QoS 2 publish came before.
+_NEW: Final = 0
+_AGAIN: Final = 1
+_CAPTURED: Final = 2
 
 
 class ServerConnection(ServerSender):
@@ -381,14 +385,18 @@ class ServerConnection(ServerSender):
                 )
                 route = self.routes[topic]
                 qos = first_byte >> 1 & 3
-                again = qos == 2 and self._came_before(data, id_at)
+                again = (
+                    self._came_before(data, id_at, first_byte, topic, payload_at, after)
+                    if qos == 2
+                    else _NEW
+                )
                 if route.lane < 0 or again:
                     if kind >= 0:
                         parts.append(data[start:pos])
                         self._end_run(events, kind, parts, count, ids, routes)
                         kind, ids, routes, parts = -1, [], [], []
                     number = data[id_at] << 8 | data[id_at + 1] if qos else 0
-                    if again:
+                    if again == _AGAIN:
                         self.unacknowledged += 1
                         events.append(Acknowledged(PUBLISH, [number]))
                     else:
@@ -523,16 +531,27 @@ class ServerConnection(ServerSender):
             )
         return known
 
-    def _came_before(self, data: bytes, id_at: int) -> bool:
-        """Return True when a QoS 2 packet identifier is in use: the publish is not to be
-        delivered again [MQTT-4.3.3-10]; else take note of it."""
+    def _came_before(
+        self, data: bytes, id_at: int, first_byte: int, topic: bytes, payload_at: int, after: int
+    ) -> int:
+        """Return _AGAIN when a QoS 2 packet identifier is in use: the publish is not to be
+        delivered again [MQTT-4.3.3-10]; else take note of it.
+
+        _CAPTURED: it was captured before a crash that came before anything else was done.
+        """
         packet_id = data[id_at] << 8 | data[id_at + 1]
         assert self.session is not None
         inbound = self.session.inbound
         if inbound is None:
             inbound = self.session.inbound = {}
-        if packet_id in inbound:
-            return True
+        state = inbound.get(packet_id)
+        if state is not None:
+            if state >= 0:
+                return _AGAIN
+            inbound[packet_id] = PENDING
+            # Whoever sends it again says so [MQTT-3.3.1-1]; any other publish is a new one.
+            is_same = first_byte & 8 and ~state == publish_check(topic, data[payload_at:after])
+            return _CAPTURED if is_same else _NEW
         if len(inbound) >= 4 * self.limits.receive_maximum:
             raise ProtocolError(
                 ReasonCode.RECEIVE_MAXIMUM_EXCEEDED,
@@ -540,7 +559,7 @@ class ServerConnection(ServerSender):
                 "MQTT-3.3.4-7",
             )
         inbound[packet_id] = PENDING
-        return False
+        return _NEW
 
     def _arrive(
         self,

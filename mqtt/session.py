@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator
 from math import ceil
 from typing import Any, Final, Protocol
+from zlib import crc32
 
 from mqtt.packets import Subscription
 from mqtt.primitives import encode_variable_integer
@@ -36,12 +37,14 @@ __all__ = [
     "Subscribed",
     "expiry_property",
     "identifier_property",
+    "publish_check",
 ]
 
 NEVER_EXPIRES: Final = 0xFFFF_FFFF
 PENDING: Final = 0  # inbound QoS 2: received, not yet durable
 SETTLED: Final = 1  # inbound QoS 2: PUBREC may be sent (again)
 ASKED: Final = 2  # inbound QoS 2: not yet durable, and the PUBLISH came again meanwhile
+# Below 0, inbound QoS 2: captured before a crash, `~state` is its `publish_check`.
 
 _PACKET_IDS: Final = 0xFFFF
 _DUP: Final = 0x08
@@ -227,7 +230,7 @@ class Session:
         self.link: Link | None = None  # None while the client is away
         self.recorder: Recorder | None = None  # None when nothing of it is stored
         self.subscriptions: dict[str, Subscribed] | None = None  # by filter as subscribed
-        self.inbound: dict[int, int] | None = None  # QoS 2 packet id -> PENDING, SETTLED
+        self.inbound: dict[int, int] | None = None  # QoS 2 packet id -> PENDING, SETTLED, ...
         self.outbound: dict[int, Delivery] | None = None  # by packet id, in sending order
         self.unsent: deque[int] | None = None
         self.next_packet_id = 1
@@ -388,11 +391,12 @@ class Session:
         """
         outbound = self.outbound
         policy = self.policy
+        count += policy.reserved_messages
         if not outbound and count == 1:
             return True
         return (
             len(outbound or ()) + count <= policy.queue_messages_max
-            and self.queued_bytes + size <= policy.queue_bytes_max
+            and self.queued_bytes + policy.reserved_bytes + size <= policy.queue_bytes_max
         )
 
     def is_crowded(self) -> bool:
@@ -504,6 +508,11 @@ class Session:
             self.recorder.delivery_ended(self, packet_id, delivery)
         if self.policy.full:
             self.policy.look_at(self)
+
+
+def publish_check(topic: bytes, payload: bytes) -> int:
+    """Return a CRC-32 by which a PUBLISH that is sent again is told from another one."""
+    return crc32(payload, crc32(topic))
 
 
 def identifier_property(identifier: int) -> bytes:

@@ -47,6 +47,8 @@ class SessionPolicy:
         drops: Messages that a client will not get, by reason.
         sent: PUBLISH packets by QoS.
         queued_bytes: Of all sessions.
+        reserved_messages: Publishes that were found to have room and come to the queues later.
+        reserved_bytes: Their bytes, at most.
         crowded: Sessions whose queues are, or were lately, more than half full.
         full: Sessions that a publish found full and that are not half empty since: since when,
             monotonic.
@@ -68,6 +70,8 @@ class SessionPolicy:
         "queue_messages_max",
         "queued_bytes",
         "queues_bytes_max",
+        "reserved_bytes",
+        "reserved_messages",
         "sent",
         "total_half",
     )
@@ -83,6 +87,8 @@ class SessionPolicy:
         self.drops: dict[str, int] = {}
         self.sent = [0, 0, 0]
         self.queued_bytes = 0
+        self.reserved_messages = 0
+        self.reserved_bytes = 0
         self.crowded: set[Session] = set()
         self.full: dict[Session, float] = {}
         self.on_eased: Callable[[], None] = _nothing
@@ -115,7 +121,7 @@ class SessionPolicy:
 
     def takes(self, size: int) -> bool:
         """Return True when all queues together have room for `size` bytes more."""
-        return self.queued_bytes + size <= self.queues_bytes_max
+        return self.queued_bytes + self.reserved_bytes + size <= self.queues_bytes_max
 
     def look_at(self, session: Session) -> None:
         """A full queue has lost a message: it may be half empty now."""

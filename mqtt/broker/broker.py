@@ -27,7 +27,7 @@ from mqtt.broker.net.config import ListenerConfig
 from mqtt.broker.net.listener import Listener
 from mqtt.broker.permissions import decide_anew, drop_forbidden, routes_of
 from mqtt.broker.requests import HANDLERS
-from mqtt.broker.seams import Access, Capture, ClientInfo, Hooks, SessionStore
+from mqtt.broker.seams import Access, Capture, ClientInfo, Exchanges, Hooks, SessionStore
 from mqtt.broker.sys_topics import publish_sys_topics
 from mqtt.reason_codes import ReasonCode
 from mqtt.server_messages import Message
@@ -80,6 +80,7 @@ class Broker:
         clock: Time.
         auth_methods: Enhanced authentication by method; may change while the broker runs.
         bus: The other nodes of a cluster, whose store `store` then is; None: there are none.
+        exchanges: The QoS 2 publishes that `capture` holds, for a store in another file.
     """
 
     def __init__(
@@ -93,9 +94,12 @@ class Broker:
         clock: Clock | None = None,
         auth_methods: Mapping[str, AuthMethod] | None = None,
         bus: Bus | None = None,
+        exchanges: Exchanges | None = None,
     ) -> None:
         self.config = config or BrokerConfig()
-        self._core = Core(self.config, clock or SystemClock(), capture, store, access, hooks, bus)
+        self._core = Core(
+            self.config, clock or SystemClock(), capture, store, access, hooks, bus, exchanges
+        )
         self._core.handlers = HANDLERS
         if auth_methods is not None:
             self._core.auth_methods = auth_methods
@@ -108,6 +112,7 @@ class Broker:
         core = self._core
         if core.store is not None and core.recorder is not None:
             state = await core.store.open()
+            await core.recorder.recover(state)
             core.registry.restore(state, core.now_s)
             for row in state.retained:
                 message = Message(
@@ -239,6 +244,14 @@ class Broker:
             recorder.when_durable(durable.set)
             await durable.wait()
         return delivered
+
+    def mark_captured(self) -> None:
+        """Note in the store how far it knows the capture: a start after a crash looks from there.
+
+        For the host to call now and then, when much was captured without any QoS 2 publish.
+        """
+        if self._core.recorder is not None:
+            self._core.recorder.mark()
 
     def subscribers(self, topic_name: str) -> list[Subscriber]:
         """Return the sessions, shared subscriptions left out, that a topic's messages go to.

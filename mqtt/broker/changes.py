@@ -18,7 +18,9 @@ __all__ = [
     "DeliveryReleased",
     "DeliverySaved",
     "InboundEnded",
+    "InboundRecovered",
     "InboundSaved",
+    "Marked",
     "MessageEnded",
     "MessageSaved",
     "RetainedEnded",
@@ -133,6 +135,21 @@ class InboundEnded(NamedTuple):
     packet_id: int
 
 
+class InboundRecovered(NamedTuple):
+    """After a crash: a QoS 2 publish that the capture holds and the store did not know of."""
+
+    client_id: str
+    packet_id: int
+    check: int  # `mqtt.session.publish_check` of it
+
+
+class Marked(NamedTuple):
+    """Every QoS 2 identifier that the capture holds up to a position was put before this."""
+
+    epoch: int
+    seq: int
+
+
 class RetainedSaved(NamedTuple):
     """A topic's retained message."""
 
@@ -162,6 +179,8 @@ Change: TypeAlias = (
     | DeliveryEnded
     | InboundSaved
     | InboundEnded
+    | InboundRecovered
+    | Marked
     | RetainedSaved
     | RetainedEnded
 )
@@ -177,3 +196,5 @@ class StoredState:
     deliveries: list[DeliverySaved] = field(default_factory=list)
     inbound: list[InboundSaved] = field(default_factory=list)
     retained: list[RetainedSaved] = field(default_factory=list)
+    recovered: list[InboundRecovered] = field(default_factory=list)
+    mark: Marked | None = None

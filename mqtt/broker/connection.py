@@ -207,7 +207,7 @@ class Connection(asyncio.Protocol):
         policy = core.policy
         if (
             flags & 3
-            and (policy.crowded or len(run.frames) > policy.leap_bytes)
+            and (policy.crowded or len(run.frames) + policy.reserved_bytes > policy.leap_bytes)
             and core.queues.may_block(run, routes)
         ):
             return self._take_singly(run)
@@ -346,11 +346,42 @@ class Connection(asyncio.Protocol):
     def _share(self, run: PublishRun) -> None:
         """Give a captured run to local subscribers too; keep it as retained where it asks so."""
         token: RunToken = run.token
+        flags = token[1]
+        recorder = self.core.recorder
+        if recorder is None:
+            self._deliver(run, token)
+            return
+        session = self.session
+        if flags & 3 == 2 and session is not None and session.recorder is not None:
+            policy = self.core.policy
+            policy.reserved_messages += run.count
+            policy.reserved_bytes += len(run.frames)
+            run.token = HeldRun(token, is_stored=True, share=partial(self._share_late, run, token))
+            return
+        before = recorder.position
+        self._deliver(run, token)
+        is_stored = recorder.position == before
+        if not is_stored or flags & 2:
+            run.token = HeldRun(token, is_stored=is_stored)
+        if not is_stored:
+            recorder.when_durable(run.token.stored)
+
+    def _share_late(self, run: PublishRun, token: RunToken, taken: bool) -> bool:
+        """Give a run to local subscribers once it is captured; False if the store has to follow."""
+        recorder = self.core.recorder
+        assert recorder is not None
+        policy = self.core.policy
+        policy.reserved_messages -= run.count
+        policy.reserved_bytes -= len(run.frames)
+        before = recorder.position
+        if taken:
+            self._deliver(run, token)
+        return recorder.position == before
+
+    def _deliver(self, run: PublishRun, token: RunToken) -> None:
         machine, flags, _, routes = token
         core = self.core
         router = core.router
-        recorder = core.recorder
-        before = recorder.position if recorder is not None else 0
         retain = flags & 4
         if retain or any(router.receivers(route) for route in routes):
             client_id = run.client.client_id
@@ -367,13 +398,6 @@ class Connection(asyncio.Protocol):
                 if retain:
                     router.retain(message, route.name)
                 router.deliver(message, route, core.now_s)
-        if recorder is None:
-            return
-        is_stored = recorder.position == before
-        if not is_stored or flags & 2:
-            run.token = HeldRun(token, run, is_stored=is_stored)
-        if not is_stored:
-            recorder.when_durable(run.token.stored)
 
     # -- pausing ------------------------------------------------------------------------------
 

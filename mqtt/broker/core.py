@@ -20,7 +20,15 @@ from mqtt.broker.logs import BoundedLog
 from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.registry import SessionRegistry
 from mqtt.broker.router import Router
-from mqtt.broker.seams import Access, Capture, ClientInfo, Hooks, PublishRun, SessionStore
+from mqtt.broker.seams import (
+    Access,
+    Capture,
+    ClientInfo,
+    Exchanges,
+    Hooks,
+    PublishRun,
+    SessionStore,
+)
 from mqtt.broker.timers import TimerWheel
 from mqtt.server_events import Event
 from mqtt.server_messages import Message, PropertyBlocks, publish_parts
@@ -75,6 +83,7 @@ class Core:
         access: Access | None,
         hooks: Hooks | None,
         bus: Bus | None = None,
+        exchanges: Exchanges | None = None,
     ) -> None:
         self.config = config
         self.limits = config.limits()
@@ -97,7 +106,7 @@ class Core:
             config.queues_bytes_max,
             config.queue_full,
         )
-        self.recorder = StoreRecorder(store, clock) if store is not None else None
+        self.recorder = StoreRecorder(store, clock, exchanges) if store is not None else None
         self.router = (Router if bus is None else BusRouter)(
             self.policy,
             self.recorder,

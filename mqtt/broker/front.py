@@ -25,7 +25,7 @@ from mqtt.broker.config import BrokerConfig
 from mqtt.broker.net.config import ListenerConfig
 from mqtt.broker.net.listener import Listener
 from mqtt.broker.net.tls import TlsError
-from mqtt.broker.seams import Capture, Hooks, SessionStore
+from mqtt.broker.seams import Capture, Exchanges, Hooks, SessionStore
 from runtime.clock import Clock
 
 __all__ = ["Front", "FrontError", "FrontSettings"]
@@ -64,6 +64,7 @@ class Front:
         clock: Time.
         hooks: Told of clients that come and go.
         bus: The other nodes of a cluster.
+        exchanges: The QoS 2 publishes that `capture` holds.
 
     Attributes:
         port: Of the first listener; 0 before `listen`.
@@ -78,10 +79,12 @@ class Front:
         clock: Clock,
         hooks: Hooks | None = None,
         bus: Bus | None = None,
+        exchanges: Exchanges | None = None,
     ) -> None:
         self.port = 0
         self._settings = settings
         self._parts = (capture, store, hooks, clock, bus)
+        self._exchanges = exchanges
         self._access: BrokerAccess | None = None
         self._broker: Broker | None = None
 
@@ -112,6 +115,7 @@ class Front:
             clock=clock,
             auth_methods=self._access.auth_methods,
             bus=bus,
+            exchanges=self._exchanges,
         )
         await self.broker.start()
 

@@ -7,7 +7,9 @@ before and after knows whether an answer has to wait for the disk (STYLE 13).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from mqtt.broker.changes import (
     MAYBE_SENT,
@@ -17,17 +19,20 @@ from mqtt.broker.changes import (
     DeliveryReleased,
     DeliverySaved,
     InboundEnded,
+    InboundRecovered,
     InboundSaved,
+    Marked,
     MessageEnded,
     MessageSaved,
     RetainedEnded,
     RetainedSaved,
     SessionEnded,
     SessionSaved,
+    StoredState,
     SubscriptionEnded,
     SubscriptionSaved,
 )
-from mqtt.broker.seams import SessionStore
+from mqtt.broker.seams import Exchanges, SessionStore
 from mqtt.server_messages import Message
 from mqtt.session import Delivery, Session, Subscribed
 from runtime.clock import Clock
@@ -38,8 +43,13 @@ __all__ = ["StoreRecorder"]
 class StoreRecorder:
     """The `mqtt.session.Recorder` of a broker with a session store."""
 
-    def __init__(self, store: SessionStore, clock: Clock) -> None:
+    def __init__(
+        self, store: SessionStore, clock: Clock, exchanges: Exchanges | None = None
+    ) -> None:
         self._store = store
+        self._exchanges = exchanges
+        self._marking: tuple[int, int] | None = None  # the mark that is on its way to the disk
+        self._marked: tuple[int, int] = (0, 0)  # the one that is there
         self._clock = clock
         self._held: dict[Session, list[int]] = {}
         self.position = 0
@@ -100,6 +110,50 @@ class StoreRecorder:
     def inbound_ended(self, session: Session, packet_id: int) -> None:
         """Forget the identifier of a QoS 2 publish."""
         self.put(InboundEnded(session.client_id, packet_id))
+
+    # -- QoS 2 publishes that the capture holds -----------------------------------------------
+
+    async def recover(self, state: StoredState) -> None:
+        """Learn of the QoS 2 publishes that the capture held and the store did not, at a crash.
+
+        `state.recovered` has them then, and the store as well.
+        """
+        exchanges = self._exchanges
+        if exchanges is None:
+            return
+        mark = state.mark
+        if mark is not None and mark.epoch == exchanges.position[0]:
+            known = {session.client_id for session in state.sessions}
+            for client_id, packet_id, check in await exchanges.since((mark.epoch, mark.seq)):
+                if client_id in known:
+                    state.recovered.append(InboundRecovered(client_id, packet_id, check))
+                    self.put(state.recovered[-1])
+        self.mark()
+        durable = asyncio.Event()
+        self.when_durable(durable.set)
+        await durable.wait()
+
+    def mark(self) -> None:
+        """Note that the store knows every identifier that the capture has settled until now."""
+        exchanges = self._exchanges
+        if exchanges is None:
+            return
+        position = exchanges.position
+        self.put(Marked(*position))
+        if self._marking is None:
+            exchanges.hold(self._marked)
+        if position != self._marking:
+            self._marking = position
+            self._store.when_durable(partial(self._mark_durable, position))
+
+    def _mark_durable(self, position: tuple[int, int]) -> None:
+        assert self._exchanges is not None
+        self._marked = position
+        if self._marking == position:
+            self._marking = None
+            self._exchanges.hold(None)
+        else:
+            self._exchanges.hold(position)
 
     # -- deliveries: the Recorder of `mqtt.session` -------------------------------------------
 

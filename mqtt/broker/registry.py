@@ -247,6 +247,12 @@ class SessionRegistry:
                 delivery.released = queued.progress == RELEASED
                 unsent = queued.progress == UNSENT
                 session.restore(queued.packet_id, delivery, unsent=unsent)
+        for captured in state.recovered:
+            session = self.sessions.get(captured.client_id)
+            if session is not None:
+                if session.inbound is None:
+                    session.inbound = {}
+                session.inbound[captured.packet_id] = ~captured.check
         for received in state.inbound:
             session = self.sessions.get(received.client_id)
             if session is not None:
@@ -336,6 +342,7 @@ class SessionRegistry:
             recorder.session_saved(session, away=False)
             if fresh:
                 self._store_contents(session, recorder)
+                recorder.mark()  # what is captured under this client id belongs to another session
         elif session.recorder is not None:
             for packet_id, delivery in (session.outbound or {}).items():
                 delivery.held = False

@@ -1,4 +1,4 @@
-"""Where the broker ends and its host begins: four small Protocols.
+"""Where the broker ends and its host begins: a few small Protocols.
 
 `Capture` takes publishes that must be durable before they are acknowledged (the edge journal, the
 cloud ingest). `SessionStore` keeps sessions and retained messages over restarts. `Access` says who
@@ -13,7 +13,16 @@ from typing import Any, Final, Protocol
 
 from mqtt.broker.changes import Change, StoredState
 
-__all__ = ["PENDING", "Access", "Capture", "ClientInfo", "Hooks", "PublishRun", "SessionStore"]
+__all__ = [
+    "PENDING",
+    "Access",
+    "Capture",
+    "ClientInfo",
+    "Exchanges",
+    "Hooks",
+    "PublishRun",
+    "SessionStore",
+]
 
 PENDING: Final = -1  # a verdict that `Access.decide` has to give first
 
@@ -96,6 +105,29 @@ class Capture(Protocol):
 
     def when_relieved(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, on the loop, when taking can go on after refusal or saturation."""
+        ...
+
+
+class Exchanges(Protocol):
+    """The QoS 2 publishes in a capture that is durable by itself, apart from the session store.
+
+    Between the two commits of a QoS 2 publish, the capture's and then the store's, a crash leaves
+    it captured and unknown to the store. A mark in the store, how far it knows the capture, lets
+    the broker find such publishes again.
+    """
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch of the capture, and the highest seq it has settled or is settling."""
+        ...
+
+    def hold(self, position: tuple[int, int] | None) -> None:
+        """Delete nothing after a position; None: whatever is not needed."""
+        ...
+
+    async def since(self, position: tuple[int, int]) -> list[tuple[str, int, int]]:
+        """Return client id, packet identifier and `mqtt.session.publish_check` of the QoS 2
+        publishes after a position of this epoch, oldest first."""
         ...
 
 

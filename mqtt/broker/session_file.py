@@ -23,7 +23,9 @@ from typing import Any, Final
 
 from mqtt.broker.changes import (
     DeliverySaved,
+    InboundRecovered,
     InboundSaved,
+    Marked,
     MessageSaved,
     RetainedSaved,
     SessionSaved,
@@ -34,7 +36,7 @@ from mqtt.broker.changes import (
 __all__ = ["Salvage", "is_damage", "load", "open_file", "salvage"]
 
 _APPLICATION_ID: Final = 0x7469_6473  # "tids"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _DAMAGED_KEPT: Final = 3
 _PAGE_BYTES: Final = 4096
 # Not damage of this file: the disk, the lock or the rights say no.
@@ -52,7 +54,16 @@ _NO_DAMAGE: Final = frozenset(
     )
 )
 
-_SCHEMA: Final = """
+# What version 2 has and version 1 had not.
+_SCHEMA_2: Final = """
+CREATE TABLE recovered (
+    client_id TEXT NOT NULL, packet_id INTEGER NOT NULL, crc32 INTEGER NOT NULL,
+    PRIMARY KEY (client_id, packet_id)) WITHOUT ROWID;
+CREATE TABLE mark (
+    id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL, seq INTEGER NOT NULL);
+"""
+_SCHEMA: Final = (
+    """
 CREATE TABLE sessions (
     client_id TEXT PRIMARY KEY, version INTEGER NOT NULL, expiry_s INTEGER NOT NULL,
     away_since_us INTEGER NOT NULL, will_topic BLOB, will_payload BLOB NOT NULL,
@@ -77,6 +88,8 @@ CREATE TABLE retained (
     topic BLOB PRIMARY KEY, payload BLOB NOT NULL, properties BLOB NOT NULL,
     qos INTEGER NOT NULL, expires_us INTEGER NOT NULL, publisher TEXT) WITHOUT ROWID;
 """
+    + _SCHEMA_2
+)
 
 _SEAL: Final = f"PRAGMA user_version = {_VERSION}; PRAGMA application_id = {_APPLICATION_ID};"
 
@@ -88,7 +101,9 @@ _TABLES: Final = (
     ("messages", "message_id", "IBBBIIIs"),
     ("deliveries", "position", "ISIIIIBSI"),
     ("inbound", "client_id, packet_id", "SI"),
+    ("recovered", "client_id, packet_id", "SII"),
     ("retained", "topic", "BBBIIs"),
+    ("mark", "id", "III"),
 )
 _TYPES: Final[dict[str, tuple[type, ...]]] = {
     "S": (str,),
@@ -127,13 +142,15 @@ def open_file(path: Path) -> sqlite3.Connection:
     connection.text_factory = _text
     try:
         empty = not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        _check_owner(connection, empty=empty)
+        version = _check_owner(connection, empty=empty)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         # Debian builds SQLite to overwrite what is deleted with zeros: writes that nobody asked for
         connection.execute("PRAGMA secure_delete = OFF")
         if empty:
             connection.executescript(f"BEGIN; {_SCHEMA} {_SEAL} COMMIT;")
+        elif version < _VERSION:
+            connection.executescript(f"BEGIN; {_SCHEMA_2} {_SEAL} COMMIT;")
     except sqlite3.DatabaseError as error:
         connection.close()
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB and not _has_pages(path):
@@ -163,6 +180,8 @@ def load(connection: sqlite3.Connection) -> StoredState:
         [DeliverySaved(*row[1:]) for row in rows["deliveries"]],
         [InboundSaved(*row) for row in rows["inbound"]],
         [RetainedSaved(*row) for row in rows["retained"]],
+        [InboundRecovered(*row) for row in rows["recovered"]],
+        next((Marked(*row[1:]) for row in rows["mark"]), None),
     )
 
 
@@ -256,14 +275,13 @@ def _is_sound(row: tuple[Any, ...], kinds: str) -> bool:
 # --- files -----------------------------------------------------------------------------------
 
 
-def _check_owner(connection: sqlite3.Connection, *, empty: bool) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+def _check_owner(connection: sqlite3.Connection, *, empty: bool) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     owner = connection.execute("PRAGMA application_id").fetchone()[0]
-    if empty and not owner:
-        return
-    if (owner, version) != (_APPLICATION_ID, _VERSION):
+    if not (empty and not owner) and not (owner == _APPLICATION_ID and version in (1, _VERSION)):
         # without an error code: nothing to be salvaged
         raise sqlite3.DatabaseError(f"no session store, or one of another release: {version}")
+    return version
 
 
 def _has_pages(path: Path) -> bool:

@@ -30,7 +30,9 @@ from mqtt.broker.changes import (
     DeliveryReleased,
     DeliverySaved,
     InboundEnded,
+    InboundRecovered,
     InboundSaved,
+    Marked,
     MessageEnded,
     MessageSaved,
     RetainedEnded,
@@ -63,6 +65,7 @@ _STATEMENTS: Final[dict[type, tuple[str, ...]]] = {
         "DELETE FROM subscriptions WHERE client_id = ?",
         "DELETE FROM deliveries WHERE client_id = ?",
         "DELETE FROM inbound WHERE client_id = ?",
+        "DELETE FROM recovered WHERE client_id = ?",
     ),
     SubscriptionSaved: ("INSERT OR REPLACE INTO subscriptions VALUES (?,?,?,?)",),
     SubscriptionEnded: ("DELETE FROM subscriptions WHERE client_id = ? AND topic_filter = ?",),
@@ -72,7 +75,12 @@ _STATEMENTS: Final[dict[type, tuple[str, ...]]] = {
     DeliveryReleased: ("UPDATE deliveries SET released = 1 WHERE client_id = ? AND packet_id = ?",),
     DeliveryEnded: ("DELETE FROM deliveries WHERE client_id = ? AND packet_id = ?",),
     InboundSaved: ("INSERT OR REPLACE INTO inbound VALUES (?,?)",),
-    InboundEnded: ("DELETE FROM inbound WHERE client_id = ? AND packet_id = ?",),
+    InboundEnded: (
+        "DELETE FROM inbound WHERE client_id = ? AND packet_id = ?",
+        "DELETE FROM recovered WHERE client_id = ? AND packet_id = ?",
+    ),
+    InboundRecovered: ("INSERT OR REPLACE INTO recovered VALUES (?,?,?)",),
+    Marked: ("INSERT OR REPLACE INTO mark VALUES (1,?,?)",),
     RetainedSaved: ("INSERT OR REPLACE INTO retained VALUES (?,?,?,?,?,?)",),
     RetainedEnded: ("DELETE FROM retained WHERE topic = ?",),
 }
@@ -170,6 +178,9 @@ class SqliteSessionStore:
             waiting[DeliverySaved, change.client_id, change.packet_id] = change
         elif isinstance(change, MessageSaved):
             waiting[MessageSaved, change.message_id] = change
+        elif isinstance(change, Marked):
+            waiting.pop(Marked, None)  # it goes behind what it speaks of
+            waiting[Marked] = change
         elif isinstance(change, RetainedSaved | RetainedEnded):
             waiting.pop((RetainedSaved, change.topic), None)  # the last one counts
             waiting[RetainedSaved, change.topic] = change

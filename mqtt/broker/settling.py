@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.seams import PublishRun
 from mqtt.errors import ProtocolError
 from mqtt.server import ServerConnection
@@ -27,15 +28,21 @@ __all__ = ["HeldRun", "answer", "settle", "settle_inbound"]
 class HeldRun:
     """A run whose answer waits for the session store as well as for the capture.
 
-    After a crash between the two commits a QoS 2 publish comes again and is captured once more:
-    twice is the lesser evil, the other order would lose it.
+    The QoS 2 publishes of a stored session come to local subscribers only when the capture has
+    them: what the store keeps of them, deliveries and identifiers, is one group. So a crash between
+    the two commits leaves them in the capture and nowhere else, from where `Exchanges` has their
+    identifiers; when they come again they are shared and answered, and not captured once more.
     """
 
-    __slots__ = ("_codes", "_is_stored", "_keeps", "_run", "token")
+    __slots__ = ("_codes", "_is_stored", "_keeps", "_share", "token")
 
-    def __init__(self, token: RunToken, run: PublishRun, *, is_stored: bool) -> None:
+    def __init__(
+        self, token: RunToken, *, is_stored: bool, share: Callable[[bool], bool] | None = None
+    ) -> None:
         self.token = token
-        self._run = run
+        # Gives the publishes to local subscribers, if they were taken, and returns whether the
+        # store need not follow; None when they were given before.
+        self._share = share
         self._codes: int | Sequence[int] | None = None
         self._is_stored = is_stored  # what the run gave to stored sessions, if anything
         self._keeps = False  # its own identifiers are on their way to the store
@@ -43,6 +50,10 @@ class HeldRun:
     def settled(self, codes: int | Sequence[int]) -> None:
         """The capture has settled the run."""
         self._codes = codes
+        if self._share is not None:
+            self._is_stored = self._share(not isinstance(codes, int) or codes < 0x80)
+            if not self._is_stored:
+                _recorder(self.token).when_durable(self.stored)
         self._keeps = _keep_identifiers(self.token, codes, self._kept)
         if self._is_stored and not self._keeps:
             _settle(self.token, codes)
@@ -57,6 +68,13 @@ class HeldRun:
         """The session store has the identifiers, and all that was put before them."""
         assert self._codes is not None
         _settle(self.token, self._codes)
+
+
+def _recorder(token: RunToken) -> StoreRecorder:
+    connection: Connection = token[0].owner  # type: ignore[assignment] # the driver's own
+    recorder = connection.core.recorder
+    assert recorder is not None
+    return recorder
 
 
 def _keep_identifiers(
@@ -77,6 +95,7 @@ def _keep_identifiers(
     for number in kept:
         recorder.inbound_saved(session, number)
     if kept:
+        recorder.mark()
         recorder.when_durable(done)
     return bool(kept)
 

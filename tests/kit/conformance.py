@@ -45,7 +45,8 @@ _TAIL = """\
 - Control characters and Unicode non-characters are allowed in strings.
 - Overlapping subscriptions give one copy, with every identifier and the highest QoS; what a client
   published itself comes to it by those of them that are not no-local.
-- A QoS 2 message is handed on when it has come, not when it is released.
+- A QoS 2 message is handed on when it has come, not when it is released; a captured one of
+  a session that lasts, when it is on disk.
 - QoS 0 messages for clients that are away, or that do not read, are dropped and counted.
 - A will is sent when its session ends, however long its delay; taking over a connection closes it,
   and so sends a will without delay.

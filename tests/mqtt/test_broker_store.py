@@ -16,7 +16,9 @@ from mqtt.broker.changes import (
     DeliveryReleased,
     DeliverySaved,
     InboundEnded,
+    InboundRecovered,
     InboundSaved,
+    Marked,
     MessageEnded,
     MessageSaved,
     RetainedEnded,
@@ -67,13 +69,23 @@ EVERYTHING: list[Change] = [
     DELIVERY,
     InboundSaved("c", 9),
     RETAINED,
+    InboundRecovered("c", 10, 0xFFFF_FFFF),
+    Marked(7, 40),
+    Marked(7, 41),
 ]
 
 
 async def test_everything_comes_back(tmp_path: Path) -> None:
     state = await kept(tmp_path / "s.db", EVERYTHING)
     assert state == StoredState(
-        [SESSION], [SUBSCRIPTION], [MESSAGE], [DELIVERY], [InboundSaved("c", 9)], [RETAINED]
+        [SESSION],
+        [SUBSCRIPTION],
+        [MESSAGE],
+        [DELIVERY],
+        [InboundSaved("c", 9)],
+        [RETAINED],
+        [InboundRecovered("c", 10, 0xFFFF_FFFF)],
+        Marked(7, 41),
     )
 
 
@@ -85,16 +97,28 @@ async def test_everything_can_be_undone(tmp_path: Path, together: bool) -> None:
         DeliveryEnded("c", 1),
         MessageEnded(7),
         InboundEnded("c", 9),
+        InboundEnded("c", 10),
         RetainedEnded(b"r"),
     ]
     groups = [EVERYTHING + undone] if together else [EVERYTHING, undone]
-    assert await kept(tmp_path / "s.db", *groups) == StoredState([SESSION])
+    assert await kept(tmp_path / "s.db", *groups) == StoredState([SESSION], mark=Marked(7, 41))
+
+
+async def test_a_file_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    await kept(path, EVERYTHING)
+    with sqlite3.connect(path) as database:
+        database.executescript("DROP TABLE recovered; DROP TABLE mark; PRAGMA user_version = 1;")
+    database.close()
+    state = await kept(path, [Marked(7, 50)])
+    assert (state.sessions, state.recovered, state.mark) == ([SESSION], [], Marked(7, 50))
 
 
 async def test_a_session_takes_all_that_is_its_own_along(tmp_path: Path) -> None:
     other = SUBSCRIPTION._replace(client_id="d")
     state = await kept(tmp_path / "s.db", [*EVERYTHING, other], [SessionEnded("c")])
     assert (state.sessions, state.deliveries, state.inbound, state.messages) == ([], [], [], [])
+    assert state.recovered == []
     assert state.subscriptions == [other]
 
 
@@ -271,7 +295,7 @@ async def test_a_file_without_its_head_is_moved_aside(tmp_path: Path, what: str)
     assert (state, store.salvages) == (StoredState(), 1)
     (line,) = [line for line in logs if line["event"] == "mqtt.session_store_damaged"]
     assert Path(line["moved_to"]).read_bytes() == content
-    assert len(line["tables_incomplete"]) == 6
+    assert len(line["tables_incomplete"]) == 8
     again = await kept(path)
     assert again.sessions == [SESSION]
 

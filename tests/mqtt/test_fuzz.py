@@ -16,9 +16,9 @@ from typing import Any
 
 from mqtt.broker.config import BrokerConfig
 from mqtt.broker.session_store import SqliteSessionStore
-from tests.kit.brokers import ManualCapture, Served, serving
+from tests.kit.brokers import ManualCapture, serving
 from tests.kit.fuzzing import Fuzzer
-from tests.kit.raw_mqtt import connected, publish
+from tests.kit.raw_mqtt import RawClient, connected, publish
 
 SECONDS = float(os.environ.get("TIDEGATE_FUZZ_S", "5"))
 FUZZERS = 6
@@ -72,10 +72,8 @@ async def fuzz(port: int, fuzzer: Fuzzer, until_s: float) -> int:
     return sessions
 
 
-async def behave(broker: Served, until_s: float) -> list[float]:
+async def behave(client: RawClient, until_s: float) -> list[float]:
     """Publish to itself with QoS 1, one at a time; return how long each took."""
-    client = await connected(broker, 5, "well-behaved")
-    assert await client.subscribe(("quiet/place", 1)) == [1]
     taken_s = []
     number = 0
     while time.monotonic() < until_s:
@@ -87,6 +85,8 @@ async def behave(broker: Served, until_s: float) -> list[float]:
         while firsts != {0x32, 0x40}:
             first, body = await client.packet()
             assert first in (0x32, 0x40), hex(first)
+            if body[2:3] == b"\x97" and first == 0x40:
+                break  # the queues of those who are away are full, all together
             firsts.add(first)
             if first == 0x32:
                 assert body.endswith(payload)
@@ -109,13 +109,15 @@ async def test_random_sessions_break_nothing(tmp_path: Path, record_property: An
     capture = ManualCapture(automatic=True)
     async with serving(CONFIG, store=store, capture=capture) as broker:
         warm_s = time.monotonic() + SECONDS / 3
+        client = await connected(broker, 5, "well-behaved")  # before there are too many
+        assert await client.subscribe(("quiet/place", 1)) == [1]
         fuzzers = [Fuzzer(seed + n) for n in range(FUZZERS)]
         await asyncio.gather(*(fuzz(broker.port, fuzzer, warm_s) for fuzzer in fuzzers))
         capture.taken.clear()
         before = resident_bytes()
         until_s = time.monotonic() + SECONDS * 2 / 3
         taken_s, *sessions = await asyncio.gather(
-            behave(broker, until_s), *(fuzz(broker.port, fuzzer, until_s) for fuzzer in fuzzers)
+            behave(client, until_s), *(fuzz(broker.port, fuzzer, until_s) for fuzzer in fuzzers)
         )
         capture.taken.clear()
         grown = resident_bytes() - before
