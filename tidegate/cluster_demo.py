@@ -102,6 +102,7 @@ class ClusterProcesses:
         gateways: How many gateways; each has all nodes as endpoints, another one first.
         cluster: The cluster's name.
         node_flags: More flags for every node.
+        gateway_flags: More flags for every gateway.
         disk_bytes_max: What the streams may take of each server's disk, about.
 
     Attributes:
@@ -118,6 +119,7 @@ class ClusterProcesses:
         gateways: int = 3,
         cluster: str = "demo",
         node_flags: Sequence[str] = (),
+        gateway_flags: Sequence[str] = (),
         disk_bytes_max: int = 2 << 30,
     ) -> None:
         self.folder = folder
@@ -155,6 +157,7 @@ class ClusterProcesses:
                     "edge", "--data", str(folder / f"gateway-{n}"), "--gateway", f"gateway-{n}",
                     "--port", str(self.edge_ports[n]), "--http-port", str(edge_http[n]),
                     "--uplink-endpoints", ",".join(self._endpoints(n)),
+                    *gateway_flags,
                 ],
                 folder,
             )

@@ -86,7 +86,7 @@ async def check_cluster(
 
 async def _check_account(connection: Connection) -> None:
     try:
-        await insist(lambda: connection.api("INFO"), timeout_s=10)
+        await insist(lambda: connection.api("INFO"), timeout_s=5)
     except (NoResponders, Unanswered) as error:
         raise ClusterError(
             "JetStream does not answer: the servers have no quorum, JetStream is not enabled, or"

@@ -45,6 +45,7 @@ _NS = 1_000_000_000
 _MIB = 1 << 20
 _MQTT_AGE_S = 7 * 86_400
 _NOT_FOUND = (10059,)
+_EXISTS = 10058
 _READY_S = 30.0
 _KEY_CLUSTER = "tidegate.cluster"
 _KEY_EPOCH = "tidegate.epoch"
@@ -263,8 +264,15 @@ async def apply(
             known = _metadata(await _info(connection, step.stream))
             config["metadata"] = {**_identity(layout), **known}
         word = "UPDATE" if step.action == "update" else "CREATE"
-        await _call(connection, f"STREAM.{word}.{step.stream}", config)
+        try:
+            await _call(connection, f"STREAM.{word}.{step.stream}", config)
+        except ApiError as error:
+            if error.err_code != _EXISTS:  # somebody else is applying too: see below
+                raise ClusterError(f"{step.stream}: {error}") from None
     await _note_made(connection, layout)
+    left = await plan(connection, layout)
+    if left:
+        raise ClusterError(f"after all was made still to do: {left[0].line()}")
     return steps
 
 
