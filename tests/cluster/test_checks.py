@@ -169,13 +169,13 @@ async def test_accounts_without_rights(tmp_path: Path) -> None:
 
 async def test_mixed_versions(
     three: NatsServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Nthree:
+) -> None:
     from cloud.cluster import checks
 
     layout = await make_layout(three, "mixed")
     real = checks._varz
 
-    def varz(address: str) -> dict[str, object] | Nthree:
+    def varz(address: str) -> dict[str, object] | None:
         page = real(address)
         return {**page, "version": "2.11.0"} if page and address == three.monitors[0] else page
 
