@@ -44,6 +44,7 @@ log = structlog.get_logger(component="ingest")
 UP_PREFIX = "tidegate/v1/up/"
 _STATE_KEY = "ingest"
 _LOG_EVERY_S = 10.0
+_REASON_CHARS = 200  # of a Reason String
 
 
 @dataclass(slots=True)
@@ -310,6 +311,9 @@ class BatchIngest:
         work.codes[index] = code
         word = error.reason if isinstance(error, BatchError) else type(error).__name__
         self.stats.refused[word] = self.stats.refused.get(word, 0) + 1
+        if isinstance(error, BatchError):  # the gateway acts on the word, docs/link-format.md 1.1
+            reasons = work.run.reasons = work.run.reasons or {}
+            reasons[index] = str(error)[:_REASON_CHARS]
         limited(log, ("refused", line.gateway, word), _LOG_EVERY_S).warning(
             "batch_refused", gateway=line.gateway, code=f"0x{code:02x}", error=str(error)
         )

@@ -19,7 +19,18 @@ from typing import Final
 from mqtt.codec import encode
 from mqtt.errors import MqttError
 from mqtt.frames import encode_publish
-from mqtt.packets import CONNACK, DISCONNECT, PUBACK, PUBLISH, Connack, Connect, Disconnect, Packet
+from mqtt.packets import (
+    CONNACK,
+    DISCONNECT,
+    PUBACK,
+    PUBLISH,
+    Connack,
+    Connect,
+    Disconnect,
+    Packet,
+    Puback,
+    Pubrec,
+)
 from mqtt.properties import (
     MAXIMUM_PACKET_SIZE,
     REASON_STRING,
@@ -198,6 +209,14 @@ class ServerSender:
         self.bytes_sent += len(data)
         self.send_now(data)
         return True
+
+    def explain(self, qos: int, packet_id: bytes, reason_code: int, reason: str) -> None:
+        """Refuse one publish of a v5 client with a Reason String, if it wants one and it fits
+        [MQTT-3.1.2-29] [MQTT-3.4.2-2] [MQTT-3.5.2-2]."""
+        self.unacknowledged -= 1
+        kind = Puback if qos == 1 else Pubrec
+        number = int.from_bytes(packet_id, "big")
+        self.send_packet(kind(number, reason_code, {REASON_STRING: reason}))
 
     def acknowledge(self, qos: int, packet_ids: list[bytes], reason_code: int = 0) -> None:
         """Answer publishes of one QoS: PUBACK or PUBREC for each, in one write.

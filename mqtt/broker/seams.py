@@ -66,10 +66,11 @@ class PublishRun:
     time_us: int  # wall clock at the read
     settled: Callable[[PublishRun, int | Sequence[int]], None]
     token: Any = None
+    reasons: dict[int, str] | None = None  # of refused publishes, by their place in the run
 
     # `settled(run, 0)` once every publish of the run is durable: the only way a PUBACK or PUBREC
     # leaves. A reason code >= 0x80 instead refuses the run, a sequence of them one a publish.
-    # Called on the broker's loop, exactly once a run.
+    # Called on the broker's loop, exactly once a run. `reasons` goes to v5 clients that ask.
 
 
 class Capture(Protocol):

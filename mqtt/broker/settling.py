@@ -9,7 +9,7 @@ Invariants (STYLE 13):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mqtt.broker.recorder import StoreRecorder
@@ -34,7 +34,7 @@ class HeldRun:
     identifiers; when they come again they are shared and answered, and not captured once more.
     """
 
-    __slots__ = ("_codes", "_is_stored", "_keeps", "_share", "token")
+    __slots__ = ("_codes", "_is_stored", "_keeps", "_reasons", "_share", "token")
 
     def __init__(
         self, token: RunToken, *, is_stored: bool, share: Callable[[bool], bool] | None = None
@@ -44,30 +44,32 @@ class HeldRun:
         # store need not follow; None when they were given before.
         self._share = share
         self._codes: int | Sequence[int] | None = None
+        self._reasons: Mapping[int, str] | None = None
         self._is_stored = is_stored  # what the run gave to stored sessions, if anything
         self._keeps = False  # its own identifiers are on their way to the store
 
-    def settled(self, codes: int | Sequence[int]) -> None:
+    def settled(self, codes: int | Sequence[int], reasons: Mapping[int, str] | None = None) -> None:
         """The capture has settled the run."""
         self._codes = codes
+        self._reasons = reasons
         if self._share is not None:
             self._is_stored = self._share(not isinstance(codes, int) or codes < 0x80)
             if not self._is_stored:
                 _recorder(self.token).when_durable(self.stored)
         self._keeps = _keep_identifiers(self.token, codes, self._kept)
         if self._is_stored and not self._keeps:
-            _settle(self.token, codes)
+            _settle(self.token, codes, reasons)
 
     def stored(self) -> None:
         """The session store has what came of the run."""
         self._is_stored = True
         if self._codes is not None and not self._keeps:
-            _settle(self.token, self._codes)
+            _settle(self.token, self._codes, self._reasons)
 
     def _kept(self) -> None:
         """The session store has the identifiers, and all that was put before them."""
         assert self._codes is not None
-        _settle(self.token, self._codes)
+        _settle(self.token, self._codes, self._reasons)
 
 
 def _recorder(token: RunToken) -> StoreRecorder:
@@ -113,12 +115,12 @@ def settle(run: PublishRun, codes: int | Sequence[int]) -> None:
             if machine.owner.paused:
                 machine.owner.settled()
         else:
-            _settle(token, codes)
+            _settle(token, codes, run.reasons)
     else:
-        token.settled(codes)
+        token.settled(codes, run.reasons)
 
 
-def _settle(token: RunToken, codes: int | Sequence[int]) -> None:
+def _settle(token: RunToken, codes: int | Sequence[int], reasons: Mapping[int, str] | None) -> None:
     machine, flags, ids, _ = token
     if not ids:
         return
@@ -126,12 +128,22 @@ def _settle(token: RunToken, codes: int | Sequence[int]) -> None:
     if isinstance(codes, int):
         answer(machine, qos, ids, codes)
         return
-    for packet_id, code in zip(ids, codes, strict=True):
-        answer(machine, qos, [packet_id], code)
+    for index, (packet_id, code) in enumerate(zip(ids, codes, strict=True)):
+        answer(machine, qos, [packet_id], code, reasons.get(index, "") if reasons else "")
 
 
-def answer(machine: ServerConnection, qos: int, ids: list[bytes], code: int) -> None:
-    """Answer publishes, and let QoS 2 identifiers go on or be free again."""
+def answer(
+    machine: ServerConnection, qos: int, ids: list[bytes], code: int, reason: str = ""
+) -> None:
+    """Answer publishes, and let QoS 2 identifiers go on or be free again.
+
+    Args:
+        machine: Whose publishes.
+        qos: Theirs.
+        ids: Their packet identifiers.
+        code: 0, or what refuses them.
+        reason: Why one publish is refused, for a v5 client.
+    """
     connection: Connection = machine.owner  # type: ignore[assignment] # the driver's own
     if qos == 2:
         settle_inbound(machine, connection, ids, code)
@@ -142,7 +154,10 @@ def answer(machine: ServerConnection, qos: int, ids: list[bytes], code: int) -> 
         connection.fail(ProtocolError(code, "publish could not be stored"))
         return
     capture = connection.core.capture
-    if machine.asks_durability and capture is not None:
+    if reason and code >= 0x80:
+        for packet_id in ids:
+            machine.explain(qos, packet_id, code, reason)
+    elif machine.asks_durability and capture is not None:
         machine.acknowledge_durably(qos, ids, code, capture.durability)
     else:
         machine.acknowledge(qos, ids, code)

@@ -18,11 +18,12 @@ from cloud.parts import CloudNode
 from cloud.service import CloudService
 from cloud.sinks.contract import Sink
 from mqtt.aio import Client
-from mqtt.packets import Connect, Publish, Subscription
-from mqtt.properties import USER_PROPERTY
+from mqtt.packets import Connack, Connect, Puback, Publish, Subscription
+from mqtt.properties import REASON_STRING, USER_PROPERTY
 from runtime.clock import ManualClock, SystemClock
 from runtime.config import ConfigError
 from runtime.service import StartError
+from tests.kit.brokers import WireClient
 from tests.kit.cloud import EPOCH, RecordingSink, query
 from tests.kit.readings import one_per_row
 
@@ -290,3 +291,14 @@ def test_configuration_is_checked() -> None:
         IngestConfig(devices=("devices/x",))
     assert DeviceIds(IngestConfig().devices)
     assert issubclass(ConfigError, Exception)
+
+
+async def test_a_gateway_is_told_why_its_batch_is_refused(tmp_path: Path) -> None:
+    async with node(tmp_path) as service:
+        client = await WireClient.open(service.port)
+        client.send(Connect("gw-1"), Publish("tidegate/v1/up/gw-1", b"no batch", 1, packet_id=1))
+        await client.receive(Connack)
+        puback = await client.receive(Puback)
+        await client.close()
+    assert puback.reason_code == 0x99
+    assert puback.properties[REASON_STRING].startswith("malformed: ")

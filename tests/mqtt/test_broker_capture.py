@@ -23,10 +23,13 @@ from mqtt.packets import (
 )
 from mqtt.properties import (
     MAXIMUM_PACKET_SIZE,
+    REASON_STRING,
+    RECEIVE_MAXIMUM,
     REQUEST_PROBLEM_INFORMATION,
     SESSION_EXPIRY_INTERVAL,
     TOPIC_ALIAS,
     USER_PROPERTY,
+    Properties,
     encode_property_block,
 )
 from mqtt.reason_codes import ReasonCode
@@ -234,6 +237,49 @@ async def test_settling_can_refuse_single_publishes() -> None:
         await client.settled()
         capture.settle([0, 0x97, 0])
         assert await client.settled() == [Puback(1), Puback(2, 0x97), Puback(3)]
+
+
+@pytest.mark.conformance("MQTT-3.1.2-29", "MQTT-3.4.2-2", "MQTT-3.5.2-2")
+@pytest.mark.parametrize("qos", [1, 2])
+@pytest.mark.parametrize(
+    ("properties", "told"),
+    [
+        ({}, True),
+        ({REQUEST_PROBLEM_INFORMATION: 0}, False),
+        ({MAXIMUM_PACKET_SIZE: 20}, False),
+        ({RECEIVE_MAXIMUM: 10}, True),
+    ],
+)
+async def test_a_refusal_carries_its_reason_to_whom_it_concerns(
+    qos: int, properties: Properties, told: bool
+) -> None:
+    capture = ManualCapture()
+    async with serving(capture=capture) as broker:
+        client = await broker.connect("c", properties=properties)
+        client.send(reading(1, qos), reading(2, qos), reading(3, qos))
+        await capture.wait_for(3)
+        capture.runs[0].reasons = {1: "mode: 1 is not known"}
+        capture.settle([0, 0x99, 0x99])
+        kind = Puback if qos == 1 else Pubrec
+        explained = {REASON_STRING: "mode: 1 is not known"} if told else {}
+        assert [await client.receive(kind) for _ in range(3)] == [
+            kind(1),
+            kind(2, 0x99, explained),
+            kind(3, 0x99),
+        ]
+        client.send(reading(2, qos))  # its place in the window and its identifier are free
+        await capture.wait_for(4)
+
+
+async def test_a_3_1_1_client_is_told_no_reason() -> None:
+    capture = ManualCapture()
+    async with serving(capture=capture) as broker:
+        client = await broker.connect("c", version=V311)
+        client.send(reading(1, 1))
+        await capture.wait_for(1)
+        capture.runs[0].reasons = {0: "mode: 1 is not known"}
+        capture.settle([0x99])
+        assert await client.closed()
 
 
 async def test_nothing_is_read_while_the_capture_is_saturated() -> None:
