@@ -60,6 +60,7 @@ class Proxy:
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._accepted = asyncio.Event()
+        self._cut = asyncio.Event()
         self.up = Direction()
         self.down = Direction()
         self.connections = 0
@@ -127,6 +128,18 @@ class Proxy:
             while self.connections < count:
                 self._accepted.clear()
                 await self._accepted.wait()
+
+    async def until_cuts(self, count: int) -> None:
+        """Wait until so many connections were cut in all."""
+        async with asyncio.timeout(60):
+            while self.cuts < count:
+                self._cut.clear()
+                await self._cut.wait()
+
+    def count_cut(self) -> None:
+        """A connection was cut."""
+        self.cuts += 1
+        self._cut.set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -200,7 +213,7 @@ class _Line:
 
     def cut(self) -> None:
         if not self.ended:
-            self.proxy.cuts += 1
+            self.proxy.count_cut()
             self.ended = True
             for writer in self.writers:
                 writer.transport.abort()
