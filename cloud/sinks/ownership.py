@@ -6,7 +6,7 @@ In a cluster leases say so (cloud/cluster/leases.py).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 __all__ = ["Ownership"]
@@ -26,13 +26,13 @@ class Ownership(Protocol):
         """Return once `held` is not `known` any more."""
         ...
 
-    def let_go(self, partitions: Collection[int]) -> None:
-        """Take note that the worker has ended with partitions that are not `held` any more.
+    def working(self, tokens: Mapping[int, int]) -> None:
+        """Take note of what the worker works on from here on, partitions and tokens.
 
-        Another node may have them at once.
+        It has ended with everything else: another node may have that at once.
         """
         ...
 
-    def fenced(self, partitions: Collection[int]) -> None:
-        """Take note that the store says others hold these partitions by now."""
+    def fenced(self, tokens: Mapping[int, int]) -> None:
+        """Take note that the store knows of newer holders than of these tokens."""
         ...

@@ -104,6 +104,7 @@ class SinkRunner:
         self._config = config
         self._ownership = ownership
         self._tokens: dict[int, int] = {}  # of the partitions worked on
+        self._worked: dict[int, int] = {}  # and of those being taken over
         self._positions: dict[int, int] = {}  # the same partitions
         self._taken_over = self._fenced = 0
         self._committed: dict[int, int] = {}  # of the stream-kept cursors
@@ -146,8 +147,13 @@ class SinkRunner:
         held = self._ownership.held()
         gone = [p for p, token in self._tokens.items() if held.get(p) != token]
         if gone:
-            await self._let_go(gone)
+            with contextlib.suppress(StreamError):  # else the next holder repeats the last moment
+                await self._commit_cursors(now=True)
+            self._forget(gone)
+            held = self._ownership.held()
         new = {p: token for p, token in held.items() if p not in self._tokens}
+        self._worked = {**self._tokens, **new}
+        self._ownership.working(self._worked)
         if new:
             await self._take_over(new)
 
@@ -168,14 +174,6 @@ class SinkRunner:
             self._taken_over += len(tokens)
         self._moved.set()
 
-    async def _let_go(self, partitions: Collection[int]) -> None:
-        """End with partitions: another may go on where the cursors say."""
-        assert self._ownership is not None
-        with contextlib.suppress(StreamError):  # else the next holder repeats the last moment
-            await self._commit_cursors(now=True)
-        self._forget(partitions)
-        self._ownership.let_go(partitions)
-
     def _forget(self, partitions: Iterable[int]) -> None:
         for partition in partitions:
             for state in (self._tokens, self._positions, self._committed, self._failures):
@@ -187,8 +185,8 @@ class SinkRunner:
         log.warning("sink_fenced", sink=self.name, partitions=sorted(error.partitions))
         self._fenced += len(error.partitions)
         if self._ownership is not None:
+            self._ownership.fenced({p: self._worked[p] for p in error.partitions})
             self._forget(error.partitions)
-            self._ownership.fenced(error.partitions)
 
     async def _take_positions(self, kept: Mapping[int, int]) -> None:
         """Start at the cursors kept, unless the stream does not agree with them."""
@@ -220,7 +218,7 @@ class SinkRunner:
             await self._commit_cursors(now=True)
         await self.sink.close()
         if self._ownership is not None:
-            self._ownership.let_go(list(self._tokens))
+            self._ownership.working({})
 
     @property
     def alive(self) -> bool:
@@ -329,9 +327,9 @@ class SinkRunner:
             await self._stream.wait(waiting)
             return
         if not waiting:
-            await self._ownership.changed(self._tokens)
+            await self._ownership.changed(self._worked)
             return
-        turns = asyncio.ensure_future(self._ownership.changed(self._tokens))
+        turns = asyncio.ensure_future(self._ownership.changed(self._worked))
         entries = asyncio.ensure_future(self._stream.wait(waiting))
         try:
             await asyncio.wait((turns, entries), return_when=asyncio.FIRST_COMPLETED)
@@ -351,7 +349,12 @@ class SinkRunner:
         self._unavailable_tries += 1
         self._idle = True
         try:
-            await asyncio.sleep(pause_s)
+            if self._ownership is None:
+                await asyncio.sleep(pause_s)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._ownership.changed(self._worked)
         finally:
             self._idle = False
 

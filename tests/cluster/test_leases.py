@@ -1,0 +1,248 @@
+"""Leases on a real bucket: shares, hand-over on stop, death and join, tokens, a stalled holder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from cloud.cluster.bucket import Bucket
+from cloud.cluster.connection import Connection
+from cloud.cluster.layout import Layout
+from cloud.cluster.leases import Leases, LeaseTimes
+from runtime.clock import Clock, ManualClock, SystemClock
+from tests.kit.nats import NatsServers, connected, make_layout, nats_single
+
+TIMES = LeaseTimes(ttl_s=2.0, renew_s=0.2, moves_max=8)
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
+    with nats_single(tmp_path_factory.mktemp("leases")) as servers:
+        yield servers
+
+
+@pytest.fixture
+async def bucket(servers: NatsServers, request: pytest.FixtureRequest) -> AsyncIterator[Bucket]:
+    name = f"c{abs(hash(request.node.name)) % 10**9}"
+    layout: Layout = await make_layout(
+        servers, name, raw_bytes_max=4 << 20, ledger_bytes_max=1 << 20, bucket_bytes_max=1 << 20
+    )
+    async with connected(servers) as connection:
+        yield Bucket(connection, layout.bucket("leases"))
+
+
+class Worker:
+    """A node's leases with a worker that works on whatever it may."""
+
+    def __init__(self, leases: Leases, sink: str = "storage") -> None:
+        self.leases = leases
+        self.ownership = leases.of(sink)
+        self.worked: dict[int, int] = {}
+        self.history: list[dict[int, int]] = []
+        self.stuck = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.leases.start()
+        self._task = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            await self.ownership.changed(self.worked)
+            if self.stuck:
+                await asyncio.sleep(0.01)
+                continue
+            self.worked = self.ownership.held()
+            self.history.append(self.worked)
+            self.ownership.working(self.worked)
+
+    async def stop(self) -> None:
+        await self.kill()
+        self.ownership.working({})
+        await self.leases.stop()
+
+    async def kill(self) -> None:
+        """End without a word, as kill -9 does."""
+        for task in (self._task, self.leases._task):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        self._task = self.leases._task = None
+
+
+@asynccontextmanager
+async def nodes(
+    bucket: Bucket, *names: str, clock: Clock | None = None
+) -> AsyncIterator[list[Worker]]:
+    workers = [Worker(Leases(bucket, name, clock or SystemClock(), TIMES)) for name in names]
+    async with asyncio.timeout(40):
+        for worker in workers:
+            await worker.start()
+        try:
+            yield workers
+        finally:
+            for worker in workers:
+                await worker.stop()
+
+
+async def until(check: Callable[[], bool]) -> None:
+    while not check():
+        await asyncio.sleep(0.01)
+
+
+def shares(workers: list[Worker]) -> list[int]:
+    """Return how much each may work on, -1 while its worker has not heard of it."""
+    return [
+        len(held) if worker.stuck or worker.worked == held else -1
+        for worker, held in ((worker, worker.ownership.held()) for worker in workers)
+    ]
+
+
+async def test_one_node_has_everything(bucket: Bucket) -> None:
+    async with nodes(bucket, "a") as workers:
+        await until(lambda: shares(workers) == [64])
+        assert sorted(workers[0].worked) == list(range(64))
+
+
+async def test_nodes_share_evenly_and_nobody_twice(bucket: Bucket) -> None:
+    async with nodes(bucket, "a", "b", "c") as workers:
+        await until(lambda: sorted(shares(workers)) == [21, 21, 22])
+        held = Counter(p for worker in workers for p in worker.worked)
+        assert held == Counter(range(64))
+        holders = {one.partition: one.node for one in workers[0].leases.holders()}
+        assert holders == {p: w.leases.node for w in workers for p in w.worked}
+
+
+async def test_a_node_that_joins_takes_its_share_a_few_at_a_time(bucket: Bucket) -> None:
+    async with nodes(bucket, "a") as (first,):
+        await until(lambda: shares([first]) == [64])
+        before = first.worked
+        async with nodes(bucket, "b") as (second,):
+            await until(lambda: shares([first, second]) == [32, 32])
+            sizes = [len(one) for one in first.history if len(one) <= 64]
+            assert max(a - b for a, b in zip(sizes[-40:], sizes[-39:], strict=False)) <= 8
+            stayed = first.worked
+            assert all(before[p] == token for p, token in stayed.items())
+            assert all(token > before[p] for p, token in second.worked.items())
+        await until(lambda: shares([first]) == [64])
+
+
+async def test_an_orderly_stop_hands_over_at_once(bucket: Bucket) -> None:
+    async with nodes(bucket, "a") as (first,):
+        async with nodes(bucket, "b") as (second,):
+            await until(lambda: shares([first, second]) == [32, 32])
+        # the lease times cannot have passed for all: they are deleted
+        await until(lambda: shares([first]) == [64])
+        assert [one.node for one in first.leases.nodes()] == ["a"]
+        assert second.leases.stats()["storage"].given_up >= 32
+
+
+async def test_a_killed_nodes_work_moves_when_its_leases_run_out(bucket: Bucket) -> None:
+    async with nodes(bucket, "a", "b") as (first, second):
+        await until(lambda: shares([first, second]) == [32, 32])
+        tokens = second.worked
+        await second.kill()
+        started_s = asyncio.get_running_loop().time()
+        await until(lambda: shares([first]) == [64])
+        assert asyncio.get_running_loop().time() - started_s > 0.5
+        assert all(first.worked[p] > token for p, token in tokens.items())
+        await asyncio.sleep(TIMES.renew_s)
+        assert second.ownership.held() == {}  # by its own clock, nobody told it
+
+
+async def test_a_stalled_holder_holds_nothing_when_it_wakes(bucket: Bucket) -> None:
+    clock = ManualClock()
+    worker = Worker(Leases(bucket, "a", clock, TIMES))
+    await worker.start()
+    async with asyncio.timeout(20):
+        await until(lambda: shares([worker]) == [64])
+    await worker.kill()
+    worker.stuck = True
+    clock.advance(TIMES.ttl_s - 0.01)
+    assert len(worker.ownership.held()) == 64
+    clock.advance(0.02)
+    assert worker.ownership.held() == {}
+    await worker.leases.stop()
+
+
+async def test_draining_waits_for_the_worker(bucket: Bucket) -> None:
+    async with nodes(bucket, "a", "b") as (first, second):
+        await until(lambda: shares([first, second]) == [32, 32])
+        await until(lambda: len(second.worked) == 32)
+        second.stuck = True
+        draining = asyncio.create_task(second.leases.drain())
+        await until(lambda: shares([second]) == [0])
+        await asyncio.sleep(3 * TIMES.renew_s)
+        assert shares([first]) == [32]  # the worker has not ended yet
+        assert not draining.done()
+        second.stuck = False
+        await draining
+        await until(lambda: shares([first]) == [64])
+        assert {one.node: one.draining for one in first.leases.nodes()} == {"a": False, "b": True}
+
+
+async def test_only_nodes_with_the_sink_share_it(bucket: Bucket) -> None:
+    plain = Leases(bucket, "b", SystemClock(), TIMES)
+    plain.of("live")
+    await plain.start()
+    async with nodes(bucket, "a") as (first,):
+        await until(lambda: shares([first]) == [64])
+        assert len(first.leases.nodes()) == 2
+    await plain.stop()
+
+
+async def test_a_lease_lost_to_another_is_let_go(bucket: Bucket) -> None:
+    async with nodes(bucket, "a") as (first,):
+        await until(lambda: shares([first]) == [64])
+        await bucket.put("storage.5", b'{"node": "x", "token": 0}')
+        await until(lambda: 5 not in first.worked)
+        assert first.leases.stats()["storage"].lost == 1
+        holder = next(one for one in first.leases.holders() if one.partition == 5)
+        assert holder.node == "x"
+
+
+async def test_a_newer_token_in_the_store_ends_a_lease(bucket: Bucket) -> None:
+    async with nodes(bucket, "a") as (first,):
+        await until(lambda: shares([first]) == [64])
+        token = first.worked[7]
+        first.ownership.fenced({7: token - 1})
+        assert first.ownership.held()[7] == token
+        first.ownership.fenced({7: token})
+        assert 7 not in first.ownership.held()
+
+
+async def test_two_nodes_of_one_name_share_nothing(bucket: Bucket) -> None:
+    async with nodes(bucket, "a") as (first,):
+        await until(lambda: shares([first]) == [64])
+        async with nodes(bucket, "a") as (second,):
+            await until(lambda: bool(first.leases.nodes()))
+            await asyncio.sleep(2 * TIMES.renew_s)
+            assert shares([second]) == [0]  # the leases keep them apart
+            instances = {one.instance for one in second.leases.nodes()}
+            assert len(instances) == 1
+        assert shares([first]) == [64]
+
+
+async def test_the_bucket_away_for_longer_than_a_lease(tmp_path: Path) -> None:
+    """Nobody works without a lease, and all is taken again when the servers are back."""
+    with nats_single(tmp_path) as servers:
+        layout = await make_layout(servers)
+        connection = await Connection.open(servers.url, name="test")
+        bucket = Bucket(connection, layout.bucket("leases"), timeout_s=0.5)
+        try:
+            async with nodes(bucket, "a") as (first,):
+                await until(lambda: shares([first]) == [64])
+                tokens = first.worked
+                servers[0].kill()
+                await until(lambda: shares([first]) == [0])
+                servers[0].start()
+                await until(lambda: shares([first]) == [64])
+                await until(lambda: len(first.worked) == 64)
+                assert all(first.worked[p] >= token for p, token in tokens.items())
+        finally:
+            await connection.close()
