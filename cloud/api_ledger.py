@@ -161,7 +161,7 @@ def ledger_routes(node: CloudNode) -> APIRouter:
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
         data, storage = node.config.data, node.config.storage
-        sinks = {name: runner.positions for name, runner in node.sinks.runners.items()}
+        sinks = await node.sinks.positions()
         try:
             if device is not None:
                 gateway, number, seq = await find_reading(data, device, at_us, storage)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from bridge.intervals import IntervalSet
 from cloud.gateways import GatewaySeen
@@ -11,6 +12,9 @@ from cloud.sinks.runner import SinkStats
 from cloud.sinks.schema import epoch_text
 from cloud.stream.contract import SourceLedger, StreamStats
 from cloud.views import GatewayView, GivenUpView, LedgerView, PartitionView
+
+if TYPE_CHECKING:
+    from cloud.cluster.leases import LeaseHolder  # NATS is an extra
 
 __all__ = ["gateway_views", "ledger_views", "partition_views"]
 
@@ -89,20 +93,30 @@ def _ledger_view(source: SourceBalance) -> LedgerView:
     )
 
 
-def partition_views(stream: StreamStats, sinks: Sequence[SinkStats]) -> list[PartitionView]:
-    """Return the partitions that were ever written, by number."""
+def partition_views(
+    stream: StreamStats, sinks: Sequence[SinkStats], holders: Sequence[LeaseHolder] = ()
+) -> list[PartitionView]:
+    """Return the partitions that were ever written or are worked on, by number.
+
+    Cursors and lag are of what this node works on; owners and tokens are of the whole cluster.
+    """
+    owners: dict[int, dict[str, str]] = {}
+    tokens: dict[int, dict[str, int]] = {}
+    for holder in holders:
+        owners.setdefault(holder.partition, {})[holder.sink] = holder.node
+        tokens.setdefault(holder.partition, {})[holder.sink] = holder.token
     return [
         PartitionView(
             partition=partition,
-            last_position=last,
-            cursors={sink.name: sink.positions.get(partition, 0) for sink in sinks},
-            lag_entries=_lag(partition, sinks),
+            last_position=stream.last_positions.get(partition, 0),
+            cursors={s.name: s.positions[partition] for s in sinks if partition in s.positions},
+            lag_entries={s.name: _lag(partition, s) for s in sinks if partition in s.positions},
+            owners=owners.get(partition, {}),
+            tokens=tokens.get(partition, {}),
         )
-        for partition, last in sorted(stream.last_positions.items())
+        for partition in sorted(stream.last_positions.keys() | owners.keys())
     ]
 
 
-def _lag(partition: int, sinks: Sequence[SinkStats]) -> Mapping[str, int]:
-    return {
-        sink.name: sink.lag[partition].entries if partition in sink.lag else 0 for sink in sinks
-    }
+def _lag(partition: int, sink: SinkStats) -> int:
+    return sink.lag[partition].entries if partition in sink.lag else 0

@@ -16,6 +16,9 @@ from typing import Any
 import structlog
 
 from bridge.devices import DeviceIds
+from cloud.cluster.bucket import Bucket
+from cloud.cluster.connection import ClusterError
+from cloud.cluster.leases import Leases
 from cloud.cluster.mqtt_bus import MqttCluster
 from cloud.cluster.mqtt_fabric import FabricError
 from cloud.cluster.mqtt_opening import open_mqtt_cluster
@@ -210,12 +213,32 @@ class CloudService:
             self.config.stream,
             self.clock,
             decoded=self._decoded,
+            leases=self._leases(),
+            per_node=self._per_node(),
         )
         try:
             await self.sinks.start()
-        except (DatabaseError, StreamError) as error:
+        except (ClusterError, DatabaseError, StreamError) as error:
             raise StartError(f"sinks: {error}") from None
         self._stops.append(self._stop_sinks)
+
+    def _leases(self) -> Leases | None:
+        if not isinstance(self.stream, JetStreamStream):
+            return None
+        bucket = Bucket(self.stream.connection, self.stream.layout.bucket("leases"))
+        return Leases(bucket, self.config.node_id, self.clock)
+
+    def _per_node(self) -> dict[str, bool]:
+        """Return the sinks that a cluster's nodes do not share (cloud/sinks/group.py)."""
+        names = {"latest": False}
+        if not self.config.storage.url:
+            names["storage"] = True
+            if isinstance(self.stream, JetStreamStream) and self.config.storage.enabled:
+                log.warning("storage_per_node", hint="each node stores everything in its own "
+                            "storage.db; set storage.url for one PostgreSQL")  # fmt: skip
+        if not self._front.clustered:
+            names["live"] = False
+        return names
 
     async def _stop_sinks(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -308,6 +331,8 @@ class CloudService:
         reasons = [self._not_ready] if self._not_ready else []
         if self.port and self.capture.saturated():
             reasons.append("ingest: as much waits for the stream as is allowed")
+        if self.port and self.sinks.leases is not None and self.sinks.leases.draining:
+            reasons.append("draining: this node hands its work over")
         return reasons
 
     def health(self) -> Sequence[str]:
@@ -354,7 +379,9 @@ class CloudService:
 
     async def partitions(self) -> Sequence[PartitionView]:
         """Return the partitions that were ever written."""
-        return partition_views(await self.stream.stats(), await self.sinks.stats())
+        leases = self.sinks.leases
+        holders = leases.holders() if leases is not None else ()
+        return partition_views(await self.stream.stats(), await self.sinks.stats(), holders)
 
     async def stream_ends(self) -> Mapping[int, int]:
         """Return the last position of each partition."""
@@ -381,11 +408,8 @@ class CloudService:
                 await journal.open()
                 stack.push_async_callback(journal.close)
                 journals.append(journal)
-            sinks = {
-                name: runner.positions
-                for name, runner in self.sinks.runners.items()
-                if name != "storage"
-            }
+            sinks = await self.sinks.positions()
+            sinks.pop("storage", None)
             return await balance(
                 self.stream, storage, journals, sinks=sinks, thorough=thorough, notes=notes
             )

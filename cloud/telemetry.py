@@ -87,6 +87,7 @@ def _sink_status(sink: SinkStats, now_us: int) -> dict[str, Any]:
         "writes": sink.writes,
         "errors": sink.errors,
         "dead_letters": sink.dead_letters,
+        "partitions": len(sink.tokens),
         "held_up_by": sink.cause,
         "lag_entries": sum(lag.entries for lag in sink.lag.values()),
         "lag_readings": sum(lag.readings for lag in sink.lag.values()),
@@ -249,9 +250,20 @@ def _sink_metrics(metrics: Metrics, sample: Callable[[], Sample]) -> None:
         "readings": ("Readings written.", lambda sink: sink.readings),
         "errors": ("Writes that failed.", lambda sink: sink.errors),
         "dead_letters": ("Entries set aside.", lambda sink: sink.dead_letters),
+        "taken_over": ("Partitions taken over by this node.", lambda sink: sink.taken_over),
+        "fenced": (
+            "Partitions of this node that another turned out to hold.",
+            lambda sink: sink.fenced,
+        ),
     }
     for name, (text, value) in counters.items():
         metrics.counter(f"tidegate_sink_{name}", text, by_sink(value), ("sink",))
+    metrics.gauge(
+        "tidegate_sink_partitions",
+        "Partitions this node works on.",
+        by_sink(lambda sink: len(sink.tokens)),
+        ("sink",),
+    )
     metrics.gauge(
         "tidegate_sink_lag_s",
         "Age of the oldest entry the sink has not taken, seconds.",

@@ -7,7 +7,7 @@ The node fills them in (`NodeView`); the API knows nothing else of it. Times are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 __all__ = [
@@ -79,8 +79,10 @@ class PartitionView:
 
     partition: int
     last_position: int
-    cursors: Mapping[str, int]  # by sink
-    lag_entries: Mapping[str, int]  # by sink: entries it has not taken yet
+    cursors: Mapping[str, int]  # by sink, of those worked on by this node
+    lag_entries: Mapping[str, int]  # by sink, the same: entries it has not taken yet
+    owners: Mapping[str, str] = field(default_factory=dict)  # node by sink, in a cluster
+    tokens: Mapping[str, int] = field(default_factory=dict)  # fencing token by sink
 
 
 @dataclass(slots=True, frozen=True)

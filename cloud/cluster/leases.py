@@ -3,7 +3,8 @@
 A lease is a key of a bucket, `{sink}.{partition}`, with a time to live; its value names the node
 and the revision at which it was taken, which is the fencing token. The holder renews it every 2 s.
 A key that is gone (given up, or its 12 s have passed) is free for whoever creates it first.
-Nodes themselves are keys, `node.{id}`, so that each knows how many there are.
+Nodes themselves are keys, `node.{id}`, so that each knows how many there are; `drain.{id}` asks one
+to have a share of none.
 
 Who has what follows from two numbers every node can see. A node's share is the partitions divided
 by the nodes; one that has more gives up a few at a time while another has less, one that has less
@@ -37,12 +38,22 @@ from cloud.cluster.connection import ClusterError
 from runtime.clock import Clock
 from runtime.logs import limited
 
-__all__ = ["LeaseHolder", "LeaseStats", "LeaseTimes", "Leases", "NodeSeen"]
+__all__ = [
+    "LeaseHolder",
+    "LeaseStats",
+    "LeaseTimes",
+    "Leases",
+    "NodeSeen",
+    "drain_key",
+    "holder_of",
+    "node_of",
+]
 
 log = structlog.get_logger(component="leases")
 
 _LOG_EVERY_S = 10.0
 _NODE = "node."
+_DRAIN = "drain."
 
 
 @dataclass(slots=True, frozen=True)
@@ -180,12 +191,14 @@ class Leases:
         self._clock = clock
         self._times = times or LeaseTimes()
         self._groups: dict[str, _Held] = {}
+        self._others: set[str] = set()
         self._watch: BucketWatch | None = None
         self._view = _View()
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()  # set after each look at what there is to do
         self._task: asyncio.Task[None] | None = None
         self.draining = False
+        self._due_s = 0.0  # when to renew and announce next
         self._instance = secrets.token_hex(8)
 
     def of(self, sink: str) -> _Held:
@@ -194,24 +207,35 @@ class Leases:
             self._groups[sink] = _Held(sink, self._clock)  # before `start`, that others know it
         return self._groups[sink]
 
+    def tell(self, sink: str) -> None:
+        """Tell the other nodes, from `start` on, of a sink that takes no leases."""
+        self._others.add(sink)
+
     async def start(self) -> None:
-        """Join.
+        """Join; a drain that was asked for before is over.
 
         Raises:
             ClusterError: the bucket cannot be read or written.
         """
+        await self._bucket.delete(drain_key(self.node))
         await self._announce()
         self._watch = await self._bucket.watch(self._changed, poll_s=self._times.renew_s / 2)
         self._task = asyncio.create_task(self._run(), name="leases")
 
     async def drain(self) -> None:
-        """Have a share of none from now on; return once everything is handed over."""
-        self.draining = True
-        await self._announce()
-        self._wake.set()
+        """Have a share of none from now on; return once everything is handed over.
+
+        What `tidegate cluster drain` does from outside, by `drain_key`.
+        """
+        self._drain()
         while any(group.leases for group in self._groups.values()):
             self._looked.clear()
             await self._looked.wait()
+
+    def _drain(self) -> None:
+        self.draining = True
+        self._due_s = 0.0  # the others have to know before they may take more
+        self._wake.set()
 
     async def stop(self) -> None:
         """Give up what the workers have ended with, and leave; harmless when not started."""
@@ -251,7 +275,11 @@ class Leases:
 
     def _changed(self, key: str, value: Value | None) -> None:
         said = {} if value is None else _decoded(value.value)
-        if key.startswith(_NODE):
+        if key.startswith(_DRAIN):
+            if key == drain_key(self.node) and value is not None and self._task is not None:
+                log.info("draining", node=self.node)
+                self._drain()
+        elif key.startswith(_NODE):
             token = key.removeprefix(_NODE)
             for node in [one for one in self._view.nodes if key_token(one) == token]:
                 del self._view.nodes[node]
@@ -290,13 +318,12 @@ class Leases:
     # ---- the work --------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        due_s = 0.0
         while True:
             self._wake.clear()
             now_s = self._clock.monotonic_s()
             try:
-                if now_s >= due_s:
-                    due_s = now_s + self._times.renew_s
+                if now_s >= self._due_s:
+                    self._due_s = now_s + self._times.renew_s
                     await self._renew()
                 for group in list(self._groups.values()):
                     await self._balance(group)
@@ -304,7 +331,7 @@ class Leases:
                 limited(log, "leases", _LOG_EVERY_S).warning("leases_wait", error=str(error))
             self._drop_expired()
             self._looked.set()
-            wait_s = max(0.05, min(due_s - self._clock.monotonic_s(), self._times.renew_s))
+            wait_s = max(0.05, min(self._due_s - self._clock.monotonic_s(), self._times.renew_s))
             # what the workers end with is looked for often: the next holder waits for it
             if any(lease.leaving for g in self._groups.values() for lease in g.leases.values()):
                 wait_s = min(wait_s, 0.05)
@@ -439,7 +466,7 @@ class Leases:
         said = {
             "node": self.node,
             "draining": self.draining,
-            "sinks": sorted(self._groups),
+            "sinks": sorted({*self._groups, *self._others}),
             "instance": self._instance,
         }
         value = json.dumps(said).encode()
@@ -451,6 +478,25 @@ class Leases:
 
     def _value(self, token: int) -> bytes:
         return json.dumps({"node": self.node, "token": token}).encode()
+
+
+def drain_key(node: str) -> str:
+    """Return the key that asks a node to hand everything over, until it starts anew."""
+    return _DRAIN + key_token(node)
+
+
+def node_of(value: Value) -> str | None:
+    """Return the node that a value of the bucket announces; None when it is something else."""
+    said = _decoded(value.value)
+    return str(said["node"]) if value.key.startswith(_NODE) and "node" in said else None
+
+
+def holder_of(value: Value) -> str | None:
+    """Return who holds the lease that a value of the bucket is; None when it is something else."""
+    if value.key.startswith((_NODE, _DRAIN)):
+        return None
+    said = _decoded(value.value)
+    return str(said["node"]) if "node" in said else None
 
 
 def _share(nodes: int, rank: int) -> int:

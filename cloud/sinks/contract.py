@@ -8,14 +8,21 @@ crash, so such a sink is at least once. DESIGN section 3, cloud.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from bridge.readings import Readings
 from cloud.stream.contract import Entry
 
-__all__ = ["DecodedEntry", "FencedSink", "Sink", "SinkFenced", "SinkUnavailable"]
+__all__ = [
+    "DecodedEntry",
+    "FencedSink",
+    "Sink",
+    "SinkFenced",
+    "SinkUnavailable",
+    "TurnSink",
+]
 
 
 class SinkUnavailable(Exception):  # noqa: N818 - a state of the sink, not a fault of an entry
@@ -113,4 +120,13 @@ class FencedSink(Sink, Protocol):
             SinkFenced: of some a higher token is known; the others are claimed.
             SinkUnavailable: nothing may be assumed claimed; try again later.
         """
+        ...
+
+
+@runtime_checkable
+class TurnSink(Sink, Protocol):
+    """A sink with something to do between writes: it is told which partitions are its own."""
+
+    def turns(self, partitions: Collection[int]) -> None:
+        """Work on these partitions from here on, and on no others."""
         ...

@@ -31,6 +31,7 @@ from cloud.sinks.contract import (
     Sink,
     SinkFenced,
     SinkUnavailable,
+    TurnSink,
 )
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.ownership import Ownership
@@ -45,6 +46,7 @@ _WRITE_PAYLOAD_BYTES_MAX = 32 << 20
 _READ_ENTRIES_MAX = 512
 _SLICE_READINGS = 1_000  # decoded between two turns of the event loop: about 3 ms
 _CURSOR_INTERVAL_S = 0.5  # between commits of cursors the stream keeps
+_MIRROR_INTERVAL_S = 5.0  # and of those it is only told, so that all nodes know what may be trimmed
 _NOTHING_S = 0.005
 _CAUSE_CHARS_MAX = 500
 _ALWAYS = dict.fromkeys(range(PARTITIONS), 0)  # the tokens of a node that is alone
@@ -87,6 +89,7 @@ class SinkRunner:
         decoded: Shared by all runners.
         config: Bounds and pauses.
         ownership: Which partitions are worked on; None: all, always.
+        mirror: Also tell the stream, by this name, the cursors that the sink keeps itself; "": no.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class SinkRunner:
         decoded: DecodedEntries,
         config: SinksConfig,
         ownership: Ownership | None = None,
+        mirror: str = "",
     ) -> None:
         self.sink = sink
         self.name = sink.name
@@ -103,6 +107,7 @@ class SinkRunner:
         self._decoded = decoded
         self._config = config
         self._ownership = ownership
+        self._mirror = mirror
         self._tokens: dict[int, int] = {}  # of the partitions worked on
         self._worked: dict[int, int] = {}  # and of those being taken over
         self._positions: dict[int, int] = {}  # the same partitions
@@ -154,6 +159,8 @@ class SinkRunner:
         new = {p: token for p, token in held.items() if p not in self._tokens}
         self._worked = {**self._tokens, **new}
         self._ownership.working(self._worked)
+        if isinstance(self.sink, TurnSink) and (gone or new):
+            self.sink.turns(self._worked.keys())
         if new:
             await self._take_over(new)
 
@@ -471,7 +478,8 @@ class SinkRunner:
 
     def _move(self, ends: Mapping[int, int]) -> None:
         if not self._cursors_dirty():
-            self._cursors_due_s = asyncio.get_running_loop().time() + _CURSOR_INTERVAL_S
+            interval_s = _MIRROR_INTERVAL_S if self._own_cursors else _CURSOR_INTERVAL_S
+            self._cursors_due_s = asyncio.get_running_loop().time() + interval_s
         self._positions.update(ends)
         self._moved.set()
 
@@ -502,7 +510,7 @@ class SinkRunner:
     # ---- cursors the stream keeps ----------------------------------------------------------------
 
     def _cursors_dirty(self) -> bool:
-        if self._own_cursors:
+        if self._own_cursors and not self._mirror:
             return False
         committed = self._committed
         return any(at > committed.get(p, 0) for p, at in self._positions.items())
@@ -515,7 +523,8 @@ class SinkRunner:
         if not now and loop.time() < self._cursors_due_s:
             return
         reached = {p: at for p, at in self._positions.items() if at > self._committed.get(p, 0)}
-        await self._stream.commit_cursors(self.name, reached)
+        name = self._mirror if self._own_cursors else self.name
+        await self._stream.commit_cursors(name, reached)
         self._committed.update(reached)
 
     # ---- dead letters ----------------------------------------------------------------------------

@@ -89,6 +89,11 @@ class Front:
         self._broker: Broker | None = None
 
     @property
+    def clustered(self) -> bool:
+        """True when what is published here reaches subscribers at other nodes."""
+        return self._parts[-1] is not None
+
+    @property
     def broker(self) -> Broker:
         """The broker; there once `start` has set access up."""
         assert self._broker is not None

@@ -201,6 +201,8 @@ async def test_gateways_ledger_partitions_and_status(
                 "last_position": 7,
                 "cursors": {"storage": 5},
                 "lag_entries": {"storage": 2},
+                "owners": {},
+                "tokens": {},
             }
         ]
     }

@@ -2,6 +2,7 @@
 
     tidegate cluster plan  --stream nats://a,b,c      what would be made or changed; changes nothing
     tidegate cluster apply --stream nats://a,b,c      make and change it
+    tidegate cluster drain NODE --stream nats://a,b,c  have a node hand its work over
     tidegate cluster demo                             three NATS servers, three nodes and devices on
                                                       this machine, until Ctrl-C
 
@@ -23,6 +24,7 @@ from cloud.stream.opening import access_of, layout_of
 from runtime.config import ConfigError
 from runtime.service import StartError
 from tidegate.cluster_demo import add_demo_arguments, run_demo
+from tidegate.cluster_drain import add_drain_arguments, drain
 from tidegate.options import add_config_arguments, config_of
 
 __all__ = ["add_arguments", "run"]
@@ -50,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 metavar="STREAM",
                 help="make a lost stream again, empty; may be given several times",
             )
+    action = actions.add_parser("drain", help="have a node hand its work over before it is stopped")
+    add_config_arguments(action, CloudConfig, hidden=_HIDDEN)
+    add_drain_arguments(action)
     add_demo_arguments(
         actions.add_parser(
             "demo", help="three NATS servers, three nodes and a simulated fleet on this machine"
@@ -71,6 +76,11 @@ def run(options: argparse.Namespace) -> int:
     config = config_of(options, CloudConfig)
     if not config.stream.url:
         raise ConfigError("which cluster? --stream nats://a,b,c (stream.url)")
+    if options.action == "drain":
+        try:
+            return drain(options, config)
+        except ClusterError as error:
+            raise StartError(str(error)) from None
     recreate = options.recreate if options.action == "apply" else None
     try:
         steps = asyncio.run(_work(config, recreate))
