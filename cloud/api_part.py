@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from fastapi import APIRouter
 
+from bridge.commands import Correction
 from cloud.alerts.part import AlertsPart
 from cloud.api import ApiParts, create_app
 from cloud.api_ledger import ledger_routes
@@ -58,6 +59,10 @@ class ApiPart:
         storage = storage_reader(config.data, config.storage) if config.storage.enabled else None
         return [LatestSink(self.latest, storage, node.clock)]
 
+    async def corrected(self, gateway: str, correction: Correction) -> None:
+        """Show latest values with the times that storage has just corrected."""
+        self.latest.correct(gateway, correction)
+
     async def start(self, node: CloudNode) -> None:
         """Listen; raises StartError when the port cannot be had."""
         config = node.config
@@ -85,8 +90,8 @@ class ApiPart:
         return {**node.figures(), **ledger, **shown}
 
     def _routers(self, node: CloudNode) -> Sequence[APIRouter]:
-        commands = [] if self._commands is None else [self._commands.router()]
-        return (ledger_routes(node), *commands)
+        commands = None if self._commands is None else self._commands.router()
+        return (ledger_routes(node), *(() if commands is None else (commands,)))
 
     async def stop(self) -> None:
         """Answer what was asked and close the port."""

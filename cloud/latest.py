@@ -6,6 +6,8 @@ Invariants:
   clock in 2099 does not hold the place for ever. Giving a reading twice changes nothing.
 - Memory is bounded by devices, topics a device and payload bytes; what was not updated for
   longest goes first, and is counted.
+- Of each topic the last reading that came too old is kept as well, for a while: a correction of its
+  gateway's clock may make it the newest.
 
 After a restart `rebuild` reads storage; what the stream holds beyond it comes again by
 `receive`, in any order.
@@ -20,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from bridge.commands import Correction
 from bridge.readings import FLAG_QOS_MASK, Readings
 from runtime.metrics import Metrics
 
@@ -35,6 +38,8 @@ __all__ = [
 
 REBUILD_ROWS_PER_DEVICE = 64
 REBUILD_DEVICES_AT_ONCE = 100  # of one question to storage
+LATE_MAX = 10_000  # readings kept that may turn out to be the newest
+LATE_BYTES_MAX = 4 << 20  # of their payloads
 
 
 @dataclass(slots=True, frozen=True)
@@ -109,6 +114,8 @@ class Latest:
         self._limits = limits or LatestLimits()
         # the device updated longest ago comes first
         self._devices: OrderedDict[str, dict[str, LatestReading]] = OrderedDict()
+        self._late: OrderedDict[tuple[str, str], LatestReading] = OrderedDict()
+        self._late_bytes = 0
         self._payload_bytes = 0
         self._sorted: list[str] | None = []  # device ids; None = to be made again
 
@@ -154,6 +161,7 @@ class Latest:
         old = topics.get(reading.topic)
         if old is not None:
             if reading.order <= old.order:
+                self._keep_late(reading)
                 return
             self._payload_bytes -= len(old.payload)
         topics[reading.topic] = reading
@@ -169,6 +177,19 @@ class Latest:
             or self._payload_bytes > self._limits.total_payload_bytes
         ):
             self._evict()
+
+    def _keep_late(self, reading: LatestReading) -> None:
+        """Keep the last that came too old: its clock may have been wrong."""
+        self._forget_late((reading.device, reading.topic))
+        self._late[reading.device, reading.topic] = reading
+        self._late_bytes += len(reading.payload)
+        while len(self._late) > LATE_MAX or self._late_bytes > LATE_BYTES_MAX:
+            self._forget_late(next(iter(self._late)))
+
+    def _forget_late(self, key: tuple[str, str]) -> LatestReading | None:
+        late = self._late.pop(key, None)
+        self._late_bytes -= len(late.payload) if late is not None else 0
+        return late
 
     def _evict(self) -> None:
         _, topics = self._devices.popitem(last=False)
@@ -235,6 +256,24 @@ class Latest:
             self._take_all(rows)
             devices += len(names)
             after = names[-1]
+
+    def correct(self, gateway: str, correction: Correction) -> None:
+        """Take the times that a gateway's readings really bear; some are the newest only now."""
+
+        def concerns(one: LatestReading) -> bool:
+            return (one.gateway, one.epoch) == (gateway, correction.epoch) and (
+                correction.first_seq <= one.seq <= correction.last_seq
+            )
+
+        def corrected(one: LatestReading) -> LatestReading:
+            return one._replace(time_us=one.time_us + correction.delta_us)
+
+        for topics in self._devices.values():  # first: a wrong time must not win over a right one
+            topics.update({t: corrected(one) for t, one in topics.items() if concerns(one)})
+        for key in [key for key, one in self._late.items() if concerns(one)]:
+            late = self._forget_late(key)
+            assert late is not None
+            self._take(corrected(late))
 
     def _take_all(self, readings: Iterable[LatestReading]) -> None:
         for reading in readings:

@@ -23,11 +23,11 @@ class Node(CloudService):
     def __init__(self, config: CloudConfig, clock: Clock) -> None:
         """Prepare; `start` begins."""
         alerts = AlertsPart()
-        commands = CommandsPart(config) if config.commands.enabled else None
+        commands = CommandsPart(config)
         ledger = LedgerPart(config.ledger.interval_s)
         self._api = ApiPart(alerts, commands, ledger)
-        more = () if commands is None else (commands,)
-        super().__init__(config, clock, (alerts, PacingPart(), *more, ledger, self._api))
+        commands.on_corrected = self._api.corrected
+        super().__init__(config, clock, (alerts, PacingPart(), commands, ledger, self._api))
 
     @property
     def http_port(self) -> int:

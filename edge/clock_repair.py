@@ -13,6 +13,7 @@ A boot during which no cloud was reached tells nothing of its own error: its rea
 times, and that is logged.
 
 Invariants:
+- A segment is on the disk before the first reading that is taken in it.
 - `corrected_to` of a segment and the corrections made of it are durable together; a correction
   leaves the file when the cloud has acknowledged it. Ranges of corrections never overlap.
 
@@ -24,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +117,7 @@ class ClockRepair:
         self._link: CommandLink | None = None
         self._present_at_s = 0.0
         self._database: Database | None = None
+        self._turning = asyncio.Lock()  # held by whoever writes the file
         self._wake = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -172,14 +174,19 @@ class ClockRepair:
 
     # ---- what it is told -------------------------------------------------------------------------
 
-    def committed(self, first_seq: int, wall_us: int, boot_us: int) -> None:
-        """Note a commit: called for each, so it does next to nothing unless the clock was set."""
+    def committed(self, first_seq: int, wall_us: int, boot_us: int) -> Awaitable[None] | None:
+        """Note a commit about to be made: next to nothing is done unless the clock was set.
+
+        Returns:
+            What to wait for before the commit: else a crash could take the segment and leave its
+            readings, which would then be corrected by the error of another.
+        """
         offset_us = wall_us - boot_us
         if self._segments:
             newest = self._segments[-1]
             same = newest.boot_id == self._boot_id
             if same and abs(offset_us - newest.offset_us) <= self._tolerance_us:
-                return
+                return None
             if same:
                 self.steps += 1
                 log.warning("clock_stepped", seq=first_seq,
@@ -189,6 +196,15 @@ class ClockRepair:
         self._segments.append(segment)
         self._unsaved.append(segment)
         self._wake.set()
+        return self._save_now()
+
+    async def _save_now(self) -> None:
+        """Save segments; what cannot be saved now is tried again, and holds up no commit."""
+        try:
+            async with self._turning:
+                await self._save()
+        except sqlite3.Error as error:
+            limited(log, "clock", 60.0).error("clock_repair_failed", error=str(error))
 
     def welcomed(self, welcome: Welcome, asked_s: float) -> None:
         """Take the true time from the cloud's answer to a hello said at `asked_s`."""
@@ -220,16 +236,24 @@ class ClockRepair:
                     await self._wake.wait()
             self._wake.clear()
             try:
-                await self._save()
-                await self._correct()
-                await self._forget_done()
-                self._say()
+                await self.turn()
             except sqlite3.Error as error:
                 limited(log, "clock", 60.0).error("clock_repair_failed", error=str(error))
             except Exception:  # noqa: BLE001 - the task's root: what is not corrected now is later
                 limited(log, "clock_broke", 60.0).exception("clock_repair_broke")
-        with contextlib.suppress(sqlite3.Error):
+        await self._save_now()
+
+    async def turn(self) -> None:
+        """Do what is due now; the service's own task calls it whenever there is something.
+
+        Raises:
+            sqlite3.Error: the file cannot be written.
+        """
+        async with self._turning:
             await self._save()
+            await self._correct()
+            await self._forget_done()
+            self._say()
 
     async def _save(self) -> None:
         assert self._database is not None

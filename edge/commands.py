@@ -246,7 +246,8 @@ class Commands:
             limited(log, "bad_message", _LOG_EVERY_S).warning("bad_message", error=str(error))
             return
         if isinstance(message, Command):
-            await self._take_command(message)
+            if self._config.enabled:  # else the cloud keeps it until it expires
+                await self._take_command(message)
         elif isinstance(message, Recall):
             await self._recall(message.command_id)
         elif isinstance(message, Welcome) and self._repair is not None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -65,8 +65,9 @@ class Journal:
         self._tail = tail
         self._writing = asyncio.Lock()
         self._reading = keeper.reading
-        # told of each commit once it is durable: first seq, wall clock, time since boot, in µs
-        self.on_commit: Callable[[int, int, int], None] = lambda _seq, _wall_us, _boot_us: None
+        # told of each commit before it is made: first seq, wall clock, time since boot, in µs;
+        # what it returns is waited for
+        self.on_commit: Callable[[int, int, int], Awaitable[None] | None] = _nothing
         self._waiters: list[asyncio.Future[None]] = []
         self._on_room: Callable[[], None] = lambda: None
         self._due = asyncio.Event()
@@ -384,10 +385,12 @@ class Journal:
         for lane, count, body in parts:
             rows.append(_row(lane, seq, count, now_us, state.boot, boot_us, body))
             seq += count
+        first = self.on_commit(state.next_seq, now_us, boot_us)
+        if first is not None:
+            await first
         began_s = self._clock.monotonic_s()
         await keeper.file.insert(rows)
         self._commit_s = self._clock.monotonic_s() - began_s
-        self.on_commit(state.next_seq, now_us, boot_us)
         seq = state.next_seq
         for lane, count, body in parts:
             head = Head(seq, count, now_us, state.boot, boot_us)
@@ -516,6 +519,10 @@ class Journal:
 
     def _boot_us(self) -> int:
         return round(self._clock.monotonic_s() * 1e6)
+
+
+def _nothing(_seq: int, _wall_us: int, _boot_us: int) -> None:
+    return None
 
 
 def _row(

@@ -69,7 +69,9 @@ class EdgeService:
         """
         config, clock = self._config, self._clock
         journal = await self._open_journal()  # 1. the journal: readings of earlier runs are safe
-        self._stops += [journal.close, self._take_last_status]
+        self._stops.append(journal.close)
+        repair = await self._start_clock_repair(journal)  # it is told of each commit
+        self._stops.append(self._take_last_status)
         uplink = self._make_uplink(journal)  # 2. the way out of it
         await uplink.start()
         self._stops.append(uplink.stop)
@@ -85,8 +87,9 @@ class EdgeService:
         self._parts = Parts(
             config.gateway_id, journal, capture, front.broker, uplink, forecaster, wear
         )
+        self._parts.repair = repair
         self.metrics = edge_metrics(self._parts)
-        await self._start_commands(front.broker, journal, uplink)
+        await self._start_commands(front.broker, journal, uplink, repair)
         await self._serve_http()  # 5. metrics and health
         try:  # 6. devices
             self.port = await front.listen()
@@ -100,7 +103,7 @@ class EdgeService:
 
         1. HTTP ends. 2. The broker reads no more, sends the last acknowledgements and ends the
         connections; their wills are captured. 3. Capture commits what it has taken. 4. The uplink
-        waits for its answers. 5. The journal is closed.
+        waits for its answers. 5. Clock repair notes what it knows, and the journal is closed.
         """
         while self._stops:
             try:
@@ -178,11 +181,12 @@ class EdgeService:
         capture.on_much = front.broker.mark_captured
         return front
 
-    async def _start_commands(self, broker: Broker, journal: Journal, uplink: Uplink) -> None:
-        """Begin to take commands from the cloud and give them to devices' sessions."""
-        if not self._config.commands.enabled:
+    async def _start_commands(
+        self, broker: Broker, journal: Journal, uplink: Uplink, repair: ClockRepair | None
+    ) -> None:
+        """Begin to take what comes down: commands for devices' sessions, and the true time."""
+        if not self._config.commands.enabled and repair is None:
             return
-        repair = await self._start_clock_repair(journal)
         commands = Commands(
             CommandStore(self._config.data / "edge" / "commands.db"),
             self._config.commands,
@@ -212,8 +216,6 @@ class EdgeService:
             raise StartError(f"clock: {error}") from None
         self._stops.append(repair.stop)
         journal.on_commit = repair.committed
-        assert self._parts is not None
-        self._parts.repair = repair
         return repair
 
     def _make_uplink(self, journal: Journal) -> Uplink:

@@ -24,7 +24,7 @@ import contextlib
 import json
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 from fastapi import APIRouter
@@ -55,6 +55,7 @@ from cloud.commands.api import command_routes
 from cloud.commands.carriers import CarriersSink
 from cloud.commands.store import WAITING, CommandRefused, CommandRow, CommandStore
 from cloud.config import CloudConfig
+from cloud.corrections import CorrectionLog
 from cloud.database import DatabaseError
 from cloud.parts import CloudNode
 from cloud.query_time import iso
@@ -79,6 +80,7 @@ from mqtt.properties import (
 )
 from mqtt.reason_codes import ReasonCode
 from runtime.logs import limited
+from runtime.service import StartError
 
 __all__ = ["OUTCOME_PREFIX", "CommandsPart"]
 
@@ -102,6 +104,9 @@ class CommandsPart:
         self._node_id = config.node_id
         self._ids = DeviceIds(config.commands.topics)
         self._store = CommandStore(config.data / "cloud" / "commands.db")
+        self._corrections = CorrectionLog(config.data / "cloud" / "corrections.db")
+        # told of each correction that storage has applied
+        self.on_corrected: Callable[[str, Correction], Awaitable[None]] = _nothing
         self._carriers = CarriersSink(self._store, self._on_moved)
         self._open: dict[str, CommandRow] = {}  # without an outcome, oldest first
         self._sent: dict[str, tuple[str, float]] = {}  # by id: gateway, loop time
@@ -118,15 +123,41 @@ class CommandsPart:
 
     def sinks(self, node: CloudNode) -> Sequence[Sink]:  # noqa: ARG002 - the protocol's
         """Return the sink that follows which gateway carries which device."""
-        return [self._carriers]
+        return [self._carriers] if self._config.enabled else []
 
-    def router(self) -> APIRouter:
-        """Return the API's paths."""
-        return command_routes(self)
+    def router(self) -> APIRouter | None:
+        """Return the API's paths; None without commands."""
+        return command_routes(self) if self._config.enabled else None
 
     async def start(self, node: CloudNode) -> None:
-        """Take commands from now on."""
+        """Take commands, and what gateways say, from now on.
+
+        Raises:
+            StartError: corrections.db cannot be used.
+        """
         self._node = node
+        try:
+            await self._corrections.open()
+            await self._correct_storage(node)
+        except DatabaseError as error:
+            await self._corrections.close()
+            raise StartError(f"corrections: {error}") from None
+        if self._config.enabled:
+            await self._resume(node)
+        node.capture.commands = self
+        self._task = asyncio.create_task(self._work(), name="commands")
+
+    async def _correct_storage(self, node: CloudNode) -> None:
+        """Give storage all corrections there are: one put back from a backup lacks the newest."""
+        if node.storage is None:
+            return
+        for gateway, correction in await self._corrections.all():
+            try:
+                await node.storage.correct(gateway, correction)
+            except SinkUnavailable as error:
+                raise DatabaseError(str(error)) from error
+
+    async def _resume(self, node: CloudNode) -> None:
         for row in await self._store.unfinished():
             self._open[row.command_id] = row
         self._recalls = set(await self._store.recalls())
@@ -140,8 +171,6 @@ class CommandsPart:
             lambda: {(state,): float(count) for state, count in self.counts.items()},
             ("outcome",),
         )
-        node.capture.commands = self
-        self._task = asyncio.create_task(self._work(), name="commands")
 
     async def stop(self) -> None:
         """Settle what was taken and end; harmless when not started."""
@@ -153,6 +182,7 @@ class CommandsPart:
         self._wake.set()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
+        await self._corrections.close()
 
     # ---- the capture's side ----------------------------------------------------------------------
 
@@ -216,8 +246,9 @@ class CommandsPart:
                 while self._runs:
                     await self._handle(self._runs[0])
                     self._runs.popleft()
-                await self._look()
-                if loop.time() >= forget_at_s:
+                if self._config.enabled:
+                    await self._look()
+                if self._config.enabled and loop.time() >= forget_at_s:
                     forget_at_s = loop.time() + _FORGET_S
                     kept_us = round(self._config.kept_s * 1e6)
                     await self._store.forget(self._now_us() - kept_us)
@@ -335,7 +366,8 @@ class CommandsPart:
         if isinstance(message, Hello):
             await self._welcome(gateway, message)
         elif isinstance(message, Outcome):
-            await self._take_outcome(gateway, message)
+            if self._config.enabled:
+                await self._take_outcome(gateway, message)
         elif isinstance(message, Correction):
             await self._correct(gateway, message)
         else:
@@ -358,8 +390,16 @@ class CommandsPart:
                 await self._send(gateway, Recall(command_id))
 
     async def _correct(self, gateway: str, correction: Correction) -> None:
-        """Have storage correct the times of readings; durable on return."""
+        """Have storage correct the times of readings; durable on return.
+
+        One for readings that nobody here has seen is kept all the same: they may yet come.
+        """
         assert self._node is not None
+        if not await self._node.stream.held(gateway, correction.epoch):
+            log.warning("correction_of_unknown_epoch", gateway=gateway,
+                        epoch=f"{correction.epoch:016x}", first_seq=correction.first_seq,
+                        last_seq=correction.last_seq)  # fmt: skip
+        await self._corrections.add(gateway, correction)
         storage = self._node.storage
         if storage is None:
             return
@@ -370,6 +410,8 @@ class CommandsPart:
         log.info("times_corrected", gateway=gateway, first_seq=correction.first_seq,
                  last_seq=correction.last_seq, seconds=correction.delta_us / 1e6,
                  rows=rows)  # fmt: skip
+        if rows:
+            await self.on_corrected(gateway, correction)
 
     async def _take_outcome(self, gateway: str, outcome: Outcome) -> None:
         command_id = outcome.command_id
@@ -505,6 +547,10 @@ class CommandsPart:
             except MqttError as error:  # a response topic that is none
                 log.warning("outcome_not_told", topic=message.topic_name, error=str(error))
         log.info("command_outcome", **said)
+
+
+async def _nothing(_gateway: str, _correction: Correction) -> None:
+    return None
 
 
 def _properties(block: bytes) -> Properties:

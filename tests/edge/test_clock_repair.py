@@ -39,9 +39,13 @@ class Gateway:
         self.clock = clock
         self.last_seq = 0
 
-    def commit(self, repair: ClockRepair, count: int) -> None:
+    async def commit(self, repair: ClockRepair, count: int) -> None:
         first = self.last_seq + 1
-        repair.committed(first, self.clock.wall_us(), round(self.clock.monotonic_s() * 1e6))
+        before = repair.committed(
+            first, self.clock.wall_us(), round(self.clock.monotonic_s() * 1e6)
+        )
+        if before is not None:
+            await before
         self.last_seq += count
 
 
@@ -74,11 +78,11 @@ def spans(found: list[Correction]) -> list[tuple[int, int, float]]:
 async def test_a_clock_that_is_right_needs_nothing(tmp_path: Path) -> None:
     gateway, link = Gateway(ManualClock()), Link()
     async with repairing(tmp_path / "clock.db", gateway) as repair:
-        gateway.commit(repair, 10)
+        await gateway.commit(repair, 10)
         repair.linked(link)
         repair.welcomed(true_time(gateway.clock, 1), gateway.clock.monotonic_s())
         gateway.clock.advance(100)
-        gateway.commit(repair, 10)
+        await gateway.commit(repair, 10)
         await asyncio.sleep(0.05)
         assert (link.said, repair.corrected, repair.steps) == ([], 0, 0)
 
@@ -90,7 +94,7 @@ async def test_the_true_time_may_come_before_any_reading(tmp_path: Path) -> None
         repair.linked(link)
         repair.welcomed(true_time(clock, -YEAR_S), clock.monotonic_s())
         await asyncio.sleep(0.05)
-        gateway.commit(repair, 4)
+        await gateway.commit(repair, 4)
         assert spans(await said(link, 1)) == [(1, 4, YEAR_S)]
 
 
@@ -98,16 +102,16 @@ async def test_each_segment_of_a_boot_gets_its_own_correction(tmp_path: Path) ->
     clock = ManualClock()
     gateway, link = Gateway(clock), Link()
     async with repairing(tmp_path / "clock.db", gateway) as repair:
-        gateway.commit(repair, 10)  # right
+        await gateway.commit(repair, 10)  # right
         clock.set_wall(clock.wall_us() + 10 * YEAR_S * 1_000_000)
-        gateway.commit(repair, 5)
+        await gateway.commit(repair, 5)
         clock.set_wall(clock.wall_us() - 20 * YEAR_S * 1_000_000)
-        gateway.commit(repair, 5)
+        await gateway.commit(repair, 5)
         repair.linked(link)
         repair.welcomed(true_time(clock, -10 * YEAR_S), clock.monotonic_s())
         found = spans(await said(link, 2))
         assert found == [(11, 15, -10 * YEAR_S), (16, 20, 10 * YEAR_S)]
-        gateway.commit(repair, 3)  # still wrong: it is corrected a while later
+        await gateway.commit(repair, 3)  # still wrong: it is corrected a while later
         clock.advance(11)
         repair.welcomed(true_time(clock, -10 * YEAR_S), clock.monotonic_s())
         assert spans(await said(link, 3))[2] == (21, 23, 10 * YEAR_S)
@@ -118,9 +122,9 @@ async def test_what_was_not_acknowledged_is_said_again_after_a_restart(tmp_path:
     clock = ManualClock()
     gateway, deaf, link = Gateway(clock), Link(answers=False), Link()
     async with repairing(tmp_path / "clock.db", gateway) as repair:
-        gateway.commit(repair, 10)
+        await gateway.commit(repair, 10)
         clock.set_wall(clock.wall_us() + YEAR_S * 1_000_000)
-        gateway.commit(repair, 1)
+        await gateway.commit(repair, 1)
         repair.linked(deaf)
         repair.welcomed(true_time(clock, YEAR_S), clock.monotonic_s())
         first = spans(await said(deaf, 1))
@@ -141,10 +145,10 @@ async def test_a_boot_that_was_never_compared_is_left_alone(tmp_path: Path) -> N
     clock = ManualClock(wall_us=1_000_000)
     gateway, link = Gateway(clock), Link()
     async with repairing(tmp_path / "clock.db", gateway) as repair:
-        gateway.commit(repair, 10)
+        await gateway.commit(repair, 10)
     clock.boot, clock.mono_s = "boot-2", 5.0
     async with repairing(tmp_path / "clock.db", gateway) as repair:
-        gateway.commit(repair, 4)
+        await gateway.commit(repair, 4)
         repair.linked(link)
         repair.welcomed(true_time(clock, -YEAR_S), clock.monotonic_s())
         assert spans(await said(link, 1)) == [(11, 14, YEAR_S)]
@@ -154,7 +158,7 @@ async def test_a_slow_welcome_tells_too_little(tmp_path: Path) -> None:
     clock = ManualClock()
     gateway, link = Gateway(clock), Link()
     async with repairing(tmp_path / "clock.db", gateway) as repair:
-        gateway.commit(repair, 10)
+        await gateway.commit(repair, 10)
         repair.linked(link)
         repair.welcomed(true_time(clock, YEAR_S), clock.monotonic_s() - 60)
         await asyncio.sleep(0.05)

@@ -1,0 +1,129 @@
+"""DIR/cloud/corrections.db: what gateways said of clocks that were wrong (docs/ledger.md, Clocks).
+
+A gateway forgets a correction once it is acknowledged, and a storage that is put back from a backup
+lacks those since: so they are kept here too, and given to storage at every start. Storage takes
+each once, so giving it all of them does no harm.
+
+Invariant: a correction is here before its gateway is acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+from bridge.commands import Correction
+from cloud.database import (
+    Database,
+    DatabaseError,
+    DatabaseKind,
+    FileLock,
+    open_database,
+    transaction,
+)
+from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
+
+__all__ = ["CorrectionLog"]
+
+T = TypeVar("T")
+
+KEPT: Final = 100_000  # the newest; a wrong clock makes one every ten seconds while it is wrong
+_SCHEMA = """
+CREATE TABLE corrections (
+    id             INTEGER PRIMARY KEY,
+    gateway        TEXT    NOT NULL,
+    epoch          INTEGER NOT NULL,
+    first_seq      INTEGER NOT NULL,
+    last_seq       INTEGER NOT NULL,
+    delta_us       INTEGER NOT NULL,
+    uncertainty_us INTEGER NOT NULL,
+    UNIQUE (gateway, epoch, first_seq)
+);
+"""
+_KIND = DatabaseKind("a Tidegate log of clock corrections", 0x5447434C, 1, _SCHEMA)  # "TGCL"
+
+
+class CorrectionLog:
+    """The file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: FileLock | None = None
+        self._database: Database | None = None
+
+    async def open(self) -> None:
+        """Open the file, making it when it is new.
+
+        Raises:
+            DatabaseError: it is in use, foreign, newer, damaged or cannot be written.
+        """
+        self._lock = await asyncio.to_thread(FileLock, self.path)
+        try:
+            self._database = await open_database(self.path, _KIND)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Release the file; harmless when closed already."""
+        if self._database is not None:
+            await self._database.close()
+            self._database = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    async def add(self, gateway: str, correction: Correction) -> None:
+        """Keep a correction; durable on return. One that is known changes nothing.
+
+        Raises:
+            DatabaseError: the file cannot be written.
+        """
+
+        def work(connection: sqlite3.Connection) -> None:
+            values = (
+                gateway,
+                epoch_to_sql(correction.epoch),
+                correction.first_seq,
+                correction.last_seq,
+                correction.delta_us,
+                correction.uncertainty_us,
+            )
+            with transaction(connection):
+                connection.execute(
+                    "INSERT INTO corrections (gateway, epoch, first_seq, last_seq, delta_us,"
+                    " uncertainty_us) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                    values,
+                )
+                connection.execute(
+                    "DELETE FROM corrections WHERE id <= (SELECT max(id) FROM corrections) - ?",
+                    (KEPT,),
+                )
+
+        await self._run(work)
+
+    async def all(self) -> list[tuple[str, Correction]]:
+        """Return gateway and correction, oldest first; raises DatabaseError."""
+
+        def work(connection: sqlite3.Connection) -> list[tuple[str, Correction]]:
+            sql = (
+                "SELECT gateway, epoch, first_seq, last_seq, delta_us, uncertainty_us"
+                " FROM corrections ORDER BY id"
+            )
+            return [
+                (gateway, Correction(epoch_from_sql(epoch), *rest))
+                for gateway, epoch, *rest in connection.execute(sql)
+            ]
+
+        return await self._run(work)
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._database is None:
+            raise DatabaseError(f"{self.path}: not open")
+        try:
+            return await self._database.run(work)
+        except sqlite3.Error as error:
+            raise DatabaseError(f"{self.path}: {error}") from error
