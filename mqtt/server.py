@@ -98,7 +98,7 @@ class ServerConnection(ServerSender):
         "_need",
         "_parts",
         "_prefix",
-        "_route",
+        "_routes",
         "_settled",
         "_size",
         "_tail",
@@ -147,7 +147,7 @@ class ServerConnection(ServerSender):
         self._block_at = 0
         self._size = 0
         self._kind = 0
-        self._route: Route | None = None
+        self._routes: tuple[Route, ...] = ()  # none when it is not for subscribers
 
     # -- receiving ----------------------------------------------------------------------------
 
@@ -294,13 +294,12 @@ class ServerConnection(ServerSender):
             packet_id = data[id_at : id_at + 2]
             if packet_id == _ZERO or self.unacknowledged >= self.limits.receive_maximum:
                 return None
-            ids.append(packet_id)
+            ids = [packet_id]
             self.unacknowledged += 1
         client = self.client
-        route = self._route
         assert client is not None
         kind = self._kind
-        token = (self, kind & 7, ids, [] if route is None else [route])
+        token = (self, kind & 7, ids, self._routes)
         return PublishRun(client, kind >> 3, data, 1, 0, self._settled, token)
 
     def _pass(self, data: bytes, now_s: float) -> list[Event]:
@@ -350,8 +349,7 @@ class ServerConnection(ServerSender):
                         if after > end or not startswith(prefix, pos):
                             break
                     if pos != first:
-                        if self._route is not None:
-                            routes.append(self._route)
+                        routes += self._routes
                         continue
                 # -- any packet: its fixed header
                 if pos + 2 > end:
@@ -431,7 +429,7 @@ class ServerConnection(ServerSender):
                     self._block_at = block_at - pos
                     self._size = after - pos
                     self._kind = kind
-                    self._route = None if route.exclusive else route
+                    self._routes = () if route.exclusive else (route,)
                 pos = after
         except MqttError as error:
             fault = error

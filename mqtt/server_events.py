@@ -91,7 +91,7 @@ class Arrivals:
 # What the server keeps of a captured run: whom to answer; QoS, and RETAIN as bit 2, of every
 # publish of the run; their packet identifiers, 2 bytes each, none for QoS 0; the routes that local
 # subscribers may share in. A plain tuple, since one is made a read (benchmarks/fan_in.py).
-RunToken: TypeAlias = "tuple[ServerConnection, int, list[bytes], list[Route]]"
+RunToken: TypeAlias = "tuple[ServerConnection, int, list[bytes], Sequence[Route]]"
 
 Settled: TypeAlias = Callable[[PublishRun, "int | Sequence[int]"], None]
 Send: TypeAlias = Callable[[bytes], object]

@@ -229,7 +229,7 @@ class ServerSender:
             data = b"".join([head + packet_id + code for packet_id in packet_ids])
         else:
             head = b"\x40\x02" if qos == 1 else b"\x50\x02"
-            data = head + head.join(packet_ids)
+            data = head + (packet_ids[0] if len(packet_ids) == 1 else head.join(packet_ids))
         # A v5 client counts a QoS 2 publish until PUBCOMP (section 4.9).
         if qos == 1 or reason_code >= 0x80 or self.version < 5:
             self.unacknowledged -= len(packet_ids)

@@ -9,7 +9,7 @@ Invariants:
   to a stored session not before the store has it;
 - events are handled in the order of the wire: while one waits, those behind it wait in `_backlog`
   and nothing more is read;
-- `_paused` names every reason for not reading; the transport is paused exactly while there is one.
+- `paused` names every reason for not reading; the transport is paused exactly while there is one.
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ class Connection(asyncio.Protocol):
         "_backlog",
         "_feed",
         "_held",
-        "_paused",
         "_waits_for",
         "auth",
         "closed",
@@ -70,6 +69,7 @@ class Connection(asyncio.Protocol):
         "is_established",
         "listener",
         "machine",
+        "paused",
         "reason_code",
         "send_will",
         "session",
@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
         self.reason_code = int(ReasonCode.UNSPECIFIED_ERROR)  # why it ended
         self.slow_since_s = 0.0  # when the write buffer filled
         self.timer_tick = 0
-        self._paused = 0
+        self.paused = 0  # why nothing is read, by reason; 0 while it is
         self.auth: Authentication | None = None  # None without enhanced authentication
         self._held = False  # events wait in `_backlog` for a verdict on the one before them
         self._backlog: list[Event] | None = None
@@ -132,11 +132,19 @@ class Connection(asyncio.Protocol):
             return
         core = self.core
         core.stats.bytes_received += len(data)
-        events = self.machine.receive_data(data, core.now_s)
+        machine = self.machine
+        events = machine.receive_data(data, core.now_s)
         if self._backlog is not None:
             self._backlog += events
-            return
-        self._handle(events)
+        elif len(events) == 1 and type(events[0]) is PublishRun and machine.writable:
+            # All that most devices ever send: what `_handle` does for it, without its loop.
+            left = self._take(events[0])
+            if left:
+                self._wait_with(list(left))
+            elif machine.unacknowledged > machine.limits.receive_maximum:
+                self.pause(_INFLIGHT)
+        else:
+            self._handle(events)
 
     def eof_received(self) -> bool:
         """The client will send no more: close."""
@@ -300,7 +308,7 @@ class Connection(asyncio.Protocol):
 
     def _relieved(self, reason: int) -> None:
         """The capture takes runs again, or a subscriber's queue may have room."""
-        if self.closed or not self._paused & reason:
+        if self.closed or not self.paused & reason:
             return
         if self._held:
             self.resume(reason)
@@ -334,7 +342,7 @@ class Connection(asyncio.Protocol):
 
     def pause_for_verdict(self) -> bool:
         """Stop reading for a verdict on a publish; False when that is so already."""
-        if self._paused & _VERDICT:
+        if self.paused & _VERDICT:
             return False
         self.pause(_VERDICT)
         return True
@@ -403,15 +411,15 @@ class Connection(asyncio.Protocol):
 
     def pause(self, reason: int) -> None:
         """Stop reading for one more reason."""
-        if not self._paused and not self.closed:
+        if not self.paused and not self.closed:
             self.transport.pause_reading()
-        self._paused |= reason
+        self.paused |= reason
 
     def resume(self, reason: int) -> None:
         """Read again if this was the last reason not to."""
-        if self._paused & reason:
-            self._paused &= ~reason
-            if not self._paused and not self.closed:
+        if self.paused & reason:
+            self.paused &= ~reason
+            if not self.paused and not self.closed:
                 self.transport.resume_reading()
 
     def pause_connecting(self) -> None:
@@ -441,22 +449,17 @@ class Connection(asyncio.Protocol):
     def check_store(self) -> None:
         """Stop reading while the session store has enough to do."""
         store = self.core.store
-        if store is not None and store.saturated() and not self._paused & _STORE:
+        if store is not None and store.saturated() and not self.paused & _STORE:
             self.pause(_STORE)
             self.core.when_store_relieved(partial(self.resume, _STORE))
 
     def settled(self) -> None:
         """Publishes of a paused connection were answered: it may have room again."""
         machine = self.machine
-        if self._paused & _INFLIGHT and (
+        if self.paused & _INFLIGHT and (
             machine.unacknowledged <= machine.limits.receive_maximum // 2
         ):
             self.resume(_INFLIGHT)
-
-    @property
-    def paused(self) -> int:
-        """Why nothing is read, 0 while it is."""
-        return self._paused
 
     # -- what waits to be sent ----------------------------------------------------------------
 
@@ -529,8 +532,8 @@ class Connection(asyncio.Protocol):
         except OSError:  # the client has gone already
             transport.close()
             return
-        if self._paused:
-            self._paused = 0
+        if self.paused:
+            self.paused = 0
             transport.resume_reading()
 
     def cut_off_slow(self) -> None:
@@ -550,7 +553,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
             return
         machine = self.machine
-        if self._paused:  # not the client's fault that nothing is received
+        if self.paused:  # not the client's fault that nothing is received
             machine.last_received_s = machine.waiting_since_s = now_s
         fault = machine.handle_timeout(now_s)
         if fault is not None:
