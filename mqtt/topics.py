@@ -87,7 +87,7 @@ def topic_filter_fault(
             f"topic filter {_shown(topic_filter)}: '#' must be the whole last level",
             "MQTT-4.7.1-1",
         )
-    if "+" in topic_filter and any("+" in level and level != "+" for level in levels):
+    if topic_filter.count("+") != levels.count("+"):
         return TopicFault(  # [MQTT-4.7.1-2]
             f"topic filter {_shown(topic_filter)}: '+' must be a whole level", "MQTT-4.7.1-2"
         )
@@ -366,6 +366,13 @@ class NameTree(Generic[V]):
             path.pop()
             del path[-1].children[levels.pop()]
         return self._values.pop(topic_name)
+
+    def may_match(self, topic_filter: str) -> bool:
+        """Return False when `match` would find nothing, as far as the first level tells."""
+        first, slash, _ = topic_filter.partition("/")
+        if not slash and first not in ("+", "#"):
+            return topic_filter in self._values
+        return first in self._root.children or first in ("+", "#")
 
     def match(self, topic_filter: str) -> list[tuple[str, V]]:
         """Return every (name, value) that a valid filter (without `$share`) matches."""

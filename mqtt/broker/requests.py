@@ -320,10 +320,14 @@ def _subscribe(connection: Connection, packet: Subscribe) -> None:
         entry = session.subscriptions[subscription.topic_filter] if session.subscriptions else None
         if session.recorder is not None and core.recorder is not None and entry is not None:
             core.recorder.subscription_saved(entry)
-        shared = split_shared(subscription.topic_filter)[0] is not None
         handling = subscription.retain_handling
         # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
-        if not shared and (handling == 0 or (handling == 1 and not existed)):
+        if (
+            (handling == 0 or (handling == 1 and not existed))
+            and entry is not None
+            and entry.share is None
+            and core.router.retained.may_match(subscription.topic_filter)
+        ):
             retained.append(
                 core.router.retained_for(
                     session, subscription, identifier_property(identifier), core.now_s
@@ -347,10 +351,14 @@ def _refusal(connection: Connection, session: Session, subscription: Subscriptio
     core = connection.core
     config = core.config
     topic_filter = subscription.topic_filter
-    fault = topic_filter_fault(
+    # The decoder has checked its form; the limits, and `$share/` of 3.1.1, are checked here.
+    if (
+        topic_filter.startswith("$")
+        or topic_filter.count("/") >= config.topic_levels_max
+        or len(topic_filter) * 4 > config.topic_bytes_max
+    ) and topic_filter_fault(
         topic_filter, levels_max=config.topic_levels_max, bytes_max=config.topic_bytes_max
-    )
-    if fault is not None:
+    ):
         return int(ReasonCode.TOPIC_FILTER_INVALID)
     subscriptions = session.subscriptions
     if (

@@ -114,6 +114,9 @@ def test_a_name_tree_finds_the_names_that_match(names: list[str], filters: list[
         found = tree.match(topic_filter)
         assert len(found) == len(dict(found))
         assert dict(found) == {n: v for n, v in values.items() if naive(topic_filter, n)}
+        assert tree.may_match(topic_filter) or not found
+    assert not tree.may_match("no such level/#")
+    assert not tree.may_match("no such name")
 
 
 class TreesUnderChange(RuleBasedStateMachine):
