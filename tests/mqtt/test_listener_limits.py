@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -141,6 +143,22 @@ async def test_bad_tls_handshakes(
         assert front.broker.stats().connections == 0
     assert warnings_of(logs) == {"mqtt.handshake_failed": 1}
     assert told == []
+
+
+async def test_a_client_accepted_as_the_listener_closes_is_hung_up_on() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        async with fronting() as front:
+            client = await asyncio.to_thread(
+                socket.create_connection, ("127.0.0.1", front.port), timeout=10
+            )
+            front.broker.listeners[0]._acceptors[0]._accept()  # its task has not begun ...
+            await front.front.stop()  # ... when it is cancelled
+        with client:
+            client.settimeout(10)
+            assert await asyncio.to_thread(client.recv, 1) == b""
+        gc.collect()
+    assert [str(one.message) for one in told] == []
 
 
 async def test_tls_handshakes_at_once_are_limited(

@@ -22,6 +22,7 @@ import os
 import socket
 import stat
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -280,13 +281,15 @@ class _Acceptor:
                 return
             task = self._loop.create_task(self._shake(sock, address), name="mqtt-handshake")
             self._shaking.add(task)
-            task.add_done_callback(self._shaken)
+            task.add_done_callback(partial(self._shaken, sock))
 
     def _go_on(self) -> None:
         if self._is_open:
             self._loop.add_reader(self.sock.fileno(), self._accept)
 
-    def _shaken(self, task: asyncio.Task[None]) -> None:
+    def _shaken(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # perhaps before its first step, which no `except` of it would see
+            sock.close()
         was_full = len(self._shaking) >= self._listener.config.handshakes_max
         self._shaking.discard(task)
         if was_full:
