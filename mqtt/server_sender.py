@@ -295,8 +295,7 @@ class ServerSender:
             extra = identifiers
             if message.expires_s:
                 extra += expiry_property(message.expires_s, now_s)
-            # Not with QoS 2: MQTT.js, which keeps such a packet until PUBREL, forgets its topic.
-            if self._aliases_out_max and not first_byte & 0x04:
+            if self._aliases_out_max:
                 return self._aliased_frame(message, first_byte, packet_id, extra)
         head, tail = message.frame_parts(first_byte & 0xF7, version, extra)
         if first_byte & 0x06:
@@ -322,10 +321,11 @@ class ServerSender:
         properties = extra + message.properties
         if alias:
             properties = b"\x23%c%c%b" % (alias >> 8, alias & 0xFF, properties)
-        name = b"" if alias and not fresh else topic
+        # With QoS 2 the topic stays: MQTT.js, which keeps the packet until PUBREL, forgets aliases.
+        name = b"" if alias and not fresh and not first_byte & 0x04 else topic
         frame = encode_publish(first_byte, name, packet_id, properties, message.payload, 5)
         if self.packet_size_max and len(frame) > self.packet_size_max:
-            if not fresh:
+            if not name:
                 return None
             properties = extra + message.properties  # it may fit without the new alias
             frame = encode_publish(first_byte, topic, packet_id, properties, message.payload, 5)

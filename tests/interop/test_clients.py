@@ -1,4 +1,5 @@
-"""Clients that share no code with ours, by every transport they have: MQTT.js, gmqtt, aiomqtt."""
+"""Clients that share no code with ours, by every transport they have: MQTT.js, gmqtt, aiomqtt, on
+paho, and mosquitto's; plain TCP of the last two is in tests/mqtt/test_broker_clients.py."""
 
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ async def test_mqtt_js(transport: str, url: str, version: int, certificates: Cer
         async with asyncio.timeout(30):
             out, errors = await process.communicate()
         assert process.returncode == 0, errors.decode()
-        assert json.loads(out) == [["js/0", 4], ["js/1", 3], ["js/2", 70000]]
+        assert json.loads(out) == [["js/0", 4], ["js/1", 3], ["js/2", 70000]] * 2
 
 
 @pytest.mark.parametrize("version", [4, 5])
@@ -79,14 +80,15 @@ async def test_gmqtt(transport: str, version: int, certificates: Certificates) -
         await client.disconnect()
 
 
+@pytest.mark.parametrize("version", ["V311", "V5"])
 @pytest.mark.parametrize("transport", ["tcp", "tls", "ws", "wss"])
-async def test_aiomqtt(transport: str, certificates: Certificates) -> None:
+async def test_aiomqtt(transport: str, version: str, certificates: Certificates) -> None:
     async with fronting(listener(transport, certificates)) as front:
         tls = client_tls(certificates.ca) if transport in ("tls", "wss") else None
         async with aiomqtt.Client(
             "localhost",
             front.port,
-            protocol=aiomqtt.ProtocolVersion.V5,
+            protocol=aiomqtt.ProtocolVersion[version],
             transport="websockets" if transport in ("ws", "wss") else "tcp",
             websocket_path="/mqtt" if transport in ("ws", "wss") else None,
             tls_context=tls,
@@ -96,3 +98,21 @@ async def test_aiomqtt(transport: str, certificates: Certificates) -> None:
             async with asyncio.timeout(10):
                 message = await anext(aiter(client.messages))
             assert message.payload == b"payload"
+
+
+@pytest.mark.parametrize("version", ["mqttv311", "mqttv5"])
+async def test_mosquitto_over_tls(version: str, certificates: Certificates) -> None:
+    if shutil.which("mosquitto_sub") is None:
+        pytest.skip("mosquitto's clients are not installed on this machine")
+    async with fronting(listener("tls", certificates)) as front:
+        common = ["-h", "localhost", "-p", str(front.port), "-V", version, "-t", "m/1", "-q", "2"]
+        common += ["--cafile", str(certificates.ca)]
+        reader = await asyncio.create_subprocess_exec(
+            "mosquitto_sub", *common, "-C", "1", stdout=asyncio.subprocess.PIPE
+        )
+        await front.until(lambda: front.broker.stats().subscriptions == 1)
+        writer = await asyncio.create_subprocess_exec("mosquitto_pub", *common, "-m", "payload")
+        async with asyncio.timeout(30):
+            assert await writer.wait() == 0
+            out, _ = await reader.communicate()
+        assert out == b"payload\n"
