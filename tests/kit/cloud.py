@@ -177,9 +177,9 @@ class Uplink:
         self.answers += [codes] * run.count if isinstance(codes, int) else codes
         self._answered.set()
 
-    async def answered(self) -> list[int]:
+    async def answered(self, *, timeout_s: float = 10) -> list[int]:
         """Return all answers, once everything that was taken has one."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(timeout_s):
             while len(self.answers) < self._sent:
                 self._answered.clear()
                 await self._answered.wait()

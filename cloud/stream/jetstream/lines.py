@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bridge.intervals import IntervalSet
+from bridge.intervals import IntervalSet, Range
+from cloud.ranges import joined
 from cloud.stream.contract import GivenUp, Part, Source, StreamError
 from cloud.stream.jetstream.bodies import BodyWriter
 from cloud.stream.jetstream.commits import Commits
@@ -47,6 +48,7 @@ class _Append:
     lines: dict[Source, _Line]  # of every source the call had parts of
     given_up: Sequence[GivenUp]
     assigned: Mapping[Source, int]
+    seqs: Mapping[Source, list[Range]] = field(default_factory=dict)  # of the parts
     bodies: list[asyncio.Future[tuple[Extent, ...]]] = field(default_factory=list)
     stored: bool = False
     versions: dict[Source, Version] = field(default_factory=dict)  # once it counts
@@ -100,9 +102,10 @@ class Lines:
         append = _Append(future, new, lines, given_up, assigned)
         for line in lines.values():
             line.waiting.append(append)
-        for part in new:
-            lines[part.gateway, part.epoch].pending.update(part.seq_ranges)
-            append.bodies.append(self._bodies.write(part.partition, part.body))
+        append.seqs = _seqs(new)
+        for source, ranges in append.seqs.items():
+            lines[source].pending.update(ranges)
+        append.bodies = [self._bodies.write(part.partition, part.body) for part in new]
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
         task = asyncio.create_task(self._store(append), name="append")
@@ -141,6 +144,9 @@ class Lines:
     def _has(self, line: _Line, part: Part) -> bool:
         """Return whether all of a part is held or under way."""
         held = self._state().held((part.gateway, part.epoch))
+        first, last = part.seq_ranges[0][0], part.seq_ranges[-1][1]
+        if not held.overlaps(first, last) and not line.pending.overlaps(first, last):
+            return False
         for first, last in part.seq_ranges:
             for gap in held.missing(first, last):
                 if not line.pending.covers(*gap):
@@ -228,13 +234,20 @@ class Lines:
                 one.future.exception()  # its caller may have gone
 
     def _forget(self, append: _Append) -> None:
-        for part in append.parts:
-            line = append.lines[part.gateway, part.epoch]
-            for first, last in part.seq_ranges:
-                line.pending.discard(first, last)
+        for source, ranges in append.seqs.items():
+            for first, last in ranges:
+                append.lines[source].pending.discard(first, last)
         for source, line in append.lines.items():
             if not line.waiting and not line.committing and self._lines.get(source) is line:
                 del self._lines[source]
+
+
+def _seqs(parts: Sequence[Part]) -> dict[Source, list[Range]]:
+    """Return what parts bring by source, joined: parts of a batch interleave."""
+    found: dict[Source, list[Range]] = {}
+    for part in parts:
+        found.setdefault((part.gateway, part.epoch), []).extend(part.seq_ranges)
+    return {source: joined(ranges) for source, ranges in found.items()}
 
 
 def _leads(append: _Append, line: _Line) -> bool:

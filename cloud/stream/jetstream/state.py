@@ -25,7 +25,7 @@ import cbor2
 
 from bridge.envelope import runs_of, unfold_runs
 from bridge.intervals import IntervalSet, Range
-from cloud.ranges import apart
+from cloud.ranges import apart, joined
 from cloud.stream.contract import (
     PARTITIONS,
     Arrival,
@@ -158,7 +158,7 @@ class LedgerState:
 
     def _append(self, record: Record, append: AppendRecord, position: int) -> None:
         time_us = record.time_us
-        brought: dict[Source, list[tuple[tuple[int, int], tuple[Range, ...]]]] = {}
+        brought: dict[Source, tuple[list[tuple[int, int]], list[Range]]] = {}
         for one in append.sources:
             state = self._sources.setdefault(one.source, _SourceState())
             state.assigned = max(state.assigned, one.assigned)
@@ -174,15 +174,22 @@ class LedgerState:
             self._entries += 1
             self._readings += part.count
             self._bytes += entry.bytes
-            self._sources[part.source].held.update(part.seq_ranges)
-            place = (part.partition, position)
-            brought.setdefault(part.source, []).append((place, part.seq_ranges))
+            places, seqs = brought.setdefault(part.source, ([], []))
+            places.append((part.partition, position))
+            seqs += part.seq_ranges
             position += 1
         for stone in append.given_up:
             self._give_up(stone)
-        for source, places in brought.items():
-            self._sources[source].version = (record.writer, append.number)
-            self._arrived(source, places, time_us)
+        for source, (places, seqs) in brought.items():
+            ranges = joined(seqs)  # first: parts of a batch interleave, and their union is one
+            state = self._sources[source]
+            state.held.update(ranges)
+            state.version = (record.writer, append.number)
+            if self._arrivals_max:
+                count = sum(last - first + 1 for first, last in ranges)
+                self._arrived(
+                    source, Arrival(*source, tuple(ranges), count, time_us, tuple(places))
+                )
 
     def _give_up(self, stone: GivenUp) -> None:
         state = self._sources.setdefault((stone.gateway, stone.epoch), _SourceState())
@@ -191,19 +198,7 @@ class LedgerState:
         if known is None or stone.last_seq > known.last_seq:
             state.given_up[key] = stone
 
-    def _arrived(
-        self,
-        source: Source,
-        places: Sequence[tuple[tuple[int, int], tuple[Range, ...]]],
-        time_us: int,
-    ) -> None:
-        if not self._arrivals_max:
-            return
-        whole = IntervalSet(one for _, ranges in places for one in ranges)
-        arrival = Arrival(
-            *source, tuple(whole.ranges()), whole.count(), time_us,
-            tuple(place for place, _ in places),
-        )  # fmt: skip
+    def _arrived(self, source: Source, arrival: Arrival) -> None:
         self._sources[source].arrivals.append(arrival)
         self._arrivals.append(source)
         while len(self._arrivals) > self._arrivals_max:

@@ -1,0 +1,285 @@
+"""Cluster: durable readings/s of one cloud node's ingest on NATS at R3, against one by one.
+
+Three NATS servers with `sync_interval: always`, streams R3, and the node's ingest share this
+machine. The peer publishes each reading as a JetStream message of its own, 256 of them on their
+way, by the leanest client there is (no future a message). Ours takes batches of gateways as they
+come off the wire, decodes them, splits them by partition, and answers when the ledger has them.
+Rounds alternate; medians are told, with the processor seconds of client and servers a million
+readings, and where the client's go (--profile).
+
+    tidegate bench cluster
+    tidegate bench cluster -- --rounds 5 --gateways 50 --batch 200 --devices 10 --profile
+    tidegate bench cluster -- --quick --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import gc
+import json
+import pstats
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import nats
+from nats.aio.client import Client
+
+from benchmarks.wire import cpu_s_of
+from bridge.batch import Encoder
+from bridge.envelope import Mode
+from bridge.readings import Readings
+from bridge.structured import StructuredEncoder
+from bridge.structured_bodies import LINK_LIMITS
+from cloud.cluster.connection import Connection
+from cloud.cluster.layout import Layout, apply, stream_epoch
+from cloud.config import IngestConfig
+from cloud.ingest import CloudCapture
+from cloud.stream.jetstream.engine import JetStreamStream
+from runtime.clock import SystemClock
+from runtime.service import run as run_loop
+from tests.kit.cloud import Uplink
+from tests.kit.payload_shapes import messages
+from tidegate.nats_servers import NatsServers
+
+__all__ = ["main"]
+
+_WINDOW = 256
+_EPOCH = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One round of one way."""
+
+    readings: int
+    seconds: float
+    client_cpu_s: float
+    servers_cpu_s: float
+
+    @property
+    def rate(self) -> float:
+        return self.readings / self.seconds
+
+
+@dataclass(slots=True)
+class Load:
+    """What every way has to bring in, the same readings."""
+
+    readings: list[list[Readings]]  # by gateway, batch after batch
+    count: int
+
+
+def load_of(shape: str, gateways: int, batches: int, batch: int, devices: int) -> Load:
+    """Return batches of seeded payloads; each gateway has devices of its own."""
+    texts = messages(shape, batches * batch)
+    found = []
+    for gateway in range(gateways):
+        sources = [(f"devices/g{gateway}d{n}/state", f"g{gateway}d{n}") for n in range(devices)]
+        found.append(
+            [
+                Readings(
+                    range(number * batch + 1, (number + 1) * batch + 1),
+                    sources,
+                    [n % devices for n in range(batch)],
+                    [1_700_000_000_000_000 + (number * batch + n) * 10_000 for n in range(batch)],
+                    [1] * batch,
+                    [bytes(one[2]) for one in texts[number * batch : (number + 1) * batch]],
+                    [b""] * batch,
+                )
+                for number in range(batches)
+            ]
+        )
+    return Load(found, gateways * batches * batch)
+
+
+async def one_by_one(nc: Client, layout: Layout, load: Load) -> None:
+    """Publish each reading, at most `_WINDOW` not yet acknowledged."""
+    inbox = nc.new_inbox()
+    room = asyncio.Semaphore(_WINDOW)
+    left = load.count
+    done = asyncio.Event()
+
+    async def acked(message: object) -> None:
+        nonlocal left
+        if b'"seq"' not in message.data:  # type: ignore[attr-defined]
+            raise RuntimeError(message.data)  # type: ignore[attr-defined]
+        room.release()
+        left -= 1
+        if not left:
+            done.set()
+
+    subscription = await nc.subscribe(inbox, cb=acked)
+    for gateway in load.readings:
+        for readings in gateway:
+            for index, payload in enumerate(readings.payloads):
+                topic, _ = readings.sources[readings.source_index[index]]
+                await room.acquire()
+                await nc.publish(
+                    layout.raw_subject(index % 64), topic.encode() + b"\0" + payload, inbox
+                )
+    await done.wait()
+    await subscription.unsubscribe()
+
+
+class Ingest:
+    """One way of bringing batches in: their bytes made before the clock starts."""
+
+    def __init__(self, load: Load, *, structured: bool, name: str) -> None:
+        self._name = name
+        self._batches: list[list[bytes]] = []
+        for gateway, batches in enumerate(load.readings):
+            bodies = {Mode.STRUCTURED: StructuredEncoder(LINK_LIMITS)} if structured else {}
+            encoder = Encoder(f"{name}-{gateway}", _EPOCH, bodies=bodies)
+            mode = Mode.STRUCTURED if structured else Mode.COLUMNAR
+            self._batches.append(
+                [encoder.encode(one, mode=mode, assigned=one.seqs[-1]) for one in batches]
+            )
+        self.link_bytes = sum(len(one) for batches in self._batches for one in batches)
+
+    async def connect(self, stream: JetStreamStream) -> None:
+        """Have every gateway's first batch taken: contexts and processes are there then."""
+        self._capture = CloudCapture(stream, IngestConfig(), "bench", SystemClock())
+        await self._capture.start()
+        self._uplinks = [
+            Uplink(self._capture, f"{self._name}-{number}", epoch=_EPOCH)
+            for number in range(len(self._batches))
+        ]
+        for uplink, batches in zip(self._uplinks, self._batches, strict=True):
+            await _send(uplink, batches[:1])
+
+    async def run(self) -> None:
+        """Offer the rest as fast as it is taken; each gateway keeps two batches on their way."""
+
+        async def gateway(uplink: Uplink, batches: list[bytes]) -> None:
+            for start in range(1, len(batches), 2):
+                await _send(uplink, batches[start : start + 2])
+
+        await asyncio.gather(*map(gateway, self._uplinks, self._batches))
+
+    async def close(self) -> None:
+        """End the capture."""
+        await self._capture.close()
+
+
+async def _send(uplink: Uplink, batches: Sequence[bytes]) -> None:
+    uplink.send(*batches)
+    if any(codes := await uplink.answered(timeout_s=60)):
+        raise RuntimeError(f"refused: {codes}")
+
+
+async def measured(work: Callable[[], Awaitable[None]], count: int, pids: Sequence[int]) -> Result:
+    """Run one round and return what it took."""
+    gc.collect()
+    servers = sum(map(cpu_s_of, pids))
+    cpu, began = time.process_time(), time.perf_counter()
+    await work()
+    seconds = time.perf_counter() - began
+    return Result(count, seconds, time.process_time() - cpu, sum(map(cpu_s_of, pids)) - servers)
+
+
+async def measure(options: argparse.Namespace, servers: NatsServers) -> list[dict[str, object]]:
+    """Run all rounds and return a row a way."""
+    layout = Layout("bench", raw_bytes_max=2 << 30, ledger_bytes_max=64 << 20,
+                    bucket_bytes_max=8 << 20)  # fmt: skip
+    connection = await Connection.open(servers.url, name="bench")
+    await apply(connection, layout)
+    stream = await JetStreamStream.open(
+        connection, layout, await stream_epoch(connection, layout), SystemClock(),
+        durability="r3-fsync", tail_bytes_max=16 << 20, arrivals_max=1000,
+    )  # fmt: skip
+    batches = options.batches + 1  # the first is not measured
+    load = load_of(options.shape, options.gateways, batches, options.batch, options.devices)
+    count = options.gateways * options.batches * options.batch
+    small = load_of(options.shape, 1, 1, options.one_by_one, options.devices)
+    pids = [server.pid for server in servers.servers]
+    results: dict[str, list[Result]] = {"one by one": [], "columnar": [], "structured": []}
+    profile = cProfile.Profile() if options.profile else None
+    try:
+        for number in range(options.rounds):
+            peer = await nats.connect(servers.servers[0].url, pending_size=16 << 20)
+            work = partial(one_by_one, peer, layout, small)
+            results["one by one"].append(await measured(work, small.count, pids))
+            await peer.close()
+            for name in ("columnar", "structured"):
+                ingest = Ingest(load, structured=name == "structured", name=f"{name}{number}")
+                await ingest.connect(stream)
+                if profile is not None and name == "columnar":
+                    profile.enable()
+                results[name].append(await measured(ingest.run, count, pids))
+                if profile is not None:
+                    profile.disable()
+                await ingest.close()
+            await stream.trim((await stream.stats()).last_positions)
+    finally:
+        await stream.close()
+    if profile is not None:
+        pstats.Stats(profile, stream=sys.stdout).sort_stats("tottime").print_stats(18)
+    base = statistics.median(one.rate for one in results["one by one"])
+    return [_row(name, found, base) for name, found in results.items()]
+
+
+def _row(name: str, found: Sequence[Result], base: float) -> dict[str, object]:
+    rate = statistics.median(one.rate for one in found)
+    client = statistics.median(one.client_cpu_s / one.readings * 1e6 for one in found)
+    servers = statistics.median(one.servers_cpu_s / one.readings * 1e6 for one in found)
+    return {
+        "case": name,
+        "readings_per_s": round(rate),
+        "ratio": round(rate / base, 2),
+        "client_us_a_reading": round(client, 2),
+        "servers_us_a_reading": round(servers, 2),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it and print a table, or rows as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="tidegate bench cluster",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="of each way [5]")
+    parser.add_argument("--gateways", type=int, default=40, help="at once [40]")
+    parser.add_argument("--batches", type=int, default=10, help="of each gateway a round [10]")
+    parser.add_argument("--batch", type=int, default=200, help="readings a batch [200]")
+    parser.add_argument("--devices", type=int, default=10, help="of each gateway [10]")
+    parser.add_argument("--one-by-one", type=int, default=40_000, help="readings a round [40000]")
+    parser.add_argument("--shape", default="smart-plug", help="of the payloads [smart-plug]")
+    parser.add_argument("--profile", action="store_true", help="where columnar ingest binds")
+    parser.add_argument("--quick", action="store_true", help="one small round")
+    parser.add_argument("--json", action="store_true", help="rows as JSON on the last line")
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.rounds, options.gateways, options.batches, options.one_by_one = 1, 4, 2, 1000
+    rows: list[dict[str, object]] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        NatsServers(Path(folder), 3, disk_bytes_max=8 << 30) as servers,
+    ):
+
+        async def work() -> int:
+            rows.extend(await measure(options, servers))
+            return 0
+
+        run_loop(work())
+    for row in rows:
+        print(
+            f"{row['case']:12} {row['readings_per_s']:>10,} readings/s  {row['ratio']:>6}x  "
+            f"client {row['client_us_a_reading']} us, servers {row['servers_us_a_reading']} us"
+            " of a core a reading"
+        )
+    if options.json:
+        print(json.dumps(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
