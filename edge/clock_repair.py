@@ -9,8 +9,9 @@ the gateway's own clock is ever set. For each a *correction* goes up, however lo
 been gone; storage adds it to their times, once. Readings go up with the time they were given: so no
 reading can be corrected at both ends, or at none.
 
-A boot during which no cloud was reached tells nothing of its own error: its readings keep their
-times, and that is logged.
+The true offset of a boot is kept, so that what it took after it last heard from the cloud is
+corrected as well, if need be in the next boot. A boot during which no cloud was reached tells
+nothing of its own error: its readings keep their times, and that is logged.
 
 Invariants:
 - A segment is on the disk before the first reading that is taken in it.
@@ -25,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,11 @@ CREATE TABLE IF NOT EXISTS corrections (
     delta_us       INTEGER NOT NULL,
     uncertainty_us INTEGER NOT NULL,
     PRIMARY KEY (epoch, first_seq)
+) STRICT;
+CREATE TABLE IF NOT EXISTS boots (
+    boot_id        TEXT PRIMARY KEY,
+    offset_us      INTEGER NOT NULL,  -- true time less the clock since boot, as a welcome told
+    uncertainty_us INTEGER NOT NULL
 ) STRICT
 """
 _LOOK_S = 1.0
@@ -114,6 +120,7 @@ class ClockRepair:
         self._saying: set[tuple[int, int]] = set()
         self._done: list[tuple[int, int]] = []
         self._true: tuple[int, int] | None = None  # offset, uncertainty
+        self._true_saved = True
         self._link: CommandLink | None = None
         self._present_at_s = 0.0
         self._database: Database | None = None
@@ -145,7 +152,12 @@ class ClockRepair:
         self._segments = [Segment(*row) for row in rows]
         for row in await database.query("SELECT * FROM corrections"):
             self._waiting[row[0], row[1]] = Correction(*row)
-        await self._forget_boots()
+        known = {
+            boot_id: (offset_us, uncertainty_us)
+            for boot_id, offset_us, uncertainty_us in await database.query("SELECT * FROM boots")
+        }
+        self._true = known.get(self._boot_id)
+        await self._forget_boots(known)
         self._task = asyncio.create_task(self._work(), name="clock-repair")
 
     def _connect(self) -> sqlite3.Connection:
@@ -214,6 +226,7 @@ class ClockRepair:
             return
         true_us = welcome.time_us + uncertainty_us
         self._true = (true_us - round(now_s * 1e6), uncertainty_us)
+        self._true_saved = False
         self._wake.set()
 
     def linked(self, link: CommandLink) -> None:
@@ -264,6 +277,10 @@ class ClockRepair:
                 (one.epoch, one.first_seq, one.boot_id, one.offset_us, one.corrected_to),
             )
             self._unsaved.pop(0)
+        if self._true is not None and not self._true_saved:
+            self._true_saved = True
+            values = (self._boot_id, *self._true)
+            await self._database.query("INSERT OR REPLACE INTO boots VALUES (?, ?, ?)", values)
 
     async def _correct(self) -> None:
         """Make the corrections that are due."""
@@ -273,10 +290,10 @@ class ClockRepair:
         _, last_seq = self._journal()
         now_s = self._clock.monotonic_s()
         for segment, end in self._ends(last_seq):
-            if segment.boot_id != self._boot_id or end <= segment.corrected_to:
+            if end <= segment.corrected_to:
                 continue
             delta_us = true_offset_us - segment.offset_us
-            if abs(delta_us) <= max(self._tolerance_us, 2 * uncertainty_us):
+            if not self._is_wrong(delta_us, uncertainty_us):
                 segment.corrected_to = end  # it was right; what comes is looked at anew
                 continue
             if end == last_seq:
@@ -284,6 +301,9 @@ class ClockRepair:
                     continue
                 self._present_at_s = now_s + _PRESENT_S
             await self._add(segment, end, delta_us, uncertainty_us)
+
+    def _is_wrong(self, delta_us: int, uncertainty_us: int) -> bool:
+        return abs(delta_us) > max(self._tolerance_us, 2 * uncertainty_us)
 
     def _ends(self, last_seq: int) -> list[tuple[Segment, int]]:
         """Return the segments with the last seq of each."""
@@ -343,14 +363,30 @@ class ClockRepair:
             self._waiting.pop(key, None)
             self._done.pop(0)
 
-    async def _forget_boots(self) -> None:
-        """Say which readings keep a time that was never compared; forget boots long gone."""
+    async def _forget_boots(self, known: Mapping[str, tuple[int, int]]) -> None:
+        """Correct what other boots left uncorrected, as far as their error is known; forget them.
+
+        Args:
+            known: True offset and its uncertainty by boot.
+        """
         assert self._database is not None
-        others = [one for one in self._segments if one.boot_id != self._boot_id]
-        unknown = [one for one in others if one.corrected_to < one.first_seq]
+        _, last_seq = self._journal()
+        unknown: list[Segment] = []
+        for segment, end in self._ends(last_seq):
+            if segment.boot_id == self._boot_id or end <= segment.corrected_to:
+                continue
+            if segment.boot_id not in known:
+                unknown.append(segment)
+                continue
+            true_offset_us, uncertainty_us = known[segment.boot_id]
+            delta_us = true_offset_us - segment.offset_us
+            if self._is_wrong(delta_us, uncertainty_us):
+                await self._add(segment, end, delta_us, uncertainty_us)
         if unknown:
             log.warning("clock_never_compared", first_seq=unknown[0].first_seq,
                         boots=len({one.boot_id for one in unknown}))  # fmt: skip
         self._segments = [one for one in self._segments if one.boot_id == self._boot_id]
-        await self._database.query("DELETE FROM segments WHERE boot_id <> ?", (self._boot_id,))
+        for table in ("segments", "boots"):
+            sql = f"DELETE FROM {table} WHERE boot_id <> ?"  # noqa: S608 - one of our tables
+            await self._database.query(sql, (self._boot_id,))
         del self._segments[:-_SEGMENTS_MAX]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -163,3 +164,34 @@ async def test_a_slow_welcome_tells_too_little(tmp_path: Path) -> None:
         repair.welcomed(true_time(clock, YEAR_S), clock.monotonic_s() - 60)
         await asyncio.sleep(0.05)
         assert link.said == []
+
+
+async def test_what_a_boot_took_after_its_last_contact_is_corrected_in_the_next(
+    tmp_path: Path,
+) -> None:
+    """And so it is over a crash: the true offset of the boot is on the disk."""
+    gateway, link = Gateway(ManualClock()), Link()
+    async with repairing(tmp_path / "clock.db", gateway) as repair:
+        await gateway.commit(repair, 10)
+        repair.linked(link)
+        repair.welcomed(true_time(gateway.clock, YEAR_S), gateway.clock.monotonic_s())
+        assert spans(await said(link, 1)) == [(1, 10, -YEAR_S)]
+        repair.unlinked()
+        await gateway.commit(repair, 5)
+    gateway.clock = ManualClock(boot_id="boot-2")
+    async with repairing(tmp_path / "clock.db", gateway) as repair:
+        repair.linked(link)
+        assert spans(await said(link, 2))[1:] == [(11, 15, -YEAR_S)]
+
+
+async def test_a_segment_is_on_the_disk_before_its_first_reading(tmp_path: Path) -> None:
+    gateway = Gateway(ManualClock())
+    async with repairing(tmp_path / "clock.db", gateway) as repair:
+        await gateway.commit(repair, 1)
+        gateway.clock.set_wall(0)
+        await gateway.commit(repair, 1)
+        (tmp_path / "killed").mkdir()
+        for file in tmp_path.glob("clock.db*"):
+            shutil.copy(file, tmp_path / "killed")
+    async with repairing(tmp_path / "killed" / "clock.db", gateway) as repair:
+        assert [segment.first_seq for segment in repair._segments] == [1, 2]

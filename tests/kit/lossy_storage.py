@@ -21,7 +21,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,26 +80,49 @@ class Record:
         """Return the words of the lines printed, or begun to be printed, before a cut."""
         return [e.target.split() for e in self.events[:cut] if e.kind == "line"]
 
-    def power_cut(self, cut: int, folder: Path, rng: random.Random) -> None:
-        """Fill an empty `folder` with what a power cut after `cut` events may leave."""
-        names, files = self._names(cut, rng), self._files(cut)
+    def power_cut(
+        self,
+        cut: int,
+        folder: Path,
+        rng: random.Random,
+        lossy: Callable[[str], bool] = lambda _folder: True,
+    ) -> None:
+        """Fill an empty `folder` with what a power cut after `cut` events may leave.
+
+        Args:
+            cut: How many events there were.
+            folder: Where to.
+            rng: Chooses what of the rest is there.
+            lossy: Whether the machine whose folder this is, relative to the one recorded, lost its
+                power; of the others only the process ended.
+        """
+        names, files = self._names(cut, rng, lossy), self._files(cut)
         for name, number in names.items():
             if name.endswith("-shm"):
                 continue  # memory shared by processes: nobody reads it after a start
             file = files[number]
             data = bytearray(file.synced)
             for event in file.later:
-                _apply(data, _perhaps(event, rng))
+                _apply(data, _perhaps(event, rng) if lossy(_folder_of(name)) else event)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
 
-    def _names(self, cut: int, rng: random.Random) -> dict[str, int]:
+    def _names(self, cut: int, rng: random.Random, lossy: Callable[[str], bool]) -> dict[str, int]:
         """Return the files by name; a file's number is the index of its creation."""
         events = self.events[:cut]
-        changes = [at for at, e in enumerate(events) if e.kind in ("create", "rename", "unlink")]
-        sure = max((e.began for e in events if e.kind == "sync-folder"), default=0)
-        safe = sum(at < sure for at in changes)
+        by_folder: dict[str, list[int]] = {}
+        for at, event in enumerate(events):
+            if event.kind in ("create", "rename", "unlink"):
+                by_folder.setdefault(_folder_of(event.path), []).append(at)
+        done: list[int] = []
+        for folder, changes in by_folder.items():
+            syncs = (e.began for e in events if (e.kind, e.path) == ("sync-folder", folder))
+            sure = max(syncs, default=0)
+            safe = sum(at < sure for at in changes)
+            kept = rng.randint(safe, len(changes)) if lossy(folder) else len(changes)
+            done += changes[:kept]
         names: dict[str, int] = {}
-        for at in changes[: rng.randint(safe, len(changes))]:
+        for at in sorted(done):
             event = events[at]
             if event.kind == "create":
                 names[event.path] = at
@@ -189,6 +212,10 @@ def _perhaps(event: Event, rng: random.Random) -> Event | None:
     return event
 
 
+def _folder_of(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
 def _apply(data: bytearray, event: Event | None) -> None:
     if event is None:
         return
@@ -233,7 +260,7 @@ def _parse(log: Path, folder: str) -> list[Event]:
         elif call == "ftruncate":
             events.append(Event("truncate", name, int(text.rsplit(",", 1)[1])))
         elif call in ("fsync", "fdatasync"):
-            events.append(Event("sync" if name else "sync-folder", name, began=began))
+            events.append(Event("sync" if name in known else "sync-folder", name, began=began))
         elif call.startswith("rename"):
             known.discard(name)
             known.add(names[-1])
