@@ -34,6 +34,7 @@ MIB: Final = 1024 * 1024
 WAL_BYTES_MAX: Final = 4 * MIB + 64 * 1024  # a checkpoint at 1000 pages, and the frames' heads
 OVERFLOW_BYTES: Final = PAGE_BYTES - 4  # of a body on each page but its first
 URGENT_SHARE: Final = 16  # the live lane leaves 1/16 of the journal, at most 64 MiB, to urgent
+URGENT_DISK_SHARE: Final = 4  # but no more than 1/4 of what it can hold where the disk is small
 URGENT_BYTES_MAX: Final = 64 * MIB
 DISK_FLOOR_BYTES: Final = 2 * WAL_BYTES_MAX  # left free whatever the reserve
 COST_MARGIN_BYTES: Final = MIB // 4  # what rounding up to pages may add to all that waits
@@ -96,6 +97,8 @@ def lane_room_bytes(lane: Lane, lane_bytes: int, room_bytes: int, config: Journa
     """
     room_bytes -= COST_MARGIN_BYTES
     if lane is Lane.LIVE:
-        room_bytes -= min(URGENT_BYTES_MAX, config.file_bytes_max // URGENT_SHARE)
+        held_bytes = lane_bytes + max(0, room_bytes)  # all that fits on a disk that is small
+        kept_bytes = min(URGENT_BYTES_MAX, config.file_bytes_max // URGENT_SHARE)
+        room_bytes -= min(kept_bytes, held_bytes // URGENT_DISK_SHARE)
     limit = (config.urgent if lane is Lane.URGENT else config.live).bytes_max
     return min(room_bytes, limit - lane_bytes) if limit else room_bytes

@@ -65,6 +65,16 @@ def test_live_leaves_room_for_urgent() -> None:
     assert lane_room_bytes(Lane.LIVE, 0, 50 * MIB, config) == 40 * MIB - margin
 
 
+@given(st.integers(0, 300 * MIB), st.floats(0, 1))
+def test_on_a_small_disk_live_has_most_of_it_and_urgent_its_part(disk: int, filled: float) -> None:
+    config = journal_config(file_bytes_max=4096 * MIB)
+    live = int(disk * filled * 0.75)
+    room = lane_room_bytes(Lane.LIVE, live, disk - live, config)
+    urgent = lane_room_bytes(Lane.URGENT, 0, disk - live, config)
+    assert room + live >= disk * 3 // 4 - MIB // 4 - 1
+    assert urgent - room >= min(64 * MIB, (disk - MIB // 4) // 4 - 1)
+
+
 def test_a_lanes_own_limit_counts_too() -> None:
     config = journal_config(urgent=LaneConfig(bytes_max=3 * MIB))
     assert lane_room_bytes(Lane.URGENT, 1 * MIB, 50 * MIB, config) == 2 * MIB
