@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ from tests.kit.journal_files import (
 )
 from tests.kit.journal_writer import Plan, number_of
 from tests.kit.lossy_storage import Record, failing, plan_arguments, record, strace_fault
+from tests.kit.small_disk import small_disk, take_all_space
 
 STRACE = pytest.mark.skipif(bool(strace_fault()), reason=strace_fault() or "strace works")
 AFTER_THE_CUT = ManualClock(boot_id="the next boot")
@@ -247,23 +247,6 @@ async def test_a_call_that_fails_costs_no_acknowledged_reading(
 # --- real disks -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def small_disk(path: Path, size: str) -> Iterator[Path]:
-    """Mount a disk of a given size; skips where mounting is not permitted."""
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tidegate-test", str(path)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if done.returncode:
-        pytest.skip(f"mounting is not permitted: {done.stderr.strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", str(path)], check=True)
-
-
 async def fill_up(journal: Journal, first: int = 0) -> list[bytes]:
     """Commit until the journal refuses; return the payloads."""
     payloads: list[bytes] = []
@@ -274,13 +257,6 @@ async def fill_up(journal: Journal, first: int = 0) -> list[bytes]:
         if error.kind != "full":
             raise
     return payloads
-
-
-def take_all_space(path: Path) -> None:
-    """Write a file until the disk has not a byte left."""
-    with suppress(OSError), path.open("wb", 0) as file:
-        while True:
-            file.write(bytes(4096))
 
 
 async def test_a_small_disk_refuses_before_it_is_full_and_goes_on(tmp_path: Path) -> None:

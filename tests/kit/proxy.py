@@ -14,12 +14,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
+
+from mqtt.frames import split
 
 __all__ = ["Direction", "Proxy"]
 
 _CHUNK = 16 * 1024
+Change = Callable[[bytes], bytes]
 
 
 @dataclass
@@ -33,6 +37,8 @@ class Direction:
         bytes_s: Throttle; 0 = none.
         swallow: Read and forget: the sender's TCP is happy, the receiver hears nothing.
         paused: Read nothing: the sender's TCP buffers fill.
+        packets: Given each whole MQTT packet of one connection; returns what goes on in its place.
+            Made anew for each connection by a call of what is set here.
     """
 
     bytes: int = 0
@@ -41,6 +47,7 @@ class Direction:
     bytes_s: float = 0.0
     swallow: bool = False
     paused: bool = False
+    packets: Callable[[], Change] | None = None
 
 
 class Proxy:
@@ -115,6 +122,7 @@ class Proxy:
         for way in (self.up, self.down):
             way.cut_at, way.delay_s, way.bytes_s = None, 0.0, 0.0
             way.swallow = way.paused = False
+            way.packets = None
         self._resumed.set()
 
     def pause(self) -> None:
@@ -173,6 +181,8 @@ class Proxy:
         writer: asyncio.StreamWriter,
     ) -> None:
         forwarded = 0
+        change = way.packets() if way.packets is not None else None
+        rest = b""
         with contextlib.suppress(OSError):
             while not line.ended:
                 if way.paused:
@@ -184,6 +194,10 @@ class Proxy:
                     break
                 if way.swallow:
                     continue
+                if change is not None:
+                    chunk, rest = _changed(rest + chunk, change)
+                    if not chunk:
+                        continue
                 if way.cut_at is not None and forwarded + len(chunk) >= way.cut_at:
                     chunk = chunk[: max(0, way.cut_at - forwarded)]
                     writer.write(chunk)
@@ -198,6 +212,15 @@ class Proxy:
                 forwarded += len(chunk)
                 way.bytes += len(chunk)
         line.end()
+
+
+def _changed(data: bytes, change: Change) -> tuple[bytes, bytes]:
+    """Return what goes on in place of the whole packets in `data`, and what follows them."""
+    out = b""
+    while (found := split(data)) is not None and found[2] <= len(data):
+        out += change(data[: found[2]])
+        data = data[found[2] :]
+    return out, data
 
 
 class _Line:
