@@ -31,12 +31,14 @@ async def killing(victim: Process, *, kills: int, rng: random.Random) -> None:
         await asyncio.to_thread(victim.start)
 
 
-async def load(site: Site, stop: asyncio.Event, *, seed: int) -> SimReport:
+async def load(
+    site: Site, stop: asyncio.Event, *, seed: int, rate_per_s: float = 1500
+) -> SimReport:
     """Publish through the gateway until `stop`, then wait until all that was acked is stored."""
     config = SimConfig(
         broker=f"mqtt://127.0.0.1:{site.edge_port}",
         devices=20,
-        rate_per_s=1500,
+        rate_per_s=rate_per_s,
         duration_s=0,
         seed=seed,
         drain_timeout_s=20,
