@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -235,6 +236,27 @@ async def test_a_v5_client_that_does_not_heed_it_is_cut_off() -> None:
         assert (await client.receive(Disconnect)).reason_code == 0x96
 
 
+async def test_a_reload_changes_the_rate_of_clients_that_are_connected() -> None:
+    config = ListenerConfig(port=0, publish_rate_s=1)
+    clock = ManualClock()
+    async with fronting(config, clock=clock) as front:
+        client, _ = await front.ask_at("c")
+        listener = front.broker.listeners[0]
+
+        async def refused(first: int) -> int:
+            answers = []
+            for packet_id in range(first, first + 10):
+                client.send(Publish("t", b"x", 1, packet_id=packet_id))
+                answers.append(await client.receive(Puback))
+            return sum(answer.reason_code == 0x97 for answer in answers)
+
+        assert await refused(1) > 0
+        listener.reconfigure(replace(listener.config, publish_rate_s=1000))
+        assert await refused(11) == 0
+        listener.reconfigure(replace(listener.config, publish_rate_s=0.5))
+        assert await refused(21) > 0
+
+
 async def test_a_3_1_1_client_over_its_rate_is_not_read_from() -> None:
     config = ListenerConfig(port=0, publish_rate_s=200)
     async with fronting(config) as front:
@@ -341,9 +363,11 @@ async def test_thousands_of_half_open_connections_cost_little(tmp_path: Path) ->
     async with fronting(ListenerConfig(port=0, half_open_max=400)) as front:
         before = psutil.Process().memory_info().rss
         with ExitStack() as stack:
-            for _ in range(8):
-                for _ in range(250):  # in a thread: the listener may let them wait for a while
-                    (await asyncio.to_thread(dial, stack, front.port)).setblocking(False)
+            for _ in range(20):
+                # in threads: the listener may let them wait for a while
+                dials = (asyncio.to_thread(dial, stack, front.port) for _ in range(250))
+                for sock in await asyncio.gather(*dials):
+                    sock.setblocking(False)
                 assert front.broker.stats().connections <= 400
             _, connack = await front.ask_at("c")
             assert connack.reason_code == 0

@@ -6,14 +6,16 @@ import asyncio
 import shutil
 import ssl
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import structlog
 
 from mqtt.broker.access.config import AccessConfig
+from mqtt.broker.net.certificates import read_chain
 from mqtt.broker.net.config import ListenerConfig
-from mqtt.broker.net.tls import certificate_name
+from mqtt.broker.net.tls import ServerTls, certificate_name
 from tests.kit.fronts import Fronted, client_tls, fronting, talk
 from tidegate.certificates import Authority
 
@@ -188,6 +190,54 @@ async def test_a_key_of_another_certificate_changes_nothing(pki: Pki) -> None:
             look(front)
         assert "mismatch" in logs[0]["reason"]
         assert (await front.ask_at(tls=pki.client("hall-7")))[1].reason_code == 0
+
+
+async def test_an_expired_certificate_changes_nothing(pki: Pki) -> None:
+    async with fronting(pki.listener()) as front:
+        renewed = Pki(pki.folder.with_name("renewed"))
+        for name in ("broker.pem", "broker.key"):
+            shutil.copyfile(renewed.file(name), pki.file(name))
+        tls = front.broker.listeners[0].tls
+        assert tls is not None
+        tls._now = lambda: datetime.now(UTC) + timedelta(days=2)
+        with structlog.testing.capture_logs() as logs:
+            look(front)
+            look(front)
+        (line,) = logs
+        assert line["event"] == "mqtt.certificates_kept"
+        assert "broker.pem: it has expired on 20" in line["reason"]
+        _, connack = await front.ask_at(tls=pki.client("hall-7"))  # by the one of before
+        assert connack.reason_code == 0
+
+
+async def test_an_expired_certificate_is_told_at_the_start(pki: Pki) -> None:
+    tls = ServerTls(pki.listener(), now=lambda: datetime.now(UTC) + timedelta(days=2))
+    assert tls.fault.startswith("it has expired on 20")
+    assert ServerTls(pki.listener()).fault == ""
+
+
+async def test_a_chain_that_lost_its_end_changes_nothing(pki: Pki, tmp_path: Path) -> None:
+    leaf, ca = pki.file("broker.pem").read_bytes(), pki.file("ca.pem").read_bytes()
+    leaf = leaf[: leaf.index(b"-----END CERTIFICATE-----") + 26]
+    pki.file("broker.pem").write_bytes(leaf + ca)
+    async with fronting(pki.listener()) as front:
+        for cut in (leaf, leaf + ca[: len(ca) // 2]):
+            pki.file("broker.pem").write_bytes(cut)
+            with structlog.testing.capture_logs() as logs:
+                look(front)
+            assert [line["event"] for line in logs] == ["mqtt.certificates_kept"]
+        pki.file("broker.pem").write_bytes(leaf + ca)
+        with structlog.testing.capture_logs() as logs:
+            look(front)
+        assert [line["event"] for line in logs] == ["mqtt.certificates_renewed"]
+
+
+def test_what_is_no_certificate_is_left_to_ssl(tmp_path: Path) -> None:
+    file = tmp_path / "x.pem"
+    for content in (b"", b"\0\1", b"AAAA", b"MIIBAA==", b"MAA=", b"MIL/////"):
+        pem = b"-----BEGIN CERTIFICATE-----\n" + content + b"\n-----END CERTIFICATE-----\n"
+        file.write_bytes(pem)
+        assert read_chain(file) == []
 
 
 async def test_a_crl_that_is_added_to_takes_effect(pki: Pki) -> None:

@@ -98,6 +98,7 @@ class Listener:
                 self._acceptors.append(_Acceptor(self, sock))
             self.port = self._acceptors[0].sock.getsockname()[1]
         self.core.log.info("mqtt.listening", listener=config.name, port=self.port)
+        self.warn_of_certificates()
         return self.port
 
     def close(self) -> None:
@@ -118,7 +119,10 @@ class Listener:
                     await self._server.wait_closed()
 
     def reconfigure(self, config: ListenerConfig) -> None:
-        """Take other settings for the same place; connections stay as they are.
+        """Take other settings for the same place; connections stay open.
+
+        Rates hold for those that have any; who came while there were none keeps none, and packet
+        sizes and windows stay what each client was told.
 
         Raises:
             TlsError: certificate files cannot be used; everything stays as it was.
@@ -128,8 +132,13 @@ class Listener:
             self.tls.refresh(config)
         if config.connect_rate_s != self.config.connect_rate_s:
             self._bucket = TokenBucket(config.connect_rate_s, self.core.clock.monotonic_s())
+        rates = (config.publish_rate_s, config.publish_bytes_s)
+        changed = rates != (self.config.publish_rate_s, self.config.publish_bytes_s)
         self.config = config
         self._set_limits()
+        for connection in self.core.connections if changed else ():
+            if isinstance(connection, MeteredConnection) and connection.listener is self:
+                connection.set_rates(*rates)
 
     def look_at_files(self) -> None:
         """Take certificates that have changed; say so, and say so when they cannot be used."""
@@ -141,6 +150,16 @@ class Listener:
         except TlsError as error:
             self.core.log.error(  # noqa: TRY400 - the reason is one line
                 "mqtt.certificates_kept", listener=self.config.name, reason=str(error)
+            )
+
+    def warn_of_certificates(self) -> None:
+        """Say when the certificate in use loads, and no client will take it."""
+        if self.tls is not None and self.tls.fault:
+            self.core.log.error(
+                "mqtt.certificate_expired",
+                listener=self.config.name,
+                file=str(self.config.tls_cert_file),
+                reason=self.tls.fault,
             )
 
     # -- connections --------------------------------------------------------------------------

@@ -79,6 +79,12 @@ class MeteredConnection(Connection):
         self._bytes = TokenBucket(listener.config.publish_bytes_s, now_s)
         self._heedless = 0  # refused publishes since the last one that was taken
 
+    def set_rates(self, publish_rate_s: float, publish_bytes_s: float) -> None:
+        """Take other rates from now on, with full buckets."""
+        now_s = self.core.clock.monotonic_s()
+        self._publishes = TokenBucket(publish_rate_s, now_s)
+        self._bytes = TokenBucket(publish_bytes_s, now_s)
+
     def data_received(self, data: bytes) -> None:
         """Take what the client sent, as far as its rate lets it through."""
         if self.closed:

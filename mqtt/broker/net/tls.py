@@ -1,16 +1,19 @@
 """TLS of a listener: contexts made from files and made anew when the files change.
 
-A new context serves new connections; those that are open keep theirs. Files that cannot be used,
-half-written ones among them, change nothing: the last good context stays, and one line says so for
-each state of the files. PAINS P20.
+A new context serves new connections; those that are open keep theirs. Files that cannot be used
+change nothing, half-written ones, expired ones and chains cut short among them: the last good
+context stays, and one line says so for each state of the files. PAINS P20.
 """
 
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from mqtt.broker.net.certificates import Certificate, chain_fault, read_chain, time_fault
 from mqtt.broker.net.config import ListenerConfig
 
 __all__ = ["ServerTls", "TlsError", "certificate_name", "file_signature", "server_context"]
@@ -106,15 +109,21 @@ class ServerTls:
 
     Args:
         config: Names the files.
+        now: Wall clock.
 
     Raises:
         TlsError: the files cannot be used.
     """
 
-    def __init__(self, config: ListenerConfig) -> None:
+    def __init__(
+        self, config: ListenerConfig, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
         self._config = config
+        self._now = now
         self._seen = self._signature()
         self.context = server_context(config)
+        self._chain = _chain(config)
+        self.fault = time_fault(self._chain, now())  # what is wrong with them although they load
 
     def refresh(self, config: ListenerConfig | None = None) -> bool:
         """Make the context anew if files have changed since the last look; return whether.
@@ -132,12 +141,25 @@ class ServerTls:
         if seen == self._seen and not changed:
             return False
         self._seen = seen  # looked at before they are read: a later change is seen next time
-        self.context = server_context(wanted)
+        context = server_context(wanted)
+        chain = _chain(wanted)
+        same_file = wanted.tls_cert_file == self._config.tls_cert_file
+        fault = time_fault(chain, self._now()) or (
+            chain_fault(chain, self._chain) if same_file else ""
+        )
+        if fault:
+            raise TlsError(f"certificate {wanted.tls_cert_file}: {fault}")
+        self.context, self._chain, self.fault = context, chain, ""
         self._config = wanted
         return True
 
     def _signature(self) -> Signature:
         return _signature(self._config)
+
+
+def _chain(config: ListenerConfig) -> list[Certificate]:
+    assert config.tls_cert_file is not None
+    return read_chain(config.tls_cert_file)
 
 
 def _signature(config: ListenerConfig) -> Signature:
