@@ -477,16 +477,26 @@ class UplinkState:
         return sent
 
     def refused_here(
-        self, grant: Grant, *, first_seq: int, last_seq: int, count: int, cause: str
+        self,
+        grant: Grant,
+        *,
+        first_seq: int,
+        last_seq: int,
+        count: int,
+        cause: str,
+        word: str = "too-large",
     ) -> list[UplinkEvent]:
-        """Note that a batch was made that cannot be sent: larger than the server takes."""
+        """Note that a batch cannot be sent: larger than the server takes, or not to be encoded.
+
+        `word` is "too-large", or "encode": then it is tried as one that the cloud refused.
+        """
         sent = Sent(
             grant.lane, grant.after_seq, first_seq, last_seq, count, 0,
             grant.mode, grant.generation,
         )  # fmt: skip
         self.last_error = cause
         self._rewind()
-        return self._suspect(sent, "too-large", cause)
+        return self._suspect(sent, word, cause)
 
     def unreadable(
         self, grant: Grant, *, first_seq: int, last_seq: int, cause: str

@@ -30,7 +30,7 @@ from bridge.devices import DeviceIds
 from bridge.envelope import LinkLane, Mode
 from bridge.errors import BatchError, LinkError
 from bridge.link_pacing import Pace, decode_credit
-from bridge.readings import Readings
+from bridge.readings import FLAG_QOS_MASK, FLAG_RETAIN, Readings
 from bridge.uplink_state import (
     Durable,
     Grant,
@@ -43,14 +43,16 @@ from bridge.uplink_state import (
 )
 from edge.commands import CommandLink
 from edge.config import Endpoint, UplinkConfig
-from edge.contract import JournalReader, Tombstone
+from edge.contract import JournalReader, Lane, Tombstone
 from edge.readings import CommitError, packet_bytes
+from edge.segments import Segment, pack_segment
 from edge.uplink_bodies import UplinkBodies
 from edge.uplink_budget import BudgetAccount
 from edge.uplink_connection import ConnectionOptions, UplinkConnection, tls_context
 from edge.uplink_lanes import TICK_S, UplinkLanes, journal_lane
 from edge.uplink_settle import Settler, link_tombstones
 from edge.uplink_status import UplinkStatus
+from mqtt.frames import encode_publish
 from runtime.clock import Clock
 from runtime.logs import limited
 
@@ -415,7 +417,11 @@ class Uplink:
         if grant.fresh:
             self._encoder.reset()
             self._bodies.reset()
-        grant, body = await self._body(grant, readings)
+        try:
+            grant, body = await self._body(grant, readings)
+        except Exception as error:  # noqa: BLE001 - what no encoder takes must not stop its lane
+            self._refuse(grant, readings, "encode", f"cannot be encoded: {error!r}")
+            return
         if grant.generation != state.generation or connection.lost:
             return
         stones = self._settler.unreported(state.generation)
@@ -425,15 +431,15 @@ class Uplink:
             if not stones or lane is not LinkLane.LIVE:
                 return
             readings = _NOTHING
-        payload = self._encode(grant, readings, body, stones, historical=historical)
+        try:
+            payload = self._encode(grant, readings, body, stones, historical=historical)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._refuse(grant, readings, "encode", f"cannot be encoded: {error!r}")
+            return
         first, last = _span(readings, grant)
         if state.too_large(connection.packet_bytes(len(payload))):
             cause = f"{len(payload)} bytes; the cloud takes at most {connection.packet_bytes_max}"
-            self._handle(
-                state.refused_here(
-                    grant, first_seq=first, last_seq=last, count=len(readings), cause=cause
-                )
-            )
+            self._refuse(grant, readings, "too-large", cause)
             return
         sent = state.sent(
             grant,
@@ -447,6 +453,17 @@ class Uplink:
         self._settler.reported(stones)
         self._lanes.sent(lane, len(payload), len(readings))
         self._publish(connection, payload, sent, packet_bytes(readings))
+
+    def _refuse(self, grant: Grant, readings: Readings | None, word: str, cause: str) -> None:
+        """Note that a batch cannot be sent: fewer of its readings are tried next."""
+        found = readings if readings is not None else _NOTHING
+        first, last = _span(found, grant)
+        count = len(found)
+        self._handle(
+            self._state.refused_here(
+                grant, first_seq=first, last_seq=last, count=count, cause=cause, word=word
+            )
+        )
 
     async def _body(self, grant: Grant, readings: Readings | None) -> tuple[Grant, bytes | None]:
         """Return a structured body if there is to be one, and the grant with the mode it has."""
@@ -562,8 +579,7 @@ class Uplink:
             if not body:
                 readings = await self._lanes.take_one(event.lane, event.after_seq)
                 if readings is not None:
-                    epoch = self._journal.epoch
-                    body = EntryEncoder().encode(self._gateway, epoch, readings, lane=lane)
+                    body = self._letter_of(readings, lane)
             await self._journal.set_aside(lane, event.first_seq, event.last_seq, event.cause, body)
             self._asides.pop(0)
             self._state.set_aside_done(event, self._clock.monotonic_s())
@@ -575,6 +591,18 @@ class Uplink:
                 last_seq=event.last_seq,
                 cause=event.cause,
             )
+
+    def _letter_of(self, readings: Readings, lane: Lane) -> bytes:
+        """Return one reading as a dead letter keeps it: an entry, or, if need be, a body of 3.1."""
+        try:
+            epoch = self._journal.epoch
+            return EntryEncoder().encode(self._gateway, epoch, readings, lane=lane)
+        except Exception:  # noqa: BLE001 - the very fault it is set aside for
+            (topic, _), flags = readings.sources[readings.source_index[0]], readings.flags[0]
+            first_byte = 0x30 | (flags & FLAG_QOS_MASK) << 1 | bool(flags & FLAG_RETAIN)
+            block = readings.properties[0]
+            frame = encode_publish(first_byte, topic.encode(), 1, block, readings.payloads[0], 5)
+            return pack_segment(Segment(5, "", readings.times_us[0], 1, frame))
 
     async def _watch(self) -> None:
         while True:

@@ -8,16 +8,19 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from bridge.batch import Batch, decode_entry
+from bridge.batch import Batch, Encoder, EntryEncoder, decode_entry
 from bridge.devices import DeviceIds
 from bridge.envelope import LinkLane
+from bridge.structured_bodies import BodyChoice
 from edge.config import UplinkConfig
 from edge.contract import Commit, Lane, Tombstone
-from edge.segments import Segment, pack_segment
+from edge.segments import Segment, pack_segment, unpack_body
 from edge.uplink import Uplink
+from mqtt.frames import parse_publishes
 from runtime.clock import Clock, ManualClock, SystemClock
 from tests.kit.cloud_peer import Answer, CloudPeer
 from tests.kit.journals import MemoryJournal
@@ -358,6 +361,33 @@ async def test_a_reading_larger_than_the_cloud_takes_is_set_aside_unsent() -> No
     assert first == 6
     assert "2000" in cause
     assert decode_entry(body).readings.payloads == [big]
+
+
+@pytest.mark.parametrize("mode", ["columnar", "structured"])
+async def test_a_reading_no_encoder_takes_is_set_aside_and_the_lane_moves_on(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(encode: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(encoder: object, *values: Any, **named: Any) -> Any:
+            if any(b"poison" in one.payloads for one in values if hasattr(one, "payloads")):
+                raise ValueError("an encoder's fault")
+            return encode(encoder, *values, **named)
+
+        return checked
+
+    for owner in (Encoder, EntryEncoder, BodyChoice):
+        monkeypatch.setattr(owner, "encode", poisoned(owner.encode))
+    journal = MemoryJournal()
+    config = replace(FAST, mode=mode)
+    async with CloudPeer() as cloud, uplink_to(journal, cloud.url, config=config):
+        journal.capture([*numbered(0, 3), b"poison", *numbered(3, 3)])
+        await journal.until_trimmed()
+    assert [payload for _, payload in cloud.rows] == numbered(0, 6)
+    ((lane, first, last, cause, body),) = journal.aside
+    assert (lane, first, last) == (Lane.LIVE, 4, 4)
+    assert "an encoder's fault" in cause
+    (segment,) = unpack_body(body)
+    assert parse_publishes(segment.frames, segment.version)[0][4] == b"poison"
 
 
 async def test_a_commit_that_holds_no_publishes_is_set_aside_whole() -> None:
