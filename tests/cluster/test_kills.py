@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -62,7 +63,7 @@ async def load(
 
 
 async def attacked(
-    cluster: ClusterProcesses, folder: Path, name: str, attack: Attack, *, after_s: float = 2.0
+    cluster: ClusterProcesses, folder: Path, name: str, attack: Attack, *, after_s: float = 1.0
 ) -> None:
     """Run load, attack it, and check what is left."""
     async with witness_of(cluster, folder / "witness") as witness:
@@ -117,6 +118,27 @@ async def kill_a_node(cluster: ClusterProcesses, witness: Witness) -> None:
     await asyncio.to_thread(cluster.nodes[0].kill)
     await witness.appends_after(time.monotonic())
     cluster.nodes[0].start()
+
+
+async def pause_a_node(cluster: ClusterProcesses, witness: Witness) -> None:
+    """Its gateway goes elsewhere; when it wakes it still believes that the gateway is its own."""
+    node = cluster.nodes[1]
+    os.kill(node.pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(8.0)  # past the gateway's wait for an acknowledgement
+        await witness.appends_after(time.monotonic())
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+
+
+async def pause_the_ledgers_leader(cluster: ClusterProcesses, witness: Witness) -> None:
+    """It hangs, others elect another, and it wakes as one who does not know that yet."""
+    index = await asyncio.to_thread(leader_index, cluster, cluster.layout.ledger_stream)
+    cluster.servers[index].pause()
+    try:
+        await witness.appends_after(time.monotonic() + 3.0)
+    finally:
+        cluster.servers[index].resume()
 
 
 async def kill_the_ledgers_leader(cluster: ClusterProcesses, witness: Witness) -> None:
@@ -178,6 +200,8 @@ async def ask_a_server_to_leave(cluster: ClusterProcesses, witness: Witness) -> 
     "attack",
     [
         kill_a_node,
+        pause_a_node,
+        pause_the_ledgers_leader,
         kill_the_ledgers_leader,
         kill_a_follower,
         kill_two_servers,
