@@ -164,6 +164,11 @@ class ServerConnection(ServerSender):
                 run = self._one_like_the_last(data)
                 if run is not None:
                     return [run]
+            elif len(data) == 4 and data[1] == 2 and data[0] in _ACKNOWLEDGEMENTS:
+                # What a subscriber sends that takes one message at a time (benchmarks/pairs.py).
+                packet_id = data[2] << 8 | data[3]
+                if packet_id:
+                    return [Acknowledged(_ACKNOWLEDGEMENTS[data[0]], [packet_id])]
             return self._pass(data, now_s)
         if state is State.CLOSED:
             return []

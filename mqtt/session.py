@@ -279,15 +279,16 @@ class Session:
         if qos == 0:
             return self._offer_qos0(message, retain, identifiers, now_s)
         delivery = Delivery(message, qos, retain, identifiers, share)
+        size = delivery.size
         outbound = self.outbound
         policy = self.policy
         if outbound is None:
             outbound = self.outbound = {}
         elif (
             len(outbound) >= policy.messages_half
-            or self.queued_bytes + delivery.size > policy.bytes_half
-            or policy.queued_bytes + delivery.size > policy.total_half
-        ) and not self._make_room(delivery.size):
+            or self.queued_bytes + size > policy.bytes_half
+            or policy.queued_bytes + size > policy.total_half
+        ) and not self._make_room(size):
             policy.dropped("queue_full")
             return False
         packet_id = self.next_packet_id
@@ -295,19 +296,21 @@ class Session:
             packet_id = packet_id % _PACKET_IDS + 1
         self.next_packet_id = packet_id % _PACKET_IDS + 1
         outbound[packet_id] = delivery
-        self.queued_bytes += delivery.size
-        policy.queued_bytes += delivery.size
+        self.queued_bytes += size
+        policy.queued_bytes += size
         if self.recorder is not None and message.tracker is None:
             # A QoS 2 message could come twice if it went out under an id the store never knew.
             delivery.held = qos == 2
             self.recorder.delivery_saved(self, packet_id, delivery)
         link = self.link
+        used = self.window_used
         if (
             link is None
             or self.unsent
             or delivery.held
             or not link.writable
-            or not self._window_open(link)
+            or used >= link.receive_maximum
+            or used >= policy.inflight_max
         ):
             if self.unsent is None:
                 self.unsent = deque()

@@ -112,13 +112,12 @@ def _on_arrivals(connection: Connection, arrivals: Arrivals) -> Sequence[Event] 
         if route.verdict:
             connection.core.policy.dropped("not_authorized")
     if answers:
-        answer = partial(_answer_publishes, connection, answers)
         if before == _position(connection):
-            answer()
+            _answer_publishes(connection, answers)
         else:
             recorder = connection.core.recorder
             assert recorder is not None
-            recorder.when_durable(answer)
+            recorder.when_durable(partial(_answer_publishes, connection, answers))
             connection.check_store()
     if left and blocker is not None:
         connection.blocked(blocker)
