@@ -22,10 +22,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import structlog
 
+from cloud.cluster.mqtt_backlog import Backlogs
 from cloud.cluster.mqtt_claims import Claims
 from cloud.cluster.mqtt_fabric import Fabric, FabricError, LogEntry, State
 from cloud.cluster.mqtt_interest import Group, Interest, Reach
@@ -80,7 +82,7 @@ class MqttClusterStats:
     logged: int  # messages that this node put into the log
     log_batches: int
     read: int  # entries of the log
-    log_lag: int  # entries that are known and not read
+    sessions_behind: int  # of those, that have more in the log than in memory
     dropped: int  # QoS 0 messages that other nodes did not get
     taken_over: int  # sessions that came from other nodes
     shares_moved: int
@@ -117,8 +119,14 @@ class MqttCluster:
         self._router: BusRouter
         self.shares: Shares
         self.records = SessionRecords(
-            fabric, self.tickets, lambda: self.position, self._lost, self.interest.lasting
+            fabric,
+            self.tickets,
+            lambda: self.position,
+            self._lost,
+            self.interest.lasting,
+            self._look_at_backlog,
         )
+        self.backlogs = Backlogs(fabric, self.records, lambda: self.position, self._message)
         self.claims = Claims(
             fabric,
             clock,
@@ -127,7 +135,6 @@ class MqttCluster:
             self._is_there,
             lambda instance, client_id: self.peers.tell("release", client_id, to=instance),
             self._fire,
-            self._hold_reader,
         )
         self.peers = Peers(
             fabric,
@@ -143,7 +150,6 @@ class MqttCluster:
         self.retained = RetainedStates(fabric, self.tickets, clock, self._apply_retained)
         self._wills: dict[str, Message] = {}  # by client id, of connected clients
         self._numbers: dict[tuple[str, str], int] = {}  # last batch by instance and subject
-        self._held_back: list[LogEntry] | None = None  # while a session is restored
         self._recent: dict[str, int] = {}  # client id -> when it connected here, lately
         self._tasks: list[asyncio.Task[None]] = []
         self._rejoining: asyncio.Task[None] | None = None
@@ -219,6 +225,7 @@ class MqttCluster:
         self._tasks.clear()
         await self.outbox.drain(_LEAVE_S)
         await self.claims.stop()
+        await self.backlogs.stop()
         await self.records.stop()
         try:
             async with asyncio.timeout(_LEAVE_S):
@@ -235,7 +242,7 @@ class MqttCluster:
     def attach(self, core: Core) -> None:
         """Take the broker."""
         assert isinstance(core.router, BusRouter)
-        self._core = self.claims.core = core
+        self._core = self.claims.core = self.backlogs.core = core
         self._router = core.router
         self.shares = Shares(core.router, self._elsewhere, self.presence.done)
 
@@ -421,6 +428,8 @@ class MqttCluster:
             self._wills[client_id] = session.will
             if session.recorder is None and self._core.recorder is not None:
                 self._core.recorder.session_saved(session, away=False)
+        if here:
+            self.backlogs.look(client_id)
         if not here or session.will is None:
             held = self.records.held.get(client_id)
             if held is not None and not held.record.lasting:
@@ -467,9 +476,6 @@ class MqttCluster:
 
     def _read(self, entry: LogEntry) -> None:
         """Take an entry of the log."""
-        if self._held_back is not None:
-            self._held_back.append(entry)
-            return
         self.read += 1
         kind, _, word = entry.subject.partition(".")
         mine = word == self.presence.instance
@@ -547,6 +553,8 @@ class MqttCluster:
             session = self._core.registry.sessions.get(carried.client_id)
             if session is None or session.recorder is None:
                 return
+            if not self.backlogs.takes(session, message.size, -store_id):
+                return
             entry = (session.subscriptions or {}).get(carried.group)
             qos = min(message.qos, entry.qos) if entry is not None else message.qos
             identifier = entry.identifier if entry is not None else b""
@@ -557,21 +565,8 @@ class MqttCluster:
             route = self._router.routes[carried.topic]
         except MqttError:
             return
-        self._router.deliver_logged(message, route, shard, shard_of, now_s)
-
-    def _hold_reader(self) -> tuple[int, Callable[[], None]]:
-        """Read nothing more of the log until the callable returned is called."""
-        mine = self._held_back is None
-        if mine:
-            self._held_back = []
-
-        def go_on() -> None:
-            if mine:
-                entries, self._held_back = self._held_back or [], None
-                for entry in entries:
-                    self._read(entry)
-
-        return self.position, go_on
+        takes = partial(self.backlogs.takes, position=-store_id)
+        self._router.deliver_logged(message, route, shard, shard_of, now_s, takes)
 
     def _apply_retained(self, name: str, change: RetainedSaved | None) -> None:
         if change is None:
@@ -600,6 +595,9 @@ class MqttCluster:
 
     def _interest_changed(self, topic_filter: str) -> None:
         self._router.routes.subscriptions_changed(topic_filter)
+
+    def _look_at_backlog(self, client_id: str) -> None:
+        self.backlogs.look(client_id)
 
     def _lost(self, client_id: str) -> None:
         self.claims.lost(client_id)
@@ -658,6 +656,7 @@ class MqttCluster:
 
     async def keep_house(self) -> None:
         """Forget entries of the log and records that nobody needs; raises FabricError."""
+        self.backlogs.look_at_all()
         recent_us = self._clock.wall_us() - _RECENT_US
         for client_id in [c for c, at in self._recent.items() if at < recent_us]:
             del self._recent[client_id]
@@ -683,7 +682,7 @@ class MqttCluster:
             logged=self.outbox.logged,
             log_batches=self.outbox.batches,
             read=self.read,
-            log_lag=len(self._held_back or ()),
+            sessions_behind=sum(1 for held in self.records.held.values() if held.behind),
             dropped=self.outbox.dropped,
             taken_over=self.claims.taken_over,
             shares_moved=self.shares.moved,

@@ -6,8 +6,8 @@ go. If it does not in time, the record is taken all the same: from that write on
 store nothing. What the session is owed is then read from its shard of the log.
 
 Invariants:
-- a session is restored from the record that this node has just written, at a moment when its
-  reader of the log has handed on exactly what was read for the session;
+- a session is restored from the record that this node has just written, and is behind from its
+  cursor on (cloud/cluster/mqtt_backlog.py), so nothing is missed and nothing comes twice;
 - a will in a record is published by whoever has replaced that record, under the will's own id.
 """
 
@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import structlog
 
 from cloud.cluster.mqtt_fabric import Conflict, Fabric, FabricError, LogEntry, State
-from cloud.cluster.mqtt_restore import restored_state
+from cloud.cluster.mqtt_restore import next_packet_id, restored_state
 from cloud.cluster.mqtt_sessions import SessionRecords, wanted_of
 from cloud.cluster.mqtt_wire import (
     Record,
@@ -43,6 +43,7 @@ log = structlog.get_logger(component="mqtt-cluster")
 
 _RELEASE_S: Final = 1.0  # how long a node that is there may take to let go
 _RETRY_S: Final = 0.05
+_SCAN: Final = 200  # entries of the log read at once
 _SETTLE_AT_ONCE: Final = 64
 _LOG_EVERY_S: Final = 10.0
 _US: Final = 1_000_000
@@ -71,7 +72,6 @@ class Claims:
         is_there: Whether an instance has been heard of lately.
         ask_release: Asks an instance for a client's session: (instance, client id).
         fire: Publishes a record's will for good: it is in the log once, whoever else tries.
-        scan_until: Holds the reader of the log, gives its number, and what lets it go on.
     """
 
     def __init__(
@@ -83,7 +83,6 @@ class Claims:
         is_there: Callable[[str], bool],
         ask_release: Callable[[str, str], None],
         fire: Callable[[Record], Awaitable[None]],
-        scan_until: Callable[[], tuple[int, Callable[[], None]]],
     ) -> None:
         self.core: Core
         self.instance = ""
@@ -97,7 +96,6 @@ class Claims:
         self._is_there = is_there
         self._ask_release = ask_release
         self._fire = fire
-        self._scan_until = scan_until
         self._waiting: dict[str, list[tuple[Connect, Callable[[], None]]]] = {}
         self._released: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -231,26 +229,20 @@ class Claims:
         return saved.away_since_us + saved.expiry_s * _US <= self._clock.wall_us()
 
     async def _restore(self, record: Record, revision: int, *, orderly: bool) -> None:
-        client_id = record.saved.client_id
-        subject = f"s.{shard_of(client_id)}"
-        at, go_on = self._scan_until()  # roughly: the most is read while the reader reads on
-        go_on()
+        """Put a session back; what has no packet identifier yet is read when it has room."""
+        entries: list[LogEntry] = []
+        last = max((one.position for one in record.inflight), default=0) >> 16
         after = max(0, (record.cursor >> 16) - 1)
-        entries = await self._scan(subject, after, at)
-        until, go_on = self._scan_until()
-        try:
-            entries = [*entries, *await self._scan(subject, max(at, after), until)]
-            self._put_back(record, revision, entries, orderly=orderly)
-        finally:
-            go_on()
-
-    async def _scan(self, subject: str, after: int, until: int) -> Sequence[LogEntry]:
-        while until > after:
+        subject = f"s.{shard_of(record.saved.client_id)}"
+        while after < last:
             try:
-                return await self._fabric.scan(subject, after, until)
+                found = await self._fabric.scan(subject, after, last, _SCAN)
             except FabricError:
                 await asyncio.sleep(_RETRY_S)
-        return ()
+                continue
+            entries += found
+            after = found[-1].seq if len(found) >= _SCAN else last
+        self._put_back(record, revision, entries, orderly=orderly)
 
     def _put_back(
         self, record: Record, revision: int, entries: Sequence[LogEntry], *, orderly: bool
@@ -271,17 +263,15 @@ class Claims:
             if one.message_id in fresh
         ]
         held = self._records.hold(record, revision)
-        state, inflight = restored_state(
-            record, entries, core.config.queue_messages_max, orderly=orderly
-        )
+        held.behind = record.cursor + 1
+        state, inflight = restored_state(record, entries)
         for one in inflight:
             self._records.restored(held, one)
         for loose in record.messages:
             self._records.put(loose)
         core.registry.restore(state, core.now_s)
         session = core.registry.sessions[record.saved.client_id]
-        last = max((one.packet_id for one in inflight), default=record.next_packet_id)
-        session.next_packet_id = last % 0xFFFF + 1
+        session.next_packet_id = next_packet_id(record, orderly=orderly)
         self._wants(record.saved.client_id, wanted_of(record))
 
     # -- letting go ---------------------------------------------------------------------------

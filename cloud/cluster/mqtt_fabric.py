@@ -69,8 +69,13 @@ class Fabric(Protocol):
         """Return the number of the log's last entry; raises FabricError."""
         ...
 
-    async def scan(self, subject: str, after: int, until: int) -> Sequence[LogEntry]:
-        """Return the entries of one subject in (after, until]; raises FabricError."""
+    async def scan(
+        self, subject: str, after: int, until: int, limit: int = 0
+    ) -> Sequence[LogEntry]:
+        """Return the entries of one subject in (after, until]; raises FabricError.
+
+        With a limit only so many, if there are so many.
+        """
         ...
 
     async def purge(self, subject: str, below: int) -> None:

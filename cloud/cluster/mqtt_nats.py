@@ -109,14 +109,17 @@ class NatsFabric:
         said = await self._api(f"STREAM.INFO.{self._layout.mqtt_stream}", {})
         return int(said["state"]["last_seq"])
 
-    async def scan(self, subject: str, after: int, until: int) -> Sequence[LogEntry]:
-        """Return the entries of one subject in (after, until]."""
+    async def scan(
+        self, subject: str, after: int, until: int, limit: int = 0
+    ) -> Sequence[LogEntry]:
+        """Return the entries of one subject in (after, until], with a limit at most so many."""
         found: list[LogEntry] = []
-        while after < until:
+        while after < until and not (limit and len(found) >= limit):
+            batch = min(_BATCH, limit - len(found)) if limit else _BATCH
             try:
                 messages = await self._connection.direct_get(
                     self._layout.mqtt_stream,
-                    {"seq": after + 1, "next_by_subj": self._log + subject, "batch": _BATCH},
+                    {"seq": after + 1, "next_by_subj": self._log + subject, "batch": batch},
                 )
             except ClusterError as error:
                 raise FabricError(f"mqtt log: {error}") from None

@@ -6,13 +6,12 @@ been sent keeps its packet identifier and comes first, in its order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
 
 from cloud.cluster.mqtt_fabric import LogEntry
 from cloud.cluster.mqtt_wire import Carried, Inflight, Record, WireError, decode_batch, position_of
 from mqtt.broker.changes import (
-    UNSENT,
     DeliverySaved,
     InboundSaved,
     MessageSaved,
@@ -22,39 +21,41 @@ from mqtt.broker.changes import (
 from mqtt.session import identifier_property
 from mqtt.topics import matches, split_shared
 
-__all__ = ["restored_state"]
+__all__ = ["Owed", "messages_from", "next_packet_id", "owed", "restored_state"]
 
 _PACKET_IDS: Final = 0xFFFF
 _APART: Final = 0x8000  # identifiers that an owner which died may have used are far away
 
 
+class Owed(NamedTuple):
+    """One message as one session gets it."""
+
+    qos: int
+    retain: bool
+    identifiers: bytes
+    share: str  # the shared subscription's filter, "" for none
+
+
 def restored_state(
-    record: Record, entries: Sequence[LogEntry], queue_max: int, *, orderly: bool
+    record: Record, entries: Iterable[LogEntry]
 ) -> tuple[StoredState, list[Inflight]]:
-    """Return a session as a store would have held it, and its deliveries from the log.
+    """Return a session as a store would have held it, and its deliveries that are in the log.
 
     Args:
         record: As its last owner wrote it.
-        entries: Of the session's shard, all behind the record's cursor, in order.
-        queue_max: Deliveries that are taken; more are left out, as a full queue does.
-        orderly: The last owner let go of it: the record tells all packet identifiers in use.
+        entries: Of the session's shard, from its cursor to the last delivery that has a packet
+            identifier. What it is owed besides is not looked at (cloud/cluster/mqtt_backlog.py).
     """
     client_id = record.saved.client_id
     state = StoredState([record.saved])
     for topic_filter, (options, identifier, _) in record.subscriptions.items():
         state.subscriptions.append(SubscriptionSaved(client_id, topic_filter, options, identifier))
-    named = {one.position: one for one in record.inflight}
-    done = set(record.done)
     state.messages += record.messages
     state.deliveries += record.deliveries
-    used = {one.packet_id for one in record.inflight}
-    used |= {one.packet_id for one in record.deliveries}
-    ids = _free_ids(record.next_packet_id + (0 if orderly else _APART), used)
+    named = {one.position: one for one in record.inflight}
     inflight: list[Inflight] = []
-    for position, carried in _behind(record.cursor, entries):
+    for position, carried in messages_from(entries, record.cursor + 1, {}):
         one = named.get(position)
-        if one is None and position not in done and len(inflight) < queue_max:
-            one = _delivery(record, position, carried, ids)
         if one is None:
             continue
         inflight.append(one)
@@ -86,27 +87,43 @@ def restored_state(
     return state, inflight
 
 
-def _behind(cursor: int, entries: Sequence[LogEntry]) -> Iterator[tuple[int, Carried]]:
-    """Yield the messages behind a position; a batch that came twice counts once."""
-    numbers: dict[str, int] = {}
+def next_packet_id(record: Record, *, orderly: bool) -> int:
+    """Return where a restored session's packet identifiers begin.
+
+    Args:
+        record: As its last owner wrote it.
+        orderly: That owner let go of it: all identifiers that a client may know are in it. Else
+            some may have been used since, and new ones begin far away from them.
+    """
+    return (record.next_packet_id + (0 if orderly else _APART)) % _PACKET_IDS + 1
+
+
+def messages_from(
+    entries: Iterable[LogEntry], first: int, numbers: dict[str, int]
+) -> Iterator[tuple[int, Carried]]:
+    """Yield messages with their positions, from one on; a batch that came twice counts once.
+
+    Args:
+        entries: Of one subject, in order.
+        first: The first position wanted.
+        numbers: The last batch of each instance; kept up to date.
+    """
     for entry in entries:
         try:
             batch = decode_batch(entry.data)
         except WireError:
             continue  # the reader has said so
         if batch.instance:
-            if batch.number <= numbers.get(batch.instance, 0):
+            if batch.number < numbers.get(batch.instance, 0):
                 continue
-            numbers[batch.instance] = batch.number
+            numbers[batch.instance] = batch.number + 1
         for index, carried in enumerate(batch.messages):
             position = position_of(entry.seq, index)
-            if position > cursor:
+            if position >= first:
                 yield position, carried
 
 
-def _delivery(
-    record: Record, position: int, carried: Carried, ids: Iterator[int]
-) -> Inflight | None:
+def owed(record: Record, position: int, carried: Carried) -> Owed | None:
     """Return what a session is owed of a message; None for nothing."""
     client_id = record.saved.client_id
     if carried.client_id:
@@ -115,7 +132,7 @@ def _delivery(
         options = record.subscriptions.get(carried.group, (carried.qos, 0, 0))[0]
         qos = min(carried.qos, options & 3)
         keep = carried.retain and bool(options & 8)
-        return Inflight(next(ids), position, qos, UNSENT, keep, b"", carried.group) if qos else None
+        return Owed(qos, keep, b"", carried.group) if qos else None
     topic_name = carried.topic.decode()
     qos, keep, identifiers = 0, False, b""
     for topic_filter, (options, identifier, since) in record.subscriptions.items():
@@ -127,15 +144,4 @@ def _delivery(
         qos = max(qos, min(carried.qos, options & 3))
         keep = keep or (carried.retain and bool(options & 8))
         identifiers += identifier_property(identifier)
-    if not qos:
-        return None
-    return Inflight(next(ids), position, qos, UNSENT, int(keep), identifiers, "")
-
-
-def _free_ids(first: int, used: set[int]) -> Iterator[int]:
-    packet_id = first
-    while True:
-        packet_id = packet_id % _PACKET_IDS + 1
-        if packet_id not in used:
-            used.add(packet_id)
-            yield packet_id
+    return Owed(qos, keep, identifiers, "") if qos else None

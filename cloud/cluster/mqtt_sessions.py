@@ -69,7 +69,7 @@ _LAST_INDEX: Final = 0xFFFF
 class Held:
     """A session's record at its owner, and how much of it is written."""
 
-    __slots__ = ("busy", "deliveries", "dirty", "done", "ended", "key", "lazy", "pending",
+    __slots__ = ("behind", "busy", "deliveries", "dirty", "done", "ended", "key", "lazy", "pending",
                  "record", "revision", "tickets", "two", "written_seq")  # fmt: skip
 
     def __init__(self, key: str, record: Record, revision: int) -> None:
@@ -85,6 +85,7 @@ class Held:
         self.deliveries: dict[int, Inflight] = {}  # by packet id, of the log
         self.two = 0  # QoS 2 ones in `pending`
         self.done: set[int] = set(record.done)
+        self.behind = 0  # the first position that was not given for want of room; 0: all were
         self.written_seq = 0  # of the log, at the last write
 
 
@@ -97,6 +98,7 @@ class SessionRecords:
         position: Gives the number of the log's entry up to which this node's sessions have all.
         lost: Called with the client id of a session that another node has now.
         subscribed: Called with a client id and its filters of QoS 1 or 2 when they change.
+        room: Called with the client id of a session that is behind when something has left it.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class SessionRecords:
         position: Callable[[], int],
         lost: Callable[[str], None],
         subscribed: Callable[[str, list[str]], None],
+        room: Callable[[str], None],
     ) -> None:
         self.instance = ""
         self.held: dict[str, Held] = {}  # by client id
@@ -116,6 +119,7 @@ class SessionRecords:
         self._position = position
         self._lost = lost
         self._subscribed = subscribed
+        self._room = room
         self._loose: dict[int, MessageSaved] = {}  # messages that are in no log
         self._ending: dict[str, Held] = {}  # records that are to be removed, by client id
         self._lazy: dict[str, Held] = {}
@@ -198,7 +202,7 @@ class SessionRecords:
             held.pending.clear()
             held.deliveries.clear()
             held.done.clear()
-            held.two = 0
+            held.two = held.behind = 0
         self.held[client_id] = held
         return held
 
@@ -302,6 +306,8 @@ class SessionRecords:
             if held.pending.pop(one.position, None) is not None:
                 held.done.add(one.position)
                 held.two -= one.qos == 2
+                if held.behind:
+                    self._room(change.client_id)
         else:
             held.record.deliveries = [
                 loose for loose in held.record.deliveries if loose.packet_id != change.packet_id
@@ -424,6 +430,8 @@ class SessionRecords:
         pending = held.pending
         held.written_seq = self._position()
         first = next(iter(pending), None)
+        if held.behind:
+            first = held.behind if first is None else min(first, held.behind)
         record.cursor = (
             first - 1 if first is not None else position_of(held.written_seq, _LAST_INDEX)
         )

@@ -158,8 +158,12 @@ class BusRouter(Router):
         shard: int,
         shard_of: Callable[[str], int],
         now_s: float,
+        takes: Callable[[Session, int], bool],
     ) -> None:
-        """Give a message of the log to the lasting sessions here that belong to `shard`."""
+        """Give a message of the log to the lasting sessions here that belong to `shard`.
+
+        `takes` says whether one has room for so many bytes; if not it gets the message later.
+        """
         if route.generation != self.routes.generation:
             self.routes.refresh(route)
         for target in route.targets:
@@ -171,7 +175,7 @@ class BusRouter(Router):
                     continue
                 target = target.own  # noqa: PLW2901 - as above
             qos = min(message.qos, target.qos)
-            if qos:
+            if qos and takes(session, message.size):
                 keep = message.retain and target.retain_as_published
                 session.offer(message, qos, keep, target.identifiers, now_s)
 

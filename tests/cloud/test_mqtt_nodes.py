@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mqtt.broker.config import BrokerConfig
 from mqtt.packets import (
     Connect,
     Disconnect,
@@ -590,3 +591,50 @@ async def test_the_log_keeps_only_what_somebody_needs() -> None:
             "away", clean_start=False, properties=LASTING, session_present=True
         )
         assert [(await received(back)).payload for _ in range(10)] == [b"%d" % n for n in range(10)]
+
+
+# -- more than fits into memory ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_what_waits_for_a_client_that_is_away_stays_in_the_log(elsewhere: bool) -> None:
+    config = BrokerConfig(sys_interval_s=0, queue_messages_max=20)
+    async with mqtt_nodes(2, config=config) as (one, two):
+        client = await one.connect("c", properties=LASTING)
+        await client.subscribe("a/#", qos=1)
+        await one.gone(client)
+        publisher = await two.connect("p")
+        for start in range(0, 500, 100):
+            numbers = range(start, start + 100)
+            publisher.send(*(Publish("a/b", b"%d" % n, 1, packet_id=n + 1) for n in numbers))
+            for _ in numbers:
+                assert (await publisher.receive(Puback)).reason_code == 0
+        assert one.broker.stats().queued_bytes == 0
+
+        node = two if elsewhere else one
+        back = await node.connect("c", clean_start=False, properties=LASTING, session_present=True)
+        assert [(await received(back)).payload for _ in range(500)] == [
+            b"%d" % n for n in range(500)
+        ]
+        await publish(publisher, "a/b", b"live", 1)
+        assert (await received(back)).payload == b"live"
+        await until(lambda: not one.cluster.stats().sessions_behind)
+        assert node.broker.stats().drops == {}
+
+
+async def test_a_client_that_takes_its_time_holds_up_nobody_and_loses_nothing() -> None:
+    config = BrokerConfig(sys_interval_s=0, queue_messages_max=20)
+    async with mqtt_nodes(2, config=config) as (one, two):
+        slow = await one.connect("slow", properties=LASTING)
+        await slow.subscribe("a/#", qos=1)
+        publisher = await one.connect("p")
+        for number in range(300):
+            assert await publish(publisher, "a/b", b"%d" % number, 1) == 0
+        assert len(one.broker._core.registry.sessions["slow"].outbound or ()) <= 10
+        first = [await received(slow) for _ in range(50)]
+        moved = await two.connect(
+            "slow", clean_start=False, properties=LASTING, session_present=True
+        )
+        rest = [await received(moved) for _ in range(250)]
+        assert [p.payload for p in [*first, *rest]] == [b"%d" % n for n in range(300)]
+        assert await moved.settled() == []

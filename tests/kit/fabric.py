@@ -135,9 +135,13 @@ class MemoryFabric:
         await self._reach()
         return self._engine.last_seq
 
-    async def scan(self, subject: str, after: int, until: int) -> Sequence[LogEntry]:
+    async def scan(
+        self, subject: str, after: int, until: int, limit: int = 0
+    ) -> Sequence[LogEntry]:
         await self._reach()
-        return [e for e in self._engine.log if e.subject == subject and after < e.seq <= until]
+        log = self._engine.log
+        found = [one for one in log if one.subject == subject and after < one.seq <= until]
+        return found[:limit] if limit else found
 
     async def purge(self, subject: str, below: int) -> None:
         await self._reach()
