@@ -100,6 +100,10 @@ class LoadSubscriber:
                     pass
             time.sleep(_RETRY_S)
 
+    def end(self) -> None:
+        """Begin nothing more."""
+        self._ending = True
+
     async def run(self) -> None:
         """Receive until cancelled."""
         loop = asyncio.create_task(asyncio.to_thread(self._loop))
@@ -131,18 +135,25 @@ class LoadPublisher:
         self._qos = qos
         self._pause_s = pause_s
         self._number = 0
+        self._ending = False
+
+    def end(self) -> None:
+        """Begin nothing more: what leaving raises may hide that the task was cancelled."""
+        self._ending = True
 
     async def run(self) -> None:
         """Publish until cancelled."""
         for port in self._ports:
             with contextlib.suppress(aiomqtt.MqttError):
                 async with client(port) as one:
-                    while True:
+                    while not self._ending:
                         self._number += 1
                         payload = f"{self._name}-{self._number}".encode()
                         await one.publish(self._topic_name, payload, self._qos)
                         self.acknowledged.append(payload)
                         await asyncio.sleep(self._pause_s)
+            if self._ending:
+                return
             await asyncio.sleep(_RETRY_S)
 
 
@@ -153,6 +164,7 @@ async def running(*parts: LoadPublisher | LoadSubscriber) -> AsyncIterator[None]
     try:
         yield
     finally:
-        for task in tasks:
+        for part, task in zip(parts, tasks, strict=True):
+            part.end()
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
