@@ -9,6 +9,7 @@ what a context costs to learn, which is bounded by `_LEARNING` of one batch in `
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import zstandard
@@ -16,7 +17,7 @@ import zstandard
 from bridge.batch import compressor
 from bridge.columnar import Columns, pack
 from bridge.envelope import Mode
-from bridge.structured import StructuredEncoder, StructuredLimits
+from bridge.structured import SnapshotError, StructuredEncoder, StructuredLimits
 
 __all__ = ["LINK_LIMITS", "BodyChoice"]
 
@@ -34,6 +35,8 @@ _PAYS = 0.97  # less than 3% is not worth the CPU
 _WINDOW = 16  # batches over which it is judged
 _PAUSE_MIN = 64  # batches in mode 0 before it is tried again
 _PAUSE_MAX = 4096
+_KEEP_AT = (2, 4, 8, 16, 32)  # bodies of a context behind which a snapshot is taken,
+_KEEP_EVERY = 64  # and later between two: each takes some ms at both ends
 
 
 class BodyChoice:
@@ -43,13 +46,37 @@ class BodyChoice:
         resolution_us: The link's time unit.
         level: zstd level of mode 0.
         encoder: Another structured encoder than a new one.
+        keeps: Ask for snapshots of the context now and then, each in `kept`.
+
+    Attributes:
+        kept: Name and bytes of the snapshot the last body asked the other end to keep; None if it
+            asked for none.
     """
 
-    __slots__ = ("_encoder", "_excess", "_judged", "_pause", "_skip", "_sums", "_zstd")
+    __slots__ = (
+        "_bodies",
+        "_encoder",
+        "_excess",
+        "_judged",
+        "_keeps",
+        "_pause",
+        "_skip",
+        "_sums",
+        "_zstd",
+        "kept",
+    )
 
     def __init__(
-        self, resolution_us: int, *, level: int = 3, encoder: StructuredEncoder | None = None
+        self,
+        resolution_us: int,
+        *,
+        level: int = 3,
+        encoder: StructuredEncoder | None = None,
+        keeps: bool = False,
     ) -> None:
+        self._keeps = keeps
+        self._bodies = 0  # of this context
+        self.kept: tuple[bytes, bytes] | None = None
         self._encoder = encoder or StructuredEncoder(LINK_LIMITS, resolution_us=resolution_us)
         self._zstd: zstandard.ZstdCompressor = compressor(level)
         self._pause = _PAUSE_MIN
@@ -61,9 +88,17 @@ class BodyChoice:
         self._excess = 0.0  # bytes over mode 0, in batches of mode 0
         self._sums = [0, 0]  # bytes of compared bodies: structured, mode 0
 
-    def reset(self) -> None:
-        """Start a new context: nothing that was encoded so far counts at the other end."""
+    def reset(self, snapshot: tuple[bytes, bytes] | None = None) -> None:
+        """Start a new context: nothing that was encoded so far counts at the other end.
+
+        Args:
+            snapshot: What the other end kept, to go on from; ignored if it is damaged.
+        """
         self._encoder.reset()
+        if snapshot is not None:
+            with contextlib.suppress(SnapshotError):
+                self._encoder.restore(*snapshot)
+        self._bodies = 0
         self._judge_anew()
 
     def encode(
@@ -78,21 +113,30 @@ class BodyChoice:
         """
         if content is None:
             content = pack(columns, reference)
+        self.kept = None
         if self._skip:
             self._skip -= 1
             return self._columnar(content)
-        body = self._encoder.encode(_distinct(columns), reference)
+        sent = self._bodies + 1
+        keep = self._keeps and (sent in _KEEP_AT or not sent % _KEEP_EVERY)
+        body = self._encoder.encode(_distinct(columns), reference, keep=keep)
         if body is None:
             return self._columnar(content)
         if len(body) * _OBVIOUS < len(content):
             self._pause = _PAUSE_MIN
-            return Mode.STRUCTURED, body
+            return self._structured(body, keep=keep)
         plain = self._columnar(content)
         if self._pays(len(body), len(plain[1])):
-            return Mode.STRUCTURED, body
+            return self._structured(body, keep=keep)
         self._skip, self._pause = self._pause, min(_PAUSE_MAX, self._pause * 4)
         self.reset()  # this body is never sent
         return plain
+
+    def _structured(self, body: bytes, *, keep: bool) -> tuple[int, bytes]:
+        self._bodies += 1
+        if keep:
+            self.kept = self._encoder.snapshot()
+        return Mode.STRUCTURED, body
 
     def _pays(self, size: int, plain: int) -> bool:
         self._excess = max(0.0, self._excess + (size - plain * 1.01) / plain)

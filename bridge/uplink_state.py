@@ -46,6 +46,7 @@ from bridge.intervals import IntervalSet
 from bridge.link_speed import LinkSpeed
 
 __all__ = [
+    "PAYLOAD_FORMAT_INVALID",
     "DecorrelatedJitter",
     "Durable",
     "Grant",

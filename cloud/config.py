@@ -162,6 +162,13 @@ class IngestConfig:
         help="How many gateways may send in the structured mode at once, each for 1 to 40 MB of "
         "the decoder's process; further ones send columnar batches. 0 switches the mode off.",
     )
+    snapshot_bytes_max: int = setting(
+        256 << 20,
+        minimum=0,
+        unit="bytes",
+        help="Most disk for snapshots of what gateways and this node know of each other, the last "
+        "two of each: their next connections start from there. With 0 they start from nothing.",
+    )
 
     def __post_init__(self) -> None:
         for topic_filter in self.topics:

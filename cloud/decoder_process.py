@@ -1,8 +1,10 @@
 """Structured decoders in a process of their own: `python -m cloud.decoder_process CONTEXTS_MAX`.
 
-A request names a connection by number and has a body decoded, or the connection forgotten. The
-answer is the content of mode 0 (docs/link-format.md section 4.1) relative to time 0 behind a zero
-byte, or a one byte and `word: detail`.
+A request names a connection by number, and its gateway, and has a body decoded, or the connection
+forgotten. With two more arguments, a folder and a number of bytes, what gateways ask to be kept is
+kept there, so that their next connections start warm. The answer is the content of mode 0
+(docs/link-format.md section 4.1) relative to time 0 behind a zero byte, or a one byte and
+`word: detail`.
 
 At most CONTEXTS_MAX connections have a context. One more takes the place of the one unused for
 longest, which then has to start anew; but if that one is in use, it is refused with `mode`: so a
@@ -16,16 +18,19 @@ import sys
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 
 from bridge.columnar import Limits, pack
 from bridge.errors import BatchError
 from bridge.structured import StructuredDecoder
 from bridge.structured_bodies import LINK_LIMITS
+from cloud.context_snapshots import SnapshotFolder
 from runtime.worker import serve
 
 __all__ = ["Contexts", "main"]
 
-REQUEST = struct.Struct("<?Q?II")  # decode or forget, connection, new context, count, limit; body
+# decode or forget, connection, new context, count, limit, gateway's length; gateway and body
+REQUEST = struct.Struct("<?Q?IIH")
 IN_USE_S = 60.0
 
 
@@ -40,23 +45,26 @@ class Contexts:
 
     Args:
         contexts_max: How many may have a context.
+        snapshots: Where gateways' snapshots are kept; None: nowhere.
     """
 
-    def __init__(self, contexts_max: int) -> None:
+    def __init__(self, contexts_max: int, snapshots: SnapshotFolder | None = None) -> None:
         self._contexts_max = contexts_max
+        self._snapshots = snapshots
         self._held: OrderedDict[int, _Held] = OrderedDict()
 
     def handle(self, request: bytes, now_s: float) -> bytes:
         """Return the answer to a request at `now_s`."""
-        decodes, connection, fresh, count, limit = REQUEST.unpack_from(request)
+        decodes, connection, fresh, count, limit, size = REQUEST.unpack_from(request)
         if not decodes:
             self._held.pop(connection, None)
             return b""
         try:
-            decoder = self._decoder(connection, now_s)
+            end = REQUEST.size + size
+            decoder = self._decoder(connection, request[REQUEST.size : end].decode(), now_s)
             if fresh:
                 decoder.reset()
-            body = request[REQUEST.size :]
+            body = request[end:]
             columns = decoder.decode(body, count, 0, Limits(content_bytes=limit))
             return b"\0" + pack(columns, 0)
         except BatchError as error:
@@ -66,12 +74,13 @@ class Contexts:
             self._held.pop(connection, None)
             return b"\1" + f"bounds: {type(error).__name__} in decoding".encode()
 
-    def _decoder(self, connection: int, now_s: float) -> StructuredDecoder:
+    def _decoder(self, connection: int, gateway: str, now_s: float) -> StructuredDecoder:
         held = self._held.get(connection)
         if held is None:
             if len(self._held) >= self._contexts_max:
                 self._evict(now_s)
-            held = self._held[connection] = _Held(StructuredDecoder(LINK_LIMITS), now_s)
+            snapshots = self._snapshots.of(gateway) if self._snapshots is not None else None
+            held = self._held[connection] = _Held(StructuredDecoder(LINK_LIMITS, snapshots), now_s)
         self._held.move_to_end(connection)
         held.used_s = now_s
         return held.decoder
@@ -85,7 +94,10 @@ class Contexts:
 
 def main(arguments: list[str]) -> None:
     """Serve until standard input ends."""
-    contexts = Contexts(int(arguments[0]))
+    folder: SnapshotFolder | None = None
+    if len(arguments) > 2:
+        folder = SnapshotFolder(Path(arguments[1]), int(arguments[2]))
+    contexts = Contexts(int(arguments[0]), folder)
     serve(lambda request: contexts.handle(request, time.monotonic()))
 
 

@@ -15,6 +15,7 @@ refusal would tell gateways that something is wrong, and devices that they need 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from bridge.commands import CTL_PREFIX
@@ -67,6 +68,7 @@ class CloudCapture:
         node_id: The gateway id of devices connected here.
         clock: Wall clock.
         command_ids: Finds the device that a command's topic names; None without commands.
+        snapshots: Where gateways' contexts are kept for warm starts; None: nowhere.
         taken: Called for each batch that became durable.
         encoded: Called with each part about to be appended and its readings, for sinks.
     """
@@ -79,6 +81,7 @@ class CloudCapture:
         clock: Clock,
         *,
         command_ids: DeviceIds | None = None,
+        snapshots: Path | None = None,
         taken: Callable[[BatchTaken], None] = lambda _taken: None,
         encoded: Encoded | None = None,
     ) -> None:
@@ -94,6 +97,8 @@ class CloudCapture:
             clock,
             batch_bytes_max=config.batch_bytes_max,
             contexts_max=config.contexts_max,
+            snapshots=snapshots,
+            snapshot_bytes_max=config.snapshot_bytes_max,
             released=self.release,
             taken=taken,
             encoded=encoded,

@@ -15,6 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 
@@ -118,6 +119,8 @@ class BatchIngest:
         clock: Wall clock for what is watched.
         batch_bytes_max: Longest batch accepted.
         contexts_max: How many connections may be in the structured mode; 0 = none.
+        snapshots: Where gateways' contexts are kept for warm starts; None: nowhere.
+        snapshot_bytes_max: Most bytes there.
         released: Called with the bytes of a run once it is settled.
         taken: Called for each batch that became durable.
         encoded: Called with each part about to be appended, its readings, and whether they waited
@@ -131,6 +134,8 @@ class BatchIngest:
         *,
         batch_bytes_max: int,
         contexts_max: int = 256,
+        snapshots: Path | None = None,
+        snapshot_bytes_max: int = 0,
         released: Callable[[int], None],
         taken: Callable[[BatchTaken], None] = lambda _taken: None,
         encoded: Encoded | None = None,
@@ -139,7 +144,7 @@ class BatchIngest:
         self._stream = stream
         self._clock = clock
         self._limits = Limits(batch_bytes=batch_bytes_max)
-        self.structured = StructuredPool(contexts_max)
+        self.structured = StructuredPool(contexts_max, snapshots, snapshot_bytes_max)
         self._released = released
         self._taken = taken
         self._held = HeldSeqs(stream)
@@ -217,7 +222,7 @@ class BatchIngest:
             return
         if line.decoder is None or line.gateway != gateway:
             line.gateway = gateway
-            line.structured = self.structured.line()
+            line.structured = self.structured.line(gateway)
             line.decoder = Decoder(gateway, limits=self._limits, dropped=line.structured.reset)
         batch = await self._decode(line, line.decoder, payload)
         generation = line.generation

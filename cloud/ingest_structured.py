@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import weakref
 from itertools import count as numbers
+from pathlib import Path
 
 from bridge.columnar import Columns, Limits, unpack
 from bridge.errors import BatchError
@@ -17,7 +18,7 @@ from runtime.worker import Worker, WorkerError
 
 __all__ = ["StructuredLine", "StructuredPool"]
 
-REQUEST = struct.Struct("<?Q?II")  # as in cloud/decoder_process.py, which has the codec with it
+REQUEST = struct.Struct("<?Q?IIH")  # as in cloud/decoder_process.py, which has the codec with it
 _ANSWER_BYTES = 64 << 20
 
 
@@ -26,11 +27,18 @@ class StructuredPool:
 
     Args:
         contexts_max: How many connections may have a context at once; 0 refuses the mode.
+        snapshots: Where what gateways ask to be kept is kept; None: nowhere.
+        snapshot_bytes_max: Most bytes there; 0: nothing is kept.
     """
 
-    def __init__(self, contexts_max: int) -> None:
+    def __init__(
+        self, contexts_max: int, snapshots: Path | None = None, snapshot_bytes_max: int = 0
+    ) -> None:
         self._contexts_max = contexts_max
-        self._worker = Worker("cloud.decoder_process", str(contexts_max), retry_s=0.2)
+        arguments = [str(contexts_max)]
+        if snapshots is not None and snapshot_bytes_max:
+            arguments += (str(snapshots), str(snapshot_bytes_max))
+        self._worker = Worker("cloud.decoder_process", *arguments, retry_s=0.2)
         self._numbers = numbers(1)
         self._gone: list[int] = []  # connections to be forgotten
 
@@ -44,15 +52,15 @@ class StructuredPool:
         """How often the process had to be started again."""
         return max(0, self._worker.starts - 1)
 
-    def line(self) -> StructuredLine:
-        """Return the decoder of a new connection; it is forgotten with the object."""
+    def line(self, gateway: str) -> StructuredLine:
+        """Return the decoder of a gateway's new connection; it is forgotten with the object."""
         number = next(self._numbers)
-        line = StructuredLine(self, number)
+        line = StructuredLine(self, number, gateway)
         weakref.finalize(line, self._gone.append, number)
         return line
 
     async def decode(
-        self, number: int, body: bytes, count: int, limits: Limits, *, fresh: bool
+        self, number: int, gateway: bytes, body: bytes, count: int, limits: Limits, *, fresh: bool
     ) -> Columns:
         """Return the readings of a body.
 
@@ -64,9 +72,9 @@ class StructuredPool:
         try:
             while self._gone:
                 gone = self._gone.pop()
-                await self._worker.call(REQUEST.pack(False, gone, False, 0, 0))
-            head = REQUEST.pack(True, number, fresh, count, limits.content_bytes)
-            answer = await self._worker.call(head + body)
+                await self._worker.call(REQUEST.pack(False, gone, False, 0, 0, 0))
+            head = REQUEST.pack(True, number, fresh, count, limits.content_bytes, len(gateway))
+            answer = await self._worker.call(b"".join((head, gateway, body)))
         except WorkerError as error:
             raise BatchError("context", f"no decoder of the structured mode: {error}") from None
         if answer[0]:
@@ -82,10 +90,11 @@ class StructuredPool:
 class StructuredLine:
     """One connection's structured decoder."""
 
-    __slots__ = ("__weakref__", "_fresh", "_number", "_pool")
+    __slots__ = ("__weakref__", "_fresh", "_gateway", "_number", "_pool")
 
-    def __init__(self, pool: StructuredPool, number: int) -> None:
+    def __init__(self, pool: StructuredPool, number: int, gateway: str) -> None:
         self._pool = pool
+        self._gateway = gateway.encode()
         self._number = number
         self._fresh = True
 
@@ -100,4 +109,6 @@ class StructuredLine:
             BatchError: the body has to be refused.
         """
         fresh, self._fresh = self._fresh, False
-        return await self._pool.decode(self._number, body, count, limits, fresh=fresh)
+        return await self._pool.decode(
+            self._number, self._gateway, body, count, limits, fresh=fresh
+        )

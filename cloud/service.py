@@ -161,6 +161,7 @@ class CloudService:
             self.config.node_id,
             self.clock,
             command_ids=self._command_ids(),
+            snapshots=self.config.data / "cloud" / "snapshots",
             taken=self.gateways_seen.batch_taken,
             encoded=self._decoded.offer,
         )

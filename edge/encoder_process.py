@@ -1,41 +1,100 @@
 """The structured encoder in a process of its own: `python -m edge.encoder_process UNIT_US LEVEL`.
 
-A request is a flag whether a new context starts, the connection's last time, the count, and the
-content of mode 0 (docs/link-format.md section 4.1); the answer is the mode chosen and its body.
-An empty request is answered by nothing. The process has the context of one connection; it is
-started and spoken to by edge/uplink_bodies.py.
+A request is flags, the connection's last time, the count, and the content of mode 0
+(docs/link-format.md section 4.1); the answer is the mode chosen, with `KEPT` if the body asks the
+cloud to keep a snapshot, and the body. An empty request is answered by nothing. The process has the
+context of one connection; it is started and spoken to by edge/uplink_bodies.py.
+
+With a third argument, a file, contexts start warm: from the last snapshot that was acknowledged,
+which is kept there. It is written anew and renamed, and named by its hash: one that was damaged or
+cut short is not used. It is not fsynced, for all that hangs on it is some bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import sys
+from pathlib import Path
 
 from bridge.columnar import Limits, unpack
 from runtime.worker import serve
 
-__all__ = ["REQUEST", "main"]
+__all__ = ["ACKNOWLEDGED", "COLD", "FRESH", "KEPT", "REQUEST", "SnapshotFile", "main"]
 
-REQUEST = struct.Struct("<?qI")  # new context, last time, count; then the content
+REQUEST = struct.Struct("<BqI")  # flags, last time, count; then the content
+FRESH, COLD, ACKNOWLEDGED = 1, 2, 4  # new context; without a snapshot; the last one is acknowledged
+KEPT = 0x80
 _NICENESS = 5  # devices first
+_NAME_BYTES = 16
+_SNAPSHOT_BYTES_MAX = 16 << 20
+
+
+class SnapshotFile:
+    """The snapshot a new context starts from; none at all without a path."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._pending: tuple[bytes, bytes] | None = None
+
+    def hold(self, name: bytes, data: bytes) -> None:
+        """Remember a snapshot that is still to be acknowledged."""
+        self._pending = (name, data)
+
+    def acknowledged(self) -> None:
+        """Write down the snapshot held."""
+        held, self._pending = self._pending, None
+        if held is None or self.path is None or len(held[1]) > _SNAPSHOT_BYTES_MAX:
+            return
+        with contextlib.suppress(OSError):  # a full disk: the next context starts cold
+            beside = self.path.with_suffix(".new")
+            beside.write_bytes(held[0] + held[1])
+            beside.replace(self.path)
+
+    def read(self) -> tuple[bytes, bytes] | None:
+        """Return name and bytes of what was written down, proven or not; drops what is held."""
+        self._pending = None
+        if self.path is None:
+            return None
+        try:
+            with self.path.open("rb") as file:
+                data = file.read(_SNAPSHOT_BYTES_MAX + _NAME_BYTES)
+        except OSError:
+            return None
+        return (data[:_NAME_BYTES], data[_NAME_BYTES:]) if len(data) > _NAME_BYTES else None
+
+    def forget(self) -> None:
+        """Remove what was written down: the cloud does not have it."""
+        self._pending = None
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
 
 def main(arguments: list[str]) -> None:
     """Serve until standard input ends."""
     from bridge.structured_bodies import BodyChoice  # noqa: PLC0415 - not where REQUEST is used
 
-    resolution_us, level = map(int, arguments)
-    choice = BodyChoice(resolution_us, level=level)
+    resolution_us, level = map(int, arguments[:2])
+    snapshots = SnapshotFile(Path(arguments[2]) if len(arguments) > 2 else None)
+    choice = BodyChoice(resolution_us, level=level, keeps=snapshots.path is not None)
     limits = Limits(content_bytes=64 << 20)
 
     def encode(request: bytes) -> bytes:
         if not request:
             return b""
-        fresh, reference, count = REQUEST.unpack_from(request)
-        if fresh:
-            choice.reset()
+        flags, reference, count = REQUEST.unpack_from(request)
+        if flags & ACKNOWLEDGED:
+            snapshots.acknowledged()
+        if flags & COLD:
+            snapshots.forget()
+        if flags & FRESH:
+            choice.reset(snapshots.read())
         content = request[REQUEST.size :]
         mode, body = choice.encode(unpack(content, count, reference, limits), reference, content)
+        if choice.kept is not None:
+            snapshots.hold(*choice.kept)
+            mode |= KEPT
         return bytes((mode,)) + body
 
     serve(encode, niceness=_NICENESS)

@@ -233,6 +233,7 @@ class EdgeService:
             self._clock,
             backlog=backlog,
             budget_path=config.data / "edge" / "uplink.json",
+            snapshot_path=config.data / "edge" / "context.snapshot",
         )
 
     async def _serve_http(self) -> None:

@@ -32,6 +32,7 @@ from bridge.errors import BatchError, LinkError
 from bridge.link_pacing import Pace, decode_credit
 from bridge.readings import FLAG_QOS_MASK, FLAG_RETAIN, Readings
 from bridge.uplink_state import (
+    PAYLOAD_FORMAT_INVALID,
     Durable,
     Grant,
     Redial,
@@ -105,6 +106,7 @@ class Uplink:
         backlog: Returns how many readings wait in the journal and the age of the oldest in
             seconds, for the status; estimated when not given.
         budget_path: Where the account of a metered link is kept over restarts.
+        snapshot_path: Where what the cloud knows is kept, so that a connection starts warm.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class Uplink:
         rng: Rng | None = None,
         backlog: Callable[[], tuple[int, float]] | None = None,
         budget_path: Path | None = None,
+        snapshot_path: Path | None = None,
     ) -> None:
         self._config = config
         self._gateway = gateway
@@ -137,7 +140,9 @@ class Uplink:
         self._encoder = Encoder(
             gateway, journal.epoch, resolution_us=self._resolution_us, level=config.zstd_level
         )
-        self._bodies = UplinkBodies(config.mode, self._resolution_us, config.zstd_level, clock)
+        self._bodies = UplinkBodies(
+            config.mode, self._resolution_us, config.zstd_level, clock, snapshot_path
+        )
         self._connection: UplinkConnection | None = None
         self._tls: ssl.SSLContext | None = None  # the last that could be made
         self._sent: dict[int, tuple[Sent, int]] = {}  # by packet id, with its packet_bytes
@@ -525,7 +530,11 @@ class Uplink:
             self._status.batches_sent += 1
             self._status.structured_batches += sent.mode == Mode.STRUCTURED
             self._status.packet_bytes += size
+            if sent.mode == Mode.STRUCTURED and sent.generation == self._state.generation:
+                self._bodies.acknowledged()
         if self._state.refusals > refusals:
+            if reason_code == PAYLOAD_FORMAT_INVALID:
+                self._bodies.refused()
             limited(self._log, "batch_refused", _LOG_EVERY_S).warning(
                 "batch_refused",
                 reason_code=f"0x{reason_code:02x}",

@@ -21,12 +21,14 @@ import structlog
 from bridge.columnar import Columns, pack
 from bridge.envelope import Mode
 from bridge.mode_governor import ModeGovernor
-from edge.encoder_process import REQUEST
+from edge.encoder_process import ACKNOWLEDGED, COLD, FRESH, KEPT, REQUEST
 from runtime.clock import Clock
 from runtime.logs import limited
 from runtime.worker import Worker, WorkerError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bridge.structured_bodies import BodyChoice
 
 __all__ = ["UplinkBodies"]
@@ -46,16 +48,33 @@ class UplinkBodies:
         resolution_us: The link's time unit.
         level: zstd level of mode 0.
         clock: Measures what encoding takes.
+        snapshot: Where what both ends know is kept, to start the next connection from; None: it
+            starts from nothing.
     """
 
-    def __init__(self, mode: str, resolution_us: int, level: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        mode: str,
+        resolution_us: int,
+        level: int,
+        clock: Clock,
+        snapshot: Path | None = None,
+    ) -> None:
         self._mode = mode
         self._resolution_us = resolution_us
         self._level = level
         self._clock = clock
         self._inline: BodyChoice | None = None
         self._strikes = 0
-        self._worker = Worker("edge.encoder_process", str(resolution_us), str(level))
+        arguments = [str(resolution_us), str(level)]
+        if snapshot is not None:
+            arguments.append(str(snapshot))
+        self._worker = Worker("edge.encoder_process", *arguments)
+        self._made = 0  # structured bodies of this context,
+        self._acked = 0  # and how many of them the cloud has acknowledged
+        self._kept = 0  # number of the one that asked for the snapshot in question; 0: none
+        self._confirmed = False  # that one is acknowledged, and the process is to know
+        self._cold = False
         self._warming: asyncio.Task[None] | None = None
         self._fresh = True  # the process is to start a new context
         self.governor = ModeGovernor()
@@ -81,9 +100,20 @@ class UplinkBodies:
 
     def reset(self) -> None:
         """Start a new context, with the connection's."""
+        self._made = self._acked = self._kept = 0
         self._fresh = True
         if self._inline is not None:
             self._inline.reset()
+
+    def acknowledged(self) -> None:
+        """Note that the cloud has one more structured body of this context; they come in order."""
+        self._acked += 1
+        if 0 < self._kept <= self._acked:
+            self._kept, self._confirmed = 0, True
+
+    def refused(self) -> None:
+        """Note that the cloud refused a body: the next context starts from nothing."""
+        self._cold = True
 
     async def encode(self, columns: Columns, reference: int) -> tuple[int, bytes] | None:
         """Return mode and body of one or more readings; None has them go in mode 0.
@@ -101,17 +131,27 @@ class UplinkBodies:
             if self._mode != "structured":
                 return None
             await asyncio.shield(self._warming)
-        request = REQUEST.pack(self._fresh, reference, len(columns)) + pack(columns, reference)
+        flags = (
+            FRESH * self._fresh
+            | COLD * (self._fresh and self._cold)
+            | ACKNOWLEDGED * self._confirmed
+        )
+        request = REQUEST.pack(flags, reference, len(columns)) + pack(columns, reference)
+        self._confirmed = False
         try:
             answer = await self._worker.call(request)
         except WorkerError as error:
-            self._fresh = True
+            self._fresh, self._kept = True, 0
             limited(self._log, "encoder_failed", _LOG_EVERY_S).warning(
                 "encoder_failed", reason=str(error)
             )
             return None
-        self._fresh = False
-        return answer[0], answer[1:]
+        self._fresh = self._cold = False
+        mode = answer[0] & ~KEPT
+        self._made += mode == Mode.STRUCTURED
+        if answer[0] & KEPT:
+            self._kept, self._confirmed = self._made, False
+        return mode, answer[1:]
 
     def _fits_inline(self, columns: Columns) -> bool:
         return (
@@ -127,6 +167,7 @@ class UplinkBodies:
             self._inline = BodyChoice(self._resolution_us, level=self._level)
         began_s = self._clock.monotonic_s()
         mode, body = self._inline.encode(columns, reference)
+        self._made += mode == Mode.STRUCTURED
         slow = self._clock.monotonic_s() - began_s > _INLINE_S
         self._strikes = self._strikes + 1 if slow else 0
         return mode, body

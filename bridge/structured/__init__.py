@@ -4,8 +4,15 @@ docs/link-format-structured.md. `StructuredEncoder` and `StructuredDecoder` each
 of one connection; they plug into `bridge.batch` as the bodies of mode 1.
 """
 
-from bridge.structured.decoder import StructuredDecoder
+from bridge.structured.decoder import Snapshots, StructuredDecoder
 from bridge.structured.encoder import StructuredEncoder
 from bridge.structured.limits import StructuredLimits
+from bridge.structured.snapshot import SnapshotError
 
-__all__ = ["StructuredDecoder", "StructuredEncoder", "StructuredLimits"]
+__all__ = [
+    "SnapshotError",
+    "Snapshots",
+    "StructuredDecoder",
+    "StructuredEncoder",
+    "StructuredLimits",
+]

@@ -2,7 +2,9 @@
 
 docs/link-format-structured.md section 2.
 
-    head    1 byte: bit 0 the context starts anew; bit 1 + i pool i is present; bit 4 the context
+    head    1 byte: bit 0 the context starts anew; bit 1 + i pool i is present; bit 4 the context;
+            bit 5 context 0 is a snapshot; bit 6 context 0 is to be kept as one
+    name    16 bytes, only with bit 5: the snapshot's
     pools   each a varint (stored length << 2 | method) and the stored bytes
     symbols the coder's state (32 bits) and 16-bit words, little-endian, up to the end
 
@@ -12,6 +14,8 @@ is the history: the last 32 KiB of text and raw pools of the context.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import zstandard
 
 from bridge.structured.coder import POOLS, Reader, Writer, refuse
@@ -20,14 +24,34 @@ from bridge.structured.frames import varint
 from bridge.structured.limits import HISTORY_BYTES
 from bridge.structured.texts import RAW_POOL, TEXT_POOL
 
-__all__ = ["Compressor", "body_head", "pack_body", "unpack_body"]
+__all__ = ["BodyHead", "Compressor", "body_head", "pack_body", "unpack_body"]
 
 _FORMAT = zstandard.FORMAT_ZSTD1_MAGICLESS
 _STORED, _PLAIN, _WITH_HISTORY = range(3)
 _WORTH_BYTES = 40  # a smaller pool is stored
 _STARTS_ANEW = 1
 _NUMBER_SHIFT = POOLS + 1
+_WARM = 32
+_KEEP = 64
+_NAME_BYTES = 16
 _WINDOW_BYTES_MAX = 32 << 20
+
+
+@dataclass(slots=True, frozen=True)
+class BodyHead:
+    """What a body says before anything else.
+
+    Attributes:
+        number: The context it is of, 0 or 1.
+        anew: That context is to be emptied first.
+        warm: The name of the snapshot that context 0 is to be first; empty for none.
+        keep: Context 0 is to be kept as a snapshot afterwards.
+    """
+
+    number: int = 0
+    anew: bool = False
+    warm: bytes = b""
+    keep: bool = False
 
 
 class Compressor:
@@ -60,19 +84,17 @@ class Compressor:
         return (method, packed) if len(packed) < len(data) else (_STORED, data)
 
 
-def pack_body(
-    io: Writer, context: Context, compressor: Compressor, *, number: int, anew: bool
-) -> bytes:
+def pack_body(io: Writer, context: Context, compressor: Compressor, says: BodyHead) -> bytes:
     """Return the body that says what `io` was told, and add its texts to the history.
 
     Args:
         io: The writer.
-        context: Context `number`, 0 or 1.
+        context: The context that `says` names.
         compressor: For the pools.
-        number: See `context`.
-        anew: The decoder is to empty that context first.
+        says: The head.
     """
-    head = (_STARTS_ANEW if anew else 0) | number << _NUMBER_SHIFT
+    head = says.anew * _STARTS_ANEW | says.number << _NUMBER_SHIFT
+    head |= (_WARM if says.warm else 0) | says.keep * _KEEP
     parts = [b""]
     for pool in range(POOLS):
         data = bytes(io.pools[pool])
@@ -81,17 +103,21 @@ def pack_body(
         head |= 2 << pool
         method, stored = compressor.compress(data, context.history)
         parts += (varint(len(stored) << 2 | method), stored)
-    parts[0] = bytes((head,))
+    parts[0] = bytes((head,)) + says.warm
     parts.append(io.section())
     _remember(context, bytes(io.pools[TEXT_POOL]), bytes(io.pools[RAW_POOL]))
     return b"".join(parts)
 
 
-def body_head(body: bytes) -> tuple[int, bool]:
-    """Return which context a body is of, and whether it is to be emptied first."""
-    if not body or body[0] >> _NUMBER_SHIFT > 1:
+def body_head(body: bytes) -> BodyHead:
+    """Return what a body says before anything else."""
+    if not body or body[0] >= 2 * _KEEP:
         refuse("a structured body without a head", "malformed")
-    return body[0] >> _NUMBER_SHIFT, body[0] & _STARTS_ANEW != 0
+    number, anew = body[0] >> _NUMBER_SHIFT & 1, body[0] & _STARTS_ANEW != 0
+    warm = body[1 : 1 + _NAME_BYTES] if body[0] & _WARM else b""
+    if body[0] & _WARM and (len(warm) < _NAME_BYTES or (anew and not number)):
+        refuse("a snapshot without a name, or emptied at once", "malformed")
+    return BodyHead(number, anew, warm, body[0] & _KEEP != 0)
 
 
 def unpack_body(body: bytes, context: Context, content_max: int) -> Reader:
@@ -100,7 +126,7 @@ def unpack_body(body: bytes, context: Context, content_max: int) -> Reader:
     Raises:
         BatchError: the body is cut short, or a pool would unpack to more than `content_max` bytes.
     """
-    at = 1
+    at = 1 + _NAME_BYTES if body[0] & _WARM else 1
     pools = [b""] * POOLS
     left = content_max
     for pool in range(POOLS):

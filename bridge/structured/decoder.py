@@ -7,6 +7,7 @@ one `BatchError`, and the context is gone.
 from __future__ import annotations
 
 import struct
+from typing import Protocol
 
 from bridge.columnar import Columns, Limits
 from bridge.errors import BatchError
@@ -16,10 +17,22 @@ from bridge.structured.context import Context
 from bridge.structured.limits import StructuredLimits
 from bridge.structured.order import code_order
 from bridge.structured.schema import update_columns
-from bridge.structured.snapshot import restore
+from bridge.structured.snapshot import SnapshotError, dump, restore
 from bridge.structured.timing import code_arrivals, code_mode_changes
 
-__all__ = ["StructuredDecoder"]
+__all__ = ["Snapshots", "StructuredDecoder"]
+
+
+class Snapshots(Protocol):
+    """Keeps snapshots of one sender's contexts."""
+
+    def get(self, name: bytes) -> bytes | None:
+        """Return the snapshot of that name, None if it is not here."""
+        ...
+
+    def put(self, name: bytes, data: bytes) -> None:
+        """Keep a snapshot; those before it may be dropped."""
+        ...
 
 
 class StructuredDecoder:
@@ -27,23 +40,19 @@ class StructuredDecoder:
 
     Args:
         limits: What is accepted and held.
+        snapshots: What was kept for this sender; None: nothing is.
     """
 
-    def __init__(self, limits: StructuredLimits | None = None) -> None:
+    def __init__(
+        self, limits: StructuredLimits | None = None, snapshots: Snapshots | None = None
+    ) -> None:
         self._limits = limits or StructuredLimits()
+        self._snapshots = snapshots
         self.reset()
 
     def reset(self) -> None:
         """Drop the contexts: until a body starts one anew, all are refused."""
         self._contexts: list[Context | None] = [None, None]
-
-    def restore(self, name: bytes, data: bytes) -> None:
-        """Go on from a snapshot, as the encoder does.
-
-        Raises:
-            SnapshotError: the bytes are not the snapshot of that name; nothing has changed.
-        """
-        self._contexts = [restore(name, data, self._limits), None]
 
     @property
     def contexts(self) -> list[Context]:
@@ -78,8 +87,11 @@ class StructuredDecoder:
             raise BatchError("malformed", f"{type(error).__name__} in decoding") from error
 
     def _decode(self, body: bytes, count: int, content_bytes: int) -> Columns:
-        number, anew = body_head(body)
-        if anew:
+        head = body_head(body)
+        if head.warm:
+            self._contexts = [self._snapshot(head.warm), None]
+        number = head.number
+        if head.anew:
             limits = self._limits if number == 0 else self._limits.halved()
             self._contexts[number:] = [Context(limits), None][: 2 - number]
         context = self._contexts[number]
@@ -95,6 +107,9 @@ class StructuredDecoder:
         order = code_order(io, context, times)
         readings = decode_rows(io, context, arrivals)
         io.close()
+        main = self._contexts[0]
+        if head.keep and main is not None and self._snapshots is not None:
+            self._snapshots.put(*dump(main))
         sources = [source for source, source_times in arrivals for _ in source_times]
         table = {source: place for place, source in enumerate(dict.fromkeys(sources))}
         return Columns(
@@ -105,3 +120,12 @@ class StructuredDecoder:
             payloads=[readings.payloads[position] for position in order],
             properties=[readings.blocks[position] for position in order],
         )
+
+    def _snapshot(self, name: bytes) -> Context:
+        data = self._snapshots.get(name) if self._snapshots is not None else None
+        if data is None:
+            raise BatchError("snapshot", "the body continues a snapshot that is not here")
+        try:
+            return restore(name, data, self._limits)
+        except SnapshotError as error:
+            raise BatchError("snapshot", str(error)) from error

@@ -6,7 +6,7 @@ docs/link-format-structured.md; the decoder is in `decoder`.
 from __future__ import annotations
 
 from bridge.columnar import Columns
-from bridge.structured.body import Compressor, pack_body
+from bridge.structured.body import BodyHead, Compressor, pack_body
 from bridge.structured.coder import Writer
 from bridge.structured.context import Context
 from bridge.structured.limits import StructuredLimits
@@ -66,26 +66,34 @@ class StructuredEncoder:
     def reset(self) -> None:
         """Start anew: forget everything learned from earlier batches."""
         self._tracks = [self._new_track(0)]
+        self._warm = b""
 
     def snapshot(self) -> tuple[bytes, bytes]:
-        """Return the main context's name and the context itself, for `restore` at both ends."""
+        """Return the main context's name and the context itself, as `encode(keep=True)` has it."""
         return dump(self._tracks[0].context)
 
     def restore(self, name: bytes, data: bytes) -> None:
-        """Go on from a snapshot that the decoder restores as well.
+        """Go on from a snapshot; the next body names it to the decoder.
 
         Raises:
             SnapshotError: the bytes are not the snapshot of that name; nothing has changed.
         """
         context = restore(name, data, self._limits)
         self._tracks = [_Track(context, self._resolution_us, anew=False)]
+        self._warm = name
 
     @property
     def contexts(self) -> list[Context]:
         """The contexts, the main one first."""
         return [track.context for track in self._tracks]
 
-    def encode(self, columns: Columns, reference: int = 0) -> bytes | None:  # noqa: ARG002
+    def encode(
+        self,
+        columns: Columns,
+        reference: int = 0,  # noqa: ARG002
+        *,
+        keep: bool = False,
+    ) -> bytes | None:
         """Return the body of a batch of one or more readings.
 
         Returns None for a batch that passes the limits of one body: the contexts are as they were.
@@ -93,6 +101,7 @@ class StructuredEncoder:
         Args:
             columns: Readings in seq order.
             reference: Not used: a context knows its last time itself.
+            keep: The decoder is to keep `snapshot()` as it is after this body.
         """
         limits = self._limits
         size = sum(map(len, columns.payloads))
@@ -103,13 +112,18 @@ class StructuredEncoder:
         number = self._track_for(min(columns.times))
         if self._tracks[number].planner.refused > _PRESSURE_MAX:
             self._tracks[number:] = [self._new_track(number)]
+            self._warm = b"" if number == 0 else self._warm
         track = self._tracks[number]
         try:
             plan = track.planner.plan(columns)
-            return self._write(number, track, plan, len(columns))
+            head = BodyHead(number, track.anew, self._warm, keep)
+            body = self._write(head, track, plan, len(columns))
         except BaseException:
             self.reset()  # the context may have been changed in part
             raise
+        track.anew = False
+        self._warm = b""
+        return body
 
     def _new_track(self, number: int) -> _Track:
         limits = self._limits if number == 0 else self._limits.halved()
@@ -130,7 +144,7 @@ class StructuredEncoder:
         other = self._tracks[1].context.last_time
         return int(abs(first_time - other) < abs(first_time - last))
 
-    def _write(self, number: int, track: _Track, plan: BatchPlan, count: int) -> bytes:
+    def _write(self, head: BodyHead, track: _Track, plan: BatchPlan, count: int) -> bytes:
         context, planner = track.context, track.planner
         io = Writer()
         code_mode_changes(io, context, review_times(plan.views, self._resolution_us))
@@ -143,9 +157,7 @@ class StructuredEncoder:
         times = [time for _, source_times in arrivals for time in source_times]
         code_order(io, context, times, _inverse(places))
         encode_rows(io, context, arrivals, [plan.rows[id(source)] for source, _ in arrivals])
-        body = pack_body(io, context, self._compressor, number=number, anew=track.anew)
-        track.anew = False
-        return body
+        return pack_body(io, context, self._compressor, head)
 
 
 def _inverse(places: list[int]) -> list[int]:

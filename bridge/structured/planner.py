@@ -240,7 +240,7 @@ class Planner:
         """Learn the shapes and fields of a restored context from its templates."""
         context = self._context
         for family in context.families:
-            self._families.append(FamilyView(FamilyPlan(family)))
+            self._families.append(FamilyView.of(family))
         plans = [
             [ColumnPlan(ColumnSpec(), column) for column in family.columns]
             for family in context.families

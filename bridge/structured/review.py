@@ -187,6 +187,12 @@ class FamilyView:
     due: list[ColumnPlan] = field(default_factory=list)  # columns still to be looked at
     tables: dict[ColumnPlan, list[list[Maybe]]] = field(default_factory=dict)  # for those
 
+    @classmethod
+    def of(cls, family: Family) -> FamilyView:
+        """Return the view of a family that another encoder has learned."""
+        many = _SAMPLED_SOURCES * _SAMPLED_READINGS
+        return cls(FamilyPlan(family), review_at=4 * many, enough=many)
+
     def keep_sample(self, view: SourceView, sample: Sample) -> None:
         """Keep a reading to learn from."""
         kept = self.samples.get(view)

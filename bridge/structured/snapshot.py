@@ -68,7 +68,7 @@ def dump(context: Context) -> tuple[bytes, bytes]:
     """Return a context's name, which is its digest, and its snapshot."""
     plain = _plain(context)
     name = blake2b(plain, digest_size=16).digest()
-    return name, zstandard.ZstdCompressor(level=9).compress(plain)
+    return name, zstandard.ZstdCompressor(level=3).compress(plain)
 
 
 def restore(name: bytes, data: bytes, limits: StructuredLimits | None = None) -> Context:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -51,7 +52,7 @@ class Gateway:
         self.sent += 5
         body = self.encoder.encode(batch)
         assert body is not None
-        head = REQUEST.pack(True, self.number, fresh, 5, 1 << 20)
+        head = REQUEST.pack(True, self.number, fresh, 5, 1 << 20, 0)
         answer = self.contexts.handle(head + body, now_s)
         if answer[:1] == b"\x01":
             return answer[1:]
@@ -91,7 +92,7 @@ def test_a_connection_that_is_forgotten_gives_its_place_up() -> None:
     contexts = Contexts(1)
     a, b = Gateway(1, contexts), Gateway(2, contexts)
     assert a.send(0) == b""
-    assert contexts.handle(REQUEST.pack(False, 1, False, 0, 0), 0) == b""
+    assert contexts.handle(REQUEST.pack(False, 1, False, 0, 0, 0), 0) == b""
     assert b.send(0) == b""
 
 
@@ -99,7 +100,7 @@ def test_what_is_wrong_with_a_body_ends_its_context_alone() -> None:
     contexts = Contexts(2)
     a, b = Gateway(1, contexts), Gateway(2, contexts)
     assert a.send(0) == b.send(0) == b""
-    answer = contexts.handle(REQUEST.pack(True, 1, False, 5, 1 << 20) + MALFORMED, 0)
+    answer = contexts.handle(REQUEST.pack(True, 1, False, 5, 1 << 20, 0) + MALFORMED, 0)
     assert answer[:1] == b"\x01"
     assert a.send(0).startswith(b"context: ")
     assert b.send(0) == b""
@@ -109,8 +110,10 @@ def test_what_is_wrong_with_a_body_ends_its_context_alone() -> None:
 
 
 @asynccontextmanager
-async def pool(contexts_max: int = 4) -> AsyncIterator[StructuredPool]:
-    one = StructuredPool(contexts_max)
+async def pool(
+    contexts_max: int = 4, snapshots: Path | None = None
+) -> AsyncIterator[StructuredPool]:
+    one = StructuredPool(contexts_max, snapshots, 1 << 20)
     one._worker._retry_s = 0
     try:
         yield one
@@ -118,16 +121,18 @@ async def pool(contexts_max: int = 4) -> AsyncIterator[StructuredPool]:
         await one.close()
 
 
-async def carry(line: StructuredLine, encoder: StructuredEncoder, first: int) -> None:
+async def carry(
+    line: StructuredLine, encoder: StructuredEncoder, first: int, *, keep: bool = False
+) -> None:
     batch = columns(5, first=first)
-    body = encoder.encode(batch)
+    body = encoder.encode(batch, keep=keep)
     assert body is not None
     assert (await line.decode(body, 5, Limits())).payloads == batch.payloads
 
 
 async def test_nothing_is_started_before_a_structured_batch_comes() -> None:
     async with pool() as decoders:
-        line = decoders.line()
+        line = decoders.line("gw")
         assert decoders.pid is None
         await carry(line, StructuredEncoder(LINK_LIMITS), 0)
         assert decoders.pid is not None
@@ -135,7 +140,7 @@ async def test_nothing_is_started_before_a_structured_batch_comes() -> None:
 
 async def test_with_the_process_go_the_contexts() -> None:
     async with pool() as decoders:
-        line, encoder = decoders.line(), StructuredEncoder(LINK_LIMITS)
+        line, encoder = decoders.line("gw"), StructuredEncoder(LINK_LIMITS)
         await carry(line, encoder, 0)
         assert decoders.pid is not None
         os.kill(decoders.pid, signal.SIGKILL)
@@ -151,7 +156,7 @@ async def test_with_the_process_go_the_contexts() -> None:
 async def test_connections_that_are_gone_make_room() -> None:
     async with pool(contexts_max=1) as decoders:
         for _ in range(3):
-            line = decoders.line()
+            line = decoders.line("gw")
             await carry(line, StructuredEncoder(LINK_LIMITS), 0)
             del line
 
@@ -159,7 +164,7 @@ async def test_connections_that_are_gone_make_room() -> None:
 async def test_the_mode_may_be_switched_off() -> None:
     async with pool(contexts_max=0) as decoders:
         with pytest.raises(BatchError) as refused:
-            await carry(decoders.line(), StructuredEncoder(LINK_LIMITS), 0)
+            await carry(decoders.line("gw"), StructuredEncoder(LINK_LIMITS), 0)
         assert refused.value.reason == "mode"
         assert decoders.pid is None
 
@@ -171,3 +176,48 @@ def test_a_batch_is_not_finished_once_its_context_was_dropped() -> None:
     decoder.drop_context()
     with pytest.raises(BatchError, match="refused"):
         decoder.finish(opened, link_columns(readings, 1000))
+
+
+# ---- warm starts ---------------------------------------------------------------------------------
+
+
+async def test_a_gateway_goes_on_from_a_snapshot_at_a_cloud_that_was_restarted(
+    tmp_path: Path,
+) -> None:
+    encoder = StructuredEncoder(LINK_LIMITS)
+    async with pool(snapshots=tmp_path / "a") as structured:
+        line = structured.line("gw")
+        await carry(line, encoder, 0)
+        await carry(line, encoder, 5, keep=True)
+    snapshot = encoder.snapshot()
+    async with pool(snapshots=tmp_path / "a") as structured:
+        warm = StructuredEncoder(LINK_LIMITS)
+        warm.restore(*snapshot)
+        line = structured.line("gw")
+        await carry(line, warm, 10)
+        await carry(line, warm, 15)
+
+
+@pytest.mark.parametrize("case", ["another node", "another gateway", "none kept", "damaged"])
+async def test_a_cloud_without_the_snapshot_refuses_and_takes_a_cold_start(
+    tmp_path: Path, case: str
+) -> None:
+    encoder = StructuredEncoder(LINK_LIMITS)
+    async with pool(snapshots=tmp_path / "a") as structured:
+        await carry(structured.line("gw"), encoder, 0, keep=case != "none kept")
+    snapshot = encoder.snapshot()
+    for file in (tmp_path / "a").glob("*"):
+        if case == "damaged":
+            file.write_bytes(file.read_bytes()[:-1])
+    async with pool(snapshots=tmp_path / ("b" if case == "another node" else "a")) as structured:
+        line = structured.line("gw-2" if case == "another gateway" else "gw")
+        warm = StructuredEncoder(LINK_LIMITS)
+        warm.restore(*snapshot)
+        body = warm.encode(columns(5, first=5))
+        assert body is not None
+        with pytest.raises(BatchError) as error:
+            await line.decode(body, 5, Limits())
+        assert error.value.reason == "snapshot"
+        line.reset()
+        warm.reset()
+        await carry(line, warm, 5)

@@ -1,0 +1,128 @@
+"""The encoder's process: a connection goes on from the snapshot the cloud acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bridge.envelope import Mode
+from bridge.structured import StructuredDecoder
+from bridge.structured_bodies import LINK_LIMITS
+from edge.encoder_process import SnapshotFile
+from edge.uplink_bodies import UplinkBodies
+from runtime.clock import SystemClock
+from tests.kit.columns import columns_of
+
+WARM = 0x20  # of a body's first byte
+
+
+class Kept(dict[bytes, bytes]):
+    """What a cloud kept."""
+
+    def put(self, name: bytes, data: bytes) -> None:
+        self[name] = data
+
+
+class Link:
+    """A gateway's bodies and a cloud's decoder."""
+
+    def __init__(self, path: Path) -> None:
+        self.bodies = UplinkBodies("structured", 1000, 3, SystemClock(), path)
+        self.kept = Kept()
+        self.decoder = StructuredDecoder(LINK_LIMITS, self.kept)
+        self.turn = 0
+
+    async def send(self, *, acknowledged: bool = True) -> int:
+        """Send a batch of 20 readings; returns the first byte of its body."""
+        start = 1_700_000_000_000 + 1000 * self.turn
+        self.turn += 1
+        batch = columns_of(
+            [
+                (start + n, f"plant/d{n}/state", b'{"temp":%d.5,"on":true}' % (n + self.turn))
+                for n in range(20)
+            ]
+        )
+        made = await self.bodies.encode(batch, 0)
+        assert made is not None
+        mode, body = made
+        assert mode == Mode.STRUCTURED
+        assert list(self.decoder.decode(body, 20).payloads) == list(batch.payloads)
+        if acknowledged:
+            self.bodies.acknowledged()
+        return body[0]
+
+    def cut(self) -> None:
+        self.bodies.reset()
+        self.decoder = StructuredDecoder(LINK_LIMITS, self.kept)
+
+
+@pytest.fixture
+async def link(tmp_path: Path) -> AsyncIterator[Link]:
+    one = Link(tmp_path / "context.snapshot")
+    yield one
+    await one.bodies.close()
+
+
+async def test_a_connection_goes_on_from_the_snapshot_the_cloud_acknowledged(link: Link) -> None:
+    heads = [await link.send() for _ in range(5)]
+    assert not any(head & WARM for head in heads)
+    link.cut()
+    assert await link.send() & WARM
+    assert not await link.send() & WARM, "named once"
+
+
+async def test_a_process_that_was_started_again_goes_on_from_the_file(link: Link) -> None:
+    for _ in range(5):
+        await link.send()
+    await link.bodies.close()
+    link.bodies._worker._retry_s = 0
+    link.cut()
+    assert await link.send() & WARM
+
+
+async def test_what_was_not_acknowledged_is_not_offered(link: Link) -> None:
+    for _ in range(5):
+        await link.send(acknowledged=False)
+    link.cut()
+    assert not await link.send() & WARM
+
+
+async def test_after_a_refusal_a_connection_starts_from_nothing(link: Link) -> None:
+    for _ in range(5):
+        await link.send()
+    link.cut()
+    link.bodies.refused()
+    assert not await link.send() & WARM
+    link.cut()
+    assert not await link.send() & WARM, "what was refused is not offered again"
+
+
+async def test_a_damaged_file_costs_a_cold_start(link: Link, tmp_path: Path) -> None:
+    for _ in range(5):
+        await link.send()
+    file = tmp_path / "context.snapshot"
+    file.write_bytes(file.read_bytes()[:-3])
+    link.cut()
+    assert not await link.send() & WARM
+
+
+def test_a_snapshot_is_written_only_once_it_is_acknowledged(tmp_path: Path) -> None:
+    file = SnapshotFile(tmp_path / "s")
+    file.hold(b"n" * 16, b"data")
+    assert file.read() is None
+    file.acknowledged()
+    assert file.read() is None, "reading drops what was held: it starts a new context"
+    file.hold(b"n" * 16, b"data")
+    file.acknowledged()
+    assert file.read() == (b"n" * 16, b"data")
+    file.forget()
+    assert file.read() is None
+
+
+def test_a_file_that_cannot_be_written_is_none_at_all(tmp_path: Path) -> None:
+    file = SnapshotFile(tmp_path / "missing" / "s")
+    file.hold(b"n" * 16, b"data")
+    file.acknowledged()
+    assert file.read() is None
