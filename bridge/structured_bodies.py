@@ -10,7 +10,6 @@ what a context costs to learn, which is bounded by `_LEARNING` of one batch in `
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 
 import zstandard
 
@@ -35,8 +34,8 @@ _PAYS = 0.97  # less than 3% is not worth the CPU
 _WINDOW = 16  # batches over which it is judged
 _PAUSE_MIN = 64  # batches in mode 0 before it is tried again
 _PAUSE_MAX = 4096
-_KEEP_AT = (2, 4, 8, 16, 32)  # bodies of a context behind which a snapshot is taken,
-_KEEP_EVERY = 64  # and later between two: each takes some ms at both ends
+_KEEP_FIRST = 2  # bodies of a context until its first snapshot; then each time twice as many,
+_KEEP_EVERY = 64  # up to so many between two: each takes some ms at both ends
 
 
 class BodyChoice:
@@ -58,6 +57,7 @@ class BodyChoice:
         "_encoder",
         "_excess",
         "_judged",
+        "_keep_at",
         "_keeps",
         "_pause",
         "_skip",
@@ -76,6 +76,7 @@ class BodyChoice:
     ) -> None:
         self._keeps = keeps
         self._bodies = 0  # of this context
+        self._keep_at = _KEEP_FIRST
         self.kept: tuple[bytes, bytes] | None = None
         self._encoder = encoder or StructuredEncoder(LINK_LIMITS, resolution_us=resolution_us)
         self._zstd: zstandard.ZstdCompressor = compressor(level)
@@ -99,10 +100,16 @@ class BodyChoice:
             with contextlib.suppress(SnapshotError):
                 self._encoder.restore(*snapshot)
         self._bodies = 0
+        self._keep_at = _KEEP_FIRST
         self._judge_anew()
 
     def encode(
-        self, columns: Columns, reference: int, content: bytes | None = None
+        self,
+        columns: Columns,
+        reference: int,
+        content: bytes | None = None,
+        *,
+        may_keep: bool = True,
     ) -> tuple[int, bytes]:
         """Return the mode and the body of a batch of one or more readings.
 
@@ -110,6 +117,8 @@ class BodyChoice:
             columns: The readings.
             reference: The connection's last time.
             content: `pack(columns, reference)` where it is at hand.
+            may_keep: No snapshot asked for before is still to be acknowledged: the other end keeps
+                two, of which one must be the last acknowledged.
         """
         if content is None:
             content = pack(columns, reference)
@@ -117,9 +126,8 @@ class BodyChoice:
         if self._skip:
             self._skip -= 1
             return self._columnar(content)
-        sent = self._bodies + 1
-        keep = self._keeps and (sent in _KEEP_AT or not sent % _KEEP_EVERY)
-        body = self._encoder.encode(_distinct(columns), reference, keep=keep)
+        keep = self._keeps and may_keep and self._bodies + 1 >= self._keep_at
+        body = self._encoder.encode(columns, reference, keep=keep)
         if body is None:
             return self._columnar(content)
         if len(body) * _OBVIOUS < len(content):
@@ -136,6 +144,7 @@ class BodyChoice:
         self._bodies += 1
         if keep:
             self.kept = self._encoder.snapshot()
+            self._keep_at = self._bodies + min(self._bodies, _KEEP_EVERY)
         return Mode.STRUCTURED, body
 
     def _pays(self, size: int, plain: int) -> bool:
@@ -160,13 +169,3 @@ class BodyChoice:
         if len(body) >= len(content):
             return Mode.STORED, content
         return Mode.COLUMNAR, body
-
-
-def _distinct(columns: Columns) -> Columns:
-    """Return columns that name each source once: several clients may publish to one topic."""
-    places = {source: place for place, source in enumerate(dict.fromkeys(columns.sources))}
-    if len(places) == len(columns.sources):
-        return columns
-    where = [places[source] for source in columns.sources]
-    index = list(map(where.__getitem__, columns.source_index))
-    return replace(columns, sources=list(places), source_index=index)

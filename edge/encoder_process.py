@@ -20,10 +20,20 @@ from pathlib import Path
 from bridge.columnar import Limits, unpack
 from runtime.worker import serve
 
-__all__ = ["ACKNOWLEDGED", "COLD", "FRESH", "KEPT", "REQUEST", "SnapshotFile", "main"]
+__all__ = [
+    "ACKNOWLEDGED",
+    "COLD",
+    "FRESH",
+    "KEPT",
+    "MAY_KEEP",
+    "REQUEST",
+    "SnapshotFile",
+    "main",
+]
 
 REQUEST = struct.Struct("<BqI")  # flags, last time, count; then the content
-FRESH, COLD, ACKNOWLEDGED = 1, 2, 4  # new context; without a snapshot; the last one is acknowledged
+# new context; without a snapshot; the last one asked for is acknowledged; another may be asked for
+FRESH, COLD, ACKNOWLEDGED, MAY_KEEP = 1, 2, 4, 8
 KEPT = 0x80
 _NICENESS = 5  # devices first
 _NAME_BYTES = 16
@@ -91,7 +101,9 @@ def main(arguments: list[str]) -> None:
         if flags & FRESH:
             choice.reset(snapshots.read())
         content = request[REQUEST.size :]
-        mode, body = choice.encode(unpack(content, count, reference, limits), reference, content)
+        columns = unpack(content, count, reference, limits)
+        may_keep = flags & MAY_KEEP != 0
+        mode, body = choice.encode(columns, reference, content, may_keep=may_keep)
         if choice.kept is not None:
             snapshots.hold(*choice.kept)
             mode |= KEPT

@@ -21,7 +21,7 @@ import structlog
 from bridge.columnar import Columns, pack
 from bridge.envelope import Mode
 from bridge.mode_governor import ModeGovernor
-from edge.encoder_process import ACKNOWLEDGED, COLD, FRESH, KEPT, REQUEST
+from edge.encoder_process import ACKNOWLEDGED, COLD, FRESH, KEPT, MAY_KEEP, REQUEST
 from runtime.clock import Clock
 from runtime.logs import limited
 from runtime.worker import Worker, WorkerError
@@ -135,6 +135,7 @@ class UplinkBodies:
             FRESH * self._fresh
             | COLD * (self._fresh and self._cold)
             | ACKNOWLEDGED * self._confirmed
+            | MAY_KEEP * (not self._kept)
         )
         request = REQUEST.pack(flags, reference, len(columns)) + pack(columns, reference)
         self._confirmed = False

@@ -5,6 +5,8 @@ docs/link-format-structured.md; the decoder is in `decoder`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bridge.columnar import Columns
 from bridge.structured.body import BodyHead, Compressor, pack_body
 from bridge.structured.coder import Writer
@@ -109,6 +111,7 @@ class StructuredEncoder:
             return None
         if min(columns.times) <= -TIME_MAX or max(columns.times) >= TIME_MAX:
             return None
+        columns = _distinct(columns)
         number = self._track_for(min(columns.times))
         if self._tracks[number].planner.refused > _PRESSURE_MAX:
             self._tracks[number:] = [self._new_track(number)]
@@ -166,3 +169,13 @@ def _inverse(places: list[int]) -> list[int]:
     for position, place in enumerate(places):
         out[place] = position
     return out
+
+
+def _distinct(columns: Columns) -> Columns:
+    """Return columns that name each source once: several clients may publish to one topic."""
+    places = {source: place for place, source in enumerate(dict.fromkeys(columns.sources))}
+    if len(places) == len(columns.sources):
+        return columns
+    where = [places[source] for source in columns.sources]
+    index = list(map(where.__getitem__, columns.source_index))
+    return replace(columns, sources=list(places), source_index=index)

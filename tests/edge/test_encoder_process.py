@@ -76,8 +76,8 @@ async def test_a_connection_goes_on_from_the_snapshot_the_cloud_acknowledged(lin
 async def test_a_process_that_was_started_again_goes_on_from_the_file(link: Link) -> None:
     for _ in range(5):
         await link.send()
-    await link.bodies.close()
     link.bodies._worker._retry_s = 0
+    await link.bodies.close()
     link.cut()
     assert await link.send() & WARM
 
@@ -87,6 +87,12 @@ async def test_what_was_not_acknowledged_is_not_offered(link: Link) -> None:
         await link.send(acknowledged=False)
     link.cut()
     assert not await link.send() & WARM
+
+
+async def test_at_most_one_snapshot_waits_to_be_acknowledged(link: Link) -> None:
+    for _ in range(20):
+        await link.send(acknowledged=False)
+    assert len(link.kept) == 1
 
 
 async def test_after_a_refusal_a_connection_starts_from_nothing(link: Link) -> None:

@@ -1,0 +1,70 @@
+"""Traces of software the codec was not made for: never worse than mode 0, mostly far better."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from bridge.batch import compressor
+from bridge.columnar import Columns, pack
+from bridge.envelope import Mode
+from bridge.structured import StructuredDecoder, StructuredEncoder
+from bridge.structured_bodies import LINK_LIMITS, BodyChoice
+from tests.bridge.structured.test_connection import carry
+from tests.kit.columns import START, columns_of, in_batches, same_columns
+from tests.kit.odd_payloads import ODD, STRUCTURELESS, odd_rows
+
+_WORSE = 1.01
+_LEARNING = 0.5  # of a batch of mode 0
+
+
+def sizes(batches: list[Columns]) -> tuple[int, int, int]:
+    """Return the bytes of all bodies as chosen, those of mode 0, and those of one batch of it."""
+    choice, decoder = BodyChoice(1000), StructuredDecoder(LINK_LIMITS)
+    chosen = plain = largest = reference = 0
+    for batch in batches:
+        mode, body = choice.encode(batch, reference)
+        if mode == Mode.STRUCTURED:
+            same_columns(decoder.decode(body, len(batch)), batch)
+        content = pack(batch, reference)
+        size = min(len(content), len(compressor(3).compress(content)))
+        chosen, plain, largest = chosen + len(body), plain + size, max(largest, size)
+        reference = batch.times[-1]
+    return chosen, plain, largest
+
+
+@pytest.mark.parametrize("kind", sorted(ODD))
+def test_an_odd_trace_takes_at_most_one_per_cent_more_than_in_mode_0(kind: str) -> None:
+    chosen, plain, largest = sizes(in_batches(odd_rows(kind, 60), 50))
+    assert chosen <= _WORSE * plain + _LEARNING * largest
+    if kind not in STRUCTURELESS:
+        assert chosen < 0.75 * plain, "there is structure in it"
+
+
+def test_kinds_that_take_turns_do_no_harm() -> None:
+    rng = random.Random(9)
+    batches = [batch for kind in sorted(ODD) for batch in in_batches(odd_rows(kind, 17), 50)]
+    rng.shuffle(batches)
+    chosen, plain, largest = sizes(batches)
+    assert chosen <= _WORSE * plain + _LEARNING * largest
+
+
+def test_a_mixed_gateway_comes_back_and_takes_less() -> None:
+    rows = [row for kind in sorted(ODD) for row in odd_rows(kind, 16)]
+    rows.sort(key=lambda row: row[0])
+    chosen, plain, _ = sizes(in_batches(rows, 250))
+    assert chosen < 0.9 * plain
+
+
+def test_a_source_that_stands_in_the_table_twice_is_one() -> None:
+    batch = columns_of([(START + n, "plant/a", b'{"n":%d}' % n) for n in range(6)])
+    twice = Columns(
+        [batch.sources[0], ("plant/none", "x"), batch.sources[0]],
+        [0, 2, 2, 0, 2, 0],
+        batch.times, batch.flags, batch.payloads, batch.properties,
+    )  # fmt: skip
+    encoder, decoder = StructuredEncoder(), StructuredDecoder()
+    for _ in range(3):
+        carry(encoder, decoder, twice)
+    assert len(encoder.contexts[0].sources) == 1
