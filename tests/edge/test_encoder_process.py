@@ -30,6 +30,7 @@ class Link:
 
     def __init__(self, path: Path) -> None:
         self.bodies = UplinkBodies("structured", 1000, 3, SystemClock(), path)
+        self.bodies._worker._retry_s = 0
         self.kept = Kept()
         self.decoder = StructuredDecoder(LINK_LIMITS, self.kept)
         self.turn = 0
@@ -76,7 +77,6 @@ async def test_a_connection_goes_on_from_the_snapshot_the_cloud_acknowledged(lin
 async def test_a_process_that_was_started_again_goes_on_from_the_file(link: Link) -> None:
     for _ in range(5):
         await link.send()
-    link.bodies._worker._retry_s = 0
     await link.bodies.close()
     link.cut()
     assert await link.send() & WARM
