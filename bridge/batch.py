@@ -133,7 +133,16 @@ class Encoder:
         bodies: Encoders of further modes, by mode; this encoder resets them.
     """
 
-    __slots__ = ("_bodies", "_context", "_epoch", "_fresh", "_gateway", "_resolution_us", "_zstd")
+    __slots__ = (
+        "_bodies",
+        "_context",
+        "_epoch",
+        "_fresh",
+        "_gateway",
+        "_level",
+        "_resolution_us",
+        "_zstd",
+    )
 
     def __init__(
         self,
@@ -148,8 +157,20 @@ class Encoder:
         self._epoch = epoch
         self._resolution_us = resolution_us
         self._bodies = dict(bodies or {})
+        self._level = level
         self._zstd = compressor(level)
         self.reset()
+
+    @property
+    def level(self) -> int:
+        """The zstd level of mode 0; each batch may have another."""
+        return self._level
+
+    @level.setter
+    def level(self, level: int) -> None:
+        if level != self._level:
+            self._level = level
+            self._zstd = compressor(level)
 
     def reset(self) -> None:
         """Start a new context: on a new connection and after any refusal."""

@@ -1,8 +1,10 @@
 """How much backlog each gateway may send: decided from what sinks and ingest can take. Pure.
 
-Theory of operation. While the sinks keep up nobody is limited. Once the slowest has `lag_target_s`
-of work before it, or ingest a second of its own, the fleet gets a total: what the slowest sink
-writes a second, less when the pressure is above 1, more when below, without what comes in live.
+Theory of operation. While the sinks keep up few are not limited. Once the slowest has
+`lag_target_s` of work before it, or ingest a second of its own, the fleet gets a total: what the
+slowest sink writes a second, less when the pressure is above 1, more when below, without what comes
+in live. A crowd has a total from the start, since all together they could send more in a moment
+than is worked off in many seconds: it rises step by step while there is no pressure.
 The total is divided among the gateways that drain: in equal parts, but those whose partitions lag
 more get less, and what a gateway does not use goes to the others. A gateway that has just come has
 a limit by how many there are, and under great pressure is told to come back later.
@@ -24,7 +26,9 @@ _PRESSURE_EASY = 0.25  # below it the limit ends
 _FACTOR_MIN, _FACTOR_MAX = 0.1, 1.25
 _TOTAL_MIN_READINGS_S = 500.0
 _SHARE_MIN_READINGS_S = 10
-_HEADROOM = 1.5  # over what a gateway used, before the others get the rest of its part
+_CROWD = 16  # gateways that drain at once
+_GROWTH = 1.5  # of a crowd's total a second, while it is used and there is no pressure
+_HEADROOM = 2.0  # over what a gateway used, before the others get the rest of its part
 _HOLD_PRESSURE = 5.0
 _HOLD_MAX_S = 60
 _CAPACITY_FIRST_READINGS_S = 20_000.0  # until pressure has shown what it is
@@ -80,7 +84,8 @@ class FleetPacer:
         """Return the credit of every gateway that drains."""
         lag_s = max(pressure.lag_s.values(), default=0.0)
         self.pressure = max(lag_s / self._lag_target_s, pressure.waiting_s / _WAITING_TARGET_S)
-        self._set_total(pressure, sum(each.readings_s for each in draining))
+        arriving = sum(each.readings_s for each in draining)
+        self._set_total(pressure, arriving, crowd=len(draining) >= _CROWD)
         if self.total_readings_s is None:
             return {each.gateway: Credit(valid_s=self._valid_s) for each in draining}
         shares = self._divide(self.total_readings_s, pressure, draining)
@@ -105,17 +110,22 @@ class FleetPacer:
         share = max(_SHARE_MIN_READINGS_S, int(total / (connections + 1)))
         return Credit(share, hold_s, max(_NEWCOMER_VALID_S, 2 * hold_s))
 
-    def _set_total(self, pressure: Pressure, arriving: float) -> None:
-        if self.total_readings_s is None and self.pressure < 1.0:
-            return
-        if self.pressure < _PRESSURE_EASY:
-            self.total_readings_s = None
+    def _set_total(self, pressure: Pressure, arriving: float, *, crowd: bool) -> None:
+        if self.pressure < (1.0 if self.total_readings_s is None else _PRESSURE_EASY):
+            self.total_readings_s = self._more(arriving) if crowd else None
             return
         capacity = pressure.capacity_readings_s or arriving
         self._capacity = max(_TOTAL_MIN_READINGS_S, capacity)
         factor = min(_FACTOR_MAX, max(_FACTOR_MIN, 1.5 - 0.5 * self.pressure))
         total = capacity * factor - pressure.live_readings_s
         self.total_readings_s = max(_TOTAL_MIN_READINGS_S, total)
+
+    def _more(self, arriving: float) -> float:
+        """Return the total of a crowd that causes no pressure."""
+        before = self.total_readings_s
+        if before is None:
+            return self._capacity
+        return max(before, min(before, arriving) * _GROWTH)
 
     def _divide(
         self, total: float, pressure: Pressure, draining: Sequence[Draining]

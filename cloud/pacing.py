@@ -40,7 +40,7 @@ __all__ = ["Pacing", "PacingPart"]
 
 log = structlog.get_logger(component="pacing")
 
-_RATE_WEIGHT = 0.3  # of the newest second in the averages
+_RATE_WEIGHT = 0.2  # of the newest second in the averages: a small credit's batches are far apart
 _CAPACITY_DECAY = 0.95  # a second, while the sink is behind
 _BYTES_S_MIN = 50_000.0  # what ingest is taken to do at least: it may have had nothing to do
 _DRAINING_S = 5.0  # a gateway drains while its last backlog batch is no older

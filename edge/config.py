@@ -355,7 +355,11 @@ class UplinkConfig:
         "the structured mode cannot make smaller always goes columnar.",
     )
     zstd_level: int = setting(
-        3, minimum=1, maximum=19, help="Effort of compression: higher is smaller and slower."
+        0,
+        minimum=0,
+        maximum=19,
+        help="Effort of columnar compression: higher is smaller and slower; 0 = 3 to 9, by the "
+        "link's speed and what compressing costs.",
     )
 
     budget: BudgetConfig = section(BudgetConfig, help="What a metered link may carry.")

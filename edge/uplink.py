@@ -29,6 +29,7 @@ from bridge.batch import Encoder, EntryEncoder, link_columns
 from bridge.devices import DeviceIds
 from bridge.envelope import LinkLane, Mode
 from bridge.errors import BatchError, LinkError
+from bridge.link_level import LEVELS, LevelGovernor
 from bridge.link_pacing import Pace, decode_credit
 from bridge.readings import FLAG_QOS_MASK, FLAG_RETAIN, Readings
 from bridge.uplink_state import (
@@ -136,13 +137,13 @@ class Uplink:
         self._lanes = UplinkLanes(
             journal, config, device_ids, self._state, self._pace, self._account
         )
+        self._level = LevelGovernor(config.zstd_level)
         self._resolution_us = max(1, round(config.time_resolution_ms * 1000))
         self._encoder = Encoder(
-            gateway, journal.epoch, resolution_us=self._resolution_us, level=config.zstd_level
+            gateway, journal.epoch, resolution_us=self._resolution_us, level=self._level.level
         )
-        self._bodies = UplinkBodies(
-            config.mode, self._resolution_us, config.zstd_level, clock, snapshot_path
-        )
+        level = config.zstd_level or LEVELS[0]
+        self._bodies = UplinkBodies(config.mode, self._resolution_us, level, clock, snapshot_path)
         self._connection: UplinkConnection | None = None
         self._tls: ssl.SSLContext | None = None  # the last that could be made
         self._sent: dict[int, tuple[Sent, int]] = {}  # by packet id, with its packet_bytes
@@ -499,7 +500,9 @@ class Uplink:
         *,
         historical: bool,
     ) -> bytes:
-        return self._encoder.encode(
+        self._encoder.level = self._level.level
+        began_s = self._clock.monotonic_s()
+        payload = self._encoder.encode(
             readings,
             lane=grant.lane,
             historical=historical,
@@ -508,6 +511,10 @@ class Uplink:
             assigned=self._journal.last_seq,
             tombstones=link_tombstones(stones),
         )
+        if body is None and len(readings):
+            took_s = self._clock.monotonic_s() - began_s
+            self._level.encoded(took_s, len(payload), self._state.speed.rate_bytes_s)
+        return payload
 
     def _publish(self, connection: UplinkConnection, payload: bytes, sent: Sent, size: int) -> None:
         try:
@@ -633,6 +640,7 @@ class Uplink:
         status.last_error = state.last_error
         status.refusals = state.refusals
         status.encoder_restarts = self._bodies.restarts
+        status.zstd_level = self._level.level
         status.batches_in_flight = state.batches_in_flight
         status.bytes_in_flight = state.bytes_in_flight
         status.window_bytes = state.window_bytes

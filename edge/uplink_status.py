@@ -39,6 +39,7 @@ class UplinkStatus:
     rtt_ms: float = 0.0
     day_bytes: int = 0  # this UTC day, both ways, earlier runs included; 0 without a budget
     month_bytes: int = 0
+    zstd_level: int = 0  # of the next columnar batch
     waits_for: str = ""  # what live readings wait for: a budget, a time window, the rate
     waits_s: float = 0.0  # and for how long
 

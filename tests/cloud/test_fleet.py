@@ -23,12 +23,47 @@ def pressed(lag_s: float, gateways: list[Draining], **more: float) -> dict[str, 
     return {g: c.readings_s for g, c in pacer.decide(behind(lag_s, **more), gateways).items()}
 
 
+def rates_of(pacer: FleetPacer, lag_s: float, gateways: list[Draining]) -> dict[str, int | None]:
+    """Return the rates of one more second."""
+    return {g: c.readings_s for g, c in pacer.decide(behind(lag_s), gateways).items()}
+
+
 def total(rates: dict[str, int | None]) -> int:
     return sum(rate or 0 for rate in rates.values())
 
 
 def test_while_the_sinks_keep_up_nobody_is_limited() -> None:
     assert set(pressed(4.9, fleet(3)).values()) == {None}
+
+
+def test_a_crowd_begins_with_a_limit_that_rises_while_there_is_no_pressure() -> None:
+    pacer, gateways = FleetPacer(5.0, 30), fleet(1000, 100)
+    totals = [total(rates_of(pacer, 0.0, gateways)) for _ in range(5)]
+    assert totals[0] == 20_000
+    assert totals == sorted(totals)
+    assert totals[-1] >= 60_000
+    few = rates_of(pacer, 0.0, gateways[:10])
+    assert set(few.values()) == {None}
+
+
+def test_a_crowd_that_does_not_use_its_limit_gets_no_more() -> None:
+    pacer, gateways = FleetPacer(5.0, 30), fleet(100, 10)
+    for _ in range(20):
+        rates_of(pacer, 0.0, gateways)
+    assert pacer.total_readings_s == 20_000
+
+
+def test_a_crowd_that_causes_pressure_is_held_to_what_is_written() -> None:
+    pacer, gateways = FleetPacer(5.0, 30), fleet(1000, 100)
+    for _ in range(5):
+        rates_of(pacer, 0.0, gateways)
+    assert total(rates_of(pacer, 5.0, gateways)) == pytest.approx(20_000, rel=0.01)
+
+
+def test_gateways_whose_small_batches_are_far_apart_count_alike() -> None:
+    gateways = [Draining(f"gw-{n}", 10.0 + n % 20, ALL) for n in range(1000)]  # 20 on average
+    rates = [rate or 0 for rate in rates_of(FleetPacer(5.0, 30), 5.0, gateways).values()]
+    assert min(rates) >= 0.9 * sum(rates) / len(rates)
 
 
 def test_at_the_target_the_fleet_gets_what_the_slowest_sink_writes() -> None:

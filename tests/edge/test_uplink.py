@@ -569,6 +569,23 @@ async def test_a_line_that_swallows_everything_is_dialled_anew() -> None:
     assert [p for _, p in cloud.rows] == numbered(0, 20)
 
 
+async def test_a_line_that_takes_nothing_any_more_is_dialled_anew() -> None:
+    """No reset and no word: the peer's buffers fill, and nothing is acknowledged."""
+    journal = MemoryJournal()
+    config = replace(FAST, ack_timeout_s=0.3)
+    async with linked(journal, config) as (cloud, proxy, _):
+        journal.capture(numbered(0, 10))
+        await journal.until_trimmed()
+        proxy.pause()
+        journal.capture(numbered(10, 10))  # what it has begun to read still passes
+        await journal.until_trimmed()
+        journal.capture(numbered(20, 40))
+        await proxy.until_connections(2)
+        proxy.heal()
+        await journal.until_trimmed()
+    assert [p for _, p in cloud.rows] == numbered(0, 60)
+
+
 async def test_a_slow_line_whose_bytes_move_is_not_taken_for_dead() -> None:
     journal = MemoryJournal()
     config = replace(FAST, ack_timeout_s=2, batch_readings=1)
