@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from fastapi import HTTPException, Request
 
-__all__ = ["BODY_BYTES_MAX", "json_body"]
+__all__ = ["BODY_BYTES_MAX", "json_body", "json_body_of"]
 
 BODY_BYTES_MAX = 16 * 1024
 
 
-async def json_body(request: Request) -> None:
-    """Refuse a body that a page of another origin could send, or one that is too large."""
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise HTTPException(415, "send the body as application/json")
-    length = request.headers.get("content-length", "")
-    if not length.isdigit() or int(length) > BODY_BYTES_MAX:
-        raise HTTPException(413, f"send a body of at most {BODY_BYTES_MAX} bytes, with its length")
+def json_body_of(bytes_max: int) -> Callable[[Request], Awaitable[None]]:
+    """Return what refuses a body that another origin's page could send, or one too large."""
+
+    async def check(request: Request) -> None:
+        content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        if content_type != "application/json":
+            raise HTTPException(415, "send the body as application/json")
+        length = request.headers.get("content-length", "")
+        if not length.isdigit() or int(length) > bytes_max:
+            raise HTTPException(413, f"send a body of at most {bytes_max} bytes, with its length")
+
+    return check
+
+
+json_body = json_body_of(BODY_BYTES_MAX)

@@ -159,10 +159,15 @@ class RuleConfig:
 
 @dataclass(slots=True, frozen=True)
 class WebhookConfig:
-    """One place that every transition of an alert is posted to, as JSON."""
+    """One place that every transition of an alert is posted to, as JSON (docs/alerts.md)."""
 
     name: str = setting(help="Names it in logs and metrics; keep it over restarts.")
     url: str = setting(help="Where to POST: http:// or https://.")
+    format: str = setting(
+        "tidegate",
+        choices=("tidegate", "alertmanager"),
+        help="The body: 'alertmanager' is what Prometheus Alertmanager takes at /api/v2/alerts.",
+    )
     severities: tuple[str, ...] = setting((), help="Only alerts of these severities; empty is all.")
     token: str = setting("", secret=True, help="Sent as `Authorization: Bearer`.")
     timeout_s: float = setting(

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from bridge.partition import partition_of
 from cloud.alerts.config import AlertsConfig
 from cloud.alerts.engine import RuleEngine
-from cloud.alerts.messages import alert_body, alert_topic, message_id
+from cloud.alerts.messages import alert_body, alert_topic, alertmanager_body, message_id
 from cloud.alerts.outbox import MQTT
 from cloud.alerts.series import FIRING, Key, Transition
 from cloud.alerts.store import Changes, Message
@@ -22,6 +22,7 @@ __all__ = ["Teller", "webhook_target"]
 
 BEHIND_US = 10_000_000  # a decision this long ago is told only if it still stands
 _KEPT_STATES = frozenset({"firing", "resolved", "acknowledged"})
+_BODIES = {"tidegate": alert_body, "alertmanager": alertmanager_body}  # WebhookConfig.format
 _QUIET_STATES = frozenset({"pending", "cancelled"})
 
 
@@ -31,7 +32,10 @@ class Teller:
     def __init__(self, config: AlertsConfig, *, mqtt: bool) -> None:
         """Prepare; `mqtt` tells whether alerts are published on MQTT."""
         self._mqtt = mqtt
-        self._webhooks = [(webhook_target(hook.name), hook.severities) for hook in config.webhook]
+        self._webhooks = [
+            (webhook_target(hook.name), hook.severities, _BODIES[hook.format])
+            for hook in config.webhook
+        ]
         self._summaries = {rule.name: rule.summary for rule in config.rule}
         self._untold: set[Key] = set()
 
@@ -82,15 +86,15 @@ class Teller:
         key = (transition.rule, transition.device, transition.topic)
         identity, thread = message_id(transition), "\0".join(key)
         forgotten = transition.state == "forgotten"
-        body = b""
-        if not forgotten:
-            body = alert_body(transition, self._summaries.get(transition.rule, ""))
+        summary = self._summaries.get(transition.rule, "")
+        body = b"" if forgotten else alert_body(transition, summary)
         if self._mqtt and transition.state != "repeated":  # it is retained there anyway
             address = alert_topic(transition)
             changes.outbox.append(Message(MQTT, identity, thread, address, body, now_us))
-        for target, severities in self._webhooks:
+        for target, severities, make in self._webhooks:
             if not forgotten and (not severities or transition.severity in severities):
-                changes.outbox.append(Message(target, identity, thread, "", body, now_us))
+                said = make(transition, summary)
+                changes.outbox.append(Message(target, identity, thread, "", said, now_us))
         series = engine.series.get(key)
         if series is not None:
             standing = "resolved" if transition.state == "resolved" else FIRING

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import APIRouter, Depends, HTTPException, Query
 from pydantic import BaseModel, Field
 
-from cloud.api_guard import json_body
+from cloud.api_guard import BODY_BYTES_MAX, json_body_of
 from cloud.commands.store import CommandRefused, CommandRow
 from cloud.database import DatabaseError
 from mqtt.topics import topic_name_fault
@@ -74,9 +74,15 @@ class Commands(BaseModel):
     commands: list[CommandView]
 
 
-def command_routes(source: CommandSource) -> APIRouter:
-    """Return the paths, to be included below /api/v1."""
+def command_routes(source: CommandSource, payload_bytes_max: int) -> APIRouter:
+    """Return the paths, to be included below /api/v1.
+
+    Args:
+        source: The commands.
+        payload_bytes_max: Of one; a body may be as large as that takes in base64 or as JSON text.
+    """
     router = APIRouter()
+    body_bytes_max = BODY_BYTES_MAX + 2 * payload_bytes_max
 
     @router.get("/commands")
     async def commands(
@@ -102,7 +108,7 @@ def command_routes(source: CommandSource) -> APIRouter:
             raise HTTPException(404, f"no command '{command_id}'; see /api/v1/commands")
         return _view(row)
 
-    @router.post("/commands", dependencies=[Depends(json_body)])
+    @router.post("/commands", dependencies=[Depends(json_body_of(body_bytes_max))])
     async def submit(wanted: NewCommand) -> CommandView:
         """Take a command: durable when this answers, sent when its device can be reached."""
         fault = topic_name_fault(wanted.topic)

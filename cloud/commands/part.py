@@ -127,7 +127,9 @@ class CommandsPart:
 
     def router(self) -> APIRouter | None:
         """Return the API's paths; None without commands."""
-        return command_routes(self) if self._config.enabled else None
+        if not self._config.enabled:
+            return None
+        return command_routes(self, self._config.payload_bytes_max)
 
     async def start(self, node: CloudNode) -> None:
         """Take commands, and what gateways say, from now on.

@@ -198,6 +198,26 @@ async def test_webhooks_get_their_severities_and_repetitions(tmp_path: Path) -> 
     assert "tidegate_alerts_evaluated_total 1.0" in text
 
 
+async def test_an_alertmanager_gets_what_its_api_takes(tmp_path: Path) -> None:
+    server = WebhookServer()
+    await server.start()
+    hook = WebhookConfig(name="am", url=server.url, format="alertmanager")
+    lab = SinkLab(tmp_path, hot(summary="too hot"), hooks=(hook,))
+    async with lab.open():
+        await lab.reads(0, 31)
+        await lab.reads(7, 20)
+        await until(lambda: len(server.received) == 2)
+    await server.stop()
+    (fired,), (resolved,) = (one.body for one in server.received)
+    assert fired["labels"] == {"alertname": "hot", "severity": "warning", "device": "d"}
+    assert fired["annotations"]["summary"] == "too hot"
+    assert fired["annotations"]["value"] == "31.0"
+    assert fired["startsAt"] < fired["endsAt"]
+    assert resolved["labels"] == fired["labels"]
+    assert resolved["startsAt"] == resolved["endsAt"] > fired["startsAt"]
+    assert resolved["annotations"]["state"] == "resolved"
+
+
 async def test_late_backlog_is_never_sent(tmp_path: Path) -> None:
     lab = SinkLab(tmp_path, hot())
     async with lab.open() as sink:

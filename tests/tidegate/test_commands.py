@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
+
 from bridge.commands import Outcome, seal_message
 from cloud.commands.config import CommandsConfig
 from cloud.node import Node
@@ -235,6 +237,18 @@ async def test_commands_survive_restarts_of_both_ends(tmp_path: Path) -> None:
         (said,) = await outcome(told)
         assert said["outcome"] == "delivered"
         assert device.payloads() == [b"patience"]
+
+
+async def test_by_http_a_payload_may_be_as_large_as_any(tmp_path: Path) -> None:
+    async with site(tmp_path) as (node, _):
+        url = f"http://127.0.0.1:{node.http_port}/api/v1/commands"
+        async with httpx.AsyncClient(trust_env=False) as http:
+            most = CommandsConfig().payload_bytes_max
+            taken = await http.post(url, json={"topic": TOPIC, "payload": "x" * most})
+            assert (taken.status_code, taken.json()["payload_bytes"]) == (200, most)
+            refused = await http.post(url, json={"topic": TOPIC, "payload": "x" * (most + 1)})
+            assert refused.status_code == 422
+            assert f"commands.payload_bytes_max is {most}" in refused.json()["detail"]
 
 
 async def test_a_device_cannot_speak_or_listen_for_a_gateway(tmp_path: Path) -> None:
