@@ -391,6 +391,19 @@ async def test_a_session_ends_when_its_expiry_has_passed_and_not_before() -> Non
         assert (await client.connect("one", clean=False))[1][0] == 0
 
 
+@VERSIONS
+@pytest.mark.conformance("MQTT-4.1.0-1")
+async def test_a_session_lasts_as_long_as_its_connection(version: int) -> None:
+    clock = ManualClock()
+    async with serving(clock=clock) as broker:
+        reader = await connected(broker, version, "reader")  # clean, without expiry
+        await reader.subscribe(("t", 0))
+        broker.pass_time(clock, 1e6)
+        writer = await connected(broker, version, "writer")
+        writer.send(publish(version, "t", b"x", 0))
+        assert (await reader.publish()).payload == b"x"
+
+
 @pytest.mark.conformance("MQTT-3.1.2-23")
 async def test_a_session_may_last_for_ever() -> None:
     clock = ManualClock()
