@@ -25,13 +25,13 @@ _WAITING_TARGET_S = 1.0
 _PRESSURE_EASY = 0.25  # below it the limit ends
 _FACTOR_MIN, _FACTOR_MAX = 0.1, 1.25
 _TOTAL_MIN_READINGS_S = 500.0
-_SHARE_MIN_READINGS_S = 10
+_SHARE_MIN_READINGS_S = 1
 _CROWD = 16  # gateways that drain at once
 _GROWTH = 1.5  # of a crowd's total a second, while it is used and there is no pressure
 _HEADROOM = 2.0  # over what a gateway used, before the others get the rest of its part
 _HOLD_PRESSURE = 5.0
 _HOLD_MAX_S = 60
-_CAPACITY_FIRST_READINGS_S = 20_000.0  # until pressure has shown what it is
+_CAPACITY_FIRST_READINGS_S = 4000.0  # until pressure has shown what it is: of a slow machine
 _NEWCOMER_VALID_S = 10
 
 
@@ -125,7 +125,8 @@ class FleetPacer:
         before = self.total_readings_s
         if before is None:
             return self._capacity
-        return max(before, min(before, arriving) * _GROWTH)
+        self._capacity = max(before, min(before, arriving) * _GROWTH)
+        return self._capacity
 
     def _divide(
         self, total: float, pressure: Pressure, draining: Sequence[Draining]

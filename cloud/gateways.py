@@ -36,6 +36,7 @@ class GatewaySeen:
     epoch: int | None = None
     live_readings: int = 0  # that came by other lanes than backlog
     backlog_readings: int = 0
+    backlog_batch: int = 0  # readings of the last of them
     backlog_us: int = 0  # when the last of them came; 0 = never
     partitions: int = 0  # a bit for each that its latest backlog went to
 
@@ -94,6 +95,7 @@ class GatewaysSeen:
         seen.epoch = batch.epoch
         if batch.lane == LinkLane.BACKLOG:
             seen.backlog_readings += len(batch.readings)
+            seen.backlog_batch = len(batch.readings)
             seen.backlog_us = taken.now_us
             seen.partitions = reduce(
                 or_, (1 << p for p in set(partitions_of(batch.readings.sources))), 0

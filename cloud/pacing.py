@@ -25,7 +25,7 @@ from bridge.link_pacing import (
 from cloud.admission import Admission
 from cloud.config import PacingConfig
 from cloud.fleet import Draining, FleetPacer, Pressure
-from cloud.gateways import GatewaysSeen
+from cloud.gateways import GatewaySeen, GatewaysSeen
 from cloud.ingest_batches import BatchIngest
 from cloud.parts import CloudNode
 from cloud.sinks.contract import Sink
@@ -43,7 +43,8 @@ log = structlog.get_logger(component="pacing")
 _RATE_WEIGHT = 0.2  # of the newest second in the averages: a small credit's batches are far apart
 _CAPACITY_DECAY = 0.95  # a second, while the sink is behind
 _BYTES_S_MIN = 50_000.0  # what ingest is taken to do at least: it may have had nothing to do
-_DRAINING_S = 5.0  # a gateway drains while its last backlog batch is no older
+_DRAINING_S = 5.0  # a gateway drains while its next backlog batch is overdue by no more
+_PERIOD_MAX_S = 120.0  # of the batches of a gateway with a small credit
 _SATURATED_S = 5.0  # after which a gateway should look again whether ingest takes more
 _GREET_S = 0.1  # how often the first limit follows the number of connections
 _GREET_CHANGE = 0.2  # and from which change on
@@ -224,13 +225,15 @@ class Pacing:
         live = 0
         for seen in self._seen.all():
             live += seen.live_readings
-            if not seen.backlog_us or now_us - seen.backlog_us > _DRAINING_S * 1e6:
-                continue
             name = seen.gateway
+            period_s = self._period_s(seen)
+            if not seen.backlog_us or now_us - seen.backlog_us > (_DRAINING_S + period_s) * 1e6:
+                continue
             taken[name] = seen.backlog_readings
             rate = (seen.backlog_readings - self._taken.get(name, 0)) / passed_s
             known = self._rates.get(name, rate)
-            self._rates[name] = known + (rate - known) * _RATE_WEIGHT
+            weight = min(_RATE_WEIGHT, 0.5 * passed_s / period_s if period_s else 1.0)
+            self._rates[name] = known + (rate - known) * weight
             draining.append(Draining(name, self._rates[name], seen.partitions))
         self._taken = taken
         self._rates = {name: self._rates[name] for name in taken}
@@ -238,6 +241,13 @@ class Pacing:
         self._live_rate += (live_rate - self._live_rate) * _RATE_WEIGHT
         self._live_taken = live
         return draining
+
+    def _period_s(self, seen: GatewaySeen) -> float:
+        """Return how far apart a gateway's batches are, by its credit; 0 without a limit."""
+        told = self._told.get(seen.gateway)
+        if told is None or not told.readings_s:
+            return 0.0
+        return min(_PERIOD_MAX_S, seen.backlog_batch / told.readings_s)
 
 
 class PacingPart:

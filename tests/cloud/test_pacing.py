@@ -117,7 +117,7 @@ async def test_once_they_have_caught_up_the_limits_are_taken_back_and_then_silen
 async def test_a_gateway_that_has_drained_is_left_alone() -> None:
     node = Node()
     await node.second("a", "b", behind=1000)
-    for _ in range(7):
+    for _ in range(10):  # its next batch was due after four
         await node.second("a", behind=20_000)
     assert "tidegate/v1/down/b" not in node.told()
 
@@ -134,7 +134,7 @@ async def test_who_connects_finds_a_limit_that_follows_the_number_of_connections
     await node.pacing.greet()
     told = node.told()["tidegate/v1/down"]
     assert told is not None
-    assert told.readings_s == 198
+    assert told.readings_s == 39
 
 
 async def test_batches_that_pile_up_before_ingest_are_pressure() -> None:
@@ -170,7 +170,7 @@ async def test_those_who_are_expected_count_for_what_newcomers_may_send() -> Non
     await node.pacing.greet()
     told = node.told()["tidegate/v1/down"]
     assert told is not None
-    assert told.readings_s == pytest.approx(200, rel=0.02)
+    assert told.readings_s == pytest.approx(40, rel=0.03)
 
 
 async def test_nobody_is_let_in_while_ingest_can_take_no_more() -> None:

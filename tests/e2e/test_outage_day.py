@@ -21,6 +21,7 @@ from pathlib import Path
 import aiomqtt
 
 from cloud.alerts.config import AlertsConfig, RuleConfig
+from cloud.config import FrontBrokerConfig
 from cloud.ledger_files import balance_files
 from edge.config import ClockConfig, UplinkConfig
 from edge.service import EdgeService
@@ -145,7 +146,9 @@ async def test_a_day_of_outage_drains_over_64_kbit(tmp_path: Path) -> None:
     clock = JumpingClock(DAY_S + LATE_S)
     live: list[bytes] = []
     done = asyncio.Event()
-    config = node_config(tmp_path, alerts=hot_rule())
+    # a subscriber in this busy loop may be far behind the drain, and is to miss nothing
+    broker = FrontBrokerConfig(queue_messages_max=READINGS * 2, queue_bytes_max=1 << 30)
+    config = node_config(tmp_path, alerts=hot_rule(), broker=broker)
     async with (
         running_node(tmp_path, config=config) as node,
         Proxy("127.0.0.1", node.port) as proxy,
