@@ -17,6 +17,7 @@ from bridge.batch import compressor
 from bridge.columnar import Columns, pack
 from bridge.envelope import Mode
 from bridge.structured import SnapshotError, StructuredEncoder, StructuredLimits
+from bridge.structured.limits import KEEP_BODIES_MAX
 
 __all__ = ["LINK_LIMITS", "BodyChoice"]
 
@@ -35,7 +36,7 @@ _WINDOW = 16  # batches over which it is judged
 _PAUSE_MIN = 64  # batches in mode 0 before it is tried again
 _PAUSE_MAX = 4096
 _KEEP_FIRST = 2  # bodies of a context until its first snapshot; then each time twice as many,
-_KEEP_EVERY = 64  # up to so many between two: each takes some ms at both ends
+_KEEP_EVERY = KEEP_BODIES_MAX  # up to so many between two: each takes some ms at both ends
 
 
 class BodyChoice:

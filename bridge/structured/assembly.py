@@ -149,7 +149,7 @@ def _decode_changes(
     """Read which cold columns a row changes; note them and those that had no token yet."""
     tokens = rows.family.tokens[cell]
     if kind == MASKED:
-        allowed = template.cold_columns
+        allowed = set(template.cold_columns)
         for column in code_mask(io, context, rows.family, ()):
             if column not in allowed or tokens[column] is None:
                 refuse("a change in a column that is not there")
@@ -179,8 +179,9 @@ def _decode_columns(io: Reader, context: Context, rows: FamilyRows, references: 
         rows.hot = list(zip(*by_place, strict=True))
     elif rows.layouts:
         hot: dict[int, Iterator[bytes]] = {}
+        by_column = rows.rows_by_column()
         for column in rows.hot_columns():
-            places = rows.rows_with(column)
+            places = by_column[column.index]
             selected = rows.select(places)
             references.give(rows, column, places, selected)
             tokens, numbers = decode_column(io, context, column, selected)

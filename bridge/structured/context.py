@@ -195,7 +195,7 @@ class Family:
 
     index: int
     columns: list[Column] = field(default_factory=list)
-    order: list[int] = field(default_factory=list)  # columns, each behind the one it refers to
+    order: list[int] = field(default_factory=list)  # see `ordered`; empty when it is to be found
     tokens: list[list[bytes | None]] = field(default_factory=list)  # by instance, by column
     sources: list[int] = field(default_factory=list)  # by instance
     fragments: list[bytes] = field(default_factory=list)
@@ -213,37 +213,46 @@ class Family:
     cell_of_device: dict[str, int] = field(default_factory=dict)  # a device's first instance
     hot_orders: dict[tuple[int, ...], list[tuple[Column, int]]] = field(default_factory=dict)
 
-    def put_in_order(self) -> None:
-        """Order the columns so that each comes behind the one it refers to."""
+    def disorder(self) -> None:
+        """Note that a column was defined or changed: what is said of all of them is to be anew."""
+        self.order = []
+
+    def ordered(self) -> list[int]:
+        """Return the columns in an order in which each comes behind the one it refers to.
+
+        They come in passes over all that are left, in rising number: a column is in the pass of the
+        one it refers to if that has a lower number, in the next one else.
+        """
+        if self.order:
+            return self.order
         columns = self.columns
-        placed: set[int] = set()
-        order: list[int] = []
-        waiting = list(range(len(columns)))
-        while waiting:
-            later: list[int] = []
-            for index in waiting:
-                where, place = columns[index].ref
-                if where < 0 <= place and place not in placed:
-                    later.append(index)
-                else:
-                    placed.add(index)
-                    order.append(index)
-            if len(later) == len(waiting):
-                refuse("columns that refer to one another in a ring")
-            waiting = later
-        self.order = order
+        passes: dict[int, int] = {}
+        for index in range(len(columns)):
+            path: list[int] = []
+            at = index
+            while at >= 0 and at not in passes:
+                if len(path) > len(columns):
+                    refuse("columns that refer to one another in a ring")
+                path.append(at)
+                where, place = columns[at].ref
+                at = place if where < 0 else -1
+            turn = passes.get(at, 0)
+            for column in reversed(path):
+                turn += at > column
+                passes[column] = turn
+                at = column
+        self.order = sorted(passes, key=lambda index: (passes[index], index))
         self.referred = {column.ref[1] for column in columns if column.ref[0] < 0}
         self.hot_orders = {}
+        return self.order
 
     def hot_order(self, layout: tuple[int, ...]) -> list[tuple[Column, int]]:
         """Return the hot columns of `layout` as they are coded, with their places in it."""
+        order = self.ordered()
         found = self.hot_orders.get(layout)
         if found is None:
-            found = [
-                (self.columns[index], layout.index(index))
-                for index in self.order
-                if index in layout
-            ]
+            places = {index: place for place, index in enumerate(layout)}
+            found = [(self.columns[index], places[index]) for index in order if index in places]
             if len(self.hot_orders) > 64:
                 self.hot_orders.clear()
             self.hot_orders[layout] = found

@@ -14,7 +14,7 @@ from bridge.errors import BatchError
 from bridge.structured.assembly import decode_rows
 from bridge.structured.body import body_head, unpack_body
 from bridge.structured.context import Context
-from bridge.structured.limits import StructuredLimits
+from bridge.structured.limits import KEEP_BODIES_MAX, StructuredLimits
 from bridge.structured.order import code_order
 from bridge.structured.schema import update_columns
 from bridge.structured.snapshot import SnapshotError, dump, restore
@@ -53,6 +53,9 @@ class StructuredDecoder:
     def reset(self) -> None:
         """Drop the contexts: until a body starts one anew, all are refused."""
         self._contexts: list[Context | None] = [None, None]
+        self._bodies = 0  # since then,
+        self._kept = 0  # and how many of them had a snapshot made
+        self._keep_from = 1  # number of the first body that may have the next
 
     @property
     def contexts(self) -> list[Context]:
@@ -88,7 +91,10 @@ class StructuredDecoder:
 
     def _decode(self, body: bytes, count: int, content_bytes: int) -> Columns:
         head = body_head(body)
+        self._bodies += 1
         if head.warm:
+            if self._bodies > 1:
+                raise BatchError("malformed", "a snapshot named behind other bodies")
             self._contexts = [self._snapshot(head.warm), None]
         number = head.number
         if head.anew:
@@ -107,9 +113,8 @@ class StructuredDecoder:
         order = code_order(io, context, times)
         readings = decode_rows(io, context, arrivals)
         io.close()
-        main = self._contexts[0]
-        if head.keep and main is not None and self._snapshots is not None:
-            self._snapshots.put(*dump(main))
+        if head.keep:
+            self._keep()
         sources = [source for source, source_times in arrivals for _ in source_times]
         table = {source: place for place, source in enumerate(dict.fromkeys(sources))}
         return Columns(
@@ -129,3 +134,12 @@ class StructuredDecoder:
             return restore(name, data, self._limits)
         except SnapshotError as error:
             raise BatchError("snapshot", str(error)) from error
+
+    def _keep(self) -> None:
+        """Keep a snapshot: never more often than encoders ask, since each takes some work."""
+        main = self._contexts[0]
+        if main is None or self._snapshots is None or self._bodies < self._keep_from:
+            return
+        self._snapshots.put(*dump(main))
+        self._keep_from = self._bodies + min(KEEP_BODIES_MAX, 1 << self._kept)
+        self._kept = min(self._kept + 1, 16)

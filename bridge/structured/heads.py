@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from bridge.readings import FLAG_PROPERTIES
 from bridge.structured.coder import Coder, refuse
@@ -79,21 +80,25 @@ class FamilyRows:
         """Return the hot columns coded in some row, in the order in which they are coded."""
         wanted = {column for layout in self.layouts for column in layout}
         columns = self.family.columns
-        return [columns[index] for index in self.family.order if index in wanted]
+        return [columns[index] for index in self.family.ordered() if index in wanted]
 
     def changed_columns(self) -> list[Column]:
         """Return the cold columns coded in some row, in the order in which they are coded."""
         if not self.extra:
             return []
         columns = self.family.columns
-        return [columns[index] for index in self.family.order if index in self.extra]
+        return [columns[index] for index in self.family.ordered() if index in self.extra]
 
-    def rows_with(self, column: Column) -> Sequence[int]:
-        """Return the rows whose templates have a hot column."""
-        with_it = {layout for layout in self.layouts if column.index in layout}
-        return [
-            row for row, template in enumerate(self.templates) if template.hot_columns in with_it
-        ]
+    def rows_by_column(self) -> dict[int, list[int]]:
+        """Return, by hot column, the rows whose templates have it."""
+        found: dict[int, list[int]] = {}
+        for layout in self.layouts:
+            for index in layout:
+                found[index] = []
+        for row, template in enumerate(self.templates):
+            for index in template.hot_columns:
+                found[index].append(row)
+        return found
 
     def select(self, rows: Sequence[int]) -> Rows:
         """Return what a predictor needs to know of `rows`."""
@@ -192,7 +197,9 @@ def code_mask(
     if not 0 < count <= len(family.columns):
         refuse("a mask of no columns")
     given = iter(mask)
-    coded = tuple(io.below(len(family.columns), next(given, 0)) for _ in range(count))
+    coded = tuple([io.below(len(family.columns), next(given, 0)) for _ in range(count)])
+    if any(b <= a for a, b in pairwise(coded)):
+        refuse("a mask whose columns do not rise")
     if len(family.masks) < MASKS:
         family.masks.append(coded)
         family.mask_index[coded] = len(family.masks)

@@ -16,6 +16,7 @@ __all__ = [
     "FOLLOWERS",
     "HISTORY_BYTES",
     "INTEGER_BITS",
+    "KEEP_BODIES_MAX",
     "MASKS",
     "PROPERTY_BLOCKS",
     "TEMPLATE_RING",
@@ -27,6 +28,7 @@ CHUNK_ROWS = 128  # tables of a column are rebuilt between chunks only
 FOLLOWERS = 12  # fragments remembered to have followed a fragment
 ENUM_VALUES = 31  # texts an enumeration remembers
 HISTORY_BYTES = 32 << 10  # text both ends keep as a dictionary for the next bodies
+KEEP_BODIES_MAX = 64  # bodies between two snapshots, 1 at first and then each time twice as many
 INTEGER_BITS = 63  # integers of the format are within +-2^63,
 VALUE_BITS = 61  # and those of tokens within +-2^61, so that differences of them fit
 MASKS = 63  # sets of changed columns a family remembers

@@ -270,6 +270,7 @@ def review_columns(
             view.wants_sample = True
             view.sampled = 0
             view.tables.clear()
+    out.sort(key=lambda change: (change[0].index, change[1].index))
     return out
 
 

@@ -165,8 +165,9 @@ def _encode_columns(io: Writer, context: Context, rows: FamilyRows, references: 
             numbers = encode_column(io, context, column, selected, by_place[place])
             references.keep(rows, column, everywhere, numbers)
     else:
+        by_column = rows.rows_by_column()
         for column in rows.hot_columns():
-            places = rows.rows_with(column)
+            places = by_column[column.index]
             tokens = [
                 rows.hot[place][rows.templates[place].hot_columns.index(column.index)]
                 for place in places

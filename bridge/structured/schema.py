@@ -189,22 +189,25 @@ def define_column(
 def update_columns(
     io: Coder, context: Context, updates: list[tuple[Family, Column, ColumnSpec]]
 ) -> None:
-    """Code changes of known columns; none are given by a decoder."""
+    """Code changes of known columns, in rising order; none are given by a decoder."""
     tables = context.tables
     count = io.number(tables.schema[_UPDATES], len(updates))
     if not 0 <= count <= _UPDATES_MAX:
         refuse("a count of changes that cannot be")
-    at = 0
+    at, before = 0, -1
     for turn in range(count):
         wanted = updates[turn] if updates else None
         step = wanted[0].index - at if wanted else 0
-        at += io.number(tables.schema[_FAMILY], step)
-        if not 0 <= at < len(context.families):
-            refuse("a family that does not exist")
+        step = io.number(tables.schema[_FAMILY], step)
+        at += step
+        if step < 0 or at >= len(context.families):
+            refuse("a family that does not exist, or was changed before")
+        before = -1 if step else before
         family = context.families[at]
         place = io.number(tables.schema[_PLACE], wanted[1].index if wanted else 0)
-        if not 0 <= place < len(family.columns):
-            refuse("a column that does not exist")
+        if not before < place < len(family.columns):
+            refuse("a column that does not exist, or was changed before")
+        before = place
         spec = _code_spec(io, context, family, place, wanted[2] if wanted else ColumnSpec())
         apply_spec(context, family, family.columns[place], spec)
 
@@ -309,7 +312,7 @@ def apply_spec(context: Context, family: Family, column: Column, spec: ColumnSpe
         family.masks, family.mask_index = [], {}
     if spec.ref[0] >= 0:
         context.families[spec.ref[0]].referred_outside.add(spec.ref[1])
-    family.put_in_order()
+    family.disorder()
 
 
 # ---- templates -----------------------------------------------------------------------------------
@@ -334,15 +337,18 @@ def define_template(
         refuse("a template of too many slots")
     framed = io.number(fields[_FRAMED], int(plan is not None and plan.framed)) == 1
     fragments: list[int] = []
-    columns: list[int] = []
+    columns: dict[int, None] = {}
+    used: set[int] = set()
+    before = -1
     for slot in range(slots + 1):
-        at = _code_fragment(io, context, family, fragments, plan.fragments[slot] if plan else None)
-        fragments.append(at)
+        text = plan.fragments[slot] if plan else None
+        before = _code_fragment(io, context, family, before, used, text)
+        fragments.append(before)
         if slot < slots:
-            column = _code_slot(io, context, family, at, plan.columns[slot] if plan else None)
+            column = _code_slot(io, context, family, before, plan.columns[slot] if plan else None)
             if column.index in columns:
                 refuse("a column twice in one template")
-            columns.append(column.index)
+            columns[column.index] = None
     family.slots = slots
     literals = [family.fragments[fragment] for fragment in fragments]
     template = Template(context.next_template, family, tuple(fragments), tuple(columns), framed)
@@ -378,19 +384,23 @@ def _code_family(
 
 
 def _code_fragment(
-    io: Coder, context: Context, family: Family, used: list[int], text: bytes | None
+    io: Coder,
+    context: Context,
+    family: Family,
+    before: int,
+    used: set[int],
+    text: bytes | None,
 ) -> int:
-    """Return the number of the fragment behind those `used` so far.
+    """Return the number of the fragment behind `before`, `used` being those so far; joins them.
 
     It is one of those that followed the last one before; what was used already, and never came
     twice in a template, is not counted among them: so keys in random order cost what they must.
     """
     tables = context.tables
     fragments = family.fragments
-    before = used[-1] if used else -1
     followers = family.followers.setdefault(before, [])
-    gone = set(used) - family.repeated
-    likely = [at for at in followers if at not in gone]
+    repeated = family.repeated
+    likely = [at for at in followers if at not in used or at in repeated]
     choice, at = _NEW_FRAGMENT, 0
     if text is not None and text in family.fragment_index:
         at = family.fragment_index[text]
@@ -417,7 +427,8 @@ def _code_fragment(
     followers.insert(0, at)
     del followers[FOLLOWERS:]
     if at in used:
-        family.repeated.add(at)
+        repeated.add(at)
+    used.add(at)
     return at
 
 

@@ -277,7 +277,6 @@ def _get_family(context: Context, index: int, data: list[Any]) -> Family:
     family.masks = [tuple(mask) for mask in masks]
     family.mask_index = {mask: place for place, mask in enumerate(family.masks, 1)}
     _get_table(family.mask_table, table)
-    family.put_in_order()
     return family
 
 

@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 from bridge.columnar import Columns, Limits, check_columns
 from bridge.errors import BatchError
 from bridge.structured import StructuredDecoder, StructuredEncoder, StructuredLimits
+from bridge.structured.coder import Writer
+from bridge.structured.context import Column, ColumnKind, Context, Family
+from bridge.structured.heads import code_mask
+from bridge.structured.schema import ColumnSpec, update_columns
 from tests.kit.columns import START, batches, columns_of, same_columns
 
 Mutation = Callable[[bytearray, random.Random], bytearray]
@@ -142,3 +146,92 @@ def test_an_encoder_keeps_within_limits_that_a_decoder_holds_it_to(
         body = encoder.encode(batch)
         assert body is not None
         assert list(decoder.decode(body, len(batch)).payloads) == list(batch.payloads)
+
+
+# ---- work ----------------------------------------------------------------------------------------
+
+
+def test_columns_that_refer_to_one_another_are_ordered_in_passes() -> None:
+    rng = random.Random(4)
+    for _ in range(50):
+        columns = [Column(index) for index in range(rng.randrange(1, 12))]
+        for column in columns[1:]:
+            if rng.random() < 0.7:
+                column.ref = (-1, rng.randrange(len(columns)))
+        expected = _ordered_in_passes(columns)
+        family = Family(0, columns=columns)
+        if expected is None:
+            with pytest.raises(BatchError, match="ring"):
+                family.ordered()
+        else:
+            assert family.ordered() == expected
+
+
+def _ordered_in_passes(columns: list[Column]) -> list[int] | None:
+    """Return the order as docs/link-format-structured.md section 4.3 words it."""
+    order: list[int] = []
+    waiting = [column.index for column in columns]
+    while waiting:
+        left = []
+        for index in waiting:
+            (order if columns[index].ref[1] in (-1, *order) else left).append(index)
+        if left == waiting:
+            return None
+        waiting = left
+    return order
+
+
+def test_a_long_chain_of_references_is_ordered_in_one_go() -> None:
+    columns = [Column(index, ref=(-1, index + 1)) for index in range(20_000)]
+    columns[-1].ref = (-1, -1)
+    assert Family(0, columns=columns).ordered() == list(range(20_000))[::-1]
+
+
+def test_a_mask_names_each_column_once() -> None:
+    context = Context(StructuredLimits())
+    family = Family(0, columns=[Column(index) for index in range(4)])
+    for mask in ((1, 1), (2, 1), (0, 3, 3)):
+        with pytest.raises(BatchError, match="rise"):
+            code_mask(Writer(), context, family, mask)
+    assert code_mask(Writer(), context, family, (0, 2)) == (0, 2)
+
+
+def test_a_column_is_changed_once_a_body() -> None:
+    context = Context(StructuredLimits())
+    family = Family(0, columns=[Column(0), Column(1)], tokens=[])
+    context.families.append(family)
+    spec = ColumnSpec(ColumnKind.ENUM)
+    for pair in ((0, 0), (1, 0)):
+        changes = [(family, family.columns[at], spec) for at in pair]
+        with pytest.raises(BatchError, match="changed before"):
+            update_columns(Writer(), context, changes)
+
+
+def test_snapshots_are_made_no_more_often_than_encoders_ask() -> None:
+    class Counted:
+        made = 0
+
+        def get(self, name: bytes) -> bytes | None:
+            return None
+
+        def put(self, name: bytes, data: bytes) -> None:
+            self.made += 1
+
+    counted = Counted()
+    encoder, decoder = StructuredEncoder(), StructuredDecoder(snapshots=counted)
+    for turn in range(130):
+        batch = columns_of([(START + turn, "t/d", b"%d" % turn)])
+        body = encoder.encode(batch, keep=True)
+        assert body is not None
+        decoder.decode(body, 1)
+    assert counted.made == 8  # at 1, 2, 4, … 128
+
+
+def test_a_snapshot_is_named_by_the_first_body_only() -> None:
+    encoder, decoder = StructuredEncoder(), StructuredDecoder()
+    batch = columns_of([(START, "t/d", b"1")])
+    body = encoder.encode(batch)
+    assert body is not None
+    decoder.decode(body, 1)
+    with pytest.raises(BatchError, match="behind other bodies"):
+        decoder.decode(b"\x20" + bytes(16) + body[1:], 1)
