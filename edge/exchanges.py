@@ -32,7 +32,9 @@ class JournalExchanges:
     """What a journal remembers of QoS 2 publishes."""
 
     def __init__(self, journal: Journal) -> None:
+        """Hold everything, until the store has said how far it knows the journal."""
         self._journal = journal
+        journal.hold_after(0)
 
     @property
     def position(self) -> tuple[int, int]:

@@ -70,6 +70,7 @@ class EdgeService:
         config, clock = self._config, self._clock
         journal = await self._open_journal()  # 1. the journal: readings of earlier runs are safe
         self._stops.append(journal.close)
+        exchanges = JournalExchanges(journal)
         repair = await self._start_clock_repair(journal)  # it is told of each commit
         self._stops.append(self._take_last_status)
         uplink = self._make_uplink(journal)  # 2. the way out of it
@@ -77,7 +78,7 @@ class EdgeService:
         self._stops.append(uplink.stop)
         capture = Capture(journal, config.capture, config.journal, clock)  # 3. the way into it
         self._stops.append(capture.close)
-        front = await self._start_broker(capture, journal)  # 4. broker and sessions, no port yet
+        front = await self._start_broker(capture, exchanges)  # 4. broker and sessions, no port yet
         self._stops.append(front.stop)
         forecaster = Forecaster(journal, uplink, config.uplink, clock)
         wear = Wear(config.journal, clock, capture.set_window_s, lambda: journal.stats().readings)
@@ -163,14 +164,14 @@ class EdgeService:
                 "choose another with --data"
             ) from None
 
-    async def _start_broker(self, capture: Capture, journal: Journal) -> Front:
+    async def _start_broker(self, capture: Capture, exchanges: JournalExchanges) -> Front:
         store = SqliteSessionStore(self._config.data / "edge" / "sessions.db", clock=self._clock)
         front = Front(
             self._config.front,
             capture=capture,
             store=store,
             clock=self._clock,
-            exchanges=JournalExchanges(journal),
+            exchanges=exchanges,
         )
         try:
             await front.start()

@@ -153,11 +153,11 @@ class ShareGroup:
             session = entry.session
             if session is besides:
                 continue
-            if session.has_room():
-                self._turn = (index + 1) % count
-                return entry
             if not session.takes(size):
                 full = full or entry
+            elif session.has_room():
+                self._turn = (index + 1) % count
+                return entry
             elif session.link is None:
                 waiting = waiting or entry
             else:

@@ -157,9 +157,10 @@ class FullQueues:
         policy = self._policy
         if policy.crowded:
             policy.crowded = {session for session in policy.crowded if session.is_crowded()}
+        if policy.queue_full != REFUSE:  # since a reload: nobody waits for a queue any more
+            policy.full.clear()
         if not policy.full:
-            if self._waiting:
-                self._schedule()
+            self._schedule()
             return
         for session in list(policy.full):
             policy.look_at(session)

@@ -26,7 +26,7 @@ from mqtt.packets import (
 from mqtt.properties import SESSION_EXPIRY_INTERVAL, Properties
 from mqtt.reason_codes import ReasonCode
 from runtime.clock import ManualClock
-from tests.kit.brokers import ManualCapture, Served, WireClient, serving
+from tests.kit.brokers import ManualCapture, ManualStore, Served, WireClient, serving
 
 VERSIONS = pytest.mark.parametrize("version", [V311, V5])
 TOPICS = pytest.mark.parametrize("topic", ["t", "devices/1"], ids=["routed", "captured"])
@@ -386,6 +386,37 @@ async def test_a_larger_limit_lets_those_who_wait_go_on() -> None:
         await broker.until(lambda: broker.broker.stats().publishers_waiting == 1)
         broker.broker.reconfigure(replace(THREE, queue_messages_max=10))
         assert await codes(writer, 1) == [0]
+
+
+async def test_a_reload_to_another_policy_ends_the_wait_and_no_session() -> None:
+    clock = ManualClock()
+    async with serving(THREE, clock=clock) as broker:
+        await away(broker, "t")
+        writer = await broker.connect("writer", version=V311)
+        send(writer, "t", 1, 2, 3, 4)
+        await codes(writer, 3)
+        await broker.until(lambda: broker.broker.stats().publishers_waiting == 1)
+        broker.broker.reconfigure(replace(THREE, queue_full="drop_oldest"))
+        assert await codes(writer, 1) == [0]
+        broker.pass_time(clock, 1000)
+        reader = await subscriber(broker, present=True)
+        assert await take(reader, 3) == [2, 3, 4]
+
+
+async def test_many_qos_2_publishes_on_their_way_to_the_disk_do_not_overfill_a_queue() -> None:
+    capture, store = ManualCapture(), ManualStore()
+    async with serving(THREE, capture=capture, store=store) as broker:
+        async with store.committing():
+            await away(broker, "devices/1")
+            writer = await subscriber(broker, name="writer")
+        send(writer, "devices/1", 1, 2, 3, 4, 5, qos=2)
+        await capture.wait_for(3)
+        async with store.committing():
+            capture.settle()
+            assert await codes(writer, 5) == [0, 0, 0, QUOTA, QUOTA]
+        assert broker.broker.stats().drops == {}
+        policy = broker.broker._core.policy
+        assert (policy.reserved_messages, policy.reserved_bytes) == (0, 0)
 
 
 async def test_a_queue_that_was_full_before_a_restart_is_full_after_it(tmp_path: Path) -> None:
