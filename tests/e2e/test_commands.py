@@ -1,7 +1,8 @@
-"""Commands in flight while gateway and cloud node are killed under load: each has its outcome.
+"""Commands in flight while both ends are killed and the link is cut: each has its outcome.
 
-Real processes, SIGKILL. Every command that was acknowledged to its sender reaches the device at
-least once and ends as delivered; the readings that went up meanwhile all balance.
+Real processes, SIGKILL, a proxy that cuts in the middle of packets, either way. Every command that
+was acknowledged to its sender reaches the device at least once and ends as delivered; the readings
+that went up meanwhile all balance.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from device_sim.run import run_sim
 from mqtt.errors import MqttError
 from mqtt.properties import USER_PROPERTY
 from tests.kit.processes import Process, get_json, wait_for
+from tests.kit.proxy import Proxy
 from tests.kit.site import Site
 from tests.kit.sites import Box, client_at, until
 
@@ -27,6 +29,17 @@ async def killing(victim: Process, *, kills: int, rng: random.Random) -> None:
         await asyncio.sleep(rng.uniform(0.1, 0.6))
         await asyncio.to_thread(victim.kill)
         await asyncio.to_thread(victim.start)
+
+
+async def cutting(proxy: Proxy, *, cuts: int, rng: random.Random) -> None:
+    """Cut the link at seeded bytes, up and down."""
+    for _ in range(cuts):
+        if rng.random() < 0.5:
+            proxy.cut_after(up=rng.randrange(1, 5_000))
+        else:
+            proxy.cut_after(down=rng.randrange(1, 500))
+        await proxy.until_cuts(proxy.cuts + 1)
+    proxy.heal()
 
 
 async def device(site: Site, got: set[str], stop: asyncio.Event) -> None:
@@ -83,44 +96,49 @@ def outcomes(site: Site) -> dict[str, str]:
 async def test_every_command_arrives_though_both_ends_are_killed(tmp_path: Path) -> None:
     rng = random.Random("commands")
     with Site(tmp_path, cloud="[commands]\nretry_s = 0.5\n") as site:
-        await asyncio.to_thread(site.up)
-        got: set[str] = set()
-        stop, stop_load = asyncio.Event(), asyncio.Event()
-        valve = asyncio.create_task(device(site, got, stop))
-        url = f"http://127.0.0.1:{site.cloud_http}/api/v1/devices/valve-1/latest"
+        async with Proxy("127.0.0.1", site.cloud_port) as proxy:
+            await under_attack(site, proxy, rng)
 
-        def seen() -> bool:
-            return "values" in (get_json(url) or {})
 
-        await asyncio.to_thread(wait_for, "the device was seen", seen)
-        config = SimConfig(
-            broker=f"mqtt://127.0.0.1:{site.edge_port}",
-            devices=5,
-            rate_per_s=300,
-            duration_s=0,
-            seed=5,
-            drain_timeout_s=20,
-            verify=str(site.storage),
-            verify_timeout_s=60,
-        )
-        loading = asyncio.create_task(run_sim(config, stop=stop_load))
-        sending = asyncio.create_task(send(site, rng))
-        await asyncio.gather(
-            killing(site.edge, kills=6, rng=random.Random("edge")),
-            killing(site.cloud, kills=6, rng=random.Random("cloud")),
-        )
-        sent = await sending
-        stop_load.set()
-        report = await loading
-        expected = dict.fromkeys(sent, "delivered")
-        await asyncio.to_thread(
-            wait_for, "delivered", lambda: outcomes(site) == expected, timeout_s=60
-        )
-        await until("the device has them all", lambda: got >= set(sent))
-        stop.set()
-        await valve
-        assert report.verdict is not None
-        assert report.verdict.ok, report.verdict.summary()
-        await asyncio.to_thread(site.wait_drained)
-        audit = await asyncio.to_thread(site.audit)
-        assert audit.returncode == 0, audit.stdout + audit.stderr
+async def under_attack(site: Site, proxy: Proxy, rng: random.Random) -> None:
+    site.route_uplink(proxy.port)
+    await asyncio.to_thread(site.up)
+    got: set[str] = set()
+    stop, stop_load = asyncio.Event(), asyncio.Event()
+    valve = asyncio.create_task(device(site, got, stop))
+    url = f"http://127.0.0.1:{site.cloud_http}/api/v1/devices/valve-1/latest"
+
+    def seen() -> bool:
+        return "values" in (get_json(url) or {})
+
+    await asyncio.to_thread(wait_for, "the device was seen", seen)
+    config = SimConfig(
+        broker=f"mqtt://127.0.0.1:{site.edge_port}",
+        devices=5,
+        rate_per_s=300,
+        duration_s=0,
+        seed=5,
+        drain_timeout_s=20,
+        verify=str(site.storage),
+        verify_timeout_s=60,
+    )
+    loading = asyncio.create_task(run_sim(config, stop=stop_load))
+    sending = asyncio.create_task(send(site, rng))
+    await asyncio.gather(
+        killing(site.edge, kills=6, rng=random.Random("edge")),
+        killing(site.cloud, kills=6, rng=random.Random("cloud")),
+        cutting(proxy, cuts=12, rng=random.Random("link")),
+    )
+    sent = await sending
+    stop_load.set()
+    report = await loading
+    expected = dict.fromkeys(sent, "delivered")
+    await asyncio.to_thread(wait_for, "delivered", lambda: outcomes(site) == expected, timeout_s=60)
+    await until("the device has them all", lambda: got >= set(sent))
+    stop.set()
+    await valve
+    assert report.verdict is not None
+    assert report.verdict.ok, report.verdict.summary()
+    await asyncio.to_thread(site.wait_drained)
+    audit = await asyncio.to_thread(site.audit)
+    assert audit.returncode == 0, audit.stdout + audit.stderr
