@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cloud.alerts.part import AlertsPart
@@ -12,7 +13,9 @@ from cloud.config import CloudConfig
 from cloud.ledger_part import LedgerPart
 from cloud.pacing import PacingPart
 from cloud.service import CloudService
+from cloud.sinks.contract import SinkUnavailable
 from runtime.clock import Clock
+from runtime.reload import Reloaded
 
 __all__ = ["Node"]
 
@@ -22,12 +25,27 @@ class Node(CloudService):
 
     def __init__(self, config: CloudConfig, clock: Clock) -> None:
         """Prepare; `start` begins."""
-        alerts = AlertsPart()
+        alerts = self._alerts = AlertsPart()
         commands = CommandsPart(config)
         ledger = LedgerPart(config.ledger.interval_s)
         self._api = ApiPart(alerts, commands, ledger)
         commands.on_corrected = self._api.corrected
         super().__init__(config, clock, (alerts, PacingPart(), commands, ledger, self._api))
+
+    more_reloadable = frozenset(("alerts.rule",))
+
+    async def reload(self, config: CloudConfig) -> Reloaded:
+        """Take what can be changed while it runs, the rules of alerts among it."""
+        result = await super().reload(config)
+        rules = config.alerts.rule
+        if rules != self.config.alerts.rule:
+            try:
+                await self._alerts.take_rules(rules)
+            except SinkUnavailable as error:
+                result.problem = result.problem or f"alerts.rule: {error}"
+            else:
+                self.config = replace(self.config, alerts=replace(self.config.alerts, rule=rules))
+        return result
 
     @property
     def http_port(self) -> int:

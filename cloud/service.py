@@ -54,6 +54,7 @@ __all__ = ["CloudService"]
 log = structlog.get_logger(component="cloud")
 
 _SAMPLE_INTERVAL_S = 1.0
+RELOADABLE = ("access", "broker", "listeners", "host", "port")  # tables and keys
 _PROBE_INTERVAL_S = 5.0
 _PROBE_TIMEOUT_S = 5.0
 _DRAIN_S = 5.0  # how long an orderly stop waits for the sinks to catch up
@@ -260,6 +261,9 @@ class CloudService:
         except FrontError as error:
             raise StartError(str(error)) from None
 
+    # keys that parts take beside these
+    more_reloadable: frozenset[str] = frozenset()
+
     async def reload(self, config: CloudConfig) -> Reloaded:
         """Take what can be changed while it runs: access, limits, listeners, certificates.
 
@@ -267,7 +271,7 @@ class CloudService:
         """
         result = sort_keys(
             changed_keys(self.config, config),
-            lambda key: key.partition(".")[0] in ("access", "broker", "listeners", "host", "port"),
+            lambda key: key.partition(".")[0] in RELOADABLE or key in self.more_reloadable,
         )
         try:
             await self._front.reload(config.front)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cloud.alerts.config import RuleConfig
 from cloud.alerts.sink import AlertSink
 from cloud.parts import CloudNode
 from cloud.sinks.contract import Sink
@@ -36,6 +37,11 @@ class AlertsPart:
         """Show the figures; the sink runs already."""
         assert self.sink is not None
         self.sink.register(node.metrics)
+
+    async def take_rules(self, rules: Sequence[RuleConfig]) -> None:
+        """Go on with other rules; raises SinkUnavailable."""
+        assert self.sink is not None
+        await self.sink.take_rules(rules)
 
     async def stop(self) -> None:
         """Do nothing: the sink is closed with the others."""

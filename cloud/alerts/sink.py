@@ -19,13 +19,14 @@ import asyncio
 import random
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import structlog
 
 from bridge.partition import partition_of
-from cloud.alerts.config import SEVERITIES, AlertsConfig
+from cloud.alerts.config import SEVERITIES, AlertsConfig, RuleConfig
 from cloud.alerts.engine import Batch, EngineStats, RuleEngine, StoredSeries
 from cloud.alerts.outbox import MQTT, MqttTarget, Outbox, Publish, Target, WebhookTarget
 from cloud.alerts.rules import Bounds, Rule
@@ -238,6 +239,33 @@ class AlertSink:
                     key = (transition.rule, transition.device, transition.topic)
                     return self._view(engine.series[key])
         return None
+
+    async def take_rules(self, rules: Sequence[RuleConfig]) -> None:
+        """Go on with these rules: alerts of those that stay as they were stand as they do.
+
+        As at a restart, what fired by a rule that is gone or changed is resolved.
+
+        Raises:
+            SinkUnavailable: alerts.db cannot be used now; the rules stay what they were.
+        """
+        assert self._store is not None
+        async with self._lock:
+            if self._applied:  # half a write is in the state, and comes again
+                raise SinkUnavailable(f"{self._path}: cannot be written now")
+            await self._commit()
+            try:
+                kept = await self._store.load()
+            except sqlite3.Error as error:
+                raise SinkUnavailable(f"{self._path}: {error}") from error
+            times = {partition: engine.now_us for partition, engine in self._engines.items()}
+            self._config = replace(self._config, rule=tuple(rules))
+            self._rules = [Rule(rule) for rule in rules]
+            self._teller = Teller(self._config, mqtt=MQTT in self._targets)
+            self._engines.clear()
+            self.stats.series = 0
+            self._load(kept.series, times)
+            await self._commit()
+        self._wake.set()
 
     def register(self, metrics: Metrics) -> None:
         """Show figures of this part."""

@@ -249,6 +249,30 @@ async def test_sink_that_was_behind_tells_only_what_stands(tmp_path: Path) -> No
     assert lab.published[0][1]["at_us"] == us(2)
 
 
+async def test_rules_are_changed_while_it_runs(tmp_path: Path) -> None:
+    lab = SinkLab(tmp_path, hot(), hot(name="too", value=10.0))
+    async with lab.open() as sink:
+        await lab.reads(0, 31)
+        await lab.hears(2)
+        await sink.take_rules([hot(), hot(name="cold", op="<", value=0.0)])
+        await lab.hears(3)
+        assert [view.rule for view in sink.active()] == ["hot"]
+        await lab.reads(1, -1)
+        await lab.hears(5)
+        assert {view.rule for view in sink.active()} == {"cold"}
+        assert sink.stats.series == 2
+    assert lab.told() == [
+        ("alerts/warning/hot/d", "firing"),
+        ("alerts/warning/too/d", "firing"),
+        ("alerts/warning/too/d", "resolved"),
+        *lab.told()[3:],
+    ]
+    assert set(lab.told()[-2:]) == {
+        ("alerts/warning/hot/d", "resolved"),
+        ("alerts/warning/cold/d", "firing"),
+    }
+
+
 # ---- restarts and failures -----------------------------------------------------------------------
 
 

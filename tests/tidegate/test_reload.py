@@ -6,14 +6,18 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import paho.mqtt.client as paho
 import pytest
 
+from cloud.alerts.config import RuleConfig
 from edge.config import EdgeConfig, JournalConfig
 from runtime.reload import ProcessFile, Reloaded, changed_keys, process_started
+from tests.kit.nodes import node_config, running_node
 from tests.kit.processes import Process, free_ports, wait_for
+from tests.kit.sites import client_at, until
 from tidegate.main import main
 
 
@@ -138,3 +142,20 @@ def test_changed_keys_are_named_by_their_path() -> None:
     one, other = EdgeConfig(), EdgeConfig(port=1, journal=JournalConfig(commit_window_ms=7))
     assert changed_keys(one, one) == []
     assert changed_keys(one, other) == ["port", "journal.commit_window_ms"]
+
+
+async def test_alert_rules_are_taken_while_the_node_runs(tmp_path: Path) -> None:
+    config = node_config(tmp_path)
+    hot = RuleConfig(name="hot", kind="threshold", op=">", value=30.0)
+    async with (
+        running_node(tmp_path, config=config) as node,
+        client_at(node.port, "d1") as (device, _),
+    ):
+        wanted = replace(config, alerts=replace(config.alerts, rule=(hot,)))
+        result = await node.reload(wanted)
+        assert (result.taken, result.needs_restart, result.problem) == (["alerts.rule"], [], "")
+        assert (await node.reload(wanted)).taken == []
+        await device.publish("devices/d1/value", b"31", 1)
+        assert node._alerts.sink is not None
+        active = node._alerts.sink.active
+        await until("it fires", lambda: [view.rule for view in active()] == ["hot"])
