@@ -265,6 +265,7 @@ class _Acceptor:
         self._loop = asyncio.get_running_loop()
         self._shaking: set[asyncio.Task[None]] = set()
         self._is_open = True
+        self._is_tcp = sock.family != socket.AF_UNIX
         sock.listen(_BACKLOG)
         self._loop.add_reader(sock.fileno(), self._accept)
 
@@ -318,19 +319,15 @@ class _Acceptor:
         """Bring one client as far as its CONNECT, in the time given."""
         listener = self._listener
         config = listener.config
-        source = None
         try:
             sock.setblocking(False)
-            if sock.family != socket.AF_UNIX:
+            if self._is_tcp:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.timeout(config.handshake_timeout_s):
-                if config.proxy_protocol:
-                    source = await read_proxy_header(sock)
-                await self._loop.connect_accepted_socket(
-                    lambda: listener.protocol(source),
-                    sock,
-                    ssl=listener.tls.context if listener.tls is not None else None,
-                )
+            if config.proxy_protocol or listener.tls is not None:
+                async with asyncio.timeout(config.handshake_timeout_s):
+                    await self._connect(sock)
+            else:  # nothing to wait for: a deadline would be half the work (connect_rate)
+                await self._connect(sock)
         except (OSError, TimeoutError, ProxyError) as error:
             sock.close()
             listener.core.stats.failed_handshakes += 1
@@ -343,6 +340,16 @@ class _Acceptor:
         except BaseException:
             sock.close()
             raise
+
+    async def _connect(self, sock: socket.socket) -> None:
+        """Read a PROXY header, shake hands, and give the client its protocol."""
+        listener = self._listener
+        source = await read_proxy_header(sock) if listener.config.proxy_protocol else None
+        await self._loop.connect_accepted_socket(
+            partial(listener.protocol, source),
+            sock,
+            ssl=listener.tls.context if listener.tls is not None else None,
+        )
 
 
 async def _tcp_sockets(host: str, port: int) -> list[socket.socket]:
