@@ -21,6 +21,7 @@ from cloud.cluster.connection import ClusterError
 from cloud.cluster.leases import Leases
 from cloud.cluster.mqtt_bus import MqttCluster
 from cloud.cluster.mqtt_fabric import FabricError
+from cloud.cluster.mqtt_metrics import register_mqtt_cluster
 from cloud.cluster.mqtt_opening import open_mqtt_cluster
 from cloud.config import CloudConfig
 from cloud.database import DatabaseError
@@ -113,6 +114,8 @@ class CloudService:
             self.metrics, lambda: self._sample, self.capture, self.broker, self.storage, self.ready
         )
         register_stream_metrics(self.metrics, self.stream)
+        if self.mqtt_cluster is not None:
+            register_mqtt_cluster(self.metrics, self.mqtt_cluster)
         await self._probe()  # 5. an append that is acknowledged; a full stream needs its sinks
         if self._not_ready and not self._full:
             raise StartError(f"stream: {self._not_ready}")

@@ -79,11 +79,11 @@ class MqttClusterStats:
     nodes: int  # that are there, this one too
     lasting_sessions: int  # in the cluster
     held_sessions: int  # of this node
-    logged: int  # messages that this node put into the log
-    log_batches: int
-    read: int  # entries of the log
+    logged_messages: int  # messages that this node put into the log
+    log_entries: int
+    read_entries: int  # entries of the log
     sessions_behind: int  # of those, that have more in the log than in memory
-    dropped: int  # QoS 0 messages that other nodes did not get
+    dropped_messages: int  # QoS 0 messages that other nodes did not get
     taken_over: int  # sessions that came from other nodes
     shares_moved: int
     waiting_bytes: int
@@ -679,11 +679,11 @@ class MqttCluster:
             nodes=len(self.presence.there),
             lasting_sessions=len(self.claims.known),
             held_sessions=len(self.records.held),
-            logged=self.outbox.logged,
-            log_batches=self.outbox.batches,
-            read=self.read,
+            logged_messages=self.outbox.logged,
+            log_entries=self.outbox.batches,
+            read_entries=self.read,
             sessions_behind=sum(1 for held in self.records.held.values() if held.behind),
-            dropped=self.outbox.dropped,
+            dropped_messages=self.outbox.dropped,
             taken_over=self.claims.taken_over,
             shares_moved=self.shares.moved,
             waiting_bytes=self.outbox.waiting_bytes,

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import aiomqtt
 import pytest
@@ -52,6 +53,13 @@ async def until(check: object) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         while not check():
             await asyncio.sleep(0.02)
+
+
+def metrics_of(url: str) -> str:
+    """Return a node's `/metrics`."""
+    with urlopen(f"{url}/metrics", timeout=10) as answer:
+        text: bytes = answer.read()
+    return text.decode()
 
 
 async def payloads(one: aiomqtt.Client, count: int) -> list[bytes]:
@@ -124,6 +132,8 @@ async def test_retained_messages_wills_and_groups_over_nodes(cluster: ClusterPro
             await one.publish(f"{topic}/work", b"%d" % number, 1)
         mine, theirs = await asyncio.gather(payloads(two, 10), payloads(three, 10))
         assert sorted(mine + theirs) == sorted(b"%d" % number for number in range(20))
+    shown = await asyncio.to_thread(metrics_of, cluster.urls[0])
+    assert "tidegate_mqtt_cluster_nodes 3.0" in shown
 
 
 async def test_nothing_acknowledged_is_lost_when_a_node_is_killed_under_load(
