@@ -18,6 +18,7 @@ from cloud.stream.jetstream.records import (
     Version,
     decode,
     encode,
+    pack_ranges,
 )
 from cloud.stream.jetstream.state import LedgerState
 
@@ -28,8 +29,8 @@ def append(
     number: int, claim: Version | None, seqs: range, *, raw_seq: int = 1, partition: int = 3
 ) -> AppendRecord:
     ranges = ranges_of(seqs)
-    place = PartRecord(SOURCE, partition, len(seqs), ranges, ((raw_seq, 0, 10),))
-    return AppendRecord(number, (SourceRecord(SOURCE, claim, seqs[-1]),), (place,))
+    place = PartRecord(SOURCE, partition, len(seqs), pack_ranges(ranges), ((raw_seq, 0, 10),))
+    return AppendRecord(number, (SourceRecord(SOURCE, claim, seqs[-1], ranges),), (place,))
 
 
 def record(*appends: AppendRecord, writer: str = "a", **more: object) -> Record:

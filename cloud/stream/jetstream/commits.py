@@ -91,7 +91,8 @@ class Commits:
 
         The future raises StreamError when the outcome is unknown, StreamFull when it was refused.
         """
-        numbers = sum(2 * len(p.seq_ranges) + 3 * len(p.extents) + 8 for p in append.parts)
+        numbers = sum(len(p.packed) // 4 + 3 * len(p.extents) + 8 for p in append.parts)
+        numbers += sum(2 * len(one.seq_ranges) for one in append.sources)
         return self._put(append=append, numbers=numbers + 32 * len(append.given_up) + 8)
 
     def cursors(self, sink: str, positions: Mapping[int, int]) -> asyncio.Future[bool]:

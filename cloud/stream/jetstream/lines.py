@@ -22,7 +22,14 @@ from cloud.ranges import joined
 from cloud.stream.contract import GivenUp, Part, Source, StreamError
 from cloud.stream.jetstream.bodies import BodyWriter
 from cloud.stream.jetstream.commits import Commits
-from cloud.stream.jetstream.records import AppendRecord, Extent, PartRecord, SourceRecord, Version
+from cloud.stream.jetstream.records import (
+    AppendRecord,
+    Extent,
+    PartRecord,
+    SourceRecord,
+    Version,
+    pack_ranges,
+)
 from cloud.stream.jetstream.state import LedgerState
 
 __all__ = ["Lines"]
@@ -257,7 +264,11 @@ def _leads(append: _Append, line: _Line) -> bool:
 def _record(append: _Append, number: int) -> AppendRecord:
     parts = tuple(
         PartRecord(
-            (part.gateway, part.epoch), part.partition, part.count, part.seq_ranges, body.result()
+            (part.gateway, part.epoch),
+            part.partition,
+            part.count,
+            pack_ranges(part.seq_ranges),
+            body.result(),
         )
         for part, body in zip(append.parts, append.bodies, strict=True)
     )
@@ -271,6 +282,7 @@ def _record(append: _Append, number: int) -> AppendRecord:
                 source,
                 append.lines[source].version if source in append.lines else None,
                 append.assigned.get(source, 0),
+                tuple(append.seqs.get(source, ())),
             )
             for source in sources
         ),

@@ -2,15 +2,16 @@
 
     record   = [1, writer, number, time_us, [append...], {sink: {partition: position}},
                 {partition: up_to}]
-    append   = [number, [[gateway, epoch, claim, assigned]...], [part...], [stone...]]
-    part     = [source, partition, count, runs, [raw_seq, offset, length, ...]]
+    append   = [number, [[gateway, epoch, claim, assigned, count, runs]...], [part...], [stone...]]
+    part     = [source, partition, count, packed, [raw_seq, offset, length, ...]]
     stone    = [source, lane, first_seq, last_seq, count, reason, time_us]
 
 A claim names the append that the writer believes to be the last one that brought readings of that
 source: its number if the writer is the same, else [writer, number]; 0 for none, null when the
 append does not depend on it. Everyone who reads the ledger decides in the same way whether an
 append counts (cloud/stream/jetstream/state.py). `runs` are seqs as on the link
-(bridge/envelope.py).
+(bridge/envelope.py), of a source all that the append brings of it. Those of a part are packed into
+bytes of their own: every node reads every record, and few ever ask for them.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ __all__ = [
     "RecordError",
     "SourceRecord",
     "Version",
+    "count_of",
     "decode",
     "encode",
     "extents_of",
     "flat",
+    "pack_ranges",
     "pairs",
+    "unpack_ranges",
 ]
 
 _VERSION = 1
@@ -59,7 +63,7 @@ class PartRecord:
     source: Source
     partition: int
     count: int
-    seq_ranges: tuple[Range, ...]
+    packed: bytes  # its seqs, see `pack_ranges`
     extents: tuple[Extent, ...]
 
 
@@ -70,6 +74,7 @@ class SourceRecord:
     source: Source
     claim: Version | None
     assigned: int
+    seq_ranges: tuple[Range, ...] = ()  # of all its parts together
 
 
 @dataclass(slots=True, frozen=True)
@@ -127,6 +132,21 @@ def decode(data: bytes) -> Record:
     raise RecordError(f"a record of version {version}, this one knows {_VERSION}")
 
 
+def pack_ranges(ranges: Sequence[Range]) -> bytes:
+    """Return ranges as bytes."""
+    return cbor2.dumps(runs_of(ranges, 0))
+
+
+def unpack_ranges(packed: bytes, count: int) -> tuple[Range, ...]:
+    """Return the ranges of `pack_ranges`, which hold `count` seqs."""
+    return unfold_runs(cbor2.loads(packed), count, 0)
+
+
+def count_of(ranges: Sequence[Range]) -> int:
+    """Return how many seqs ranges hold."""
+    return sum(last - first + 1 for first, last in ranges)
+
+
 def flat(tuples: Sequence[tuple[int, ...]]) -> list[int]:
     """Return the numbers of `tuples` one after the other."""
     return [number for one in tuples for number in one]
@@ -141,9 +161,13 @@ def _append_out(append: AppendRecord, writer: str) -> list[object]:
     places = {one.source: place for place, one in enumerate(append.sources)}
     return [
         append.number,
-        [[*one.source, _claim_out(one.claim, writer), one.assigned] for one in append.sources],
         [
-            [places[part.source], part.partition, part.count, runs_of(part.seq_ranges, 0),
+            [*one.source, _claim_out(one.claim, writer), one.assigned,
+             count_of(one.seq_ranges), runs_of(one.seq_ranges, 0)]
+            for one in append.sources
+        ],
+        [
+            [places[part.source], part.partition, part.count, part.packed,
              flat(part.extents)]
             for part in append.parts
         ],
@@ -157,18 +181,21 @@ def _append_out(append: AppendRecord, writer: str) -> list[object]:
 
 def _append_in(row: list[Any], writer: str) -> AppendRecord:
     number, sources, parts, stones = row
-    names: list[Source] = [(gateway, epoch) for gateway, epoch, _, _ in sources]
+    names: list[Source] = [(row[0], row[1]) for row in sources]
     return AppendRecord(
         number,
         tuple(
-            SourceRecord(name, _claim_in(claim, writer), assigned)
-            for name, (_, _, claim, assigned) in zip(names, sources, strict=True)
+            SourceRecord(
+                name,
+                _claim_in(claim, writer),
+                assigned,
+                unfold_runs(runs, count, 0) if count else (),
+            )
+            for name, (_, _, claim, assigned, count, runs) in zip(names, sources, strict=True)
         ),
         tuple(
-            PartRecord(
-                names[at], partition, count, unfold_runs(runs, count, 0), extents_of(extents)
-            )
-            for at, partition, count, runs, extents in parts
+            PartRecord(names[at], partition, count, packed, extents_of(extents))
+            for at, partition, count, packed, extents in parts
         ),
         tuple(GivenUp(*names[at], *rest) for at, *rest in stones),
     )

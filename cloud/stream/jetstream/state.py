@@ -23,9 +23,8 @@ from typing import Any
 
 import cbor2
 
-from bridge.envelope import runs_of, unfold_runs
 from bridge.intervals import IntervalSet, Range
-from cloud.ranges import apart, joined
+from cloud.ranges import apart
 from cloud.stream.contract import (
     PARTITIONS,
     Arrival,
@@ -40,10 +39,13 @@ from cloud.stream.jetstream.records import (
     AppendRecord,
     Extent,
     Record,
+    SourceRecord,
     Version,
+    count_of,
     extents_of,
     flat,
     pairs,
+    unpack_ranges,
 )
 
 __all__ = ["PARTS_MAX", "Indexed", "LedgerState", "Taken"]
@@ -60,11 +62,16 @@ class Indexed:
     partition: int
     position: int
     source: Source
-    seq_ranges: tuple[Range, ...]
+    packed: bytes  # its seqs
     count: int
     appended_us: int
     extents: tuple[Extent, ...]
     through: int  # readings of the partition up to and with this entry, since the beginning
+
+    @property
+    def seq_ranges(self) -> tuple[Range, ...]:
+        """Its seqs, unpacked when asked for."""
+        return unpack_ranges(self.packed, self.count)
 
     @property
     def bytes(self) -> int:
@@ -158,38 +165,44 @@ class LedgerState:
 
     def _append(self, record: Record, append: AppendRecord, position: int) -> None:
         time_us = record.time_us
-        brought: dict[Source, tuple[list[tuple[int, int]], list[Range]]] = {}
         for one in append.sources:
             state = self._sources.setdefault(one.source, _SourceState())
             state.assigned = max(state.assigned, one.assigned)
+        places: dict[Source, list[tuple[int, int]]] = {}
         for part in append.parts:
             partition = self._partitions[part.partition]
             partition.through += part.count
             partition.last_position = position
             entry = Indexed(
-                part.partition, position, part.source, part.seq_ranges, part.count, time_us,
+                part.partition, position, part.source, part.packed, part.count, time_us,
                 part.extents, partition.through,
             )  # fmt: skip
             partition.entries.append(entry)
             self._entries += 1
             self._readings += part.count
             self._bytes += entry.bytes
-            places, seqs = brought.setdefault(part.source, ([], []))
-            places.append((part.partition, position))
-            seqs += part.seq_ranges
+            places.setdefault(part.source, []).append((part.partition, position))
             position += 1
         for stone in append.given_up:
             self._give_up(stone)
-        for source, (places, seqs) in brought.items():
-            ranges = joined(seqs)  # first: parts of a batch interleave, and their union is one
-            state = self._sources[source]
-            state.held.update(ranges)
-            state.version = (record.writer, append.number)
-            if self._arrivals_max:
-                count = sum(last - first + 1 for first, last in ranges)
-                self._arrived(
-                    source, Arrival(*source, tuple(ranges), count, time_us, tuple(places))
-                )
+        for one in append.sources:
+            if one.source in places:
+                self._brought(record, append.number, one, places[one.source])
+
+    def _brought(
+        self, record: Record, number: int, one: SourceRecord, places: Sequence[tuple[int, int]]
+    ) -> None:
+        state = self._sources[one.source]
+        state.held.update(one.seq_ranges)
+        state.version = (record.writer, number)
+        if not self._arrivals_max:
+            return
+        count = count_of(one.seq_ranges)
+        arrival = Arrival(*one.source, one.seq_ranges, count, record.time_us, tuple(places))
+        state.arrivals.append(arrival)
+        self._arrivals.append(one.source)
+        while len(self._arrivals) > self._arrivals_max:
+            self._sources[self._arrivals.popleft()].arrivals.popleft()
 
     def _give_up(self, stone: GivenUp) -> None:
         state = self._sources.setdefault((stone.gateway, stone.epoch), _SourceState())
@@ -197,12 +210,6 @@ class LedgerState:
         known = state.given_up.get(key)
         if known is None or stone.last_seq > known.last_seq:
             state.given_up[key] = stone
-
-    def _arrived(self, source: Source, arrival: Arrival) -> None:
-        self._sources[source].arrivals.append(arrival)
-        self._arrivals.append(source)
-        while len(self._arrivals) > self._arrivals_max:
-            self._sources[self._arrivals.popleft()].arrivals.popleft()
 
     def _trim(self, number: int, up_to: int) -> None:
         partition = self._partitions[number]
@@ -328,7 +335,7 @@ class LedgerState:
                         partition.through,
                         partition.floor,
                         [
-                            [entry.position, places[entry.source], runs_of(entry.seq_ranges, 0),
+                            [entry.position, places[entry.source], entry.packed,
                              entry.count, entry.appended_us, flat(entry.extents), entry.through]
                             for entry in partition.entries
                         ],
@@ -363,9 +370,9 @@ class LedgerState:
             state._sources[state._arrivals.popleft()].arrivals.popleft()
         for number, (last_position, through, floor, rows) in enumerate(partitions):
             entries = [
-                Indexed(number, position, names[place], unfold_runs(runs, count, 0), count,
+                Indexed(number, position, names[place], packed, count,
                         appended_us, extents_of(extents), upto)
-                for position, place, runs, count, appended_us, extents, upto in rows
+                for position, place, packed, count, appended_us, extents, upto in rows
             ]  # fmt: skip
             state._partitions[number] = _Partition(entries, last_position, through, floor)
             state._entries += len(entries)
