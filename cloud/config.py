@@ -83,6 +83,13 @@ class StreamConfig:
     replicas: int = setting(
         3, minimum=1, maximum=5, help="Replicas of each stream; fewer than 3 is relaxed."
     )
+    start_wait_s: float = setting(
+        60,
+        unit="s",
+        minimum=0,
+        help="How long a node that starts waits for NATS servers that do not answer, as after a "
+        "power cut of everything, before it ends with an error.",
+    )
     nats: NatsConfig = section(NatsConfig, help="Who the node is to the NATS servers.")
     file_bytes_max: int = setting(
         8 * GIB,

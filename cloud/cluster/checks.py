@@ -16,7 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cloud.cluster.connection import ApiError, ClusterError, Connection, NoResponders, Unanswered
+from cloud.cluster.connection import (
+    ApiError,
+    ClusterError,
+    Connection,
+    NoResponders,
+    Unanswered,
+    Unreachable,
+)
 from cloud.cluster.layout import Layout, plan, stream_epoch
 from cloud.cluster.reading import insist
 
@@ -88,7 +95,7 @@ async def _check_account(connection: Connection) -> None:
     try:
         await insist(lambda: connection.api("INFO"), timeout_s=5)
     except (NoResponders, Unanswered) as error:
-        raise ClusterError(
+        raise Unreachable(
             "JetStream does not answer: the servers have no quorum, JetStream is not enabled, or"
             f" the account has no rights to $JS.API.> ({error})"
         ) from None

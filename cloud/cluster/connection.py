@@ -40,6 +40,7 @@ __all__ = [
     "NatsAccess",
     "NoResponders",
     "Unanswered",
+    "Unreachable",
     "servers_of",
 ]
 
@@ -61,6 +62,10 @@ class Unanswered(ClusterError):  # noqa: N818 - an outcome: it may have happened
 
 class NoResponders(ClusterError):  # noqa: N818 - a state of the cluster
     """Nobody serves the subject now, as a stream without a leader: it was not done."""
+
+
+class Unreachable(ClusterError):  # noqa: N818 - a state of the cluster, which may pass
+    """Nobody is there who could be asked."""
 
 
 class ApiError(ClusterError):
@@ -139,8 +144,8 @@ class Connection:
         """Connect to one of the servers of `url`.
 
         Raises:
-            ClusterError: nats-py is not installed, the address is wrong, nobody answers there, or
-                we are not let in.
+            Unreachable: nobody answers there.
+            ClusterError: nats-py is not installed, the address is wrong, or we are not let in.
         """
         try:
             from nats.aio.client import Client as NatsClient  # noqa: PLC0415 - an extra
@@ -163,10 +168,10 @@ class Connection:
         except TimeoutError:
             await client.close()
             cause = refusals[-1] if refusals else f"no server answered in {_CONNECT_S:g} s"
-            raise ClusterError(f"{url}: {cause}") from None
+            raise _not_connected(url, cause) from None
         except Exception as error:
             await client.close()
-            raise ClusterError(f"{url}: {refusals[-1] if refusals else _text(error)}") from error
+            raise _not_connected(url, refusals[-1] if refusals else _text(error)) from error
         return connection
 
     def _options(self, access: NatsAccess, refusals: list[str]) -> dict[str, Any]:
@@ -470,6 +475,11 @@ class Connection:
             future = self._room.popleft()
             if not future.done():
                 future.set_result(None)
+
+
+def _not_connected(url: str, cause: str) -> ClusterError:
+    kind = ClusterError if "uthorization" in cause else Unreachable
+    return kind(f"{url}: {cause}")
 
 
 def _json(data: bytes) -> dict[str, Any]:

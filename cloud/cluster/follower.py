@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from cloud.cluster.connection import ApiError, ClusterError, Connection
+from cloud.cluster.connection import (
+    ApiError,
+    ClusterError,
+    Connection,
+    NoResponders,
+    Unanswered,
+)
 from runtime.logs import limited
 
 if TYPE_CHECKING:
@@ -34,6 +40,7 @@ _BATCH_BYTES = 4 << 20
 _AHEAD_MAX = 4096  # republished messages kept while a gap is read
 _BEHIND_MAX = 3  # a leader that was deposed and does not know it answers from the past
 _RETRY_S = 0.1
+_START_S = 20.0  # an election takes 4 to 9 s
 _LOG_EVERY_S = 10.0
 
 
@@ -97,12 +104,24 @@ class Follower:
         self._next_seq = first_seq
         self._subscription = await self._connection.subscribe(self._live, self._republished)
         await self._connection.flush()
-        state = (await self._connection.api(f"STREAM.INFO.{self.stream}"))["state"]
-        while self._next_seq <= state["last_seq"]:
-            if not await self._fill(int(state["last_seq"])):
-                await asyncio.sleep(_RETRY_S)  # the replica that answered lags
+        loop = asyncio.get_running_loop()
+        give_up_at_s = loop.time() + _START_S
+        while True:
+            try:
+                await self._load()
+                break
+            except (NoResponders, Unanswered):  # between two leaders
+                if loop.time() > give_up_at_s:
+                    raise
+            await asyncio.sleep(_RETRY_S)
         self._connection.on_line(self._on_line)
         self._task = asyncio.create_task(self._work(), name=f"follow-{self.stream}")
+
+    async def _load(self) -> None:
+        last = int((await self._connection.api(f"STREAM.INFO.{self.stream}"))["state"]["last_seq"])
+        while self._next_seq <= last:
+            if not await self._fill(last):
+                await asyncio.sleep(_RETRY_S)  # the replica that answered lags
 
     async def stop(self) -> None:
         """End; harmless when not started."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import structlog
 
 from cloud.cluster.checks import RELAXED, Checked, check_cluster
-from cloud.cluster.connection import ClusterError, Connection, NatsAccess
+from cloud.cluster.connection import (
+    ClusterError,
+    Connection,
+    NatsAccess,
+    NoResponders,
+    Unanswered,
+    Unreachable,
+)
 from cloud.cluster.layout import Layout
 from cloud.config import StreamConfig
 from cloud.stream.contract import Stream, StreamError
@@ -18,6 +26,8 @@ from runtime.clock import Clock
 __all__ = ["access_of", "layout_of", "open_cluster_stream", "open_stream"]
 
 log = structlog.get_logger(component="stream")
+
+_PAUSE_S = 2.0
 
 
 def layout_of(config: StreamConfig) -> Layout:
@@ -47,22 +57,30 @@ async def open_stream(path: Path, config: StreamConfig, clock: Clock, *, node_id
 async def open_cluster_stream(
     config: StreamConfig, clock: Clock, *, node_id: str
 ) -> JetStreamStream:
-    """Open the stream on the cluster of `stream.url`.
+    """Open the stream on the cluster of `stream.url`, waiting for servers that do not answer.
 
     Raises:
         StreamError: the cluster cannot be used, or is less durable than it has to be; one line.
     """
+    give_up_at_s = clock.monotonic_s() + config.start_wait_s
+    while True:
+        try:
+            return await _open(config, clock, node_id)
+        except (Unreachable, Unanswered, NoResponders) as error:
+            if clock.monotonic_s() >= give_up_at_s:
+                raise StreamError(str(error)) from None
+            log.warning("waiting_for_cluster", error=str(error))
+        except ClusterError as error:
+            raise StreamError(str(error)) from None
+        await asyncio.sleep(_PAUSE_S)
+
+
+async def _open(config: StreamConfig, clock: Clock, node_id: str) -> JetStreamStream:
     layout = layout_of(config)
-    try:
-        connection = await Connection.open(config.url, name=node_id, access=access_of(config))
-    except ClusterError as error:
-        raise StreamError(str(error)) from None
+    connection = await Connection.open(config.url, name=node_id, access=access_of(config))
     try:
         checked = await check_cluster(
-            connection,
-            layout,
-            monitors=config.monitors,
-            servers_fsync=config.servers_fsync,
+            connection, layout, monitors=config.monitors, servers_fsync=config.servers_fsync
         )
         _tell(checked, relaxed=config.durability == RELAXED)
         return await JetStreamStream.open(
@@ -74,9 +92,6 @@ async def open_cluster_stream(
             tail_bytes_max=config.tail_bytes_max,
             arrivals_max=config.trace_batches,
         )
-    except ClusterError as error:
-        await connection.close()
-        raise StreamError(str(error)) from None
     except BaseException:
         await connection.close()
         raise

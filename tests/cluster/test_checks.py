@@ -49,6 +49,7 @@ def config_of(servers: NatsServers, layout: Layout, **more: object) -> StreamCon
         replicas=layout.replicas,
         file_bytes_max=layout.raw_bytes_max,
         monitors=tuple(servers.monitors),
+        start_wait_s=0,
     )
     return replace(found, **more)  # type: ignore[arg-type]
 
@@ -159,7 +160,7 @@ async def test_a_partition_count_of_another_version(one: NatsServers, tmp_path: 
 async def test_accounts_without_rights(tmp_path: Path) -> None:
     with nats_single(tmp_path, extra=ACCOUNTS) as servers:
         nats = NatsConfig(user="node", password="wrong")
-        config = StreamConfig(url=servers.url, nats=nats)
+        config = StreamConfig(url=servers.url, nats=nats, start_wait_s=0)
         assert "Authorization Violation" in await refused(config, tmp_path)
         config = replace(config, nats=NatsConfig(user="other", password="right"))
         assert "JetStream" in await refused(config, tmp_path)
@@ -266,6 +267,28 @@ async def test_without_a_quorum_appends_fail_and_go_on_when_it_is_back(tmp_path:
             assert [entry.seq_ranges for entry in entries] == [((1, 1),), ((2, 2),)]
         finally:
             await stream.close()
+
+
+async def test_a_node_that_starts_waits_for_servers_that_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cloud.stream import opening
+
+    monkeypatch.setattr(opening, "_PAUSE_S", 0.05)
+    with nats_single(tmp_path) as servers:
+        layout = await make_layout(servers)
+        servers.kill()
+        config = config_of(servers, layout, start_wait_s=60.0, durability="relaxed")
+        opening_it = asyncio.create_task(
+            open_stream(tmp_path / "no", config, SystemClock(), node_id="n")
+        )
+        await asyncio.sleep(0.3)
+        assert not opening_it.done()
+        servers.start()
+        async with asyncio.timeout(30):
+            stream = await opening_it
+        await stream.append([])
+        await stream.close()
 
 
 async def test_apply_twice_at_once_makes_one_layout(one: NatsServers) -> None:

@@ -141,6 +141,7 @@ class JetStreamStream:
         """Open a stream whose layout exists.
 
         Raises:
+            ClusterError: the servers do not answer.
             StreamError: the ledger cannot be read from the newest checkpoint on.
         """
         checkpoints = Checkpoints(connection, layout)
@@ -156,10 +157,7 @@ class JetStreamStream:
         return stream
 
     async def _start(self) -> None:
-        try:
-            await self._follower.start(self._state.seq + 1)
-        except ClusterError as error:
-            raise StreamError(str(error)) from None
+        await self._follower.start(self._state.seq + 1)
         if self._broken:
             raise StreamError(self._broken)
         self._upkeep = asyncio.create_task(self._keep_up(), name="ledger-upkeep")
