@@ -23,6 +23,7 @@ from runtime.worker import serve
 __all__ = [
     "ACKNOWLEDGED",
     "COLD",
+    "FIRST",
     "FRESH",
     "KEPT",
     "MAY_KEEP",
@@ -32,8 +33,9 @@ __all__ = [
 ]
 
 REQUEST = struct.Struct("<BqI")  # flags, last time, count; then the content
-# new context; without a snapshot; the last one asked for is acknowledged; another may be asked for
-FRESH, COLD, ACKNOWLEDGED, MAY_KEEP = 1, 2, 4, 8
+# new context; the snapshot is not at the cloud; the last one asked for is acknowledged; another may
+# be asked for; the new context is the connection's first, so that it may go on from the snapshot
+FRESH, COLD, ACKNOWLEDGED, MAY_KEEP, FIRST = 1, 2, 4, 8, 16
 KEPT = 0x80
 _NICENESS = 5  # devices first
 _NAME_BYTES = 16
@@ -99,7 +101,8 @@ def main(arguments: list[str]) -> None:
         if flags & COLD:
             snapshots.forget()
         if flags & FRESH:
-            choice.reset(snapshots.read())
+            known = snapshots.read()
+            choice.reset(known if flags & FIRST else None)
         content = request[REQUEST.size :]
         columns = unpack(content, count, reference, limits)
         may_keep = flags & MAY_KEEP != 0

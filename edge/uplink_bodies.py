@@ -21,7 +21,7 @@ import structlog
 from bridge.columnar import Columns, pack
 from bridge.envelope import Mode
 from bridge.mode_governor import ModeGovernor
-from edge.encoder_process import ACKNOWLEDGED, COLD, FRESH, KEPT, MAY_KEEP, REQUEST
+from edge.encoder_process import ACKNOWLEDGED, COLD, FIRST, FRESH, KEPT, MAY_KEEP, REQUEST
 from runtime.clock import Clock
 from runtime.logs import limited
 from runtime.worker import Worker, WorkerError
@@ -136,6 +136,7 @@ class UplinkBodies:
             | COLD * (self._fresh and self._cold)
             | ACKNOWLEDGED * self._confirmed
             | MAY_KEEP * (not self._kept)
+            | FIRST * (not self._made)
         )
         request = REQUEST.pack(flags, reference, len(columns)) + pack(columns, reference)
         self._confirmed = False

@@ -82,6 +82,15 @@ async def test_a_process_that_was_started_again_goes_on_from_the_file(link: Link
     assert await link.send() & WARM
 
 
+async def test_a_process_that_dies_amid_a_connection_starts_from_nothing(link: Link) -> None:
+    for _ in range(5):
+        await link.send()
+    await link.bodies.close()
+    assert not await link.send() & WARM, "only the first body of a connection may name one"
+    link.cut()
+    assert await link.send() & WARM
+
+
 async def test_what_was_not_acknowledged_is_not_offered(link: Link) -> None:
     for _ in range(5):
         await link.send(acknowledged=False)
