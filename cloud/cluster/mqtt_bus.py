@@ -67,6 +67,7 @@ _TOLD_S: Final = 2.0  # how long a node that joins waits for the others' subscri
 _HOUSEKEEPING_S: Final = 15.0
 _LEAVE_S: Final = 2.0
 _LOG_EVERY_S: Final = 10.0
+_OVERHEAD: Final = 2048  # bytes of a batch and a message besides topic, payload and properties
 _LOCAL_PREFIX: Final = "$SYS/"
 _RECENT_US: Final = 5_000_000
 
@@ -95,6 +96,7 @@ class MqttCluster:
 
     Attributes:
         salvages: 0: its damage is the engine's to mend.
+        message_bytes_max: Topic, payload and properties of what can leave a node.
 
     Args:
         fabric: The engine.
@@ -107,6 +109,7 @@ class MqttCluster:
         self, fabric: Fabric, node: str, clock: Clock, local_topics: frozenset[str] = frozenset()
     ) -> None:
         self.salvages = 0
+        self.message_bytes_max = fabric.payload_bytes_max - 2 * _OVERHEAD
         self.tickets = Tickets()
         self.outbox = Outbox(fabric, self.tickets)
         self.interest = Interest(self._interest_changed)
@@ -256,6 +259,12 @@ class MqttCluster:
         """Send a message to where `reach` says; True when its answer has to wait for the log."""
         assert isinstance(reach, Reach)
         data = self._encoded(message)
+        if len(data) > self.message_bytes_max + _OVERHEAD:  # no client's: those were refused
+            self.outbox.dropped += 1
+            limited(log, "large", _LOG_EVERY_S).warning(
+                "mqtt_message_too_large", topic=message.topic.decode(), size=len(data)
+            )
+            return False
         if message.publisher in self._wills and self._wills[message.publisher] is message:
             self._publish_will(message, reach, data)
             return True

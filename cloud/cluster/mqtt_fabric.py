@@ -47,6 +47,11 @@ class State(NamedTuple):
 class Fabric(Protocol):
     """The engine, as one node uses it. Subjects are its own words, without prefix."""
 
+    @property
+    def payload_bytes_max(self) -> int:
+        """Most bytes of one message, entry or state."""
+        ...
+
     def send(self, subject: str, data: bytes) -> bool:
         """Send a message to whoever listens now; False when it had to be dropped."""
         ...

@@ -55,6 +55,11 @@ class NatsFabric:
         self._wake = asyncio.Event()
         self._sender: asyncio.Task[None] | None = None
 
+    @property
+    def payload_bytes_max(self) -> int:
+        """Most bytes of one message, entry or state, without what headers take."""
+        return self._connection.payload_bytes_max - 4096
+
     # -- core messages ------------------------------------------------------------------------
 
     def send(self, subject: str, data: bytes) -> bool:

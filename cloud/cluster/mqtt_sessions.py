@@ -61,6 +61,7 @@ _LAZY_S: Final = 0.5
 _LAZY_AT_ONCE: Final = 200  # records written for acknowledgements alone, a round
 _LAG_MAX: Final = 5_000  # entries of the log that a takeover may have to read in vain
 _NAMED_MAX: Final = 128  # QoS 1 deliveries whose packet identifiers are kept: more than a window
+_LOOSE_BYTES_MAX: Final = 256 << 10  # of a record's messages that are not in the log
 _RETRY_S: Final = 0.2
 _LOG_EVERY_S: Final = 10.0
 _LAST_INDEX: Final = 0xFFFF
@@ -397,8 +398,14 @@ class SessionRecords:
         while held.dirty and not held.ended:
             held.dirty = False
             tickets, held.tickets = held.tickets, []
+            value = self._encoded(held)
+            if len(value) > self._fabric.payload_bytes_max:
+                log.error("mqtt_session_too_large", client_id=held.record.saved.client_id)
+                held.tickets = tickets + held.tickets
+                self._overtaken(held)
+                return
             try:
-                held.revision = await self._fabric.put(held.key, self._encoded(held), held.revision)
+                held.revision = await self._fabric.put(held.key, value, held.revision)
             except Conflict:
                 held.tickets = tickets + held.tickets
                 if not await self._is_still_ours(held, unsure=unsure):
@@ -446,12 +453,27 @@ class SessionRecords:
             left -= one.qos == 2
             if count >= _NAMED_MAX and left <= 0:
                 break
-        used = {one.message_id for one in record.deliveries}
-        record.messages = [self._loose[i] for i in sorted(used) if i in self._loose]
+        record.messages = self._bodies(record)
         record.next_packet_id = max(
             (one.packet_id for one in record.inflight), default=record.next_packet_id
         )
         return encode_record(record)
+
+    def _bodies(self, record: Record) -> list[MessageSaved]:
+        """Return the messages of a record that are in no log, such as retained ones, within bounds.
+
+        What is left out the client still gets from this node, but from no other if it dies.
+        """
+        bodies: dict[int, MessageSaved] = {}
+        left = _LOOSE_BYTES_MAX
+        for delivery in record.deliveries:
+            message = self._loose.get(delivery.message_id)
+            if message is not None and message.message_id not in bodies:
+                left -= len(message.payload) + len(message.topic) + len(message.properties)
+                if left < 0:
+                    break
+                bodies[message.message_id] = message
+        return list(bodies.values())
 
     async def _is_still_ours(self, held: Held, *, unsure: bool) -> bool:
         """Return True when a write whose outcome was not known is what stands there."""

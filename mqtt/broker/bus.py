@@ -38,6 +38,8 @@ __all__ = ["Bus", "BusRouter"]
 class Bus(Protocol):
     """Carries messages between nodes and says whose session is where; never blocks."""
 
+    message_bytes_max: int  # of what can leave the node; larger publishes are refused
+
     def attach(self, core: Core) -> None:
         """Take the broker whose bus this is, before anything else is called."""
         ...

@@ -136,6 +136,8 @@ def _blocker(connection: Connection, message: Message, route: Route) -> Session 
 
 def _publish(connection: Connection, message: Message, route: Route) -> int:
     core = connection.core
+    if core.bus is not None and message.size > core.bus.message_bytes_max:
+        return _too_large(connection, message)
     if message.expires_s:  # the machine's time may be a tick old
         message.expires_s += core.refresh() - connection.machine.last_received_s
     if (
@@ -148,6 +150,16 @@ def _publish(connection: Connection, message: Message, route: Route) -> int:
     if core.router.deliver(message, route, core.now_s):
         return 0
     return int(ReasonCode.NO_MATCHING_SUBSCRIBERS)
+
+
+def _too_large(connection: Connection, message: Message) -> int:
+    """Refuse what the cluster cannot carry; 3.1.1 has no other word for it than the end."""
+    connection.core.policy.dropped("too_large_for_cluster")
+    if message.qos and connection.machine.version < 5:
+        connection.fail(
+            ProtocolError(ReasonCode.PACKET_TOO_LARGE, "publish is too large for the cluster")
+        )
+    return int(ReasonCode.QUOTA_EXCEEDED)
 
 
 def _note_inbound(connection: Connection, packet_id: int, code: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mqtt.broker.broker import Outgoing
 from mqtt.broker.config import BrokerConfig
 from mqtt.packets import (
     Connect,
@@ -638,3 +639,52 @@ async def test_a_client_that_takes_its_time_holds_up_nobody_and_loses_nothing() 
         rest = [await received(moved) for _ in range(250)]
         assert [p.payload for p in [*first, *rest]] == [b"%d" % n for n in range(300)]
         assert await moved.settled() == []
+
+
+@pytest.mark.parametrize("version", [4, 5])
+async def test_what_the_cluster_cannot_carry_is_refused_and_stops_nothing(version: int) -> None:
+    config = BrokerConfig(sys_interval_s=0, maximum_packet_size_bytes=4 << 20)
+    async with mqtt_nodes(2, config=config) as (one, two):
+        subscriber = await two.connect("s", properties=LASTING)
+        await subscriber.subscribe("a/#", qos=1)
+        publisher = await one.connect("p", version=version)
+        publisher.send(Publish("a/b", bytes(2 << 20), 1, packet_id=1))
+        if version == 5:
+            assert (await publisher.receive(Puback)).reason_code == 0x97
+        else:
+            assert await publisher.closed()
+        other = await one.connect("o")
+        await publish(other, "a/b", b"small", 1)
+        assert (await received(subscriber)).payload == b"small"
+        assert await subscriber.settled() == []
+
+
+async def test_a_session_that_grows_past_what_a_record_takes_ends_alone() -> None:
+    config = BrokerConfig(sys_interval_s=0)
+    async with mqtt_nodes(2, config=config) as (one, _two):
+        client = await one.connect("c", properties=LASTING)
+        filters = [Subscription("f" * 60_000 + f"/{number}", 1) for number in range(20)]
+        for some in (filters[:10], filters[10:]):
+            client.send(Subscribe(1, some))
+        while not isinstance(packet := await client.next(), Disconnect):
+            assert packet is not None
+        other = await one.connect("o", properties=LASTING)
+        await other.subscribe("a/#")
+
+
+async def test_live_readings_reach_subscribers_of_every_node_once() -> None:
+    async with mqtt_nodes(3) as nodes:
+        subscribers = []
+        for number, node in enumerate([*nodes, *nodes]):
+            properties = LASTING if number % 2 else None
+            client = await node.connect(f"s{number}", properties=properties)
+            await client.subscribe("devices/+/t", "devices/#", qos=1)
+            subscribers.append(client)
+        broker = nodes[0].broker
+        assert broker.has_subscribers("devices/1/t")
+        readings = [Outgoing("devices/1/t", b"%d" % n, n % 2) for n in range(20)]
+        assert await broker.publish_many(readings) == 20
+        for client in subscribers:
+            found = [(await received(client)).payload for _ in range(20)]
+            assert sorted(found) == sorted(b"%d" % n for n in range(20))
+            assert await client.settled() == []

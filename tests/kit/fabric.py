@@ -78,6 +78,7 @@ class MemoryFabric:
 
     def __init__(self, engine: MemoryEngine) -> None:
         self.sent: list[str] = []  # subjects
+        self.payload_bytes_max = 1 << 20
         self._engine = engine
         self._listening: dict[str, Callable[[bytes], None]] = {}
         self._on_state: Callable[[State], None] | None = None
