@@ -114,7 +114,7 @@ class ServerSender:
             self._waiting_bytes += len(data)
             if self._waiting_bytes >= TOGETHER_BYTES:
                 self.flush()
-        elif self._flush_soon is None:
+        elif self._flush_soon is None or len(data) >= TOGETHER_BYTES:
             self._write(data)
         else:
             self._waiting = [data]

@@ -195,7 +195,10 @@ class Core:
     def _flush(self) -> None:
         unflushed, self._unflushed = self._unflushed, []
         for machine in unflushed:
-            machine.flush()
+            try:
+                machine.flush()
+            except Exception as error:  # noqa: BLE001 - a callback's root: the others must go on
+                self.log.warning("mqtt.write_failed", reason=repr(error))
 
     # -- pressure -----------------------------------------------------------------------------
 

@@ -60,6 +60,17 @@ def test_what_waits_is_bounded() -> None:
     assert len(this.writes) == 200_000 // (66 * 1000)
 
 
+def test_a_large_message_does_not_wait() -> None:
+    this = Sender()
+    large = bytes(TOGETHER_BYTES)
+    this.sender.send(large)
+    assert this.writes == [large]
+    this.sender.send(b"small")
+    this.sender.send(large)
+    assert this.writes == [large, b"small" + large]
+    assert this.sender.waiting_bytes == 0
+
+
 def test_what_waits_for_a_client_that_is_gone_is_not_sent() -> None:
     this = Sender()
     this.sender.send(b"x")
@@ -107,3 +118,24 @@ async def test_messages_of_one_read_reach_a_subscriber_in_one_write(
         decoder = Decoder(5, 1 << 20, "client")
         got = [packet.payload for packet in decoder.receive_data(write)]
         assert got == [b"%d" % n for n in range(1, 8)]
+
+
+async def test_a_transport_that_fails_does_not_keep_others_from_their_messages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(_data: bytes) -> None:
+        raise RuntimeError("the handle is closed")
+
+    async with serving() as broker:
+        first = await broker.connect("first")
+        await first.subscribe("t", qos=0)
+        (connection,) = broker.broker._core.connections
+        second = await broker.connect("second")
+        await second.subscribe("t", qos=0)
+        monkeypatch.setattr(connection.machine, "_write", broken)
+        router = broker.broker._core.router
+        router.deliver(Message(b"t", b"1"), router.routes[b"t"], 0.0)
+        assert (await second.receive(Publish)).payload == b"1"
+        router.deliver(Message(b"t", b"2"), router.routes[b"t"], 0.0)
+        assert (await second.receive(Publish)).payload == b"2"
+        monkeypatch.undo()
