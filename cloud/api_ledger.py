@@ -56,7 +56,9 @@ class HopView(BaseModel):
 class TraceView(BaseModel):
     """The way of one reading."""
 
-    verdict: str = Field(description="stored, waiting, given-up, dead-letter or lost.")
+    verdict: str = Field(
+        description="As `tidegate trace` prints it; docs/ledger.md."
+    )
     hops: list[HopView]
     lines: list[str]
 

@@ -18,11 +18,11 @@ from typing import Protocol
 
 from bridge.batch import Decoder
 from bridge.errors import BatchError
-from bridge.intervals import Range
+from bridge.intervals import IntervalSet, Range
 from cloud.ledger import ranges_text
 from cloud.query_time import iso
 from cloud.sinks.schema import epoch_text
-from cloud.stream.contract import Arrival, DeadLetter, Entry, SourceLedger
+from cloud.stream.contract import Arrival, DeadLetter, Entry, GivenUp, SourceLedger
 
 __all__ = [
     "AlertSeen",
@@ -57,7 +57,8 @@ class Hop:
 class Trace:
     """The way of one reading.
 
-    `verdict` is a word: stored, waiting, given-up, dead-letter, or lost.
+    `verdict` is a word: stored, waiting, given-up, dead-letter, or lost; "given-up or waiting"
+    where a tombstone gives up only some of what has not come, and the journal is not here.
     """
 
     gateway: str
@@ -222,6 +223,9 @@ async def _follow(
         for stone in stones
     ]  # fmt: skip
     held = _holds(line.held, seq)
+    unclear = at_edge is None and not held and _gives_up_some(line, stones)
+    if unclear:
+        hops.append(Hop("gateway", None, "others of that range may still wait in its journal"))
     arrival = await places.stream.arrival(*source, seq)
     in_stream, partition, position, event_us = await _in_stream(places, source, seq, arrival, row)
     if event_us is not None:
@@ -252,7 +256,18 @@ async def _follow(
         given_up=bool(stones) or (at_edge is not None and at_edge.state == "given-up"),
         held=held,
     )
+    if unclear and verdict == "given-up":
+        verdict = "given-up or waiting"
     return Trace(line.gateway, line.epoch, seq, tuple(hops), verdict)
+
+
+def _gives_up_some(line: SourceLedger, stones: Sequence[GivenUp]) -> bool:
+    """Return True when more is missing in the ranges of tombstones than they give up."""
+    held = IntervalSet(line.held)
+    missing = IntervalSet()
+    for stone in stones:
+        missing.update(held.missing(stone.first_seq, stone.last_seq))
+    return missing.count() > sum(stone.count for stone in stones)
 
 
 def _verdict(*, stored: bool, dead: bool, waiting: bool, given_up: bool, held: bool) -> str:

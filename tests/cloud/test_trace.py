@@ -85,6 +85,23 @@ async def test_what_was_given_up_and_what_died_is_told_with_its_reason(tmp_path:
         assert hop.text.startswith("dead letter after 2 tries: malformed")
 
 
+async def test_of_a_thinned_range_only_what_is_known_is_told(tmp_path: Path) -> None:
+    """One of ten is kept, and may still wait at a gateway whose journal is not here."""
+    async with running_node(tmp_path) as node:
+        stone = GivenUp("gw", EPOCH, "live", 32, 40, 8, "thinned", 5)
+        await append_readings(node.stream, one_per_row(30))
+        await node.stream.append((), [stone], {("gw", EPOCH): 40})
+        found = await traced(tmp_path, 35)
+        assert found.verdict == "given-up or waiting"
+        assert [hop.text for hop in found.hops if hop.place == "gateway"] == [
+            "thinned: 8 of lane live in seq 32-40 given up",
+            "others of that range may still wait in its journal",
+        ]
+        await append_readings(node.stream, one_per_row(1, first_seq=37))
+        assert (await traced(tmp_path, 35)).verdict == "given-up"
+        assert (await traced(tmp_path, 37)).verdict in ("waiting", "stored")
+
+
 async def test_what_is_not_known_is_one_line(tmp_path: Path) -> None:
     async with running_node(tmp_path) as node:
         async with traced_files(tmp_path) as places:
