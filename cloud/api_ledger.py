@@ -56,9 +56,7 @@ class HopView(BaseModel):
 class TraceView(BaseModel):
     """The way of one reading."""
 
-    verdict: str = Field(
-        description="As `tidegate trace` prints it; docs/ledger.md."
-    )
+    verdict: str = Field(description="As `tidegate trace` prints it; docs/ledger.md.")
     hops: list[HopView]
     lines: list[str]
 

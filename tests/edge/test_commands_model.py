@@ -1,0 +1,237 @@
+"""Commands at a gateway against a model: whatever comes, goes, crashes or jumps, each ends once.
+
+A real store and the real machine, with devices, a link and clocks of the test's own. A crash leaves
+the file as it is at that moment, with what the device had acknowledged and nobody had noted yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from bridge.commands import (
+    DELIVERED,
+    EXPIRED,
+    HELD,
+    NO_DEVICE,
+    NO_EXPIRY,
+    Command,
+    Hello,
+    Outcome,
+    open_message,
+    seal_message,
+)
+from edge.command_store import CommandStore
+from edge.commands import Commands
+from edge.config import CommandsConfig
+from mqtt.broker.broker import Outgoing, Subscriber
+from runtime.clock import ManualClock
+
+DEVICES = st.sampled_from(["d1", "d2"])
+IDS = st.sampled_from(["a", "b", "c", "d", "e"])
+TEN_YEARS_US = 10 * 365 * 86_400_000_000
+WAIT_S = 5.0
+
+
+class Devices:
+    """The broker as commands see it: sessions, some away, and what they were offered."""
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.here: set[str] = set()
+        self.offered: dict[str, list[tuple[str, Callable[[bool], None]]]] = {}
+
+    def subscribers(self, topic_name: str) -> list[Subscriber]:
+        device = topic_name.split("/")[1]
+        return [Subscriber(device, device in self.here, 2)] if device in self.known else []
+
+    def offer(self, client_id: str, outgoing: Outgoing, done: Callable[[bool], None]) -> bool:
+        if client_id not in self.here:
+            return False
+        self.offered.setdefault(client_id, []).append((outgoing.payload.decode(), done))
+        return True
+
+
+class CommandsModel(RuleBasedStateMachine):
+    """A gateway's commands, its devices, and a cloud that sends and hears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.Runner()
+        self.folder = Path(tempfile.mkdtemp(prefix="commands-model-"))
+        self.path = self.folder / "0" / "commands.db"
+        self.crashes = 0
+        self.clock = ManualClock()
+        self.devices = Devices()
+        self.linked = False
+        self.sent: dict[str, str] = {}  # device by id
+        self.heard: dict[str, str] = {}  # last state by id
+        self.acks: Counter[str] = Counter()
+        self.unsure: Counter[str] = Counter()  # acknowledged, and a crash before it was noted
+        self.turns = 0
+
+    def do(self, work: Coroutine[Any, Any, None]) -> None:
+        self.loop.run(work)
+
+    # ---- the machine and its link
+
+    async def start(self) -> None:
+        self.commands = Commands(
+            CommandStore(self.path), CommandsConfig(wait_s=WAIT_S), self.clock, lambda: (7, 1)
+        )
+        turn = self.commands._turn
+
+        async def counted() -> None:
+            await turn()
+            self.turns += 1
+
+        self.commands._turn = counted  # type: ignore[method-assign]
+        await self.commands.start(self.devices)
+        if self.linked:
+            self.commands.linked(self)
+
+    async def settle(self) -> None:
+        """Let it look at everything a few times."""
+        for _ in range(3):
+            before = self.turns
+            async with asyncio.timeout(20):
+                while self.turns == before:
+                    self.commands._wake.set()
+                    await asyncio.sleep(0)
+
+    def say(self, payload: bytes, answered: Callable[[int], None]) -> bool:
+        message = open_message(payload)
+        if isinstance(message, Outcome):
+            before = self.heard.get(message.command_id)
+            assert before in (None, HELD, message.state), "what is final never changes"
+            self.heard[message.command_id] = message.state
+        else:
+            assert isinstance(message, Hello)
+        answered(0)
+        return True
+
+    # ---- what happens
+
+    @initialize()
+    def begin(self) -> None:
+        self.do(self.start())
+
+    @rule(command_id=IDS, device=DEVICES, left_s=st.sampled_from([3, 60, NO_EXPIRY]))
+    def send(self, command_id: str, device: str, left_s: int) -> None:
+        """The cloud sends a command, perhaps one more time."""
+        device = self.sent.setdefault(command_id, device)
+        topic, payload = f"devices/{device}/cmd", command_id.encode()
+        message = Command(command_id, device, topic, payload, 1, b"", left_s)
+        assert self.commands.received(seal_message(message))
+        self.do(self.settle())
+
+    @rule(device=DEVICES, here=st.booleans())
+    def come_or_go(self, device: str, here: bool) -> None:
+        self.devices.known.add(device)
+        (self.devices.here.add if here else self.devices.here.discard)(device)
+        self.do(self.settle())
+
+    @rule(device=DEVICES)
+    def session_ends(self, device: str) -> None:
+        """Its session is dropped with what it was offered."""
+        self.devices.known.discard(device)
+        self.devices.here.discard(device)
+        for _, done in self.devices.offered.pop(device, []):
+            done(False)
+        self.do(self.settle())
+
+    @rule(device=DEVICES)
+    def acknowledge(self, device: str) -> None:
+        self.answer(device)
+        self.do(self.settle())
+
+    def answer(self, device: str) -> list[str]:
+        if device not in self.devices.here:
+            return []
+        offered = self.devices.offered.pop(device, [])
+        for command_id, done in offered:
+            self.acks[command_id] += 1
+            done(True)
+        return [command_id for command_id, _ in offered]
+
+    @rule(device=DEVICES)
+    def crash(self, device: str) -> None:
+        """The process dies just after a device has acknowledged, before that is noted."""
+        for command_id in self.answer(device):
+            self.unsure[command_id] += 1
+        self.crashes += 1
+        after = self.folder / str(self.crashes)
+        shutil.copytree(self.path.parent, after)
+        self.do(self.commands.stop())
+        self.path = after / "commands.db"
+        self.devices.offered.clear()
+        self.do(self.start())
+        self.do(self.settle())
+
+    @rule()
+    def restart(self) -> None:
+        self.do(self.commands.stop())
+        self.devices.offered.clear()  # its session store does not keep them
+        self.do(self.start())
+        self.do(self.settle())
+
+    @rule()
+    def link(self) -> None:
+        if self.linked:
+            self.commands.unlinked()
+        else:
+            self.commands.linked(self)
+        self.linked = not self.linked
+        self.do(self.settle())
+
+    @rule(seconds=st.sampled_from([1.0, 4.0, 100.0]), years=st.sampled_from([-1, 0, 1]))
+    def time_passes(self, seconds: float, years: int) -> None:
+        self.clock.advance(seconds)
+        self.clock.set_wall(max(0, self.clock.wall_us() + years * TEN_YEARS_US))
+        self.do(self.settle())
+
+    # ---- the truth
+
+    def teardown(self) -> None:
+        try:
+            if self.turns:
+                self.finish()
+        finally:
+            self.do(self.commands.stop())
+            self.loop.close()
+            shutil.rmtree(self.folder)
+
+    def finish(self) -> None:
+        """Everything is there and answers: each command has one outcome, and it is true."""
+        if not self.linked:
+            self.link()
+        for device in ("d1", "d2"):
+            self.come_or_go(device, True)
+            self.acknowledge(device)
+        assert self.commands.held == 0
+        for command_id in self.sent:
+            state, acks = self.heard[command_id], self.acks[command_id]
+            unsure = self.unsure[command_id]
+            assert state in (DELIVERED, EXPIRED, NO_DEVICE)
+            if state == DELIVERED:
+                assert 1 <= acks <= 1 + unsure, "once, and once more for each such crash"
+            else:
+                assert acks <= unsure
+
+
+CommandsModel.TestCase.settings = settings(
+    max_examples=25,
+    stateful_step_count=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestCommandsModel = CommandsModel.TestCase
