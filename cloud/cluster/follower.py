@@ -40,7 +40,7 @@ _BATCH_BYTES = 4 << 20
 _AHEAD_MAX = 4096  # republished messages kept while a gap is read
 _BEHIND_MAX = 3  # a leader that was deposed and does not know it answers from the past
 _RETRY_S = 0.1
-_START_S = 20.0  # an election takes 4 to 9 s
+_START_S = 60.0  # an election takes 4 to 9 s, and they come in rows
 _LOG_EVERY_S = 10.0
 
 
