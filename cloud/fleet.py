@@ -33,6 +33,8 @@ _HOLD_PRESSURE = 5.0
 _HOLD_MAX_S = 60
 _CAPACITY_FIRST_READINGS_S = 4000.0  # until pressure has shown what it is: of a slow machine
 _NEWCOMER_VALID_S = 10
+_FIRST_READINGS = 500  # of a gateway's first batch, which begins anywhere in that time
+_FIRST_MAX_S = 240
 
 
 @dataclass(slots=True, frozen=True)
@@ -108,7 +110,8 @@ class FleetPacer:
             hold_s = min(_HOLD_MAX_S, max(1, round(self.pressure * self._lag_target_s)))
         total = self.total_readings_s or self._capacity
         share = max(_SHARE_MIN_READINGS_S, int(total / (connections + 1)))
-        return Credit(share, hold_s, max(_NEWCOMER_VALID_S, 2 * hold_s))
+        first_s = min(_FIRST_MAX_S, 2 * _FIRST_READINGS // share)  # it must outlast its first batch
+        return Credit(share, hold_s, max(_NEWCOMER_VALID_S, 2 * hold_s, first_s))
 
     def _set_total(self, pressure: Pressure, arriving: float, *, crowd: bool) -> None:
         if self.pressure < (1.0 if self.total_readings_s is None else _PRESSURE_EASY):

@@ -118,6 +118,9 @@ def test_a_newcomer_has_a_limit_by_how_many_there_are_already() -> None:
     pacer = FleetPacer(5.0, 30)
     assert [pacer.newcomer(n).readings_s for n in (0, 99, 999)] == [4000, 40, 4]
     assert pacer.newcomer(10**6).readings_s == 1
+    assert [pacer.newcomer(n).valid_s for n in (0, 99, 999, 10**6)] == [10, 25, 240, 240], (
+        "until its first batch has come it knows no other limit"
+    )
 
 
 def test_under_great_pressure_a_newcomer_is_told_to_come_back_later() -> None:
