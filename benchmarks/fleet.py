@@ -235,11 +235,11 @@ class _Line:
                     first, start, end = found
                     packet, data = data[:end], data[end:]
                     if first >> 4 == 3:
-                        ((_, _, _, _, payload),) = parse_publishes(packet, 5)
+                        ((_, topic, _, _, payload),) = parse_publishes(packet, 5)
                         credit = decode_credit(payload) if payload else None
                         if credit is not None:
                             gateway.limited |= credit.readings_s is not None
-                            pace.take(credit, loop.time())
+                            pace.take(credit, loop.time(), own=topic != DOWN_ALL.encode())
                     elif first >> 4 == 4:
                         self._acknowledged(packet[start:], loop.time())
                 self.news.set()

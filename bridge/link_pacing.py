@@ -117,6 +117,7 @@ class Pace:
         "_credit",
         "_filled_s",
         "_held_until_s",
+        "_own",
         "_rng",
         "_tokens",
         "_valid_until_s",
@@ -129,14 +130,24 @@ class Pace:
 
     def reset(self) -> None:
         """Forget what was allowed: another connection, another node."""
+        self._own = False
         self._credit: int | None = None
         self._tokens = 0.0
         self._filled_s = 0.0
         self._valid_until_s = 0.0
         self._held_until_s = 0.0
 
-    def take(self, credit: Credit, now_s: float) -> None:
-        """Note what the cloud allows from now on."""
+    def take(self, credit: Credit, now_s: float, *, own: bool = True) -> None:
+        """Note what the cloud allows from now on.
+
+        Args:
+            credit: What it says.
+            now_s: Now.
+            own: To this gateway; else to all, which counts until there was a word of its own.
+        """
+        if self._own and not own:
+            return
+        self._own = own
         self._fill(now_s)
         if self._credit is None and credit.readings_s is not None:
             # anywhere in the time of its first batch, so that a fleet does not go in step

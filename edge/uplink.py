@@ -552,8 +552,8 @@ class Uplink:
         self._handle(events)
         self._wake.set()
 
-    def _on_control(self, payload: bytes) -> None:
-        """Take what the cloud says on the control topic; an empty message says nothing."""
+    def _on_control(self, payload: bytes, own: bool) -> None:
+        """Take what the cloud says, to this gateway or to all; an empty message says nothing."""
         if not payload or (self._downlink is not None and self._downlink.received(payload)):
             return
         try:
@@ -562,7 +562,7 @@ class Uplink:
             limited(self._log, "bad_control", _LOG_EVERY_S).warning("bad_control", error=str(error))
             return
         if credit is not None:
-            self._pace.take(credit, self._clock.monotonic_s())
+            self._pace.take(credit, self._clock.monotonic_s(), own=own)
             self._wake.set()
 
     def _handle(self, events: Sequence[UplinkEvent]) -> None:

@@ -106,7 +106,7 @@ class UplinkConnection:
         options: ConnectionOptions,
         on_puback: Callable[[int, int, str], None],
         on_lost: Callable[[], None],
-        on_control: Callable[[bytes], None] = lambda _payload: None,
+        on_control: Callable[[bytes, bool], None] = lambda _payload, _own: None,
     ) -> None:
         self.endpoint = endpoint
         self.receive_maximum = 65_535
@@ -342,7 +342,7 @@ class UplinkConnection:
         self._on_puback(packet_id, reason.value, getattr(properties, "ReasonString", ""))
 
     def _message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
-        self._on_control(bytes(message.payload))
+        self._on_control(bytes(message.payload), message.topic != DOWN_ALL)
 
     def _disconnected(
         self, _client: Any, _data: Any, flags: Any, reason: ReasonCode, _properties: Any

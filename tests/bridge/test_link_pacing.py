@@ -136,6 +136,18 @@ def test_a_credit_without_hold_ends_one() -> None:
     assert pace.wait_s(1.1) == 0
 
 
+def test_what_is_said_to_all_counts_until_a_gateway_is_told_its_own() -> None:
+    pace = Pace(Least())
+    pace.take(Credit(1, 60, 60), 0.0, own=False)
+    assert pace.wait_s(0.0) == pytest.approx(60.0)
+    pace.take(Credit(), 1.0)
+    pace.take(Credit(1, 60, 60), 2.0, own=False)
+    assert pace.wait_s(2.0) == 0
+    pace.reset()
+    pace.take(Credit(1, 60, 60), 3.0, own=False)
+    assert pace.wait_s(3.0) > 0
+
+
 def test_another_connection_begins_without_limits() -> None:
     pace = Pace(Least())
     pace.take(Credit(1, 60, 60), 0.0)
