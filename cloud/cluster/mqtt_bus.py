@@ -495,7 +495,10 @@ class MqttCluster:
                 limited(log, "wire", _LOG_EVERY_S).warning("mqtt_batch_not_read", error=str(error))
             else:
                 if self._is_new(batch.instance, entry.subject, batch.number):
-                    self._hand_on(entry, kind, word, batch.messages)
+                    try:
+                        self._hand_on(entry, kind, word, batch.messages)
+                    except Exception:  # one message's fault must not end the reading
+                        log.exception("mqtt_entry_not_handed_on", seq=entry.seq)
         self.position = entry.seq
         self.shares.passed(entry.seq)
 

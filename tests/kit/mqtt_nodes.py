@@ -21,7 +21,7 @@ from runtime.clock import Clock, SystemClock
 from tests.kit.brokers import TIMEOUT_S, Served, WireClient
 from tests.kit.fabric import MemoryEngine, MemoryFabric
 
-__all__ = ["Node", "mqtt_nodes", "publish", "received", "start_node", "until"]
+__all__ = ["Node", "mqtt_nodes", "publish", "received", "start_node", "stop_node", "until"]
 
 
 class Node(Served):
@@ -79,13 +79,14 @@ async def mqtt_nodes(
         for number in range(count):
             node = await start_node(engine, f"n{number}", **parts)
             nodes.append(node)
-            stack.push_async_callback(_stop, node)
+            stack.push_async_callback(stop_node, node)
         await until(lambda: all(node.cluster.peers.all_told for node in nodes))
         await until(lambda: all(len(n.cluster.presence.there) >= count for n in nodes))
         yield nodes
 
 
-async def _stop(node: Node) -> None:
+async def stop_node(node: Node) -> None:
+    """Stop a node, or what a dead one has left in this process."""
     for client in node.clients:
         await client.close()
     if node.alive:
