@@ -181,6 +181,8 @@ class MqttCluster:
         return StoredState()
 
     def _take_name(self) -> None:
+        if self.presence.instance:
+            self.peers.former.add(self.presence.instance)
         instance = self.presence.new_instance()
         self.records.instance = self.claims.instance = instance
         self.outbox.instance = self.peers.instance = instance
@@ -669,6 +671,9 @@ class MqttCluster:
     async def keep_house(self) -> None:
         """Forget entries of the log and records that nobody needs; raises FabricError."""
         self.backlogs.look_at_all()
+        for instance in list(self.peers.known):
+            if instance not in self.presence.there and not self.peers.is_there(instance):
+                self.peers.gone(instance)  # a last word came after its lease was over
         recent_us = self._clock.wall_us() - _RECENT_US
         for client_id in [c for c, at in self._recent.items() if at < recent_us]:
             del self._recent[client_id]

@@ -80,6 +80,7 @@ class Peers:
         other: Callable[[str, str, list[Any]], None],
     ) -> None:
         self.instance = ""
+        self.former: set[str] = set()  # instances that this node was before
         self.known: dict[str, _Peer] = {}
         self._fabric = fabric
         self._clock = clock
@@ -192,7 +193,7 @@ class Peers:
 
     def came(self, instance: str) -> None:
         """A node has come into the cluster: until it has told, it may want anything."""
-        if instance != self.instance and instance not in self.known:
+        if instance not in (self.instance, *self.former, *self.known):
             self.known[instance] = _Peer(self._clock.monotonic_s())
             self._interest.unknown.add(instance)
             self._interest.changed("#")
@@ -244,7 +245,7 @@ class Peers:
         except (WireError, ValueError, TypeError) as error:
             limited(log, "wire", _LOG_EVERY_S).warning("mqtt_peer_not_read", error=str(error))
             return
-        if instance == self.instance:
+        if instance == self.instance or instance in self.former:
             return
         peer = self.known.get(instance)
         if peer is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cloud.cluster.mqtt_wire import encode
 from mqtt.broker.broker import Outgoing
 from mqtt.broker.config import BrokerConfig
 from mqtt.packets import (
@@ -561,6 +562,15 @@ async def test_a_node_whose_lease_ran_out_begins_again() -> None:
         publisher = await two.connect("p")
         await publish(publisher, "a/b", b"x", 1)
         assert (await received(back)).payload == b"x"
+
+        # a last word of what it was comes back to it: it is not taken for another node
+        one.cluster.peers._received(encode(["beat", before, 0, 0]))
+        here = await one.connect("h")
+        await here.subscribe("q0")
+        await publish(here, "q0", b"once")
+        assert (await received(here)).payload == b"once"
+        assert await here.settled() == []
+        assert set(one.cluster.peers.known) == {two.instance}
 
 
 async def test_the_log_keeps_only_what_somebody_needs() -> None:
