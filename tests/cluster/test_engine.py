@@ -14,6 +14,7 @@ from cloud.cluster.connection import Connection
 from cloud.cluster.layout import Layout, apply, stream_epoch
 from cloud.stream.contract import StreamError, StreamFull
 from cloud.stream.jetstream import bodies
+from cloud.stream.jetstream import engine as module
 from cloud.stream.jetstream.engine import JetStreamStream
 from runtime.clock import SystemClock
 from tests.cloud.stream_contract import EPOCH, Engine, StreamContract, opened, part, read_all, stone
@@ -203,6 +204,23 @@ async def test_a_node_starts_from_a_checkpoint_and_goes_on(engine: JetStreamEngi
     async with opened(engine) as again:
         assert await again.held("gw", EPOCH) == [(1, 29)]
         assert len(await read_all(again, 1)) == 14
+
+
+async def test_checkpoints_keep_the_ledger_short(
+    engine: JetStreamEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CHECKPOINT_EVERY_S", 0.05)
+    monkeypatch.setattr(module, "_CHECKPOINT_BYTES", 2_000)
+    monkeypatch.setattr(module, "_CHECKPOINT_KEEP_BYTES", 1_000)
+    async with opened(engine) as stream, connected(engine.servers) as connection:
+        path = f"STREAM.INFO.{engine.layout.ledger_stream}"
+        seq = 0
+        async with asyncio.timeout(20):
+            while (await connection.api(path))["state"]["first_seq"] < 30:
+                seq += 1
+                await stream.append([part(seq % 4, [seq])])
+        async with opened(engine) as other:
+            assert await other.held("gw", EPOCH) == [(1, seq)]
 
 
 async def test_a_ledger_with_a_hole_is_not_read_past(engine: JetStreamEngine) -> None:

@@ -57,6 +57,8 @@ log = structlog.get_logger(component="stream")
 GIVE_UP_S = 15.0  # past a leader's election, 4 to 9 s
 _CHECKPOINT_RECORDS = 20_000
 _CHECKPOINT_KEEP = 5_000  # records before a checkpoint that stay, for nodes that lag
+_CHECKPOINT_BYTES = 16 << 20  # of records: many appends in one make it large
+_CHECKPOINT_KEEP_BYTES = 8 << 20
 _CHECKPOINT_EVERY_S = 30.0
 _RAW_PROVED_S = 30.0  # a probe writes to a RAW stream that took nothing for so long
 
@@ -104,6 +106,7 @@ class JetStreamStream:
         self._closing = False
         self._broken = ""
         self._purged: dict[int, int] = {}
+        self._record_bytes = 0  # of records read since the checkpoint this node knows
         self._appended: list[asyncio.Future[None]] = []
         self._proved_s: dict[int, float] = {}  # when a RAW stream last took a message
         self._barrier: asyncio.Task[None] | None = None
@@ -244,6 +247,7 @@ class JetStreamStream:
         except RecordError as error:
             self._break(f"{self.layout.ledger_stream}: record {message.seq}: {error}")
             return
+        self._record_bytes += len(message.data)
         taken = self._state.take(message.seq, record)
         if record.writer == self._commits.writer:
             self._commits.read_back(record, taken.counted)
@@ -405,9 +409,14 @@ class JetStreamStream:
         """Write checkpoints, so that starting stays quick and the ledger short."""
         while True:
             await asyncio.sleep(_CHECKPOINT_EVERY_S * random.uniform(0.75, 1.25))
-            if self._state.seq - self._checkpoints.seq >= _CHECKPOINT_RECORDS and not self._broken:
+            records = self._state.seq - self._checkpoints.seq
+            due = records >= _CHECKPOINT_RECORDS or self._record_bytes >= _CHECKPOINT_BYTES
+            if due and not self._broken:
+                each = max(1, self._record_bytes // max(1, records))
                 try:
-                    await self.checkpoint()
+                    await self.checkpoint(
+                        keep_records=min(_CHECKPOINT_KEEP, _CHECKPOINT_KEEP_BYTES // each)
+                    )
                 except StreamError as error:
                     log.warning("checkpoint_failed", error=str(error))
 
@@ -418,7 +427,10 @@ class JetStreamStream:
             StreamError: the one before stands.
         """
         self._check_open()
-        return await self._checkpoints.save(self._state, keep_records=keep_records)
+        read = self._record_bytes
+        written = await self._checkpoints.save(self._state, keep_records=keep_records)
+        self._record_bytes -= read
+        return written
 
     async def close(self, *, keep_connection: bool = False) -> None:
         if self._closing:
