@@ -27,6 +27,7 @@ __all__ = [
     "LiveConfig",
     "NatsConfig",
     "PacingConfig",
+    "ParquetConfig",
     "SinksConfig",
     "StorageConfig",
     "StreamConfig",
@@ -269,6 +270,31 @@ class StorageConfig:
 
 
 @dataclass(slots=True, frozen=True)
+class ParquetConfig:
+    """Readings as Parquet files, a folder a day, beside storage."""
+
+    enabled: bool = setting(False, help="Write readings as Parquet files too.")
+    folder: str = setting(
+        "",
+        help="Where; empty = DIR/cloud/parquet. Nodes of a cluster need one that they share.",
+    )
+    linger_s: float = setting(
+        300,
+        unit="s",
+        minimum=0,
+        maximum=86_400,
+        help="How long readings wait in the stream for more, so that files are few and large.",
+    )
+    rows_max: int = setting(
+        100_000,
+        minimum=1,
+        maximum=1_000_000,
+        help="Most readings written at once, in as few files as there are partitions and days "
+        "among them.",
+    )
+
+
+@dataclass(slots=True, frozen=True)
 class LiveConfig:
     """Readings as MQTT messages for subscribers of this node."""
 
@@ -370,6 +396,7 @@ class CloudConfig:
     stream: StreamConfig = section(StreamConfig, help="The stream between ingest and sinks.")
     sinks: SinksConfig = section(SinksConfig, help="How sinks are fed.")
     storage: StorageConfig = section(StorageConfig, help="Readings as rows.")
+    parquet: ParquetConfig = section(ParquetConfig, help="Readings as files of columns.")
     live: LiveConfig = section(LiveConfig, help="Readings as MQTT messages.")
     pacing: PacingConfig = section(PacingConfig, help="How fast gateways may drain.")
     alerts: AlertsConfig = section(AlertsConfig, help="Rules and where alerts go.")

@@ -35,7 +35,7 @@ from cloud.sinks.contract import Sink
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.group import Sinks
 from cloud.sinks.live import LiveSink
-from cloud.storage import Storage, make_storage, storage_reader
+from cloud.storage import Storage, make_parquet, make_storage, storage_reader
 from cloud.stream.contract import Stream, StreamError, StreamFull
 from cloud.stream.jetstream.engine import JetStreamStream
 from cloud.stream.opening import open_stream
@@ -207,6 +207,8 @@ class CloudService:
         if self.config.storage.enabled:
             self.storage = self._make_storage()
             sinks.append(self.storage)
+        if self.config.parquet.enabled:
+            sinks.append(self._make_parquet())
         if self.config.live.enabled:
             sinks.append(LiveSink(self.broker, self.config.live, self.clock))
         for part in self._parts:
@@ -235,7 +237,7 @@ class CloudService:
 
     def _per_node(self) -> dict[str, bool]:
         """Return the sinks that a cluster's nodes do not share (cloud/sinks/group.py)."""
-        names = {"latest": False}
+        names = {"latest": False, "commands": False}
         if not self.config.storage.url:
             names["storage"] = True
             if isinstance(self.stream, JetStreamStream) and self.config.storage.enabled:
@@ -293,6 +295,12 @@ class CloudService:
     def _make_storage(self) -> Storage:
         try:
             return make_storage(self.config.data, self.config.storage, self.clock)
+        except DatabaseError as error:
+            raise StartError(str(error)) from None
+
+    def _make_parquet(self) -> Sink:
+        try:
+            return make_parquet(self.config.data, self.config.parquet, self.config.node_id)
         except DatabaseError as error:
             raise StartError(str(error)) from None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bridge.commands import Correction
-from cloud.config import StorageConfig
+from cloud.config import ParquetConfig, StorageConfig
 from cloud.database import DatabaseError
 from cloud.latest import NewestRows
 from cloud.ledger import StorageLedger
@@ -21,7 +21,7 @@ from cloud.storage_file import StorageFile
 from cloud.trace import StorageTrace
 from runtime.clock import Clock
 
-__all__ = ["Storage", "StorageReader", "make_storage", "storage_reader"]
+__all__ = ["Storage", "StorageReader", "make_parquet", "make_storage", "storage_reader"]
 
 
 class Storage(Sink, Protocol):
@@ -92,6 +92,20 @@ def make_storage(data: Path, config: StorageConfig, clock: Clock) -> Storage:
     from cloud.sinks.postgres_link import PostgresPlace  # noqa: PLC0415
 
     return PostgresSink(PostgresPlace(config.url, config.schema), config, clock)
+
+
+def make_parquet(data: Path, config: ParquetConfig, node: str) -> Sink:
+    """Return the Parquet sink.
+
+    Raises:
+        DatabaseError: what it needs is not installed.
+    """
+    try:
+        from cloud.sinks.parquet import ParquetSink  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise DatabaseError("parquet: needs pyarrow; install tidegate[parquet]") from None
+    folder = Path(config.folder) if config.folder else data / "cloud" / "parquet"
+    return ParquetSink(folder, config, node)
 
 
 def storage_reader(data: Path, config: StorageConfig) -> StorageReader:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +104,7 @@ class AlertSink:
         self._applied: dict[int, int] = {}  # of a write whose commit failed: it will come again
         self._changes = Changes()
         self._teller = Teller(config, mqtt=publish is not None)
+        self._turns: frozenset[int] | None = None  # None: all partitions are ours
         self._deaf = (0, 0)
         self._alive_us = 0
         self._dropped = 0
@@ -172,6 +173,15 @@ class AlertSink:
                     slice_ends_s = loop.time() + SLICE_S
             await self._advance(cursors)
 
+    def turns(self, partitions: Collection[int]) -> None:
+        """Watch the deadlines of these partitions only: others are another node's by now.
+
+        State stays. Should a partition come back, time stands still in it until the entries that
+        the other node has seen have been seen here too.
+        """
+        self._turns = frozenset(partitions)
+        self._wake.set()
+
     async def pass_over(self, cursors: Mapping[int, int]) -> None:
         """Move the cursors without data."""
         async with self._lock:
@@ -199,9 +209,7 @@ class AlertSink:
 
     def active(self) -> list[AlertView]:
         """Return alerts pending or firing, the most severe and newest first."""
-        views = [
-            self._view(series) for engine in self._engines.values() for series in engine.active()
-        ]
+        views = [self._view(series) for engine in self._ours() for series in engine.active()]
         views.sort(key=lambda view: (-SEVERITIES.index(view.severity), -view.since_us, view.rule))
         return views
 
@@ -323,6 +331,11 @@ class AlertSink:
         self._positions.update(cursors)
         self._wake.set()
 
+    def _ours(self) -> list[RuleEngine]:
+        """Return the engines of the partitions that are this node's."""
+        turns = self._turns
+        return [e for p, e in self._engines.items() if turns is None or p in turns]
+
     def _engine(self, partition: int) -> RuleEngine:
         engine = self._engines.get(partition)
         if engine is None:
@@ -367,6 +380,8 @@ class AlertSink:
         heads = await self._heads()
         next_us = now_us + round(IDLE_PAUSE_S * 1_000_000)
         for partition, engine in self._engines.items():
+            if self._turns is not None and partition not in self._turns:
+                continue
             head, position = heads.get(partition, 0), self._positions.get(partition, 0)
             if position != head and head:
                 continue  # a write is coming, and with it a wake-up
@@ -438,7 +453,7 @@ class AlertSink:
 
     def _count_active(self) -> dict[tuple[str, ...], float]:
         counts: dict[tuple[str, ...], float] = {("pending",): 0, ("firing",): 0}
-        for engine in self._engines.values():
+        for engine in self._ours():
             for series in engine.active():
                 counts[series.state,] += 1
         return counts

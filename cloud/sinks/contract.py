@@ -16,12 +16,14 @@ from bridge.readings import Readings
 from cloud.stream.contract import Entry
 
 __all__ = [
+    "BulkSink",
     "DecodedEntry",
     "FencedSink",
     "Sink",
     "SinkFenced",
     "SinkUnavailable",
     "TurnSink",
+    "WriteBounds",
 ]
 
 
@@ -39,6 +41,14 @@ class SinkFenced(Exception):  # noqa: N818 - a state of the holder
     def __init__(self, partitions: frozenset[int]) -> None:
         super().__init__(f"taken over by another node: partitions {sorted(partitions)}")
         self.partitions = partitions
+
+
+@dataclass(slots=True, frozen=True)
+class WriteBounds:
+    """How much a sink wants in one write, at most."""
+
+    readings_max: int
+    bytes_max: int  # of the entries as they are in the stream
 
 
 @dataclass(slots=True, frozen=True)
@@ -130,3 +140,10 @@ class TurnSink(Sink, Protocol):
     def turns(self, partitions: Collection[int]) -> None:
         """Work on these partitions from here on, and on no others."""
         ...
+
+
+@runtime_checkable
+class BulkSink(Sink, Protocol):
+    """A sink that wants large writes, of few partitions each."""
+
+    bounds: WriteBounds

@@ -11,7 +11,7 @@ from bridge.readings import FLAG_QOS_MASK, FLAG_RETAIN
 from cloud.sinks.contract import DecodedEntry
 from cloud.sinks.schema import epoch_to_sql
 
-__all__ = ["Row", "rows_of_entry"]
+__all__ = ["Row", "payload_columns", "rows_of_entry"]
 
 Row = tuple[Any, ...]
 
@@ -30,7 +30,7 @@ def rows_of_entry(
     """
     entry, readings = one.entry, one.readings
     sources = readings.sources
-    texts, others = _payload_columns(readings.payloads)
+    texts, others = payload_columns(readings.payloads)
     rows = zip(
         repeat(entry.gateway),
         repeat(epoch_to_sql(entry.epoch)),
@@ -51,7 +51,7 @@ def rows_of_entry(
     return list(rows)
 
 
-def _payload_columns(payloads: Sequence[bytes]) -> tuple[list[str | None], list[bytes | None]]:
+def payload_columns(payloads: Sequence[bytes]) -> tuple[list[str | None], list[bytes | None]]:
     """Return the payloads that are UTF-8 without NUL, and those that are not; None elsewhere."""
     try:
         texts: list[str | None] = [payload.decode() for payload in payloads]

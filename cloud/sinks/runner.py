@@ -26,12 +26,14 @@ import structlog
 from bridge.errors import BatchError
 from cloud.config import SinksConfig
 from cloud.sinks.contract import (
+    BulkSink,
     DecodedEntry,
     FencedSink,
     Sink,
     SinkFenced,
     SinkUnavailable,
     TurnSink,
+    WriteBounds,
 )
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.ownership import Ownership
@@ -114,6 +116,12 @@ class SinkRunner:
         self._taken_over = self._fenced = 0
         self._committed: dict[int, int] = {}  # of the stream-kept cursors
         self._own_cursors = False
+        self._bulk = isinstance(sink, BulkSink)
+        self._bounds = (
+            sink.bounds
+            if isinstance(sink, BulkSink)
+            else WriteBounds(_WRITE_READINGS_MAX, config.write_bytes_max)
+        )
         self._failures: dict[int, _Failure] = {}
         self._unavailable = ""
         self._unavailable_tries = 0
@@ -378,7 +386,7 @@ class SinkRunner:
             Entries to be tried again, each alone; the others; True when there is more to read.
         """
         now_s = asyncio.get_running_loop().time()
-        chunk = _Chunk(self._config.write_bytes_max)
+        chunk = _Chunk(self._bounds)
         retries: list[DecodedEntry] = []
         partitions = range(self._first_partition, self._first_partition + PARTITIONS)
         for partition in (number % PARTITIONS for number in partitions):
@@ -392,28 +400,44 @@ class SinkRunner:
             if chunk.full:
                 self._first_partition = partition  # here the next write begins
                 break
-            entries = await self._stream.read(
-                partition,
-                self._positions[partition],
-                entries_max=_READ_ENTRIES_MAX,
-                bytes_max=max(1, min(chunk.bytes_left, self._config.write_bytes_max // 4)),
-            )
-            await self._decode_into(chunk, entries)
+            await self._read_into(chunk, partition)
         return retries, chunk.entries, chunk.full
 
-    async def _decode_into(self, chunk: _Chunk, entries: Sequence[Entry]) -> None:
+    async def _read_into(self, chunk: _Chunk, partition: int) -> None:
+        """Read what comes next of a partition; with a bulk sink all of it that fits."""
+        after = self._positions[partition]
+        bytes_max = self._bounds.bytes_max
+        while True:
+            entries = await self._stream.read(
+                partition,
+                after,
+                entries_max=_READ_ENTRIES_MAX,
+                bytes_max=max(
+                    1, min(chunk.bytes_left, bytes_max if self._bulk else bytes_max // 4)
+                ),
+            )
+            whole = await self._decode_into(chunk, entries)
+            if not (self._bulk and whole and entries) or chunk.full:
+                return
+            after = entries[-1].position
+
+    async def _decode_into(self, chunk: _Chunk, entries: Sequence[Entry]) -> bool:
+        """Add entries to a chunk; return False when one of them could not be taken."""
         for entry in entries:
             if chunk.full:
-                return
+                return False
             try:
                 decoded = self._decoded.get(entry)
             except BatchError as error:
                 # those before it are not written yet: it is blamed when it comes first
-                if entry is entries[0]:
+                if entry is entries[0] and not any(
+                    one.entry.partition == entry.partition for one in chunk.entries
+                ):
                     await self._failed(entry, error)
-                return
+                return False
             if chunk.add(decoded):
                 await asyncio.sleep(0)
+        return True
 
     async def _decode_next(self, partition: int) -> list[DecodedEntry]:
         entries = await self._stream.read(
@@ -576,11 +600,20 @@ class SinkRunner:
 class _Chunk:
     """The entries of one write, within bounds."""
 
-    __slots__ = ("_payload_bytes", "_readings", "_slice", "bytes_left", "entries", "full")
+    __slots__ = (
+        "_payload_bytes",
+        "_readings",
+        "_readings_max",
+        "_slice",
+        "bytes_left",
+        "entries",
+        "full",
+    )
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bounds: WriteBounds) -> None:
         self.entries: list[DecodedEntry] = []
-        self.bytes_left = bytes_max
+        self.bytes_left = bounds.bytes_max
+        self._readings_max = bounds.readings_max
         self.full = False
         self._readings = 0
         self._payload_bytes = 0
@@ -594,7 +627,7 @@ class _Chunk:
         self._payload_bytes += sum(map(len, decoded.readings.payloads))
         self.full = (
             self.bytes_left <= 0
-            or self._readings >= _WRITE_READINGS_MAX
+            or self._readings >= self._readings_max
             or self._payload_bytes >= _WRITE_PAYLOAD_BYTES_MAX
         )
         self._slice += decoded.entry.count

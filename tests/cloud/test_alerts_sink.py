@@ -597,3 +597,24 @@ async def test_runs_behind_a_real_stream(tmp_path: Path) -> None:
         ("firing", 32.0),
     ]
     await stream.close()
+
+
+async def test_a_partition_that_another_node_has_falls_silent_here(tmp_path: Path) -> None:
+    """Its deadlines are the other's; given back, time goes on once its entries were seen."""
+    lab = SinkLab(tmp_path, silent(absent_s=1.0))
+    partition = partition_of("d")
+    async with lab.open() as sink:
+        await lab.reads(0, 1)
+        sink.turns([])
+        lab.clock.advance(30)
+        assert await sink._tick() > 0
+        assert sink.active() == []
+        lab.decoded(29.5, 1)  # seen by the other node only
+        sink.turns([partition])
+        await sink._tick()
+        assert sink.active() == []
+        lab.seq, lab.position = 1, 1
+        await lab.reads(29.5, 1)
+        lab.clock.advance(2)
+        await sink._tick()
+        assert [one.state for one in sink.active()] == ["firing"]
