@@ -260,6 +260,7 @@ class PostgresSink:
             for table in ("stored", "expired"):
                 await compact(connection, table)
             rows = await self._expire(connection)
+            await connection.execute("SELECT pg_advisory_unlock($1)", _UPKEEP_LOCK)
         return rows, await _table_bytes(connection)
 
     async def _expire(self, connection: Any) -> int:

@@ -18,8 +18,12 @@ from typing import Any
 
 import pytest
 
+from cloud.config import StreamConfig
+from cloud.sinks.decoded import DecodedEntries
+from cloud.stream.opening import open_cluster_stream
 from device_sim.config import SimConfig
 from device_sim.run import run_sim
+from runtime.clock import SystemClock
 from tests.kit.nodes import run_command
 from tests.kit.postgres import PostgresServer, postgres_server
 from tests.kit.processes import get_json
@@ -77,16 +81,44 @@ class Cluster:
             "SELECT count(*), count(DISTINCT (gateway, epoch, seq)) FROM tidegate.readings",
         )
         assert rows[0][0] == rows[0][1]
-        # a device's rows were written as the stream has them: where they lie rises with that
-        disorder = await self.server.rows(
-            self.url,
-            "SELECT * FROM (SELECT device, received_us, seq,"
-            " lag(received_us) OVER w AS received_before, lag(seq) OVER w AS before"
-            " FROM tidegate.readings WINDOW w AS (PARTITION BY device, gateway, epoch"
-            " ORDER BY ctid)) o WHERE (received_us, seq) < (received_before, before)",
-        )
-        assert disorder == []
+        assert await self.written() == await self.streamed()
         return int(rows[0][0])
+
+    async def number_rows(self) -> None:
+        """Have the database note in which order rows are written."""
+        await self.server.rows(
+            self.url, "ALTER TABLE tidegate.readings ADD COLUMN written bigserial"
+        )
+
+    async def written(self) -> dict[str, list[int]]:
+        """Return the seqs of each device in the order in which they were stored."""
+        found: dict[str, list[int]] = {}
+        for device, seq in await self.server.rows(
+            self.url, "SELECT device, seq FROM tidegate.readings ORDER BY written"
+        ):
+            found.setdefault(device, []).append(seq)
+        return found
+
+    async def streamed(self) -> dict[str, list[int]]:
+        """Return the seqs of each device in the order of the stream."""
+        config = StreamConfig(
+            url=self.processes.servers.url,
+            cluster=self.processes.layout.cluster,
+            monitors=tuple(self.processes.servers.monitors),
+            file_bytes_max=self.processes.layout.raw_bytes_max,
+        )
+        stream = await open_cluster_stream(config, SystemClock(), node_id="test")
+        decoded = DecodedEntries(0)
+        found: dict[str, list[int]] = {}
+        for partition in (await stream.stats()).last_positions:
+            after = 0
+            while some := await stream.read(partition, after, entries_max=512, bytes_max=1 << 20):
+                after = some[-1].position
+                for readings in (decoded.get(entry).readings for entry in some):
+                    for seq, source in zip(readings.seqs, readings.source_index, strict=True):
+                        found.setdefault(readings.sources[source][1], []).append(seq)
+        await stream.close()
+        return found
 
 
 @asynccontextmanager
@@ -99,7 +131,9 @@ async def cluster(folder: Path, nodes: int, *more: str) -> AsyncIterator[Cluster
         )  # fmt: skip
         try:
             await processes.start()
-            yield Cluster(processes, server, url)
+            made = Cluster(processes, server, url)
+            await made.number_rows()
+            yield made
         finally:
             await asyncio.to_thread(processes.kill)
 
