@@ -254,6 +254,7 @@ def _days(entries: Sequence[DecodedEntry]) -> list[tuple[str, list[DecodedEntry]
 def _table(group: Sequence[DecodedEntry]) -> Any:
     """Return entries as an Arrow table."""
     columns: list[list[Any]] = [[] for _ in _SCHEMA]
+    values: Sequence[Any]
     for one in group:
         entry, readings = one.entry, one.readings
         count = len(readings)
