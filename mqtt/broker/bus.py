@@ -13,7 +13,7 @@ Invariants:
 - what a publisher is told waits until the bus has made durable what it was handed
   (`StoreRecorder.position` rises, and the store's `when_durable` tells).
 
-docs/adr/0006-mqtt-across-nodes.md.
+docs/adr/0009-mqtt-across-nodes.md.
 """
 
 from __future__ import annotations
