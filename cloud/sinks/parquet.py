@@ -254,30 +254,26 @@ def _days(entries: Sequence[DecodedEntry]) -> list[tuple[str, list[DecodedEntry]
 def _table(group: Sequence[DecodedEntry]) -> Any:
     """Return entries as an Arrow table."""
     columns: list[list[Any]] = [[] for _ in _SCHEMA]
-    values: Sequence[Any]
     for one in group:
         entry, readings = one.entry, one.readings
         count = len(readings)
         sources = readings.sources
         texts, others = payload_columns(readings.payloads)
-        for column, values in zip(
-            columns,
-            (
-                [entry.gateway] * count,
-                [entry.epoch] * count,
-                readings.seqs,
-                [sources[index][1] for index in readings.source_index],
-                [sources[index][0] for index in readings.source_index],
-                readings.times_us,
-                [entry.appended_us] * count,
-                [flags & FLAG_QOS_MASK for flags in readings.flags],
-                texts,
-                others,
-                [bool(flags & FLAG_RETAIN) for flags in readings.flags],
-                [block or None for block in readings.properties] or [None] * count,
-            ),
-            strict=True,
-        ):
+        parts: list[Sequence[Any]] = [
+            [entry.gateway] * count,
+            [entry.epoch] * count,
+            readings.seqs,
+            [sources[index][1] for index in readings.source_index],
+            [sources[index][0] for index in readings.source_index],
+            readings.times_us,
+            [entry.appended_us] * count,
+            [flags & FLAG_QOS_MASK for flags in readings.flags],
+            texts,
+            others,
+            [bool(flags & FLAG_RETAIN) for flags in readings.flags],
+            [block or None for block in readings.properties] or [None] * count,
+        ]
+        for column, values in zip(columns, parts, strict=True):
             column.extend(values)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
     return pa.Table.from_arrays(arrays, schema=_SCHEMA)
