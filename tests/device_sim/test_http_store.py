@@ -34,6 +34,7 @@ class Cloud:
 
     parts: ApiParts
     store: HttpStore
+    path: Path  # of the storage.db
 
     def tells(self, stored: int) -> None:
         """Let the ledger say that so many readings are assigned and stored."""
@@ -55,16 +56,17 @@ class Cloud:
         self.tells(before)
         await self.store.begin()
         self.tells(len(rows))
-        async with stored(self.parts.storage, entry):
+        async with stored(self.path, entry):
             verdict, _ = await verify(run.truth, run.source, self.store, timeout_s=0)
         return verdict
 
 
 @pytest.fixture
 def cloud(tmp_path: Path) -> Cloud:
-    parts = api_parts(tmp_path / "storage.db")
+    path = tmp_path / "storage.db"
+    parts = api_parts(path)
     transport = httpx.ASGITransport(create_app(parts, HttpConfig(rows_max=7)))
-    return Cloud(parts, HttpStore("http://node", transport))
+    return Cloud(parts, HttpStore("http://node", transport), path)
 
 
 @pytest.mark.parametrize("stamped", [True, False])
@@ -150,7 +152,7 @@ async def test_a_fault_while_reading_devices_is_one_error(
     monkeypatch.setattr(http_store, "_PAUSE_S", 0.0)
     entry = batch([(1, "devices/a/x", 1), (2, "devices/b/x", 2)], received=1)
     cloud.parts.latest.receive(entry.gateway, entry.epoch, 1 << 60, entry.readings)
-    cloud.parts.storage.unlink(missing_ok=True)
+    cloud.path.unlink(missing_ok=True)
     with pytest.raises(VerifyError, match="answered 503"):
         await cloud.store.feed(lambda topic, payload, received_us: None)
 
