@@ -199,6 +199,7 @@ class Leases:
         self._task: asyncio.Task[None] | None = None
         self.draining = False
         self._due_s = 0.0  # when to renew and announce next
+        self._stopping = False
         self._instance = secrets.token_hex(8)
 
     def of(self, sink: str) -> _Held:
@@ -240,6 +241,10 @@ class Leases:
     async def stop(self) -> None:
         """Give up what the workers have ended with, and leave; harmless when not started."""
         if self._task is not None:
+            # a renewal under way is heard out: without its revision nothing could be deleted
+            self._stopping = True
+            self._wake.set()
+            await asyncio.wait([self._task], timeout=self._times.renew_s)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
@@ -318,7 +323,7 @@ class Leases:
     # ---- the work --------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        while True:
+        while not self._stopping:
             self._wake.clear()
             now_s = self._clock.monotonic_s()
             try:
@@ -367,6 +372,8 @@ class Leases:
                 ttl_s=self._times.ttl_s,
             )
         except Conflict:
+            if await self._still_ours(group.sink, partition, lease):
+                return  # the next renewal is in time: nothing is held longer for having looked
             if group.leases.get(partition) is lease:
                 del group.leases[partition]
                 group.stats.lost += 1
@@ -443,13 +450,27 @@ class Leases:
         await asyncio.gather(*(self._delete(group, *ended) for ended in group.ended()))
 
     async def _delete(self, group: _Held, partition: int, lease: _Lease) -> None:
-        try:
-            await self._bucket.delete(_key(group.sink, partition), revision=lease.revision)
-        except Conflict:
-            group.stats.lost += 1
-        else:
-            group.stats.given_up += 1
+        while True:
+            try:
+                await self._bucket.delete(_key(group.sink, partition), revision=lease.revision)
+            except Conflict:
+                if await self._still_ours(group.sink, partition, lease):
+                    continue
+                group.stats.lost += 1
+            else:
+                group.stats.given_up += 1
+            break
         group.leases.pop(partition, None)
+
+    async def _still_ours(self, sink: str, partition: int, lease: _Lease) -> bool:
+        """Take over the revision of a renewal whose answer was never heard; False: lost."""
+        found = await self._bucket.get(_key(sink, partition))
+        said = {} if found is None else _decoded(found.value)
+        token = 0 if found is None else said.get("token") or found.revision
+        if found is None or (said.get("node"), token) != (self.node, lease.token):
+            return False
+        lease.revision = found.revision
+        return True
 
     def _drop_expired(self) -> None:
         """Forget what has run out on this node's clock and whose worker has ended or been told."""

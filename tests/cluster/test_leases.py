@@ -62,7 +62,10 @@ class Worker:
             self.ownership.working(self.worked)
 
     async def stop(self) -> None:
-        await self.kill()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
         self.ownership.working({})
         await self.leases.stop()
 
@@ -140,6 +143,51 @@ async def test_an_orderly_stop_hands_over_at_once(bucket: Bucket) -> None:
         await until(lambda: shares([first]) == [64])
         assert [one.node for one in first.leases.nodes()] == ["a"]
         assert second.leases.stats()["storage"].given_up >= 32
+
+
+class HangsInUpdates(Bucket):
+    """A bucket that stores renewals and, while `deaf`, never hears the answers."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__(bucket._connection, bucket.name)
+        self.deaf = False
+        self.unheard = 0
+
+    async def update(
+        self, key: str, value: bytes, revision: int, *, ttl_s: float | None = None
+    ) -> int:
+        found = await super().update(key, value, revision, ttl_s=ttl_s)
+        if self.deaf:
+            self.unheard += 1
+            await asyncio.Event().wait()
+        return found
+
+
+async def test_a_stop_in_the_midst_of_a_renewal_hands_over_at_once(bucket: Bucket) -> None:
+    hangs = HangsInUpdates(bucket)
+    worker = Worker(Leases(hangs, "b", SystemClock(), TIMES))
+    async with asyncio.timeout(20):
+        await worker.start()
+        await until(lambda: shares([worker]) == [64])
+        hangs.deaf = True
+        await until(lambda: hangs.unheard == 64)
+        await worker.stop()
+    assert worker.leases.stats()["storage"].given_up == 64
+    assert worker.leases.stats()["storage"].lost == 0
+    assert [await bucket.get(f"storage.{p}") for p in range(64)] == [None] * 64
+
+
+async def test_an_unheard_renewal_loses_no_lease(bucket: Bucket) -> None:
+    async with nodes(bucket, "a") as (first,):
+        await until(lambda: shares([first]) == [64])
+        before = first.worked
+        leases = first.ownership.leases.values()
+        known = max(lease.revision for lease in leases)
+        for lease in leases:
+            lease.revision -= 1  # as if the answer to the last renewal were lost
+        await until(lambda: all(lease.revision > known for lease in leases))
+        assert first.worked == before
+        assert first.leases.stats()["storage"].lost == 0
 
 
 async def test_a_killed_nodes_work_moves_when_its_leases_run_out(bucket: Bucket) -> None:
