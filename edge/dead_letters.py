@@ -24,7 +24,7 @@ from bridge.errors import BatchError, LinkError
 from edge.config import EdgeConfig, Endpoint
 from edge.database import connect_file
 from edge.journal_schema import APPLICATION_ID, error_of
-from edge.uplink_connection import ConnectionOptions, UplinkConnection, tls_context
+from edge.uplink_dialler import Dialler
 
 __all__ = ["DeadLetter", "DeadLetterError", "JournalDeadLetters", "send_again"]
 
@@ -143,17 +143,8 @@ async def _deliver(config: EdgeConfig, endpoint: Endpoint, payload: bytes) -> No
             answered.set_exception(LinkError(f"{endpoint}: the connection was lost"))
             answered.exception()
 
-    uplink = config.uplink
-    options = ConnectionOptions(
-        gateway=config.gateway_id,
-        purpose="-redrive",
-        username=uplink.username,
-        password=uplink.password,
-        keep_alive_s=uplink.keep_alive_s,
-        connect_timeout_s=uplink.connect_timeout_s,
-        tls=tls_context(uplink) if endpoint.tls else None,
-    )
-    connection = UplinkConnection(endpoint, options, on_puback, on_lost)
+    dialler = Dialler(config.uplink, config.gateway_id, purpose="-redrive")
+    connection = dialler.connection(endpoint, on_puback, on_lost)
     await connection.dial()
     try:
         connection.publish(payload)

@@ -24,7 +24,8 @@ from edge.forecast import Forecaster
 from edge.journal import Journal
 from edge.journal_schema import JournalError
 from edge.telemetry import Parts, edge_metrics, edge_status
-from edge.uplink import RELOADABLE_KEYS, Uplink
+from edge.uplink import Uplink
+from edge.uplink_dialler import RELOADABLE_KEYS
 from edge.wear import Wear
 from mqtt.broker.broker import Broker
 from mqtt.broker.front import Front, FrontError

@@ -5,21 +5,17 @@ and the socket callbacks). aiomqtt, which wraps the same, hides the reason code 
 which everything here depends. A new paho client is made for each connection, so nothing unsent or
 unacknowledged of an old one can ever be sent again by the library.
 
-Connecting and the TLS handshake, which paho does blocking, are done here before paho gets the
-socket, so that everything runs on the loop and nothing holds it.
+Connecting and the TLS handshake, which paho does blocking, are done before paho gets the socket
+(edge/uplink_socket.py), so that everything runs on the loop and nothing holds it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
-import os
 import socket
 import ssl
-import struct
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,18 +31,17 @@ from bridge.commands import CTL_PREFIX
 from bridge.envelope import CONTENT_TYPE
 from bridge.errors import LinkError
 from bridge.link_pacing import DOWN_ALL, DOWN_PREFIX, UPLINK_CLIENT_PREFIX, retry_after
-from edge.config import Endpoint, UplinkConfig
+from edge.config import Endpoint
+from edge.uplink_socket import LinkBytes, open_socket, reason_of, tls_handshake
 
 if TYPE_CHECKING:  # paho defines it for type checkers only
     from paho.mqtt.client import SocketLike
 
-__all__ = ["ConnectionOptions", "LinkBytes", "UplinkConnection", "tls_context"]
+__all__ = ["ConnectionOptions", "UplinkConnection"]
 
 _TOPIC_ALIAS = 1
 _SAYS_MAX = 16
 _TICK_S = 1.0  # how often paho looks at its keep alive
-_TCP_INFO = struct.Struct("8x24I4Q6I4Q2I2Q")  # Linux 4.19, up to tcpi_bytes_retrans
-_IP_TCP_HEADER_BYTES = 52  # IPv4 20, TCP with timestamps 32
 _SILENT = logging.getLogger("tidegate.paho")
 _SILENT.setLevel(logging.CRITICAL + 1)  # what it tells, we are told by its callbacks
 
@@ -62,21 +57,6 @@ class ConnectionOptions:
     keep_alive_s: int = 30
     connect_timeout_s: float = 10.0
     tls: ssl.SSLContext | None = None
-
-
-@dataclass(slots=True)
-class LinkBytes:
-    """What a connection has moved.
-
-    On Linux these are the kernel's own counts, TLS, TCP/IP headers and retransmissions included;
-    elsewhere the bytes of MQTT packets as far as they are known.
-    """
-
-    out: int = 0
-    into: int = 0
-    acked: int = 0  # bytes of the stream the peer's TCP has acknowledged
-    outstanding: bool = False  # something is written and not acknowledged by the peer's TCP
-    rtt_ms: float = 0.0
 
 
 class _PahoClient(paho.Client):
@@ -168,9 +148,12 @@ class UplinkConnection:
         timeout_s = self._options.connect_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                self._dialling = await self._open_socket()
+                self._dialling = await open_socket(self.endpoint)
                 if self.endpoint.tls:
-                    self._dialling = await self._handshake(self._dialling)
+                    context = self._options.tls or ssl.create_default_context()
+                    self._dialling = await tls_handshake(
+                        self._dialling, context, self.endpoint.host, self._bytes
+                    )
                 self._paho.ready_socket = self._dialling
                 self._start_paho()
                 await self._accepted
@@ -180,7 +163,7 @@ class UplinkConnection:
         except TimeoutError:
             raise self._failed(f"no answer within {timeout_s:g} s") from None
         except (OSError, ValueError) as error:
-            raise self._failed(_reason(error)) from None
+            raise self._failed(reason_of(error)) from None
         except LinkError as error:
             raise self._failed(str(error)) from None
         except BaseException:
@@ -190,59 +173,6 @@ class UplinkConnection:
     def _failed(self, detail: str) -> LinkError:
         self._drop(detail)
         return LinkError(f"{self.endpoint}: {detail}")
-
-    async def _open_socket(self) -> socket.socket:
-        """Connect to the first address of the endpoint that accepts."""
-        infos = await self._loop.getaddrinfo(
-            self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM
-        )
-        failure: OSError = OSError(errno.EADDRNOTAVAIL, "the name has no address")
-        for family, kind, protocol, _, address in infos:
-            sock = socket.socket(family, kind, protocol)
-            try:
-                sock.setblocking(False)
-                await self._loop.sock_connect(sock, address)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            except OSError as error:
-                sock.close()
-                failure = error
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return sock
-        raise failure
-
-    async def _handshake(self, sock: socket.socket) -> socket.socket:
-        """Return `sock` with TLS on it, the server's certificate and name checked."""
-        context = self._options.tls or ssl.create_default_context()
-        tls = context.wrap_socket(
-            sock, server_hostname=self.endpoint.host, do_handshake_on_connect=False
-        )
-        loop, fd = self._loop, tls.fileno()
-        try:
-            while True:
-                ready = loop.create_future()
-                try:
-                    tls.do_handshake()
-                except ssl.SSLWantReadError:
-                    loop.add_reader(fd, _resolve, ready)
-                    try:
-                        await ready
-                    finally:
-                        loop.remove_reader(fd)
-                except ssl.SSLWantWriteError:
-                    loop.add_writer(fd, _resolve, ready)
-                    try:
-                        await ready
-                    finally:
-                        loop.remove_writer(fd)
-                else:
-                    return tls
-        except BaseException:
-            self._sample(tls)  # what it has cost so far: a failed dial is paid for as well
-            tls.close()
-            raise
 
     def _start_paho(self) -> None:
         """Have paho send CONNECT on the socket."""
@@ -391,13 +321,13 @@ class UplinkConnection:
                 if pending is None or not pending():
                     break
         except Exception as error:  # noqa: BLE001 - whatever a peer's bytes do to paho
-            self._drop(f"the server sent what cannot be read: {_reason(error)}")
+            self._drop(f"the server sent what cannot be read: {reason_of(error)}")
 
     def _write(self) -> None:
         try:
             self._paho.loop_write()
         except OSError as error:
-            self._drop(_reason(error))
+            self._drop(reason_of(error))
 
     def _misc(self) -> None:
         if self.lost:
@@ -431,58 +361,10 @@ class UplinkConnection:
         self._on_lost()
 
     def _sample(self, sock: Any) -> None:
-        """Take the kernel's counts of the socket."""
-        counts = self._bytes
-        counts.out = max(counts.out, self._packet_bytes_out)
-        if sock is None or sys.platform != "linux":
-            return
-        try:
-            raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-            info = _TCP_INFO.unpack(raw)
-        except (OSError, struct.error):
-            return
-        unacked, rtt_us = info[4], info[15]
-        acked, received, segments_out, segments_in, not_sent = info[26:31]
-        counts.out = info[40] + segments_out * _IP_TCP_HEADER_BYTES
-        counts.into = received + segments_in * _IP_TCP_HEADER_BYTES
-        counts.acked = acked
-        counts.outstanding = bool(unacked or not_sent)
-        counts.rtt_ms = rtt_us / 1000
-
-
-def tls_context(config: UplinkConfig) -> ssl.SSLContext:
-    """Return the context for mqtts.
-
-    Raises:
-        LinkError: a file cannot be used.
-    """
-    try:
-        context = ssl.create_default_context(
-            cafile=str(config.tls_ca_file) if config.tls_ca_file else None
-        )
-        if config.tls_cert_file is not None:
-            key = str(config.tls_key_file) if config.tls_key_file else None
-            context.load_cert_chain(str(config.tls_cert_file), key)
-    except OSError as error:  # ssl.SSLError is one, and neither names the file
-        files = (config.tls_ca_file, config.tls_cert_file, config.tls_key_file)
-        named = ", ".join(str(file) for file in files if file)
-        detail = error.strerror or error
-        raise LinkError(f"certificate files {named} cannot be used: {detail}") from None
-    return context
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+        """Take the kernel's counts of the socket; without one, what is known of packets."""
+        self._bytes.out = max(self._bytes.out, self._packet_bytes_out)
+        self._bytes.sample(sock)
 
 
 def _properties(packet_type: int) -> Properties:
     return Properties(packet_type)  # type: ignore[no-untyped-call]  # paho has no types there
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, ConnectionError) and error.errno:
-        return os.strerror(error.errno)  # asyncio's own text hides what happened
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__

@@ -1,11 +1,17 @@
-"""What an operator may know of the uplink at any moment."""
+"""What an operator may know of the uplink at any moment, and the counting behind it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["UplinkStatus"]
+from edge.uplink_connection import UplinkConnection
+from runtime.clock import Clock
+
+__all__ = ["UplinkMeter", "UplinkStatus"]
+
+_RATE_WINDOW_S = 10.0
 
 
 @dataclass(slots=True)
@@ -46,3 +52,55 @@ class UplinkStatus:
     def as_dict(self) -> dict[str, Any]:
         """Return the figures by name, as JSON has them."""
         return asdict(self)
+
+
+class UplinkMeter:
+    """Counts what the uplink does, over all its connections.
+
+    Attributes:
+        status: The figures that are counted; the others are filled in when asked for.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.status = UplinkStatus()
+        self._clock = clock
+        self._closed_bytes = (0, 0)  # out and in, of connections that are gone
+        self._told_bytes = 0
+        self._rate_at_s = clock.monotonic_s()
+
+    def set_link(self, link: str) -> None:
+        """Note what the link is now."""
+        if self.status.link != link:
+            self.status.link = link
+            self.status.since_us = self._clock.wall_us()
+
+    def closed(self, connection: UplinkConnection) -> None:
+        """Note what a connection has moved that is gone, or was never accepted."""
+        moved = connection.link_bytes()
+        out, into = self._closed_bytes
+        self._closed_bytes = (out + moved.out, into + moved.into)
+
+    def measure(self, connection: UplinkConnection | None) -> None:
+        """Take what all connections have moved until now, the one in use among them."""
+        status = self.status
+        status.bytes_out, status.bytes_in = self._closed_bytes
+        if connection is not None:
+            moved = connection.link_bytes()
+            status.bytes_out += moved.out
+            status.bytes_in += moved.into
+            status.rtt_ms = moved.rtt_ms
+
+    def untold(self) -> int:
+        """Return the bytes measured that no earlier call has returned."""
+        moved = self.status.bytes_out + self.status.bytes_in
+        before, self._told_bytes = self._told_bytes, moved
+        return moved - before
+
+    def acknowledged(self, readings: int) -> None:
+        """Add acknowledged readings to the total and to the smoothed rate."""
+        now_s = self._clock.monotonic_s()
+        faded = math.exp(-(now_s - self._rate_at_s) / _RATE_WINDOW_S)
+        self._rate_at_s = now_s
+        status = self.status
+        status.readings_sent += readings
+        status.rate_readings_s = status.rate_readings_s * faded + readings / _RATE_WINDOW_S

@@ -1,78 +1,23 @@
-"""The uplink against a scripted cloud: what it sends, and what it does with each answer."""
+"""The uplink against a scripted cloud: what it sends, in which order, and what it keeps."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from bridge.batch import Batch, Encoder, EntryEncoder, decode_entry
-from bridge.devices import DeviceIds
+from bridge.batch import Batch
 from bridge.envelope import LinkLane
-from bridge.structured_bodies import BodyChoice
-from edge.config import UplinkConfig
 from edge.contract import Commit, Lane, Tombstone
-from edge.segments import Segment, pack_segment, unpack_body
-from edge.uplink import Uplink
-from mqtt.frames import parse_publishes
-from runtime.clock import Clock, ManualClock, SystemClock
+from runtime.clock import SystemClock
 from tests.kit.cloud_peer import Answer, CloudPeer
 from tests.kit.journals import MemoryJournal
-from tests.kit.proxy import Proxy
+from tests.kit.uplinks import FAST, linked, numbered, once, uplink_to
 
-FAST = UplinkConfig(linger_ms=5, backoff_min_s=0.01, backoff_max_s=0.05, connect_timeout_s=5)
 STONE = Tombstone(Lane.LIVE, 5, 6, 2, "evicted-age", 1_700_000_000_000_000)
-
-
-@asynccontextmanager
-async def uplink_to(
-    journal: MemoryJournal, *urls: str, config: UplinkConfig = FAST, clock: Clock | None = None
-) -> AsyncIterator[Uplink]:
-    uplink = Uplink(
-        replace(config, endpoints=urls), "gw-1", journal, DeviceIds(), clock or SystemClock(),
-        rng=random.Random(1),
-    )  # fmt: skip
-    await uplink.start()
-    try:
-        yield uplink
-    finally:
-        await uplink.stop()
-
-
-@asynccontextmanager
-async def linked(
-    journal: MemoryJournal, config: UplinkConfig = FAST
-) -> AsyncIterator[tuple[CloudPeer, Proxy, Uplink]]:
-    """Run an uplink that reaches the cloud through a proxy."""
-    async with (
-        CloudPeer() as cloud,
-        Proxy("127.0.0.1", cloud.port) as proxy,
-        uplink_to(journal, proxy.url, config=config) as uplink,
-    ):
-        yield cloud, proxy, uplink
-
-
-async def online(uplink: Uplink) -> None:
-    while uplink.status().link != "online":
-        await asyncio.sleep(0.005)
-
-
-def numbered(first: int, count: int) -> list[bytes]:
-    return [b'{"n":%d}' % n for n in range(first, first + count)]
-
-
-def once(answers: dict[int, Answer]) -> Callable[[Batch, int], Answer]:
-    """Return a script that answers the n-th batch so, and all others with success."""
-    return lambda _batch, n: answers.get(n, (0, ""))
-
-
-# ---- the plain way -------------------------------------------------------------------------------
 
 
 async def test_readings_arrive_in_order_and_leave_the_journal() -> None:
@@ -293,344 +238,6 @@ async def test_memory_does_not_grow_with_the_backlog() -> None:
     assert long < short * 1.3 + (1 << 20)
 
 
-# ---- refusals ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("code", [0x10, 0x80, 0x83, 0x97])
-async def test_not_now_is_tried_again_until_it_is_taken(code: int) -> None:
-    journal = MemoryJournal()
-    async with (
-        CloudPeer(once({0: (code, "later"), 1: (code, "later")})) as cloud,
-        uplink_to(journal, cloud.url) as uplink,
-    ):
-        journal.capture(numbered(0, 100))
-        await journal.until_trimmed()
-        status = uplink.status()
-    assert [payload for _, payload in cloud.rows] == numbered(0, 100)
-    assert journal.aside == []
-    assert status.refusals == 2
-    assert status.dials == 1, "on the same connection"
-    assert "later" in status.last_error
-
-
-async def test_a_batch_refused_by_the_check_is_sent_again_in_a_fresh_context() -> None:
-    journal = MemoryJournal()
-    async with (
-        CloudPeer(once({3: (0x99, "check: no")})) as cloud,
-        uplink_to(journal, cloud.url, config=replace(FAST, batch_readings=10)),
-    ):
-        journal.capture(numbered(0, 200))
-        await journal.until_trimmed()
-    assert [payload for _, payload in cloud.rows] == numbered(0, 200)
-    assert cloud.doubled == 0, "nothing behind the refused batch was taken before it"
-    assert journal.aside == []
-
-
-async def test_the_reading_a_cloud_never_takes_is_set_aside_with_its_cause() -> None:
-    def script(batch: Batch, _n: int) -> Answer:
-        return (0x99, "bounds: poison") if b"poison" in batch.readings.payloads else (0, "")
-
-    journal = MemoryJournal()
-    payloads = numbered(0, 100)
-    payloads[37] = b"poison"
-    async with CloudPeer(script) as cloud, uplink_to(journal, cloud.url) as uplink:
-        journal.capture(payloads)
-        await journal.until_trimmed()
-        await journal.until("tombstone", lambda: not journal.stones)
-        status = uplink.status()
-    assert [payload for _, payload in cloud.rows] == payloads[:37] + payloads[38:]
-    ((lane, first, last, cause, body),) = journal.aside
-    assert (lane, first, last) == (Lane.LIVE, 38, 38)
-    assert "bounds: poison" in cause
-    assert decode_entry(body).readings.payloads == [b"poison"]
-    assert status.dead_letters == 1
-    assert [(s.first_seq, s.reason) for s in cloud.tombstones] == [(38, "refused")]
-
-
-async def test_a_reading_larger_than_the_cloud_takes_is_set_aside_unsent() -> None:
-    journal = MemoryJournal()
-    big = random.Random(3).randbytes(5000)
-    async with (
-        CloudPeer(maximum_packet_size=2000) as cloud,
-        uplink_to(journal, cloud.url),
-    ):
-        journal.capture([*numbered(0, 5), big, *numbered(5, 5)])
-        await journal.until_trimmed()
-    assert [payload for _, payload in cloud.rows] == numbered(0, 10)
-    ((_, first, _, cause, body),) = journal.aside
-    assert first == 6
-    assert "2000" in cause
-    assert decode_entry(body).readings.payloads == [big]
-
-
-@pytest.mark.parametrize("mode", ["columnar", "structured"])
-async def test_a_reading_no_encoder_takes_is_set_aside_and_the_lane_moves_on(
-    mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def poisoned(encode: Callable[..., Any]) -> Callable[..., Any]:
-        def checked(encoder: object, *values: Any, **named: Any) -> Any:
-            if any(b"poison" in one.payloads for one in values if hasattr(one, "payloads")):
-                raise ValueError("an encoder's fault")
-            return encode(encoder, *values, **named)
-
-        return checked
-
-    for owner in (Encoder, EntryEncoder, BodyChoice):
-        monkeypatch.setattr(owner, "encode", poisoned(owner.encode))
-    journal = MemoryJournal()
-    config = replace(FAST, mode=mode)
-    async with CloudPeer() as cloud, uplink_to(journal, cloud.url, config=config):
-        journal.capture([*numbered(0, 3), b"poison", *numbered(3, 3)])
-        await journal.until_trimmed()
-    assert [payload for _, payload in cloud.rows] == numbered(0, 6)
-    ((lane, first, last, cause, body),) = journal.aside
-    assert (lane, first, last) == (Lane.LIVE, 4, 4)
-    assert "an encoder's fault" in cause
-    (segment,) = unpack_body(body)
-    assert parse_publishes(segment.frames, segment.version)[0][4] == b"poison"
-
-
-async def test_a_commit_that_holds_no_publishes_is_set_aside_whole() -> None:
-    journal = MemoryJournal()
-    journal.capture(numbered(0, 5))
-    body = pack_segment(Segment(4, "c", 1_700_000_000_000_000, 3, b"\x30\xff\xff\xff\xff\xff"))
-    journal.commit(Lane.LIVE, 3, 1_700_000_000_000_000, body)
-    journal.capture(numbered(5, 5))
-    async with CloudPeer() as cloud, uplink_to(journal, cloud.url):
-        await journal.until_trimmed()
-    assert cloud.rows == [
-        *((n + 1, p) for n, p in enumerate(numbered(0, 5))),
-        *((n + 9, p) for n, p in enumerate(numbered(5, 5))),
-    ]
-    ((lane, first, last, _, kept),) = journal.aside
-    assert (lane, first, last, kept) == (Lane.LIVE, 6, 8, body)
-
-
-async def test_a_refused_connect_is_reported_and_tried_again() -> None:
-    journal = MemoryJournal()
-    journal.capture(numbered(0, 5))
-    async with CloudPeer(connack=0x87) as cloud, uplink_to(journal, cloud.url) as uplink:
-        await cloud.until("three dials", lambda: cloud.connections >= 3)
-        status = uplink.status()
-    assert status.link in ("offline", "connecting")
-    assert "Not authorized" in status.last_error
-    assert cloud.url in status.last_error
-    assert cloud.topics == []
-
-
-async def test_a_journal_that_fails_for_a_while_only_delays() -> None:
-    journal = MemoryJournal()
-    journal.failures = [OSError("disk"), OSError("disk"), OSError("disk")]
-    async with CloudPeer() as cloud, uplink_to(journal, cloud.url):
-        journal.capture(numbered(0, 50))
-        await journal.until_trimmed()
-    assert [payload for _, payload in cloud.rows] == numbered(0, 50)
-
-
-# ---- faults of the link --------------------------------------------------------------------------
-
-
-async def test_starts_offline_and_drains_by_itself_when_the_cloud_appears() -> None:
-    journal = MemoryJournal()
-    journal.capture(numbered(0, 1000))
-    cloud = CloudPeer()
-    await cloud.listen()
-    await cloud.close()
-    async with uplink_to(journal, cloud.url) as uplink:
-        while uplink.status().dials < 3:
-            await asyncio.sleep(0.01)
-        assert uplink.status().link == "offline"
-        assert uplink.status().last_error == f"{cloud.url}: Connection refused"
-        assert uplink.status().backlog_readings == 1000
-        await cloud.listen()
-        await journal.until_trimmed()
-        await cloud.close()
-    assert len(cloud.rows) == 1000
-
-
-@pytest.mark.parametrize("seed", range(6))
-async def test_cuts_in_mid_batch_lose_nothing_and_keep_the_order(seed: int) -> None:
-    rng = random.Random(seed)
-    journal = MemoryJournal()
-    total = 2000
-    payloads = [rng.randbytes(rng.randrange(60)) for _ in range(total)]
-    async with CloudPeer() as cloud, Proxy("127.0.0.1", cloud.port) as proxy:
-        proxy.cut_after(up=rng.randrange(1, 400))
-        config = replace(FAST, batch_readings=100, window_bytes=20_000)
-        async with uplink_to(journal, proxy.url, config=config):
-            for first in range(0, total, 100):
-                journal.capture(payloads[first : first + 100])
-            for _ in range(12):
-                cuts = proxy.cuts
-                await cloud.until("cut", lambda c=cuts: proxy.cuts > c or len(cloud.rows) == total)
-                up, down = rng.randrange(10_000), rng.randrange(60)
-                proxy.cut_after(up=up) if rng.random() < 0.6 else proxy.cut_after(down=down)
-            proxy.heal()
-            await journal.until_trimmed()
-    assert cloud.rows == list(enumerate(payloads, start=1))
-    assert proxy.cuts >= 2
-    assert cloud.errors == []
-
-
-async def test_a_lost_puback_means_the_readings_are_sent_again() -> None:
-    journal = MemoryJournal()
-    async with linked(journal) as (cloud, proxy, uplink):
-        await online(uplink)
-        proxy.down.swallow = True
-        journal.capture(numbered(0, 100))
-        await cloud.until("taken", lambda: len(cloud.rows) == 100)
-        assert journal.trimmed[Lane.LIVE] == 0
-        proxy.heal()
-        proxy.cut()
-        await journal.until_trimmed()
-    assert len(cloud.rows) == 100
-    assert cloud.doubled == 100, "taken twice by the link: identity tells them apart"
-
-
-async def test_the_next_endpoint_is_used_when_the_first_is_down() -> None:
-    journal = MemoryJournal()
-    first = CloudPeer()
-    await first.listen()
-    await first.close()
-    async with CloudPeer() as second, uplink_to(journal, first.url, second.url) as uplink:
-        journal.capture(numbered(0, 100))
-        await journal.until_trimmed()
-        assert uplink.status().endpoint == second.url
-        await first.listen()
-        second.cut()
-        await first.until("back to the first", lambda: first.connections)
-        journal.capture(numbered(100, 100))
-        await journal.until_trimmed()
-        await first.close()
-    assert [p for _, p in second.rows] == numbered(0, 100)
-    assert [p for _, p in first.rows] == numbered(100, 100)
-
-
-async def test_a_cloud_that_says_when_to_come_again_is_dialled_then_and_not_before() -> None:
-    journal = MemoryJournal()
-    clock = ManualClock()
-    async with (
-        CloudPeer(connack=0x89, retry_after="30") as cloud,
-        uplink_to(journal, cloud.url, config=replace(FAST, linger_ms=0), clock=clock) as uplink,
-    ):
-        journal.capture(numbered(0, 10))
-        await cloud.until("a dial", lambda: cloud.connections)
-        async with asyncio.timeout(10):
-            while not uplink.status().last_error:
-                await asyncio.sleep(0.001)
-        clock.advance(29.5)
-        cloud.connack = 0
-        await asyncio.sleep(0.05)
-        assert uplink.status().dials == 1
-        clock.advance(8.5)
-        await journal.until_trimmed()
-        assert uplink.status().dials == 2
-        assert "busy" in uplink.status().last_error
-
-
-async def test_while_one_endpoint_is_busy_the_next_is_used() -> None:
-    journal = MemoryJournal()
-    async with (
-        CloudPeer(connack=0x89, retry_after="3600") as busy,
-        CloudPeer() as other,
-        uplink_to(journal, busy.url, other.url) as uplink,
-    ):
-        journal.capture(numbered(0, 10))
-        await journal.until_trimmed()
-        assert uplink.status().endpoint == other.url
-        assert busy.connections == 1
-
-
-async def test_a_peer_that_accepts_and_falls_silent_is_left() -> None:
-    journal = MemoryJournal()
-    config = replace(FAST, ack_timeout_s=1)
-    async with (
-        CloudPeer(lambda _batch, _n: None) as silent,
-        CloudPeer() as good,
-        uplink_to(journal, silent.url, good.url, config=config) as uplink,
-    ):
-        journal.capture(numbered(0, 100))
-        await journal.until_trimmed()
-        assert "nothing was acknowledged" in uplink.status().last_error
-    assert len(silent.topics) >= 1
-    assert [p for _, p in good.rows] == numbered(0, 100)
-
-
-async def test_a_line_that_swallows_everything_is_dialled_anew() -> None:
-    journal = MemoryJournal()
-    async with linked(journal, replace(FAST, ack_timeout_s=1)) as (cloud, proxy, _):
-        journal.capture(numbered(0, 10))
-        await journal.until_trimmed()
-        proxy.silence()
-        journal.capture(numbered(10, 10))
-        await proxy.until_connections(2)
-        proxy.heal()
-        await journal.until_trimmed()
-    assert [p for _, p in cloud.rows] == numbered(0, 20)
-
-
-async def test_a_line_that_takes_nothing_any_more_is_dialled_anew() -> None:
-    """No reset and no word: the peer's buffers fill, and nothing is acknowledged."""
-    journal = MemoryJournal()
-    config = replace(FAST, ack_timeout_s=0.3)
-    async with linked(journal, config) as (cloud, proxy, _):
-        journal.capture(numbered(0, 10))
-        await journal.until_trimmed()
-        proxy.pause()
-        journal.capture(numbered(10, 10))  # what it has begun to read still passes
-        await journal.until_trimmed()
-        journal.capture(numbered(20, 40))
-        await proxy.until_connections(2)
-        proxy.heal()
-        await journal.until_trimmed()
-    assert [p for _, p in cloud.rows] == numbered(0, 60)
-
-
-async def test_a_slow_line_whose_bytes_move_is_not_taken_for_dead() -> None:
-    journal = MemoryJournal()
-    config = replace(FAST, ack_timeout_s=2, batch_readings=1)
-    async with linked(journal, config) as (cloud, proxy, uplink):
-        await online(uplink)
-        proxy.up.bytes_s = 1_500_000
-        journal.capture([random.Random(1).randbytes(6_000_000)])
-        await journal.until_trimmed()
-        assert uplink.status().connections == 1
-    assert len(cloud.rows) == 1
-
-
-async def test_without_endpoints_readings_stay_in_the_journal() -> None:
-    journal = MemoryJournal()
-    journal.capture(numbered(0, 10))
-    async with uplink_to(journal) as uplink:
-        await asyncio.sleep(0)
-        assert uplink.status().link == "off"
-        assert uplink.status().backlog_readings == 10
-    assert journal.reads == 0
-
-
-async def test_stop_waits_for_answers_and_trims_what_they_settle() -> None:
-    journal = MemoryJournal()
-    async with CloudPeer() as cloud:
-        async with uplink_to(journal, cloud.url):
-            journal.capture(numbered(0, 100))
-            await cloud.until("taken", lambda: cloud.rows)
-        assert not journal.pending(Lane.LIVE, 0)
-
-
-async def test_stop_while_the_cloud_is_mute_does_not_hang(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("edge.uplink._STOP_S", 0.1)
-    journal = MemoryJournal()
-    async with CloudPeer(lambda _batch, _n: None) as cloud:
-        async with uplink_to(journal, cloud.url):
-            journal.capture(numbered(0, 100))
-            await cloud.until("taken", lambda: cloud.batches)
-        assert journal.pending(Lane.LIVE, 0)
-
-
-# ---- the structured mode -------------------------------------------------------------------------
-
 STRUCTURED = replace(FAST, mode="structured", batch_readings=50)
 
 
@@ -676,7 +283,7 @@ async def test_a_few_readings_are_encoded_without_a_process(
         for n in range(20):
             journal.capture(numbered(n * 2, 2))
             await journal.until_trimmed()
-        assert uplink._bodies.pid is None
+        assert uplink._batches.bodies.pid is None
         assert uplink.status().structured_batches > 0
     assert [payload for _, payload in cloud.rows] == numbered(0, 40)
 
@@ -689,7 +296,7 @@ async def test_columnar_starts_no_process_whatever_comes() -> None:
     ):
         journal.capture(numbered(0, 1000))
         await journal.until_trimmed()
-        assert uplink._bodies.pid is None
+        assert uplink._batches.bodies.pid is None
         assert uplink.status().structured_batches == 0
 
 

@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 
 from bridge.devices import DeviceIds
-from edge.config import UplinkConfig
 from edge.uplink import Uplink
 from mqtt.broker.net.config import ListenerConfig
 from runtime.clock import SystemClock
-from tests.edge.test_uplink import FAST, numbered, online, uplink_to
 from tests.kit.brokers import ManualCapture
 from tests.kit.cloud_peer import CloudPeer
 from tests.kit.fronts import fronting
 from tests.kit.journals import MemoryJournal
+from tests.kit.uplinks import FAST, numbered, online, uplink_to
 from tidegate.certificates import Authority
 
 
@@ -119,9 +118,12 @@ def _serial(front: object) -> str:
 
 
 async def test_what_cannot_be_reloaded_is_left_alone() -> None:
-    async with uplink_to(MemoryJournal()) as uplink:
-        uplink.reconfigure(UplinkConfig(batch_readings=7))
-        assert uplink._config.batch_readings == FAST.batch_readings
+    journal = MemoryJournal()
+    async with CloudPeer() as cloud, uplink_to(journal, cloud.url) as uplink:
+        uplink.reconfigure(replace(FAST, endpoints=(cloud.url,), batch_readings=7, username="new"))
+        journal.capture(numbered(0, 50))
+        await journal.until_trimmed()
+    assert [len(batch.readings) for batch in cloud.accepted] == [50]
 
 
 @pytest.mark.parametrize("file", ["tls_ca_file", "tls_cert_file"])
