@@ -7,7 +7,8 @@ Stored is counted in storage itself, never taken from the stream's word. What is
 to be there: in the edge's journal, or in an entry past storage's cursor.
 
 The sources are read in the way a reading goes, journal, stream, storage, so that one that moves
-on meanwhile is seen at least once: a busy system never shows a gap it does not have.
+on meanwhile is seen at least once: a busy system never shows a gap it does not have. What storage
+has past the stream's word of then is held against its word of now: it may have come in between.
 DESIGN section 3, Ledger.
 """
 
@@ -269,6 +270,10 @@ async def balance(
     if storage is not None:  # last: what has passed the cursor since then is here
         stored = (await storage.state(count_rows=thorough)).stored
     accounts = _accounts(sources, edges, stored)
+    if any(account.ahead() for account in accounts.values()):
+        for line in await stream.ledger():
+            if account := accounts.get((line.gateway, line.epoch)):
+                account.known = line.assigned
     for letter in dead:
         source = (letter.entry.gateway, letter.entry.epoch)
         accounts.setdefault(source, _Account()).dead.update(letter.entry.seq_ranges)
@@ -307,6 +312,7 @@ class _Account:
     """What is known of one source before it is balanced."""
 
     assigned: int = 0
+    known: int = 0  # assigned as the stream knows it once storage has been read
     held: IntervalSet = field(default_factory=IntervalSet)
     stored: IntervalSet = field(default_factory=IntervalSet)
     dead: IntervalSet = field(default_factory=IntervalSet)
@@ -315,6 +321,11 @@ class _Account:
     tombstones: dict[tuple[str, int, str], GivenUp] = field(default_factory=dict)
     doubled: tuple[Range, ...] = ()
     sinks: list[SinkAccount] = field(default_factory=list)
+
+    def ahead(self) -> bool:
+        """Return True when storage has more than was assigned when the stream was asked."""
+        ranges = self.stored.ranges()
+        return bool(ranges) and ranges[-1][1] > self.assigned
 
     def give_up(self, stones: Iterable[GivenUp]) -> None:
         for stone in stones:
@@ -328,7 +339,7 @@ class _Account:
         left = IntervalSet([(1, self.assigned)] if self.assigned else [])
         unassigned = IntervalSet(self.stored)
         unassigned.update(self.held)
-        unassigned.discard(1, self.assigned)
+        unassigned.discard(1, max(self.assigned, self.known))
         where: dict[str, tuple[Range, ...]] = {}
         stored = _take(left, self.stored, where, "stored")
         dead = _take(left, self.dead, where, "dead")

@@ -200,6 +200,20 @@ async def test_a_reading_on_its_way_is_never_missed() -> None:
     assert places.asked == ["journal", "stream", "storage", "storage"]
 
 
+async def test_what_came_while_the_ledger_was_read_is_not_unassigned() -> None:
+    places = Places(100, [(1, 100)], stored=[(1, 100)])
+
+    async def busy(*, count_rows: bool) -> StorageState:
+        places.assigned += 5  # a batch came, and its rows were written, before storage is read
+        places.held = places.stored = [(1, places.assigned)]
+        return await Places.state(places, count_rows=count_rows)
+
+    places.state = busy  # type: ignore[method-assign]
+    source = await one(places)
+    assert source.balanced, source.lines()
+    assert (source.assigned, source.stored) == (100, 100)
+
+
 async def test_storage_of_another_stream_is_noted() -> None:
     places = Places(10, [(1, 10)], entries=[(1, 10)], stored=[(1, 4)])
 
