@@ -36,11 +36,12 @@ from benchmarks.drain import free_ports, listening, running
 from benchmarks.wire import connect_frame
 from bridge.devices import DeviceIds
 from device_sim.traces import Record, read_trace
-from edge.config import JournalConfig, UplinkConfig
+from edge.config import JournalConfig
 from edge.contract import Lane
 from edge.journal import Journal
 from edge.segments import Segment, pack_segment
 from edge.uplink import Uplink
+from edge.uplink_config import UplinkConfig
 from mqtt.frames import encode_publish, split
 from mqtt.packets import PUBLISH
 from mqtt.properties import encode_property_block

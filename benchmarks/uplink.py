@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from bridge.devices import DeviceIds
-from edge.config import JournalConfig, UplinkConfig
+from edge.config import JournalConfig
 from edge.contract import Lane
 from edge.journal import Journal
 from edge.segments import Segment, pack_segment
 from edge.uplink import Uplink
+from edge.uplink_config import UplinkConfig
 from edge.uplink_reader import LaneReader
 from mqtt.frames import encode_publish, parse_publishes, split
 from runtime.clock import SystemClock

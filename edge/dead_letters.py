@@ -21,9 +21,10 @@ from typing import TypeVar
 from bridge.batch import Batch, Decoder, Encoder
 from bridge.envelope import LinkLane
 from bridge.errors import BatchError, LinkError
-from edge.config import EdgeConfig, Endpoint
+from edge.config import EdgeConfig
 from edge.database import connect_file
 from edge.journal_schema import APPLICATION_ID, error_of
+from edge.uplink_config import Endpoint
 from edge.uplink_dialler import Dialler
 
 __all__ = ["DeadLetter", "DeadLetterError", "JournalDeadLetters", "send_again"]

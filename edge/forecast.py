@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bridge.forecast import Traffic, drain, full_s
-from edge.config import UplinkConfig
 from edge.contract import Lane
 from edge.journal import Journal
 from edge.uplink import Uplink
+from edge.uplink_config import UplinkConfig
 from runtime.clock import Clock
 
 __all__ = ["Forecast", "Forecaster"]

@@ -17,37 +17,32 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
 
 import structlog
 
 from edge.config import JournalConfig
 from edge.contract import Commit, Lane, Tombstone
+from edge.journal_commit import Committer, OnCommit, Part, row_of
 from edge.journal_file import JournalFile
-from edge.journal_high import write_high
 from edge.journal_keeper import NO_LIMIT, Keeper
 from edge.journal_open import Opened, lock_journal, open_journal
-from edge.journal_schema import ROW_BYTES, JournalError, Row, key_of, row_crc32
-from edge.journal_state import Head, JournalStats, LaneStats
+from edge.journal_schema import ROW_BYTES, JournalError, key_of, row_crc32
+from edge.journal_state import JournalStats, LaneStats, us_since_boot
 from edge.journal_tail import Tail
 from runtime.clock import Clock
 from runtime.logs import limited
 
-__all__ = ["Journal", "Part"]
+__all__ = ["Journal"]
 
 log = structlog.get_logger(component="journal")
-
-Part: TypeAlias = tuple[Lane, int, bytes]  # lane, count of readings, body
 
 MAINTENANCE_S = 1.0
 LOG_EVERY_S = 10.0
 _REPAIRABLE = ("damaged", "closed")  # "closed": an earlier repair did not get through
-RESERVE_MIN, RESERVE_MAX = 4096, 1 << 20
-RESERVE_PACE_S = 1.0  # a reservation that lasted less is followed by one twice as large
 
 
 class Journal:
@@ -65,23 +60,15 @@ class Journal:
         self._tail = tail
         self._writing = asyncio.Lock()
         self._reading = keeper.reading
-        # told of each commit before it is made: first seq, wall clock, time since boot, in µs;
-        # what it returns is waited for
-        self.on_commit: Callable[[int, int, int], Awaitable[None] | None] = _nothing
+        self._committer = Committer(path, clock, keeper, tail)
         self._waiters: list[asyncio.Future[None]] = []
         self._on_room: Callable[[], None] = lambda: None
         self._due = asyncio.Event()
         self._closing = False
         self._maintenance: asyncio.Task[None] | None = None
-        self._reserve_size = RESERVE_MIN
-        self._reserved_at_s = clock.monotonic_s()
-        self._commits = 0
         self._failed_commits = 0
-        self._readings = 0
-        self._body_bytes = 0
         self._damaged_rows = 0
         self._dead_letters = 0
-        self._commit_s = 0.0
 
     @classmethod
     async def open(cls, path: Path, config: JournalConfig, clock: Clock) -> Journal:
@@ -109,6 +96,10 @@ class Journal:
         journal._maintenance = asyncio.create_task(journal._keep(), name="journal-maintenance")
         return journal
 
+    def on_commit(self, told: OnCommit) -> None:
+        """Have `told` called before each commit is made; what it returns is waited for."""
+        self._committer.on_commit = told
+
     # --- capture's side --------------------------------------------------------------------------
 
     async def append(self, parts: Sequence[Part]) -> None:
@@ -122,7 +113,7 @@ class Journal:
         """
         async with self._writing:
             try:
-                await self._commit(parts)
+                await self._committer.commit(parts)
             except JournalError as error:
                 self._failed_commits += 1
                 if error.kind in _REPAIRABLE and not self._closing:
@@ -299,10 +290,10 @@ class Journal:
 
     def stats(self) -> JournalStats:
         """Return figures; sizes on the disk are those of the last look, at most a second old."""
-        keeper = self._keeper
+        keeper, committer = self._keeper, self._committer
         state = keeper.state
         now_us = self._clock.wall_us()
-        boot_us = self._boot_us()
+        boot_us = us_since_boot(self._clock)
         lanes = {}
         for lane, each in state.lanes.items():
             depth = each.depth()
@@ -314,14 +305,14 @@ class Journal:
             disk_free_bytes=keeper.space.disk_free_bytes,
             tail_bytes=self._tail.bytes,
             tombstones=len(state.tombstones),
-            commits=self._commits,
-            readings=self._readings,
-            body_bytes=self._body_bytes,
+            commits=committer.commits,
+            readings=committer.readings,
+            body_bytes=committer.body_bytes,
             failed_commits=self._failed_commits,
             evicted=dict(keeper.evicted),
             dead_letters=self._dead_letters,
             damaged_rows=self._damaged_rows,
-            commit_s=self._commit_s,
+            commit_s=committer.commit_s,
             epoch=state.epoch,
             last_seq=state.last_seq,
         )
@@ -371,55 +362,6 @@ class Journal:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    async def _commit(self, parts: Sequence[Part]) -> None:
-        keeper = self._keeper
-        await keeper.make_room(parts)
-        state = keeper.state
-        total = sum(count for _, count, _ in parts)
-        if state.next_seq + total - 1 > state.reserved_seq:
-            await self._reserve(total)
-        now_us = self._clock.wall_us()
-        boot_us = self._boot_us()
-        rows: list[Row] = []
-        seq = state.next_seq
-        for lane, count, body in parts:
-            rows.append(_row(lane, seq, count, now_us, state.boot, boot_us, body))
-            seq += count
-        first = self.on_commit(state.next_seq, now_us, boot_us)
-        if first is not None:
-            await first
-        began_s = self._clock.monotonic_s()
-        await keeper.file.insert(rows)
-        self._commit_s = self._clock.monotonic_s() - began_s
-        seq = state.next_seq
-        for lane, count, body in parts:
-            head = Head(seq, count, now_us, state.boot, boot_us)
-            state.appended(lane, count, len(body), head)
-            self._tail.push(Commit(lane, seq, count, now_us, body))
-            self._body_bytes += len(body)
-            seq += count
-        state.next_seq = seq
-        state.last_seq = seq - 1
-        self._commits += 1
-        self._readings += total
-
-    async def _reserve(self, total: int) -> None:
-        """Reserve seqs ahead, the more the faster they go: a sync a second at most."""
-        state = self._keeper.state
-        now_s = self._clock.monotonic_s()
-        lasted_s = now_s - self._reserved_at_s
-        size = self._reserve_size * 2 if lasted_s < RESERVE_PACE_S else self._reserve_size // 2
-        self._reserve_size = min(max(size, RESERVE_MIN), RESERVE_MAX)
-        self._reserved_at_s = now_s
-        seq = state.next_seq + total - 1 + self._reserve_size
-        await self._keeper.file.reserve(seq)
-        try:
-            await asyncio.to_thread(write_high, self._path, state.epoch, seq)
-        except OSError as error:
-            hint = f"journal.high cannot be written: {error.strerror or error}"
-            raise JournalError(self._path, seq, hint, "io") from None
-        state.reserved_seq = seq
-
     async def _give_up_unreadable(
         self, lane: Lane, after_seq: int, rows: Sequence[tuple[int, int, int, int, bytes]]
     ) -> None:
@@ -465,9 +407,9 @@ class Journal:
         log.error("journal_repair", error=str(error))
         keeper = self._keeper
         state = keeper.state
-        boot_us = self._boot_us()
+        boot_us = us_since_boot(self._clock)
         rows = [
-            _row(c.lane, c.first_seq, c.count, c.time_us, state.boot, boot_us, c.body)
+            row_of(c.lane, c.first_seq, c.count, c.time_us, state.boot, boot_us, c.body)
             for c in self._tail
             if not state.lanes[c.lane].ahead.covers(c.first_seq, c.first_seq + c.count - 1)
         ]
@@ -516,21 +458,6 @@ class Journal:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-    def _boot_us(self) -> int:
-        return round(self._clock.monotonic_s() * 1e6)
-
-
-def _nothing(_seq: int, _wall_us: int, _boot_us: int) -> None:
-    return None
-
-
-def _row(
-    lane: Lane, seq: int, count: int, time_us: int, boot: int, boot_us: int, body: bytes
-) -> Row:
-    key = key_of(lane, seq)
-    crc32 = row_crc32(key, count, time_us, body)
-    return (key, count, len(body), time_us, boot, boot_us, crc32, body)
 
 
 def _checked(lane: Lane, rows: Sequence[tuple[int, int, int, int, bytes]]) -> list[Commit]:

@@ -8,7 +8,8 @@ acknowledged, and at most something that was; and the transaction keeps the high
 which the rows it deletes may have been the last to tell of.
 
 A limit that is reached evicts the oldest rows of a lane that drops, a little more than is needed,
-after thinning it where that is asked for (journal_thin.py).
+after thinning it where that is asked for (journal_thin.py). What is given up has a tombstone
+(journal_losses.py).
 Deleted pages are written again before the file grows; once next to nothing is in use, the file is
 rewritten small.
 
@@ -29,8 +30,9 @@ import structlog
 from edge.config import JournalConfig, LaneConfig
 from edge.contract import Lane, Tombstone
 from edge.journal_file import JournalFile, Outline
+from edge.journal_losses import Losses
 from edge.journal_schema import ROW_BYTES, JournalError
-from edge.journal_state import JournalState, LaneState
+from edge.journal_state import JournalState, LaneState, us_since_boot
 from edge.journal_tail import Tail
 from edge.journal_thin import Thinning, ThinningPass
 from edge.limits import (
@@ -61,8 +63,6 @@ COMPACT_USED_BYTES = 2 * 1024 * 1024  # ... once so little is in use that copyin
 LOW_DISK_BYTES = 32 * 1024 * 1024  # with less than this left to write, care is taken
 LOG_FACTOR = 4  # a log this much longer than its limit was held up by readers, and is cut off
 THIN_PASSES = 4  # at once, so that a commit waits for a bounded time
-JOINED_BACK = 4  # newest tombstones one of which may grow: thinning and evicting take turns
-TOMBSTONES_MAX = 4096  # kept apart; past that neighbours are joined although handed out
 NO_LIMIT = 1 << 62
 
 
@@ -79,7 +79,6 @@ class Keeper:
         state: What is known of it; replaced after a repair.
         space: What the files took when last looked at.
         room: What may still be written by the journal as a whole, in pages' bytes.
-        evicted: Readings given up, by reason.
         hold_seq: No row that ends past this seq is deleted for having been trimmed.
         reading: Held by whoever reads the file, or keeps others from reading it.
     """
@@ -98,7 +97,6 @@ class Keeper:
         self.state = state
         self.space = Space(0, 0, 0, 0)
         self.room = Room(0, "evicted-bytes")
-        self.evicted: dict[str, int] = {}
         self.hold_seq = NO_LIMIT
         self.reading = asyncio.Lock()
         self._path = path
@@ -106,11 +104,16 @@ class Keeper:
         self._clock = clock
         self._tail = tail
         self._thinning = Thinning({lane: lane_config(config, lane) for lane in Lane})
-        self._handed_out = 0  # tombstones at the front of the list that the uplink has seen
+        self._losses = Losses()
         self._flush_at_s: dict[Lane, float] = {}  # when trims not yet carried out are to be
         self._kept_gone_seq: dict[Lane, int] = {}  # as the file has it
         self._trimmed_bytes = 0
         self._uncounted_bytes = 0
+
+    @property
+    def evicted(self) -> dict[str, int]:
+        """Readings given up, by reason."""
+        return self._losses.readings
 
     # --- trims -----------------------------------------------------------------------------------
 
@@ -283,7 +286,7 @@ class Keeper:
             if freed >= wanted:
                 break
             async with self.reading:
-                now = (self._clock.wall_us(), self.state.boot, self._boot_us())
+                now = (self._clock.wall_us(), self.state.boot, us_since_boot(self._clock))
                 each = await self._thinning.plan(self.file, lane, self.state.lanes[lane], now)
                 if each is None:
                     break
@@ -299,7 +302,7 @@ class Keeper:
         count = len(thinned.dropped)
         first, last = thinned.dropped[0], thinned.dropped[-1]
         stone = Tombstone(lane, first, last, count, "thinned", self._clock.wall_us())
-        joined = self._join(stone)
+        joined = self._losses.joined(self.state, stone)
         after = LaneState(
             state.last_seq,
             state.gone_seq,
@@ -311,7 +314,7 @@ class Keeper:
         )
         state.readings, state.bytes = after.readings, after.bytes
         self._tail.forget(lane, each.through_seq)
-        self._given_up(stone, joined)
+        self._losses.given_up(self.state, stone, joined)
         log.info(
             "readings_thinned", lane=lane.name.lower(), first_seq=first, last_seq=last, count=count
         )
@@ -321,7 +324,7 @@ class Keeper:
     async def evict_old(self) -> None:
         """Give up readings that are older than their lane allows."""
         now_us = self._clock.wall_us()
-        boot_us = self._boot_us()
+        boot_us = us_since_boot(self._clock)
         boot = self.state.boot
         for lane in Lane:
             age_max_us = lane_config(self._config, lane).age_max_s * 1e6
@@ -336,9 +339,6 @@ class Keeper:
                 old = rows[: next(young, len(rows))]
                 await self._give_up(lane, _of_bytes(old, DELETE_BYTES), "evicted-age")
                 head = self.state.lanes[lane].head
-
-    def _boot_us(self) -> int:
-        return round(self._clock.monotonic_s() * 1e6)
 
     async def _evict(self, lane: Lane, size: int, reason: str) -> None:
         """Give up the oldest rows of a lane that make up `size` bytes."""
@@ -370,9 +370,9 @@ class Keeper:
             await self._delete(lane, rows, gone_seq, ())
             return
         tombstone = Tombstone(lane, first_seq, last_seq, lost, reason, self._clock.wall_us())
-        joined = self._join(tombstone)
+        joined = self._losses.joined(self.state, tombstone)
         await self._delete(lane, rows, max(gone_seq, last_seq), (joined,))
-        self._given_up(tombstone, joined)
+        self._losses.given_up(self.state, tombstone, joined)
         log.warning(
             "readings_evicted",
             lane=lane.name.lower(),
@@ -382,66 +382,22 @@ class Keeper:
             reason=reason,
         )
 
-    def _given_up(self, tombstone: Tombstone, joined: Tombstone) -> None:
-        """Take note of a tombstone that is in the file, perhaps grown out of a newest one."""
-        tombstones = self.state.tombstones
-        if joined.first_seq != tombstone.first_seq:
-            newest = self._newest_like(tombstone)
-            assert newest is not None, "it has grown out of one"
-            tombstones.remove(newest)
-        tombstones.append(joined)
-        self._handed_out = min(self._handed_out, len(tombstones) - 1)
-        reason = tombstone.reason
-        self.evicted[reason] = self.evicted.get(reason, 0) + tombstone.count
-
-    def _newest_like(self, tombstone: Tombstone) -> Tombstone | None:
-        """Return the last of the newest few tombstones with the same lane and reason."""
-        for newest in self.state.tombstones[: -JOINED_BACK - 1 : -1]:
-            if (newest.lane, newest.reason) == (tombstone.lane, tombstone.reason):
-                return newest
-        return None
-
-    def _join(self, tombstone: Tombstone) -> Tombstone:
-        """Return the newest tombstone of its kind grown by this one, if it may, else this one."""
-        tombstones = self.state.tombstones
-        newest = self._newest_like(tombstone)
-        if newest is None:
-            return tombstone
-        # what was trimmed in between is not lost
-        state = self.state.lanes[tombstone.lane]
-        if newest.last_seq < state.gone_seq or state.ahead:
-            return tombstone
-        handed_out = tombstones.index(newest) < self._handed_out
-        if handed_out and len(tombstones) <= TOMBSTONES_MAX:
-            return tombstone
-        count = newest.count + tombstone.count
-        return replace(newest, last_seq=tombstone.last_seq, count=count)
-
     # --- tombstones ------------------------------------------------------------------------------
 
     def tombstones(self) -> list[Tombstone]:
         """Return the tombstones not acknowledged; none of them grows after this."""
-        self._handed_out = len(self.state.tombstones)
-        return list(self.state.tombstones)
+        return self._losses.handed_out(self.state)
 
     async def forget_tombstones(self, sent: Sequence[Tombstone]) -> None:
         """Drop tombstones; one that has grown since it was handed out stays."""
-        known = set(self.state.tombstones)
-        gone = [tombstone for tombstone in sent if tombstone in known]
-        if not gone:
-            return
-        await self.file.replace_tombstones(gone)
-        known = set(gone)
-        kept = [tombstone for tombstone in self.state.tombstones if tombstone not in known]
-        self._handed_out = max(0, self._handed_out - len(known))
-        self.state.tombstones[:] = kept
+        gone = self._losses.known(self.state, sent)
+        if gone:
+            await self.file.replace_tombstones(gone)
+            self._losses.forgotten(self.state, gone)
 
     def record(self, tombstone: Tombstone) -> None:
         """Take note of a tombstone that is in the file already."""
-        same = (tombstone.lane, tombstone.first_seq, tombstone.reason)
-        kept = [t for t in self.state.tombstones if (t.lane, t.first_seq, t.reason) != same]
-        self.state.tombstones[:] = [*kept, tombstone]
-        self._handed_out = min(self._handed_out, len(kept))
+        self._losses.recorded(self.state, tombstone)
 
     # --- upkeep ----------------------------------------------------------------------------------
 

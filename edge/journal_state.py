@@ -18,8 +18,16 @@ from dataclasses import dataclass, field
 from bridge.intervals import IntervalSet
 from edge.contract import Commit, Lane, Tombstone
 from edge.journal_schema import ROW_BYTES
+from runtime.clock import Clock
 
-__all__ = ["Head", "JournalState", "JournalStats", "LaneState", "LaneStats"]
+__all__ = [
+    "Head",
+    "JournalState",
+    "JournalStats",
+    "LaneState",
+    "LaneStats",
+    "us_since_boot",
+]
 
 
 @dataclass(slots=True)
@@ -136,3 +144,8 @@ class JournalStats:
     commit_s: float  # how long the last commit took, sync included
     epoch: int
     last_seq: int
+
+
+def us_since_boot(clock: Clock) -> int:
+    """Return the time that rows keep beside the wall clock's, in microseconds."""
+    return round(clock.monotonic_s() * 1e6)

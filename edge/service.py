@@ -217,7 +217,7 @@ class EdgeService:
         except ClockRepairError as error:
             raise StartError(f"clock: {error}") from None
         self._stops.append(repair.stop)
-        journal.on_commit = repair.committed
+        journal.on_commit(repair.committed)
         return repair
 
     def _make_uplink(self, journal: Journal) -> Uplink:

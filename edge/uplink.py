@@ -36,11 +36,11 @@ from bridge.uplink_state import (
     UplinkState,
 )
 from edge.commands import CommandLink
-from edge.config import UplinkConfig
 from edge.contract import JournalReader
 from edge.uplink_asides import Asides
 from edge.uplink_batches import BatchMaker
 from edge.uplink_budget import BudgetAccount
+from edge.uplink_config import UplinkConfig
 from edge.uplink_connection import UplinkConnection
 from edge.uplink_dialler import Dialler
 from edge.uplink_lanes import TICK_S, UplinkLanes, journal_lane

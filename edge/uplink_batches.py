@@ -18,9 +18,9 @@ from bridge.envelope import Mode, Tombstone
 from bridge.link_level import LEVELS, LevelGovernor
 from bridge.readings import Readings
 from bridge.uplink_state import Grant, UplinkState
-from edge.config import UplinkConfig
 from edge.contract import JournalReader
 from edge.uplink_bodies import UplinkBodies
+from edge.uplink_config import UplinkConfig
 from runtime.clock import Clock
 
 __all__ = ["BatchMaker"]

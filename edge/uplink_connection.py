@@ -31,7 +31,7 @@ from bridge.commands import CTL_PREFIX
 from bridge.envelope import CONTENT_TYPE
 from bridge.errors import LinkError
 from bridge.link_pacing import DOWN_ALL, DOWN_PREFIX, UPLINK_CLIENT_PREFIX, retry_after
-from edge.config import Endpoint
+from edge.uplink_config import Endpoint
 from edge.uplink_socket import LinkBytes, open_socket, reason_of, tls_handshake
 
 if TYPE_CHECKING:  # paho defines it for type checkers only

@@ -13,7 +13,7 @@ from dataclasses import replace
 import structlog
 
 from bridge.errors import LinkError
-from edge.config import Endpoint, UplinkConfig
+from edge.uplink_config import Endpoint, UplinkConfig
 from edge.uplink_connection import ConnectionOptions, UplinkConnection
 from edge.uplink_socket import tls_context
 from runtime.logs import limited

@@ -16,9 +16,9 @@ from bridge.link_pacing import Pace
 from bridge.link_shares import Shares
 from bridge.readings import Readings
 from bridge.uplink_state import Grant, UplinkState
-from edge.config import UplinkConfig
 from edge.contract import JournalReader, Lane
 from edge.uplink_budget import BudgetAccount
+from edge.uplink_config import UplinkConfig
 from edge.uplink_reader import LaneReader
 
 __all__ = ["UplinkLanes", "journal_lane"]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.errors import LinkError
-from edge.config import Endpoint, UplinkConfig
+from edge.uplink_config import Endpoint, UplinkConfig
 
 __all__ = ["LinkBytes", "open_socket", "reason_of", "tls_context", "tls_handshake"]
 

@@ -23,8 +23,9 @@ import aiomqtt
 from cloud.alerts.config import AlertsConfig, RuleConfig
 from cloud.config import FrontBrokerConfig
 from cloud.ledger_files import balance_files
-from edge.config import ClockConfig, UplinkConfig
+from edge.config import ClockConfig
 from edge.service import EdgeService
+from edge.uplink_config import UplinkConfig
 from runtime.clock import SystemClock
 from tests.kit.cloud import query
 from tests.kit.nodes import node_config, running_node

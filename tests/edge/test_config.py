@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.config import EdgeConfig, Endpoint, UplinkConfig
+from edge.config import EdgeConfig
+from edge.uplink_config import Endpoint, UplinkConfig
 from runtime.config import ConfigError, load
 
 

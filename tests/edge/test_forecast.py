@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bridge.devices import DeviceIds
-from edge.config import BudgetConfig, UplinkConfig
 from edge.forecast import Forecaster
 from edge.uplink import Uplink
+from edge.uplink_config import BudgetConfig, UplinkConfig
 from runtime.clock import ManualClock
 from tests.kit.journal_files import fill, journal_at, journal_config
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import aiomqtt
 import pytest
 
-from edge.config import CaptureConfig, EdgeConfig, EdgeHttpConfig, JournalConfig, UplinkConfig
+from edge.config import CaptureConfig, EdgeConfig, EdgeHttpConfig, JournalConfig
 from edge.service import EdgeService
+from edge.uplink_config import UplinkConfig
 from mqtt.packets import Connack, Connect, Will
 from runtime.clock import SystemClock
 from runtime.service import StartError

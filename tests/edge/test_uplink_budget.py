@@ -11,10 +11,10 @@ from pathlib import Path
 from bridge.devices import DeviceIds
 from bridge.envelope import LinkLane
 from bridge.link_budget import BudgetLimits
-from edge.config import BudgetConfig, UplinkConfig
 from edge.contract import Lane
 from edge.uplink import Uplink
 from edge.uplink_budget import BudgetAccount
+from edge.uplink_config import BudgetConfig, UplinkConfig
 from runtime.clock import ManualClock
 from tests.kit.cloud_peer import CloudPeer
 from tests.kit.journals import MemoryJournal

@@ -16,9 +16,9 @@ import pytest
 from bridge.batch import Decoder
 from bridge.devices import DeviceIds
 from bridge.envelope import CONTENT_TYPE
-from edge.config import Endpoint, UplinkConfig
 from edge.contract import Lane
 from edge.uplink import Uplink
+from edge.uplink_config import Endpoint, UplinkConfig
 from edge.uplink_connection import ConnectionOptions, UplinkConnection
 from runtime.clock import SystemClock
 from tests.kit.certificates import make_certificates

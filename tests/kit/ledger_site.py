@@ -197,7 +197,7 @@ class LedgerSite:
             folder / "clock.db", ClockConfig(), clock, lambda: (journal.epoch, journal.last_seq)
         )
         await repair.start()
-        journal.on_commit = repair.committed
+        journal.on_commit(repair.committed)
         return journal, repair
 
     async def _close(self, card: Card) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cloud.node import Node
-from edge.config import CommandsConfig, EdgeConfig, EdgeHttpConfig, JournalConfig, UplinkConfig
+from edge.config import CommandsConfig, EdgeConfig, EdgeHttpConfig, JournalConfig
 from edge.service import EdgeService
+from edge.uplink_config import UplinkConfig
 from mqtt.aio import Client
 from mqtt.packets import Connect, Publish, Subscription
 from mqtt.properties import SESSION_EXPIRY_INTERVAL

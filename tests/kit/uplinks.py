@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from bridge.batch import Batch
 from bridge.devices import DeviceIds
-from edge.config import UplinkConfig
 from edge.uplink import Uplink
+from edge.uplink_config import UplinkConfig
 from runtime.clock import Clock, SystemClock
 from tests.kit.cloud_peer import Answer, CloudPeer
 from tests.kit.journals import MemoryJournal
