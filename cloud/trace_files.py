@@ -15,10 +15,13 @@ from typing import TypeVar
 from bridge.envelope import LinkLane
 from cloud.config import StorageConfig
 from cloud.ledger_files import AlertsFile, JournalFile, StreamFile
+from cloud.query_time import iso
 from cloud.storage import storage_reader
 from cloud.trace import AlertSeen, JournalPlace, StreamTrace, Traced, TraceError
 
 __all__ = ["find_reading", "traced_files"]
+
+_EVER_US = (1 << 63) - 1  # no row bears a later time
 
 FileT = TypeVar("FileT", StreamFile, "_JournalRows", "_AlertRows")
 
@@ -104,10 +107,13 @@ async def find_reading(
     await storage.open()
     try:
         found = await storage.newest(device, time_us)
+        ever = found or await storage.newest(device, _EVER_US)
     finally:
         await storage.close()
+    if ever is None:
+        raise TraceError(f"device '{device}' has no reading stored")
     if found is None:
-        raise TraceError(f"device '{device}' has no reading stored at that time or before it")
+        raise TraceError(f"device '{device}' has no reading stored at {iso(time_us)} or before it")
     return found
 
 

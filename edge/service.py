@@ -23,7 +23,7 @@ from edge.exchanges import JournalExchanges
 from edge.forecast import Forecaster
 from edge.journal import Journal
 from edge.journal_schema import JournalError
-from edge.telemetry import Parts, edge_metrics, edge_status
+from edge.telemetry import Parts, add_gateway_metrics, edge_metrics, edge_status
 from edge.uplink import Uplink
 from edge.uplink_dialler import RELOADABLE_KEYS
 from edge.wear import Wear
@@ -115,6 +115,11 @@ class EdgeService:
         if self._parts is not None:
             self._log.info("edge_stopped")
         self._parts = None
+
+    def show_in(self, metrics: Metrics) -> None:
+        """Add the gateway's figures to another service's metrics, `tidegate up`'s node's."""
+        assert self._parts is not None
+        add_gateway_metrics(metrics, self._parts)
 
     async def reload(self, config: EdgeConfig) -> Reloaded:
         """Take what can be changed while it runs: access, limits, listeners, certificates, and

@@ -19,7 +19,7 @@ from edge.wear import Wear
 from mqtt.broker.broker import Broker
 from runtime.metrics import Metrics, Value
 
-__all__ = ["Parts", "edge_metrics", "edge_status"]
+__all__ = ["Parts", "add_gateway_metrics", "edge_metrics", "edge_status"]
 
 
 @dataclass(slots=True)
@@ -92,11 +92,17 @@ def _commands(commands: Commands | None) -> dict[str, Any]:
 def edge_metrics(parts: Parts) -> Metrics:
     """Return the gateway's metrics."""
     metrics = Metrics()
+    add_gateway_metrics(metrics, parts)
+    _broker_metrics(metrics, parts.broker)
+    return metrics
+
+
+def add_gateway_metrics(metrics: Metrics, parts: Parts) -> None:
+    """Add those of the parts that only a gateway has; its broker's are named as a node's are."""
     _uplink_metrics(metrics, parts.uplink)
     _forecast_metrics(metrics, parts.forecaster)
     _wear_metrics(metrics, parts.wear)
     _journal_metrics(metrics, parts.journal)
-    _broker_metrics(metrics, parts.broker)
     metrics.wrap(
         "tidegate_capture",
         parts.capture.stats,
@@ -108,7 +114,6 @@ def edge_metrics(parts: Parts) -> Metrics:
         },
         gauges={"waiting_bytes": "Bytes of publishes that wait for a commit."},
     )
-    return metrics
 
 
 def _uplink_metrics(metrics: Metrics, uplink: Uplink) -> None:

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from typing import NoReturn
 
 from runtime.config import ConfigError
 from runtime.service import StartError
@@ -64,8 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line; subparsers are of this class too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what ends the process with 2, in place of printing the usage first."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tidegate",
         description="MQTT from the edge to the cloud: every acknowledged reading is stored exactly "
         "once, in its device's order, or its loss is recorded and shown.",
@@ -93,7 +102,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _fail(command: str, error: object, code: int) -> int:
-    print(f"tidegate {command}: {error}", file=sys.stderr)
+    print(f"{' '.join(['tidegate', command]).strip()}: {error}", file=sys.stderr)
     return code
 
 

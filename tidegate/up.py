@@ -100,6 +100,7 @@ class Site:
         self._edge = EdgeService(_edge_config(self._config, self._cloud.port), self._clock)
         await self._edge.start()
         self._cloud.show("gateway", self._edge.status)
+        self._edge.show_in(self._cloud.metrics)
 
     async def reload(self, config: UpConfig) -> Reloaded:
         """Have both take what can be changed while they run; see `EdgeService.reload`."""

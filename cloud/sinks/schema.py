@@ -17,6 +17,9 @@ and was promised, so they are not thrown away. Nearly always NULL, they cost a b
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from cloud.database import DatabaseKind
 
 __all__ = [
@@ -29,6 +32,8 @@ __all__ = [
     "payload_from_sql",
     "payload_to_sql",
 ]
+
+_EPOCH_TEXT: Final = re.compile("[0-9a-fA-F]{1,16}", re.ASCII)
 
 READINGS_COLUMNS = (
     "gateway",
@@ -123,7 +128,7 @@ def epoch_from_text(text: str) -> int:
     Raises:
         ValueError: `text` is not 1 to 16 hex digits.
     """
-    if not 0 < len(text) <= 16:
+    if not _EPOCH_TEXT.fullmatch(text):
         raise ValueError(f"an epoch has 1 to 16 hex digits, not {text!r}")
     return int(text, 16)
 

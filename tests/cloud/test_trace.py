@@ -118,6 +118,8 @@ async def test_what_is_not_known_is_one_line(tmp_path: Path) -> None:
         await node.sinks.drained()
         with pytest.raises(TraceError, match="device 'd9' has no reading stored"):
             await find_reading(tmp_path, "d9", START_US * 2)
+        with pytest.raises(TraceError, match=r"stored at 1970-01-01T00:00:00\.001Z or before it"):
+            await find_reading(tmp_path, "d1", 1_000)
 
 
 def same(one: Outcome, other: Outcome) -> None:

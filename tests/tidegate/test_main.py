@@ -19,11 +19,26 @@ def test_every_command_teaches_itself(command: str, capsys: pytest.CaptureFixtur
     assert f"usage: tidegate {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["check"], ["check", "--nonsense"]])
-def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 2
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "tidegate: the following arguments are required: COMMAND"),
+        (["nonsense"], "'nonsense'"),
+        (["check"], "tidegate check: "),
+        (["check", "--nonsense"], "tidegate check: "),
+        (["trace", "gw-1", "notanumber"], "'notanumber' is not a whole number"),
+        (["trace", "gw-1"], "tidegate trace: give GATEWAY SEQ"),
+        (["trace", "gw-1", "1", "--epoch", "zz"], "an epoch has 1 to 16 hex digits, not 'zz'"),
+        (["audit", "--hours", "soon"], "tidegate audit: argument --hours"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_ends_with_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
 
 
 def test_check_names_the_key_and_the_nearest_valid_one(

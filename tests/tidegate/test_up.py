@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import urllib.request
 from pathlib import Path
 
 import aiomqtt
@@ -43,6 +44,27 @@ async def test_the_figures_of_the_end_are_those_after_the_last_answer(
     assert figures.stored + figures.backlog == 200, "nowhere else any more"
     assert figures.link == "off"
     assert figures.link_bytes > 0 or figures.backlog == 200
+
+
+async def test_metrics_have_the_gateways_figures_too(tmp_path: Path) -> None:
+    site = Site(config(tmp_path), SystemClock())
+    await site.start()
+    try:
+        await publish(site, 20)
+        figures = await asyncio.to_thread(scrape, f"http://127.0.0.1:{site.http_port}/metrics")
+    finally:
+        await site.stop()
+    assert figures["tidegate_forecast_room_bytes"] > 0
+    assert figures["tidegate_capture_readings_total"] == 20
+    assert figures["tidegate_journal_last_seq"] == 20
+    assert {"tidegate_uplink_online", "tidegate_ingest_readings_total"} <= figures.keys()
+
+
+def scrape(url: str) -> dict[str, float]:
+    """Return the figures without labels."""
+    with urllib.request.urlopen(url) as answer:
+        lines = [line.split() for line in answer.read().decode().splitlines()]
+    return {one[0]: float(one[1]) for one in lines if "{" not in one[0] and one[0] != "#"}
 
 
 async def test_whatif_asks_the_gateway_of_a_site(

@@ -35,7 +35,7 @@ _GOOD = ("stored", "waiting")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     parser.add_argument("gateway", nargs="?", help="the gateway's id")
-    parser.add_argument("seq", nargs="?", type=int, help="the reading's number there")
+    parser.add_argument("seq", nargs="?", type=_seq, help="the reading's number there")
     parser.add_argument("--epoch", help="of which journal of the gateway, 16 hex digits [all]")
     parser.add_argument("--device", help="in place of gateway and seq: whose reading")
     parser.add_argument("--time", default="now", help="with --device: at or before when [now]")
@@ -47,10 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
+def _seq(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
+
+
 def run(options: argparse.Namespace) -> int:
     """Print the way; 0 when the reading is where it should be."""
     if (options.device is None) == (options.gateway is None or options.seq is None):
-        raise ConfigError("trace: give GATEWAY SEQ, or --device D [--time T]")
+        raise ConfigError("give GATEWAY SEQ, or --device D [--time T]")
     try:
         answers = _ask_node(options) if options.url else asyncio.run(_ask_files(options))
     except (DatabaseError, TraceError) as error:
@@ -82,7 +89,7 @@ async def _ask_files(options: argparse.Namespace) -> list[dict[str, Any]]:
         epoch = None if options.epoch is None else epoch_from_text(options.epoch)
         at_us = parse_time(options.time, time.time_ns() // 1000)
     except ValueError as error:
-        raise ConfigError(f"trace: {error}") from None
+        raise ConfigError(str(error)) from None
     if options.device is not None:
         gateway, epoch, seq = await find_reading(options.data, options.device, at_us, config)
     async with traced_files(options.data, config=config) as places:
