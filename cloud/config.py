@@ -168,7 +168,15 @@ class IngestConfig:
         minimum=0,
         maximum=65_536,
         help="How many gateways may send in the structured mode at once, each for 1 to 40 MB of "
-        "the decoder's process; further ones send columnar batches. 0 switches the mode off.",
+        "a decoder's process; further ones send columnar batches. 0 switches the mode off.",
+    )
+    decoders: int = setting(
+        0,
+        minimum=0,
+        maximum=64,
+        help="How many processes decode the structured mode, at most; they share 'contexts_max'. "
+        "Each is started by the first gateway it gets, and takes about 40 MB beside the contexts. "
+        "0: as many as there are cores, at most 4.",
     )
     snapshot_bytes_max: int = setting(
         256 << 20,

@@ -4,6 +4,9 @@ One file a gateway and snapshot, named by the hashes of both; the last two of a 
 of all of them so many bytes, those unused for longest dropped first. What is damaged, cut short or
 lost costs its gateway a cold start and nothing else, so nothing is fsynced.
 
+Several decoders may share the folder. Each bounds what it wrote or read there, and its share, by
+name, of what it found at its start; so all of it is bounded, and any of them reads any file.
+
 Invariants: a snapshot is only ever given to the gateway it was made with; whoever reads one proves
 it by its name (bridge/structured/snapshot.py).
 """
@@ -14,6 +17,7 @@ import contextlib
 from collections import OrderedDict
 from hashlib import blake2b
 from pathlib import Path
+from zlib import crc32
 
 __all__ = ["GatewaySnapshots", "SnapshotFolder"]
 
@@ -26,18 +30,23 @@ class SnapshotFolder:
 
     Args:
         path: The folder, made when something is put there.
-        bytes_max: Most bytes of all of them.
+        bytes_max: Most bytes of those this process looks after.
+        share: Which process this is, and of how many that share the folder.
     """
 
-    def __init__(self, path: Path, bytes_max: int) -> None:
+    def __init__(self, path: Path, bytes_max: int, share: tuple[int, int] = (0, 1)) -> None:
         self._path = path
         self._bytes_max = bytes_max
         self._sizes: OrderedDict[str, int] = OrderedDict()  # by file name, the last used last
         self._bytes = 0
-        with contextlib.suppress(OSError):
-            found = [(file.stat(), file.name) for file in path.glob(f"*{_SUFFIX}")]
-            for status, name in sorted(found, key=lambda item: item[0].st_mtime_ns):
-                self._note(name, status.st_size)
+        number, processes = share
+        found = []
+        for file in path.glob(f"*{_SUFFIX}"):
+            if crc32(file.name.encode()) % processes == number:
+                with contextlib.suppress(OSError):  # another process dropped it meanwhile
+                    found.append((file.stat(), file.name))
+        for status, name in sorted(found, key=lambda item: item[0].st_mtime_ns):
+            self._note(name, status.st_size)
         self._shrink()
 
     def of(self, gateway: str) -> GatewaySnapshots:
@@ -46,14 +55,14 @@ class SnapshotFolder:
 
     def read(self, name: str) -> bytes | None:
         """Return what is in a file, None if it cannot be read."""
-        if name not in self._sizes:
-            return None
-        self._sizes.move_to_end(name)
         try:
-            return (self._path / name).read_bytes()
+            data = (self._path / name).read_bytes()
         except OSError:
             self._drop(name)
             return None
+        self._note(name, len(data))  # perhaps another process wrote it
+        self._shrink()
+        return data
 
     def write(self, name: str, data: bytes) -> None:
         """Keep a file; older ones of its gateway, or of others, give way."""
@@ -82,7 +91,7 @@ class SnapshotFolder:
             self._drop(next(iter(self._sizes)))
 
     def _drop(self, name: str) -> None:
-        self._bytes -= self._sizes.pop(name)
+        self._bytes -= self._sizes.pop(name, 0)
         with contextlib.suppress(OSError):
             (self._path / name).unlink(missing_ok=True)
 

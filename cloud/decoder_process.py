@@ -1,8 +1,9 @@
 """Structured decoders in a process of their own: `python -m cloud.decoder_process CONTEXTS_MAX`.
 
 A request names a connection by number, and its gateway, and has a body decoded, or the connection
-forgotten. With two more arguments, a folder and a number of bytes, what gateways ask to be kept is
-kept there, so that their next connections start warm. The answer is the content of mode 0
+forgotten. With four more arguments, a folder, a number of bytes, how many processes share it, and
+which of them this is, what gateways ask to be kept is kept there, so that their next connections
+start warm. The answer is the content of mode 0
 (docs/link-format.md section 4.1) relative to time 0 behind a zero byte, or a one byte and
 `word: detail`.
 
@@ -32,6 +33,7 @@ __all__ = ["Contexts", "main"]
 # decode or forget, connection, new context, count, limit, gateway's length; gateway and body
 REQUEST = struct.Struct("<?Q?IIH")
 IN_USE_S = 60.0
+_SNAPSHOT_ARGUMENTS = 4
 
 
 @dataclass(slots=True)
@@ -95,8 +97,9 @@ class Contexts:
 def main(arguments: list[str]) -> None:
     """Serve until standard input ends."""
     folder: SnapshotFolder | None = None
-    if len(arguments) > 2:
-        folder = SnapshotFolder(Path(arguments[1]), int(arguments[2]))
+    if len(arguments) > _SNAPSHOT_ARGUMENTS:
+        path, size, processes, number = arguments[1:]
+        folder = SnapshotFolder(Path(path), int(size), (int(number), int(processes)))
     contexts = Contexts(int(arguments[0]), folder)
     serve(lambda request: contexts.handle(request, time.monotonic()))
 

@@ -97,6 +97,7 @@ class CloudCapture:
             clock,
             batch_bytes_max=config.batch_bytes_max,
             contexts_max=config.contexts_max,
+            decoders=config.decoders,
             snapshots=snapshots,
             snapshot_bytes_max=config.snapshot_bytes_max,
             released=self.release,

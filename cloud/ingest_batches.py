@@ -28,7 +28,7 @@ from bridge.readings import Readings
 from bridge.select import without
 from cloud.ingest_parts import Encoded, PartEncoder
 from cloud.ingest_sources import HeldSeqs, SourceState
-from cloud.ingest_structured import StructuredLine, StructuredPool
+from cloud.ingest_structured import StructuredLine, StructuredPool, processes_by_cores
 from cloud.stream.contract import GivenUp, Part, Stream, StreamError, StreamFull
 from mqtt.broker.access.rules import speaks_for
 from mqtt.broker.seams import ClientInfo, PublishRun
@@ -119,6 +119,7 @@ class BatchIngest:
         clock: Wall clock for what is watched.
         batch_bytes_max: Longest batch accepted.
         contexts_max: How many connections may be in the structured mode; 0 = none.
+        decoders: How many processes decode it, at most; 0 = by the machine's cores.
         snapshots: Where gateways' contexts are kept for warm starts; None: nowhere.
         snapshot_bytes_max: Most bytes there.
         released: Called with the bytes of a run once it is settled.
@@ -134,6 +135,7 @@ class BatchIngest:
         *,
         batch_bytes_max: int,
         contexts_max: int = 256,
+        decoders: int = 0,
         snapshots: Path | None = None,
         snapshot_bytes_max: int = 0,
         released: Callable[[int], None],
@@ -144,7 +146,12 @@ class BatchIngest:
         self._stream = stream
         self._clock = clock
         self._limits = Limits(batch_bytes=batch_bytes_max)
-        self.structured = StructuredPool(contexts_max, snapshots, snapshot_bytes_max)
+        self.structured = StructuredPool(
+            contexts_max,
+            snapshots,
+            snapshot_bytes_max,
+            processes=decoders or processes_by_cores(),
+        )
         self._released = released
         self._taken = taken
         self._held = HeldSeqs(stream)

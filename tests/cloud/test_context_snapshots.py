@@ -51,3 +51,15 @@ def test_a_file_that_went_away_is_not_there(tmp_path: Path) -> None:
     folder.of("a").put(b"1", b"one")
     next(tmp_path.iterdir()).unlink()
     assert folder.of("a").get(b"1") is None
+
+
+def test_several_share_a_folder_and_together_keep_to_the_bound(tmp_path: Path) -> None:
+    whole = SnapshotFolder(tmp_path, 2000)
+    for gateway in range(40):
+        whole.of(f"g{gateway}").put(b"1", bytes(40))
+    halves = [SnapshotFolder(tmp_path, 600, (number, 2)) for number in range(2)]
+    assert 600 < sum(file.stat().st_size for file in tmp_path.iterdir()) <= 1200
+    halves[0].of("new").put(b"1", b"new")
+    assert halves[1].of("new").get(b"1") == b"new"
+    halves[1].of("new").put(b"2", b"newer")
+    assert halves[0].of("new").get(b"2") == b"newer"

@@ -111,10 +111,11 @@ def test_what_is_wrong_with_a_body_ends_its_context_alone() -> None:
 
 @asynccontextmanager
 async def pool(
-    contexts_max: int = 4, snapshots: Path | None = None
+    contexts_max: int = 4, snapshots: Path | None = None, *, processes: int = 1
 ) -> AsyncIterator[StructuredPool]:
-    one = StructuredPool(contexts_max, snapshots, 1 << 20)
-    one._worker._retry_s = 0
+    one = StructuredPool(contexts_max, snapshots, 1 << 20, processes=processes)
+    for process in one._processes:
+        process.worker._retry_s = 0
     try:
         yield one
     finally:
@@ -133,17 +134,16 @@ async def carry(
 async def test_nothing_is_started_before_a_structured_batch_comes() -> None:
     async with pool() as decoders:
         line = decoders.line("gw")
-        assert decoders.pid is None
+        assert not decoders.pids
         await carry(line, StructuredEncoder(LINK_LIMITS), 0)
-        assert decoders.pid is not None
+        assert len(decoders.pids) == 1
 
 
 async def test_with_the_process_go_the_contexts() -> None:
     async with pool() as decoders:
         line, encoder = decoders.line("gw"), StructuredEncoder(LINK_LIMITS)
         await carry(line, encoder, 0)
-        assert decoders.pid is not None
-        os.kill(decoders.pid, signal.SIGKILL)
+        os.kill(decoders.pids[0], signal.SIGKILL)
         with pytest.raises(BatchError) as refused:
             await carry(line, encoder, 5)
         assert refused.value.reason == "context"
@@ -166,7 +166,37 @@ async def test_the_mode_may_be_switched_off() -> None:
         with pytest.raises(BatchError) as refused:
             await carry(decoders.line("gw"), StructuredEncoder(LINK_LIMITS), 0)
         assert refused.value.reason == "mode"
-        assert decoders.pid is None
+        assert not decoders.pids
+
+
+async def test_connections_are_spread_over_the_processes_and_one_that_dies_takes_only_its_own() -> (
+    None
+):
+    async with pool(processes=2) as decoders:
+        lines = [(decoders.line(f"gw{n}"), StructuredEncoder(LINK_LIMITS)) for n in range(4)]
+        for line, encoder in lines:
+            await carry(line, encoder, 0)
+        first, _ = decoders.pids
+        assert [one.lines for one in decoders._processes] == [2, 2]
+        os.kill(first, signal.SIGKILL)
+        for number, (line, encoder) in enumerate(lines):
+            if number % 2 == 0:
+                with pytest.raises(BatchError, match="context"):
+                    await carry(line, encoder, 5)
+            else:
+                await carry(line, encoder, 5)
+
+
+async def test_a_process_takes_its_part_of_the_contexts_and_goes_on_when_some_are_gone() -> None:
+    async with pool(contexts_max=3, processes=8) as decoders:
+        assert len(decoders._processes) == 3
+        lines = [decoders.line(f"gw{n}") for n in range(3)]
+        for line in lines:
+            await carry(line, StructuredEncoder(LINK_LIMITS), 0)
+        with pytest.raises(BatchError, match="mode"):
+            await carry(decoders.line("one more"), StructuredEncoder(LINK_LIMITS), 0)
+        del lines[1], line
+        await carry(decoders.line("another"), StructuredEncoder(LINK_LIMITS), 0)
 
 
 def test_a_batch_is_not_finished_once_its_context_was_dropped() -> None:
@@ -196,6 +226,18 @@ async def test_a_gateway_goes_on_from_a_snapshot_at_a_cloud_that_was_restarted(
         line = structured.line("gw")
         await carry(line, warm, 10)
         await carry(line, warm, 15)
+
+
+async def test_any_process_reads_what_another_one_kept(tmp_path: Path) -> None:
+    encoder = StructuredEncoder(LINK_LIMITS)
+    async with pool(snapshots=tmp_path, processes=2) as structured:
+        first = structured.line("gw")
+        await carry(first, encoder, 0, keep=True)
+        warm = StructuredEncoder(LINK_LIMITS)
+        warm.restore(*encoder.snapshot())
+        second = structured.line("gw")
+        await carry(second, warm, 5)
+        assert [one.lines for one in structured._processes] == [1, 1]
 
 
 @pytest.mark.parametrize("case", ["another node", "another gateway", "none kept", "damaged"])

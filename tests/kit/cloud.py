@@ -177,6 +177,17 @@ class Uplink:
         self.answers += [codes] * run.count if isinstance(codes, int) else codes
         self._answered.set()
 
+    @property
+    def unanswered(self) -> int:
+        """How many publishes have no answer yet."""
+        return self._sent - len(self.answers)
+
+    async def answer(self, *, timeout_s: float = 10) -> None:
+        """Return at the next answer."""
+        self._answered.clear()
+        async with asyncio.timeout(timeout_s):
+            await self._answered.wait()
+
     async def answered(self, *, timeout_s: float = 10) -> list[int]:
         """Return all answers, once everything that was taken has one."""
         async with asyncio.timeout(timeout_s):

@@ -1,8 +1,9 @@
 """Bodies of entries in the RAW streams: written in groups by partition, read by their place.
 
-Bodies that wait while a message of their partition is on its way share the next one, so the number
-of messages follows the partitions and not the gateways. One message of a partition is on its way
-at a time. A message whose answer was lost is sent again; the copy nobody refers to is no entry.
+Bodies that wait for a round of their stream (rounds.py) share a message with others of their
+partition, so the number of messages follows time and partitions and not the gateways. One message
+of a partition is on its way at a time. A message whose answer was lost is sent again; the copy
+nobody refers to is no entry.
 
 Invariants: an extent is given out only for what a quorum has stored; what is in memory is bounded
 (`tail_bytes_max`, and one fetch).
@@ -23,9 +24,10 @@ from cloud.cluster.connection import (
     NoResponders,
     Unanswered,
 )
-from cloud.cluster.layout import Layout
+from cloud.cluster.layout import RAW_STREAMS, Layout
 from cloud.stream.contract import StreamError, StreamFull
 from cloud.stream.jetstream.records import Extent
+from cloud.stream.jetstream.rounds import Rounds
 from cloud.stream.jetstream.state import Indexed
 from runtime.logs import limited
 
@@ -44,6 +46,8 @@ _FETCH_BYTES = 4 << 20
 _LOOKS = 20  # at the replicas for a body, before it counts as gone
 _LOG_EVERY_S = 10.0
 
+_Waiting = tuple[bytes, "asyncio.Future[tuple[Extent, ...]]"]
+_Queue = deque[_Waiting]
 _Key = tuple[int, int]  # (partition, sequence in its RAW stream)
 
 
@@ -96,8 +100,9 @@ class BodyWriter:
         self._layout = layout
         self._messages = messages
         self._give_up_s = give_up_s
-        self._queues: dict[int, deque[tuple[bytes, asyncio.Future[tuple[Extent, ...]]]]] = {}
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._queues: dict[int, _Queue] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._rounds = [Rounds(self._begin) for _ in range(RAW_STREAMS)]
 
     def write(self, partition: int, body: bytes) -> asyncio.Future[tuple[Extent, ...]]:
         """Begin to store a body; the result is where it lies.
@@ -106,14 +111,14 @@ class BodyWriter:
         """
         future: asyncio.Future[tuple[Extent, ...]] = asyncio.get_running_loop().create_future()
         self._queues.setdefault(partition, deque()).append((body, future))
-        if partition not in self._tasks:
-            task = asyncio.create_task(self._work(partition), name=f"raw-{partition}")
-            self._tasks[partition] = task
+        self._rounds[partition % RAW_STREAMS].want(partition)
         return future
 
     async def close(self) -> None:
         """Give up what is under way."""
-        tasks = list(self._tasks.values())
+        for rounds in self._rounds:
+            rounds.close()
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -121,30 +126,33 @@ class BodyWriter:
             for _, future in queue:
                 future.cancel()
 
-    async def _work(self, partition: int) -> None:
-        queue = self._queues[partition]
-        try:
-            while queue:
-                group = self._next_group(queue)
-                if not group:
-                    continue
-                try:
-                    await self._write_group(partition, group)
-                except Exception as error:  # noqa: BLE001 - whatever it was, nobody waits for ever
-                    for _, future in group:
-                        if not future.done():
-                            future.set_exception(_as_stream_error(error))
-                except asyncio.CancelledError:
-                    for _, future in group:
-                        future.cancel()
-                    raise
-        finally:
-            del self._tasks[partition]
+    def _begin(self, partition: int) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._write_next(partition), name=f"raw-{partition}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
-    def _next_group(
-        self, queue: deque[tuple[bytes, asyncio.Future[tuple[Extent, ...]]]]
-    ) -> list[tuple[bytes, asyncio.Future[tuple[Extent, ...]]]]:
-        group: list[tuple[bytes, asyncio.Future[tuple[Extent, ...]]]] = []
+    async def _write_next(self, partition: int) -> None:
+        """Write what waits of a partition, as much as one message takes."""
+        queue = self._queues[partition]
+        group = self._next_group(queue)
+        if queue:
+            self._rounds[partition % RAW_STREAMS].want(partition)
+        if not group:
+            return
+        try:
+            await self._write_group(partition, group)
+        except Exception as error:  # noqa: BLE001 - whatever it was, nobody waits for ever
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(_as_stream_error(error))
+        except asyncio.CancelledError:
+            for _, future in group:
+                future.cancel()
+            raise
+
+    def _next_group(self, queue: _Queue) -> list[_Waiting]:
+        group: list[_Waiting] = []
         size = 0
         limit = min(_GROUP_BYTES, self._piece_bytes)
         while queue:
@@ -161,9 +169,7 @@ class BodyWriter:
     def _piece_bytes(self) -> int:
         return self._connection.payload_bytes_max - _HEADROOM_BYTES
 
-    async def _write_group(
-        self, partition: int, group: list[tuple[bytes, asyncio.Future[tuple[Extent, ...]]]]
-    ) -> None:
+    async def _write_group(self, partition: int, group: list[_Waiting]) -> None:
         payload = b"".join(body for body, _ in group)
         pieces: list[tuple[int, int]] = []  # sequence, length
         for start in range(0, len(payload) or 1, self._piece_bytes):
