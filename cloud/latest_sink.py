@@ -17,6 +17,7 @@ from cloud.database import DatabaseError
 from cloud.latest import Latest
 from cloud.sinks.contract import DecodedEntry, SinkUnavailable
 from cloud.storage import StorageReader
+from cloud.stream.contract import Entry
 from runtime.clock import Clock
 
 __all__ = ["LatestSink"]
@@ -78,10 +79,13 @@ class LatestSink:
             if loop.time() >= slice_ends_s:
                 await asyncio.sleep(0)
                 slice_ends_s = loop.time() + SLICE_S
-        await self.pass_over(cursors)
+        self._move(cursors)
 
-    async def pass_over(self, cursors: Mapping[int, int]) -> None:
-        """Move the cursors."""
+    async def pass_over(self, entry: Entry) -> None:
+        """Move the cursor past an entry."""
+        self._move({entry.partition: entry.position})
+
+    def _move(self, cursors: Mapping[int, int]) -> None:
         if self._cursors is not None:
             self._cursors.update(cursors)
 

@@ -34,6 +34,7 @@ from cloud.alerts.series import FIRING, Series, Transition
 from cloud.alerts.store import AlertStore, Changes
 from cloud.alerts.teller import Teller, webhook_target
 from cloud.sinks.contract import DecodedEntry, SinkUnavailable
+from cloud.stream.contract import Entry
 from cloud.views import AlertEventView, AlertView
 from runtime.clock import Clock
 from runtime.logs import limited
@@ -182,10 +183,10 @@ class AlertSink:
         self._turns = frozenset(partitions)
         self._wake.set()
 
-    async def pass_over(self, cursors: Mapping[int, int]) -> None:
-        """Move the cursors without data."""
+    async def pass_over(self, entry: Entry) -> None:
+        """Move the cursor past an entry without its data."""
         async with self._lock:
-            await self._advance(cursors)
+            await self._advance({entry.partition: entry.position})
 
     async def close(self) -> None:
         """Stop watching and delivering, and release alerts.db; harmless when never opened."""

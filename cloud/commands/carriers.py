@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from cloud.commands.store import CommandStore
 from cloud.database import DatabaseError
 from cloud.sinks.contract import DecodedEntry, SinkUnavailable
+from cloud.stream.contract import Entry
 
 __all__ = ["CarriersSink"]
 
@@ -77,9 +78,9 @@ class CarriersSink:
         self._cursors.clear()
         self._unsaved = 0
 
-    async def pass_over(self, cursors: Mapping[int, int]) -> None:
-        """Move the cursors without data."""
-        self._cursors.update(cursors)
+    async def pass_over(self, entry: Entry) -> None:
+        """Move the cursor past an entry without its data."""
+        self._cursors[entry.partition] = entry.position
         await self._save({})
 
     async def close(self) -> None:

@@ -98,10 +98,10 @@ class Sink(Protocol):
         """
         ...
 
-    async def pass_over(self, cursors: Mapping[int, int]) -> None:
-        """Move the cursors without data: the entries between were set aside as dead letters.
+    async def pass_over(self, entry: Entry) -> None:
+        """Move a cursor past an entry without its data: it was set aside as a dead letter.
 
-        Only called on a sink that keeps its own cursors.
+        Only called on a sink that keeps its own cursors, which stands right before `entry`.
         """
         ...
 

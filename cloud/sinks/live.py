@@ -23,6 +23,7 @@ from typing import Protocol
 from bridge.readings import FLAG_QOS_MASK, FLAG_RETAIN
 from cloud.config import LiveConfig
 from cloud.sinks.contract import DecodedEntry
+from cloud.stream.contract import Entry
 from mqtt.broker.broker import Outgoing
 from mqtt.properties import USER_PROPERTY, encode_property_block
 from mqtt.server_messages import PropertyBlocks
@@ -100,7 +101,7 @@ class LiveSink:
         """
         self.stats.published += await self._broker.publish_many(self._messages(entries))
 
-    async def pass_over(self, cursors: Mapping[int, int]) -> None:
+    async def pass_over(self, entry: Entry) -> None:
         """Do nothing: the stream keeps the cursors."""
 
     async def close(self) -> None:

@@ -11,6 +11,7 @@ Invariants:
   the folder synced. What a crash leaves under `.tmp/` is deleted by the next start.
 - A name is given once (`link` refuses one that is there): of two writers that go on from the same
   position, a stalled holder of a lease and its successor, one gets the name and the other nothing.
+  Both would use the same folder too: the day is that of the first entry past the position.
   So no token is needed; in a cluster the folder has to be one that all nodes share.
 
 Times are as they came: a clock that is put right later does not change files. The day is that of
@@ -37,6 +38,7 @@ from cloud.config import ParquetConfig
 from cloud.database import DatabaseError
 from cloud.sinks.contract import DecodedEntry, SinkFenced, SinkUnavailable, WriteBounds
 from cloud.sinks.postgres_rows import payload_columns
+from cloud.stream.contract import Entry
 
 __all__ = ["ParquetSink", "ParquetStats"]
 
@@ -144,11 +146,14 @@ class ParquetSink:
             for day, group in _days([one for one in some if one.entry.position > done]):
                 await self._append(partition, day, group, group[-1].entry.position)
 
-    async def pass_over(self, cursors: Mapping[int, int]) -> None:
-        """Move the cursors without data: by files without rows."""
-        for partition, position in cursors.items():
-            if position > self._ends.get(partition, 0):
-                await self._append(partition, _day(0), [], position)
+    async def pass_over(self, entry: Entry) -> None:
+        """Move the cursor past an entry without its data: by a file without rows.
+
+        It lies where a file that begins with the entry would: of a holder that passes it over and
+        one that writes it, one gets the name.
+        """
+        if entry.position > self._ends.get(entry.partition, 0):
+            await self._append(entry.partition, _day(entry.appended_us), [], entry.position)
 
     async def close(self) -> None:
         """Do nothing: every file is closed."""

@@ -34,6 +34,7 @@ from cloud.sinks.postgres_schema import Slices, compact, make_schema
 from cloud.sinks.postgres_write import ROWS_LOCK, PostgresWriter
 from cloud.sinks.schema import epoch_to_sql
 from cloud.sinks.storage import StorageStats
+from cloud.stream.contract import Entry
 from runtime.clock import Clock
 
 __all__ = ["PostgresSink"]
@@ -167,9 +168,9 @@ class PostgresSink:
             )  # fmt: skip
         return int(updated.rpartition(" ")[2])
 
-    async def pass_over(self, cursors: Mapping[int, int]) -> None:
-        """Move the cursors past entries that were set aside."""
-        await self.write((), cursors)
+    async def pass_over(self, entry: Entry) -> None:
+        """Move the cursor past an entry that was set aside."""
+        await self.write((), {entry.partition: entry.position})
 
     async def close(self) -> None:
         """End upkeep and the connection; harmless when closed already."""

@@ -9,6 +9,9 @@
 
 What an operator rewrites (`write` without cursors) goes through a temporary table and is compared
 with the rows themselves, so that rows lost there by hand come back.
+
+Invariant: rows are written in the order of the stream, by either way: whoever numbers or follows
+them in the database sees each device's readings in order.
 """
 
 from __future__ import annotations
@@ -44,7 +47,11 @@ WHERE stream_epoch = $1 AND partition = ANY($2::smallint[])
 ORDER BY partition FOR UPDATE
 """
 _CORRECTIONS_VERSION = "SELECT value FROM meta WHERE key = 'corrections'"
-_MAKE_STAGING = "CREATE TEMPORARY TABLE IF NOT EXISTS staging (LIKE readings) ON COMMIT DELETE ROWS"
+# only our own columns: those that somebody has added have defaults for what we write
+_MAKE_STAGING = f"""
+CREATE TEMPORARY TABLE staging ON COMMIT DROP AS
+SELECT 0::bigint AS place, {", ".join(COLUMNS)} FROM readings WITH NO DATA
+"""  # noqa: S608 - names of our own columns
 _ADOPT = """
 INSERT INTO meta VALUES ('stream_epoch', $1)
 ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE meta.value <> excluded.value
@@ -80,6 +87,7 @@ WITH added AS (
         WHERE r.gateway = s.gateway AND r.epoch = s.epoch AND r.seq = s.seq)
     AND NOT EXISTS (SELECT FROM expired e
         WHERE e.gateway = s.gateway AND e.epoch = s.epoch AND e.seqs @> s.seq)
+    ORDER BY s.place
     ON CONFLICT DO NOTHING RETURNING 1
 )
 SELECT count(*) FROM added
@@ -150,15 +158,12 @@ class PostgresWriter:
             if cursors:
                 entries = [e for e in entries if e.entry.position > positions[e.entry.partition]]
             taken = _taken(entries)
-            known: dict[Source, IntervalSet] = {}
-            if not careful:
-                known = await self._stored_already(connection, taken)
-            else:
-                await connection.execute(_MAKE_STAGING)
-            table = "staging" if careful else "readings"
-            rows = await self._copy(connection, table, entries, known)
             if careful:
-                rows = await connection.fetchval(_FROM_STAGING)
+                known = {source: IntervalSet() for source in taken if not _apart(taken[source])}
+                await connection.execute(_MAKE_STAGING)
+            else:
+                known = await self._stored_already(connection, taken)
+            rows = await self._copy(connection, entries, known, careful=careful)
             await self._finish(connection, taken, cursors, positions)
             await connection.execute("COMMIT")
         except BaseException:
@@ -177,13 +182,20 @@ class PostgresWriter:
     async def _copy(
         self,
         connection: Any,
-        table: str,
         entries: Sequence[DecodedEntry],
         known: Mapping[Source, IntervalSet],
+        *,
+        careful: bool,
     ) -> int:
-        """Copy rows into a table, leaving out what is known; return how many."""
+        """Copy the rows, leaving out what is known, in their order; return how many are new."""
+        records = self._records(entries, known)
+        if careful:
+            await connection.copy_records_to_table(
+                "staging", records=_placed(records), columns=("place", *COLUMNS)
+            )
+            return int(await connection.fetchval(_FROM_STAGING))
         copied: str = await connection.copy_records_to_table(
-            table, records=self._records(entries, known), columns=COLUMNS
+            "readings", records=records, columns=COLUMNS
         )
         return int(copied.rpartition(" ")[2])
 
@@ -287,6 +299,14 @@ async def _roll_back(connection: Any) -> None:
         await connection.execute("ROLLBACK")
     except LINK_ERRORS:
         connection.terminate()
+
+
+async def _placed(rows: AsyncIterator[Row]) -> AsyncIterator[Row]:
+    """Yield rows with their places before them."""
+    place = 0
+    async for row in rows:
+        place += 1
+        yield (place, *row)
 
 
 def _taken(entries: Sequence[DecodedEntry]) -> dict[Source, list[Range]]:

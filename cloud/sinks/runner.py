@@ -520,13 +520,12 @@ class SinkRunner:
         if not self._holds()(entry.partition):
             return
         await self._stream.set_aside(self.name, entry, cause, tries)
-        ends = {entry.partition: entry.position}
         if self._own_cursors:
             async with self._writing:
-                await self.sink.pass_over(ends)
+                await self.sink.pass_over(entry)
         self._dead_letters += 1
         self._failures.pop(entry.partition, None)
-        self._move(ends)
+        self._move({entry.partition: entry.position})
         log.error("dead_letter", sink=self.name, partition=entry.partition,
                   position=entry.position, gateway=entry.gateway, seqs=entry.seq_ranges[:8],
                   readings=entry.count, cause=cause)  # fmt: skip

@@ -44,6 +44,7 @@ from cloud.sinks.schema import (
     epoch_to_sql,
     payload_to_sql,
 )
+from cloud.stream.contract import Entry
 from runtime.clock import Clock
 
 __all__ = ["StorageSink", "StorageStats"]
@@ -148,8 +149,9 @@ class StorageSink:
             partial(self._tables.correct, gateway=gateway, correction=correction)
         )
 
-    async def pass_over(self, cursors: Mapping[int, int]) -> None:
-        """Move the cursors past entries that were set aside."""
+    async def pass_over(self, entry: Entry) -> None:
+        """Move the cursor past an entry that was set aside."""
+        cursors = {entry.partition: entry.position}
         await self._run(partial(self._tables.write, entries=(), cursors=cursors))
 
     async def close(self) -> None:

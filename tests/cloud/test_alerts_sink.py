@@ -368,7 +368,7 @@ async def test_dead_letter_is_tried_without_moving_the_cursor(tmp_path: Path) ->
     lab = SinkLab(tmp_path, hot())
     async with lab.open() as sink:
         skipped = lab.decoded(0, 31)
-        await sink.pass_over({skipped.entry.partition: skipped.entry.position})
+        await sink.pass_over(skipped.entry)
         await lab.reads(1, 20)
         await sink.write([skipped], {})
         assert await sink.cursors() == {partition_of("d"): 2}

@@ -157,15 +157,39 @@ async def test_a_stalled_holder_and_its_successor(tmp_path: Path) -> None:
         last = decoded(one_per_row(5, first_seq=61, devices=1), position=3)
         await old.write(last, ends(last))
         with pytest.raises(SinkFenced):
-            await new.pass_over({partition: 3})
+            await new.pass_over(last[0].entry)
     assert seqs(tmp_path) == list(range(1, 66))
+
+
+@pytest.mark.parametrize("first", ["passes over", "writes"])
+async def test_one_passes_an_entry_over_that_the_other_writes(tmp_path: Path, first: str) -> None:
+    """A stalled holder that has given an entry up and its successor that can write it: one wins."""
+    today_us = 1_795_000_000_000_000
+    entries = decoded(one_per_row(30, devices=1), appended_us=today_us)
+    more = decoded(one_per_row(30, first_seq=31, devices=1), appended_us=today_us, position=2)
+    (partition,) = ends(entries)
+    async with opened(tmp_path, node="old") as old, opened(tmp_path, node="new") as new:
+        assert await new.claim({partition: 9}) == {partition: 0}
+        if first == "writes":
+            await new.write([*entries, *more], ends(more))
+            with pytest.raises(SinkFenced):
+                await old.pass_over(entries[0].entry)
+        else:
+            await old.pass_over(entries[0].entry)
+            with pytest.raises(SinkFenced):
+                await new.write([*entries, *more], ends(more))
+            assert await new.claim({partition: 10}) == {partition: 1}
+            await new.write(more, ends(more))
+        assert await new.claim({partition: 11}) == {partition: 2}
+    assert seqs(tmp_path) == list(range(1 if first == "writes" else 31, 61))
 
 
 async def test_dead_letters_are_passed_over_and_redriven(tmp_path: Path) -> None:
     dead = decoded(one_per_row(10, devices=1))
     after = decoded(one_per_row(10, first_seq=11, devices=1), position=2)
     async with opened(tmp_path) as sink:
-        await sink.pass_over(ends(dead))
+        for one in dead:
+            await sink.pass_over(one.entry)
         await sink.write(after, ends(after))
         assert seqs(tmp_path) == list(range(11, 21))
         for _ in range(2):

@@ -123,10 +123,10 @@ class RecordingSink:
         if self.kept is not None:
             self.kept.update(cursors)
 
-    async def pass_over(self, cursors: Mapping[int, int]) -> None:
+    async def pass_over(self, entry: Entry) -> None:
         assert self.kept is not None
-        self.passed_over.append(dict(cursors))
-        self.kept.update(cursors)
+        self.passed_over.append({entry.partition: entry.position})
+        self.kept[entry.partition] = entry.position
 
     async def close(self) -> None:
         self.closed = True
