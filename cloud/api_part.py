@@ -59,7 +59,7 @@ class ApiPart:
         storage = storage_reader(config.data, config.storage) if config.storage.enabled else None
         return [LatestSink(self.latest, storage, node.clock)]
 
-    async def corrected(self, gateway: str, correction: Correction) -> None:
+    def corrected(self, gateway: str, correction: Correction) -> None:
         """Show latest values with the times that storage has just corrected."""
         self.latest.correct(gateway, correction)
 

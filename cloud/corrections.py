@@ -1,5 +1,7 @@
 """DIR/cloud/corrections.db: what gateways said of clocks that were wrong (docs/ledger.md, Clocks).
 
+The nodes of a cluster share theirs (cloud/cluster/corrections.py).
+
 A gateway forgets a correction once it is acknowledged, and a storage that is put back from a backup
 lacks those since: so they are kept here too, and given to storage at every start. Storage takes
 each once, so giving it all of them does no harm.
@@ -13,7 +15,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from bridge.commands import Correction
 from cloud.database import (
@@ -26,10 +28,12 @@ from cloud.database import (
 )
 from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
 
-__all__ = ["CorrectionLog"]
+__all__ = ["Corrected", "CorrectionKeeper", "CorrectionLog"]
 
 T = TypeVar("T")
 
+# told of a gateway's correction
+Corrected = Callable[[str, Correction], None]
 KEPT: Final = 100_000  # the newest; a wrong clock makes one every ten seconds while it is wrong
 _SCHEMA = """
 CREATE TABLE corrections (
@@ -46,8 +50,28 @@ CREATE TABLE corrections (
 _KIND = DatabaseKind("a Tidegate log of clock corrections", 0x5447434C, 1, _SCHEMA)  # "TGCL"
 
 
+class CorrectionKeeper(Protocol):
+    """Where corrections last; raises DatabaseError."""
+
+    async def open(self) -> None:
+        """Make ready."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything; harmless when closed already."""
+        ...
+
+    async def add(self, gateway: str, correction: Correction) -> None:
+        """Keep a correction; durable on return. One that is known changes nothing."""
+        ...
+
+    async def all(self, heard: Corrected) -> list[tuple[str, Correction]]:
+        """Return gateway and correction, oldest first; what others add after that is `heard`."""
+        ...
+
+
 class CorrectionLog:
-    """The file."""
+    """The file of a node that is alone."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,7 +129,10 @@ class CorrectionLog:
 
         await self._run(work)
 
-    async def all(self) -> list[tuple[str, Correction]]:
+    async def all(
+        self,
+        heard: Corrected | None = None,  # noqa: ARG002 - nobody else adds any
+    ) -> list[tuple[str, Correction]]:
         """Return gateway and correction, oldest first; raises DatabaseError."""
 
         def work(connection: sqlite3.Connection) -> list[tuple[str, Correction]]:

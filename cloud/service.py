@@ -237,7 +237,7 @@ class CloudService:
 
     def _per_node(self) -> dict[str, bool]:
         """Return the sinks that a cluster's nodes do not share (cloud/sinks/group.py)."""
-        names = {"latest": False, "commands": False}
+        names = {"latest": False}
         if not self.config.storage.url:
             names["storage"] = True
             if isinstance(self.stream, JetStreamStream) and self.config.storage.enabled:

@@ -5,7 +5,7 @@
     {cluster}-CHECKPOINT  {cluster}.checkpoint.>      the ledger's state at some sequence, in pieces
     {cluster}-DEAD        {cluster}.dead.>            dead letters
     {cluster}-MQTT        {cluster}.mqtt.>            QoS 1 and 2 over nodes, and sessions away
-    KV_{cluster}-{bucket} $KV.{cluster}-{bucket}.>    leases, sessions, retained, registry, latest
+    KV_{cluster}-{bucket} $KV.{cluster}-{bucket}.>    see BUCKETS
 
 A body in RAW is an entry only once the ledger says so (docs/adr/0008-jetstream-engine.md): entries
 are read through the `Stream` contract, never from RAW itself.
@@ -38,7 +38,15 @@ __all__ = [
 ]
 
 RAW_STREAMS = 4
-BUCKETS = ("leases", "sessions", "retained", "registry", "latest")
+BUCKETS = (
+    "leases",
+    "sessions",
+    "retained",
+    "registry",  # device -> gateway, for commands
+    "control",  # commands, what is said of clocks
+    "bodies",  # of commands
+    "alerts",
+)
 
 _LAYOUT_VERSION = "1"
 _NS = 1_000_000_000

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cloud.cluster import bucket as buckets
 from cloud.cluster.bucket import Bucket, is_deleted
-from cloud.cluster.connection import ApiError, ClusterError, Connection
+from cloud.cluster.connection import ClusterError, Connection
 from cloud.cluster.follower import Follower, Message
 from cloud.cluster.layout import Layout
 from cloud.cluster.mqtt_fabric import Conflict, FabricError, LogEntry, State
+from cloud.cluster.reading import read_subject
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["NatsFabric"]
 
 _SENDING_BYTES_MAX: Final = 8 << 20  # core messages that wait for the socket
-_BATCH: Final = 500
-_RETRY_S: Final = 0.05
-_NO_MESSAGE: Final = 10037
 
 
 class NatsFabric:
@@ -118,39 +116,13 @@ class NatsFabric:
         self, subject: str, after: int, until: int, limit: int = 0
     ) -> Sequence[LogEntry]:
         """Return the entries of one subject in (after, until], with a limit at most so many."""
-        found: list[LogEntry] = []
-        while after < until and not (limit and len(found) >= limit):
-            batch = min(_BATCH, limit - len(found)) if limit else _BATCH
-            try:
-                messages = await self._connection.direct_get(
-                    self._layout.mqtt_stream,
-                    {"seq": after + 1, "next_by_subj": self._log + subject, "batch": batch},
-                )
-            except ClusterError as error:
-                raise FabricError(f"mqtt log: {error}") from None
-            if not messages and not await self._has_more(subject, after, until):
-                return found
-            for message in messages:
-                headers = message.headers or {}
-                after = int(headers["Nats-Sequence"])
-                if after <= until:
-                    found.append(LogEntry(after, subject, message.data))
-            if not messages:  # the replica that answered lags
-                await asyncio.sleep(_RETRY_S)
-        return found
-
-    async def _has_more(self, subject: str, after: int, until: int) -> bool:
-        """Ask the leader whether there is an entry in (after, until]."""
-        body = {"seq": after + 1, "next_by_subj": self._log + subject}
         try:
-            said = await self._connection.api(f"STREAM.MSG.GET.{self._layout.mqtt_stream}", body)
-        except ApiError as error:
-            if error.err_code == _NO_MESSAGE:
-                return False
-            raise FabricError(f"mqtt log: {error}") from None
+            found = await read_subject(
+                self._connection, self._layout.mqtt_stream, self._log + subject, after, until, limit
+            )
         except ClusterError as error:
             raise FabricError(f"mqtt log: {error}") from None
-        return int(said["message"]["seq"]) <= until
+        return [LogEntry(message.seq, subject, message.data) for message in found]
 
     async def purge(self, subject: str, below: int) -> None:
         """Forget the entries of one subject with smaller numbers."""

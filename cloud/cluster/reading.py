@@ -9,7 +9,7 @@ from typing import TypeVar
 from cloud.cluster.connection import ApiError, ClusterError, Connection, NoResponders, Unanswered
 from cloud.cluster.follower import Message, message_of
 
-__all__ = ["insist", "read_everything"]
+__all__ = ["insist", "read_everything", "read_subject"]
 
 T = TypeVar("T")
 
@@ -17,6 +17,7 @@ NOT_YET = frozenset({10005, 10008, 10009, 10074, 10158, 10164})
 _PAUSE_S = 0.1
 _BATCH = 500
 _BATCH_BYTES = 4 << 20
+_NO_MESSAGE = 10037
 
 
 async def insist(call: Callable[[], Awaitable[T]], *, timeout_s: float = 15.0) -> T:
@@ -66,3 +67,51 @@ async def read_everything(connection: Connection, stream: str) -> list[Message]:
             return found
         await asyncio.sleep(_PAUSE_S)  # the replica that answered lags, or it changes meanwhile
     raise Unanswered(f"{stream}: its replicas do not agree")
+
+
+async def read_subject(
+    connection: Connection, stream: str, subject: str, after: int, until: int, limit: int = 0
+) -> list[Message]:
+    """Return what a stream holds of a subject, which may have wildcards, in (after, until].
+
+    As its leader has it at the end of the call: a replica that lags is asked again.
+
+    Args:
+        connection: To the cluster.
+        stream: Its name.
+        subject: Whole, as the stream has it.
+        after: Sequence before the first wanted.
+        until: Last sequence wanted.
+        limit: At most so many; 0: all.
+
+    Raises:
+        ClusterError: it cannot be read.
+    """
+    found: list[Message] = []
+    while after < until and not (limit and len(found) >= limit):
+        batch = min(_BATCH, limit - len(found)) if limit else _BATCH
+        body = {"seq": after + 1, "next_by_subj": subject, "batch": batch}
+        messages = await connection.direct_get(stream, body)
+        if not messages and not await _has_more(connection, stream, subject, after, until):
+            return found
+        for message in map(message_of, messages):
+            after = message.seq
+            if after <= until:
+                found.append(message)
+        if not messages:  # the replica that answered lags
+            await asyncio.sleep(_PAUSE_S)
+    return found
+
+
+async def _has_more(
+    connection: Connection, stream: str, subject: str, after: int, until: int
+) -> bool:
+    """Ask the leader whether there is a message in (after, until]."""
+    body = {"seq": after + 1, "next_by_subj": subject}
+    try:
+        said = await connection.api(f"STREAM.MSG.GET.{stream}", body)
+    except ApiError as error:
+        if error.err_code == _NO_MESSAGE:
+            return False
+        raise
+    return int(said["message"]["seq"]) <= until

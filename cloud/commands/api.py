@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, HTTPException, Query
 from pydantic import BaseModel, Field
 
 from cloud.api_guard import BODY_BYTES_MAX, json_body_of
-from cloud.commands.store import CommandRefused, CommandRow
+from cloud.commands.contract import CommandRefused, CommandRow
 from cloud.database import DatabaseError
 from mqtt.topics import topic_name_fault
 
@@ -142,8 +142,6 @@ def _payload(wanted: NewCommand) -> bytes:
 
 def _view(row: CommandRow) -> CommandView:
     values: dict[str, Any] = {
-        name: getattr(row, name)
-        for name in CommandView.model_fields
-        if name not in ("id", "payload_bytes")
+        name: getattr(row, name) for name in CommandView.model_fields if name != "id"
     }
-    return CommandView(id=row.command_id, payload_bytes=len(row.payload), **values)
+    return CommandView(id=row.command_id, **values)

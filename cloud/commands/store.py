@@ -1,19 +1,20 @@
-"""commands.db: every command with its state, and the gateway that last carried each device.
+"""commands.db: the commands of a node that is alone, and which gateway last carried each device.
 
-States: `waiting` (not yet at a gateway), `held` (durable at one), then for good `delivered`,
-`expired` or `no such device`. A command is in the file before its publisher is acknowledged, and an
-outcome before its gateway is. `told` is 0 until the outcome was published. docs/commands.md.
+A `CommandStore` (cloud/commands/contract.py) with one writer: nothing in it ever changes behind
+the part's back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from bridge.partition import PARTITIONS, partition_of
+from cloud.commands.contract import CommandBody, CommandRow, CommandWatcher
 from cloud.database import (
     Database,
     DatabaseError,
@@ -25,16 +26,16 @@ from cloud.database import (
 )
 from cloud.sinks.schema import epoch_to_sql
 
-__all__ = ["WAITING", "CommandRefused", "CommandRow", "CommandStore"]
+__all__ = ["SqliteCommandStore"]
 
 T = TypeVar("T")
 
-WAITING = "waiting"
 _SELECT = (
-    "SELECT id, device, topic, payload, qos, properties, created_us, expires_us, state, gateway,"
+    "SELECT id, device, topic, qos, length(payload), created_us, expires_us, state, gateway,"
     " detail, changed_us, response_topic, told FROM commands "
 )
 _INSERT = "INSERT INTO commands VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING"
+_RECALL = "INSERT OR IGNORE INTO recalls VALUES (?, ?)"
 _SCHEMA = """
 CREATE TABLE commands (
     id             TEXT    PRIMARY KEY,
@@ -74,39 +75,17 @@ CREATE TABLE meta (
 KIND = DatabaseKind("a Tidegate commands database", 0x5447434D, 1, _SCHEMA)  # "TGCM"
 
 
-class CommandRefused(Exception):  # noqa: N818 - an answer, not a fault
-    """A command that is not taken; one line. `code` is the reason code that says so."""
+class SqliteCommandStore:
+    """The file, open. Memory holds nothing of it: the part keeps what it needs.
 
-    def __init__(self, code: int, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
+    Args:
+        path: Of the file.
+        node_id: The gateway of devices that are connected to this node.
+    """
 
-
-@dataclass(slots=True)
-class CommandRow:
-    """One command."""
-
-    command_id: str
-    device: str
-    topic: str
-    payload: bytes
-    qos: int
-    properties: bytes
-    created_us: int
-    expires_us: int
-    state: str
-    gateway: str
-    detail: str
-    changed_us: int
-    response_topic: str
-    told: int = 0
-
-
-class CommandStore:
-    """The file, open. Memory holds nothing of it: the part keeps what it needs."""
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, node_id: str) -> None:
         self.path = path
+        self._node_id = node_id
         self._lock: FileLock | None = None
         self._database: Database | None = None
 
@@ -123,6 +102,9 @@ class CommandStore:
         except BaseException:
             await self.close()
             raise
+
+    async def watch(self, watcher: CommandWatcher) -> None:
+        """Do nothing: nobody else writes."""
 
     async def close(self) -> None:
         """Release the file; harmless when closed already."""
@@ -162,35 +144,57 @@ class CommandStore:
 
     async def _rows(self, sql: str, *values: object) -> list[CommandRow]:
         rows = await self.run(lambda connection: connection.execute(sql, values).fetchall())
-        return [CommandRow(*row) for row in rows]
+        return [replace(CommandRow(*row), told=bool(row[-1])) for row in rows]
 
-    async def add(self, rows: Sequence[CommandRow]) -> list[bool]:
+    async def add(
+        self, rows: Sequence[tuple[CommandRow, CommandBody]]
+    ) -> list[tuple[CommandRow, bool]]:
         """Keep commands; durable on return. False for one whose id is there already."""
 
         def insert(connection: sqlite3.Connection) -> list[bool]:
             with transaction(connection):
-                return [connection.execute(_INSERT, _values(row)).rowcount > 0 for row in rows]
+                return [
+                    connection.execute(_INSERT, _values(row, body)).rowcount > 0
+                    for row, body in rows
+                ]
 
-        return await self.run(insert)
+        fresh = await self.run(insert)
+        return [
+            (row if is_new else await self.find(row.command_id) or row, is_new)
+            for (row, _), is_new in zip(rows, fresh, strict=True)
+        ]
 
-    async def save(
-        self, rows: Sequence[CommandRow], recalls: Sequence[tuple[str, str]] = ()
-    ) -> None:
-        """Keep the present state of commands, and recalls (gateway, id) to be sent."""
+    async def body(self, row: CommandRow) -> CommandBody | None:
+        """Return what the device gets."""
+        sql = "SELECT payload, properties FROM commands WHERE id = ?"
+        found = await self.run(lambda c: c.execute(sql, (row.command_id,)).fetchone())
+        return CommandBody(*found) if found is not None else None
+
+    async def save(self, row: CommandRow, recall: tuple[str, str] | None = None) -> CommandRow:
+        """Keep the present state of a command, and a recall (gateway, id) to be sent."""
 
         def update(connection: sqlite3.Connection) -> None:
             sql = (
                 "UPDATE commands SET state = ?, gateway = ?, detail = ?, changed_us = ?, told = ?"
                 " WHERE id = ?"
             )
+            values = (row.state, row.gateway, row.detail, row.changed_us, row.told)
             with transaction(connection):
-                for row in rows:
-                    values = (row.state, row.gateway, row.detail, row.changed_us, row.told)
-                    connection.execute(sql, (*values, row.command_id))
-                for recall in recalls:
-                    connection.execute("INSERT OR IGNORE INTO recalls VALUES (?, ?)", recall)
+                connection.execute(sql, (*values, row.command_id))
+                if recall is not None:
+                    connection.execute(_RECALL, recall)
 
         await self.run(update)
+        return row
+
+    async def recall(self, gateway: str, command_id: str) -> None:
+        """Keep a recall until it is answered."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            with transaction(connection):
+                connection.execute(_RECALL, (gateway, command_id))
+
+        await self.run(write)
 
     async def recalls(self) -> list[tuple[str, str]]:
         """Return (gateway, id) of recalls not confirmed."""
@@ -210,17 +214,30 @@ class CommandStore:
         )
         await self.run(lambda connection: connection.execute(sql, (before_us,)))
 
-    async def devices(self) -> dict[str, str]:
-        """Return the gateway that last carried each device."""
+    def is_node(self, gateway: str) -> bool:
+        """Return True for this node."""
+        return gateway == self._node_id
+
+    async def carriers(self, partitions: Collection[int]) -> dict[str, str]:
+        """Return the gateway that last carried each device of some partitions."""
         sql = "SELECT device, gateway FROM devices"
-        return dict(await self.run(lambda connection: connection.execute(sql).fetchall()))
+        found = dict(await self.run(lambda connection: connection.execute(sql).fetchall()))
+        if len(partitions) == PARTITIONS:
+            return found
+        return {device: one for device, one in found.items() if partition_of(device) in partitions}
+
+    async def carrier(self, device: str) -> str | None:
+        """Return the gateway that last carried a device."""
+        sql = "SELECT gateway FROM devices WHERE device = ?"
+        row = await self.run(lambda connection: connection.execute(sql, (device,)).fetchone())
+        return None if row is None else str(row[0])
 
     async def cursors(self) -> dict[int, int]:
         """Return how far the devices were followed."""
         sql = "SELECT partition, position FROM cursors"
         return dict(await self.run(lambda connection: connection.execute(sql).fetchall()))
 
-    async def follow(self, devices: Mapping[str, str], cursors: Mapping[int, int]) -> None:
+    async def follow(self, carriers: Mapping[str, str], cursors: Mapping[int, int]) -> None:
         """Keep who carries which device, with the cursors, as one."""
 
         def write(connection: sqlite3.Connection) -> None:
@@ -228,7 +245,7 @@ class CommandStore:
                 execute_rows(
                     connection,
                     "INSERT INTO devices",
-                    list(devices.items()),
+                    list(carriers.items()),
                     "ON CONFLICT (device) DO UPDATE SET gateway = excluded.gateway",
                 )
                 execute_rows(
@@ -241,9 +258,9 @@ class CommandStore:
         await self.run(write)
 
 
-def _values(row: CommandRow) -> tuple[object, ...]:
+def _values(row: CommandRow, body: CommandBody) -> tuple[object, ...]:
     return (
-        row.command_id, row.device, row.topic, row.payload, row.qos, row.properties,
+        row.command_id, row.device, row.topic, body.payload, row.qos, body.properties,
         row.created_us, row.expires_us, row.state, row.gateway, row.detail, row.changed_us,
         row.response_topic, row.told,
     )  # fmt: skip

@@ -27,6 +27,7 @@ from mqtt.broker.net.config import ListenerConfig
 from mqtt.broker.net.listener import Listener
 from mqtt.broker.permissions import decide_anew, drop_forbidden, routes_of
 from mqtt.broker.requests import HANDLERS
+from mqtt.broker.router import Router
 from mqtt.broker.seams import Access, Capture, ClientInfo, Exchanges, Hooks, SessionStore
 from mqtt.broker.sys_topics import publish_sys_topics
 from mqtt.reason_codes import ReasonCode
@@ -294,10 +295,16 @@ class Broker:
         message.tracker = done
         return session.offer(message, outgoing.qos, False, b"", now_s)
 
-    def has_subscribers(self, topic_name: str) -> bool:
-        """Return True when a message to `topic_name` would go to somebody."""
+    def has_subscribers(self, topic_name: str, *, here: bool = False) -> bool:
+        """Return True when a message to `topic_name` would go to somebody.
+
+        Args:
+            topic_name: Any.
+            here: Only look at this broker, not at other nodes.
+        """
         router = self._core.router
-        return router.receivers(router.routes[topic_name.encode()])
+        route = router.routes[topic_name.encode()]
+        return Router.receivers(router, route) if here else router.receivers(route)
 
     def access_changed(self, client_ids: Sequence[str] | None = None) -> None:
         """Forget the verdicts on publishing: all, or those of some clients."""

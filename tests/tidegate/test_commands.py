@@ -46,8 +46,8 @@ async def seen(node: Node, gateway: EdgeService, device: str = "d1", value: byte
     name = gateway._config.gateway_id
     async with client_at(gateway.port, device) as (client, _):
         await client.publish(f"devices/{device}/value", value, 1)
-    carriers = node._api._commands._carriers.carriers  # type: ignore[union-attr]
-    await until("the cloud knows who carries it", lambda: carriers.get(device) == name)
+    carriers = node._api._commands._carriers  # type: ignore[union-attr]
+    await until("the cloud knows who carries it", lambda: carriers.carries(device) == name)
 
 
 async def send(client: Client, payload: bytes, *, topic: str = TOPIC, **names: object) -> None:

@@ -1,0 +1,121 @@
+"""Corrections of clocks: kept, given to this node's storage, shown in its latest values.
+
+Each node of a cluster does that with every correction, whichever node heard it from the gateway.
+Storage and latest values take each once.
+
+Invariant: a gateway is acknowledged after its correction is kept and this node's storage has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+
+from bridge.commands import Correction
+from cloud.corrections import CorrectionKeeper
+from cloud.database import DatabaseError
+from cloud.sinks.contract import SinkUnavailable
+from cloud.storage import Storage
+from cloud.stream.contract import Stream
+from runtime.logs import limited
+
+__all__ = ["Clocks"]
+
+log = structlog.get_logger(component="commands")
+
+_LOG_EVERY_S = 10.0
+
+
+class Clocks:
+    """The corrections of one node.
+
+    Args:
+        keeper: Where they last.
+        stream: Knows which readings there are.
+        storage: Of this node; None: none.
+        shown: Called with each correction that is new here, once storage has it.
+        wake: Called when `apply_heard` has something to do.
+    """
+
+    def __init__(
+        self,
+        keeper: CorrectionKeeper,
+        stream: Stream,
+        storage: Storage | None,
+        shown: Callable[[str, Correction], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._keeper = keeper
+        self._stream = stream
+        self._storage = storage
+        self._shown = shown
+        self._wake = wake
+        self._applied: set[tuple[str, int, int]] = set()
+        self._waiting: deque[tuple[str, Correction]] = deque()  # heard of through others
+        self._turn = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Give storage all there are: one put back from a backup lacks the newest.
+
+        Raises:
+            DatabaseError: they cannot be read, or storage not be written.
+        """
+        await self._keeper.open()
+        for gateway, correction in await self._keeper.all(self._hear):
+            await self._store(gateway, correction)
+            self._applied.add(_key(gateway, correction))
+
+    async def stop(self) -> None:
+        """Release what is kept."""
+        await self._keeper.close()
+
+    async def take(self, gateway: str, correction: Correction) -> None:
+        """Take a gateway's word; durable and applied here on return. Raises DatabaseError.
+
+        One for readings that nobody has seen is kept all the same: they may yet come.
+        """
+        if not await self._stream.held(gateway, correction.epoch):
+            log.warning("correction_of_unknown_epoch", gateway=gateway,
+                        epoch=f"{correction.epoch:016x}", first_seq=correction.first_seq,
+                        last_seq=correction.last_seq)  # fmt: skip
+        await self._keeper.add(gateway, correction)
+        await self._apply(gateway, correction)
+
+    async def apply_heard(self) -> None:
+        """Apply what other nodes have taken; raises DatabaseError, and goes on from there."""
+        while self._waiting:
+            await self._apply(*self._waiting[0])
+            self._waiting.popleft()
+
+    def _hear(self, gateway: str, correction: Correction) -> None:
+        if _key(gateway, correction) not in self._applied:
+            self._waiting.append((gateway, correction))
+            self._wake()
+
+    async def _apply(self, gateway: str, correction: Correction) -> None:
+        async with self._turn:
+            key = _key(gateway, correction)
+            if key in self._applied:
+                return
+            rows = await self._store(gateway, correction)
+            self._applied.add(key)
+            self._shown(gateway, correction)
+        limited(log, ("times", gateway), _LOG_EVERY_S).info(
+            "times_corrected", gateway=gateway, first_seq=correction.first_seq,
+            last_seq=correction.last_seq, seconds=correction.delta_us / 1e6, rows=rows,
+        )  # fmt: skip
+
+    async def _store(self, gateway: str, correction: Correction) -> int:
+        if self._storage is None:
+            return 0
+        try:
+            return await self._storage.correct(gateway, correction)
+        except SinkUnavailable as error:
+            raise DatabaseError(str(error)) from error
+
+
+def _key(gateway: str, correction: Correction) -> tuple[str, int, int]:
+    return gateway, correction.epoch, correction.first_seq
