@@ -153,7 +153,7 @@ async def test_kept_while_the_gateway_is_offline_and_found_wherever_it_comes_bac
         await send(operator, "d1", b"never", command_id="short", expiry_s=1)
         (said,) = await told(box, 1)
         assert (said["id"], said["outcome"]) == ("short", "expired")
-        assert len(states(one)) == len(states(two)) == 20
+        await until("20 wait", lambda: len(states(one)) == len(states(two)) == 20)
         async with (
             running_gateway(tmp_path / "gw", two) as gateway,
             client_at(gateway.port, "d1", "devices/d1/cmd/#") as (_, device),
