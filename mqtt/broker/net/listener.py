@@ -1,8 +1,8 @@
 """One way in: its socket, its limits, and who is on it.
 
-Unix sockets are the event loop's own servers. All others are accepted here, so that they can be
-made to wait in the system's queue, handshakes are counted and limited, each gets the newest
-certificate, and one that fails costs one bounded line of log.
+Unix sockets are the event loop's own servers. All others are accepted in `acceptor.py`, so that
+they can be made to wait in the system's queue, handshakes are counted and limited, each gets the
+newest certificate, and one that fails costs one bounded line of log.
 
 Invariants:
 - `half_open` holds the connections that have sent no CONNECT, in the order they came, and never
@@ -22,13 +22,12 @@ import os
 import socket
 import stat
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from mqtt.broker.connection import Connection
+from mqtt.broker.net.acceptor import Acceptor
 from mqtt.broker.net.config import ListenerConfig
-from mqtt.broker.net.proxy_protocol import ProxyError, read_proxy_header
 from mqtt.broker.net.rates import MeteredConnection, TokenBucket
 from mqtt.broker.net.tls import ServerTls, TlsError
 
@@ -37,12 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener"]
 
-_BACKLOG: Final = 1024
-_ACCEPT_AT_ONCE: Final = 64
 _CHANCE_S: Final = 1.0  # more than a round trip of any link
 _FLOOD_S: Final = 10.0
 _LOOK_S: Final = 0.02  # how often those who are made to wait are looked at
-_RETRY_S: Final = 1.0  # after the system had no descriptor left
 
 
 class Listener:
@@ -69,7 +65,7 @@ class Listener:
         self._bucket = TokenBucket(config.connect_rate_s, core.clock.monotonic_s())
         self._addresses: dict[str, int] = {}
         self._server: asyncio.Server | None = None
-        self._acceptors: list[_Acceptor] = []
+        self._acceptors: list[Acceptor] = []
         self._set_limits()
 
     def _set_limits(self) -> None:
@@ -90,12 +86,12 @@ class Listener:
         if config.path is not None:
             sock = _unix_socket(config.path, config.mode)
             if config.proxy_protocol:
-                self._acceptors.append(_Acceptor(self, sock))
+                self._acceptors.append(Acceptor(self, sock))
             else:
                 self._server = await loop.create_unix_server(self.protocol, sock=sock)
         else:
             for sock in await _tcp_sockets(config.host, config.bound_port):
-                self._acceptors.append(_Acceptor(self, sock))
+                self._acceptors.append(Acceptor(self, sock))
             self.port = self._acceptors[0].sock.getsockname()[1]
         self.core.log.info("mqtt.listening", listener=config.name, port=self.port)
         self.warn_of_certificates()
@@ -256,102 +252,6 @@ class Listener:
             self._addresses.pop(address, None)
 
 
-class _Acceptor:
-    """Accepts on one socket and does what comes before MQTT: PROXY header, TLS handshake."""
-
-    def __init__(self, listener: Listener, sock: socket.socket) -> None:
-        self.sock = sock
-        self._listener = listener
-        self._loop = asyncio.get_running_loop()
-        self._shaking: set[asyncio.Task[None]] = set()
-        self._is_open = True
-        self._is_tcp = sock.family != socket.AF_UNIX
-        sock.listen(_BACKLOG)
-        self._loop.add_reader(sock.fileno(), self._accept)
-
-    def close(self) -> None:
-        """Accept no more and drop those who are not through."""
-        self._is_open = False
-        self._loop.remove_reader(self.sock.fileno())
-        self.sock.close()
-        for task in self._shaking:
-            task.cancel()
-
-    def _accept(self) -> None:
-        listener = self._listener
-        log = listener.core.log
-        for _ in range(_ACCEPT_AT_ONCE):
-            if len(self._shaking) >= listener.config.handshakes_max:
-                log.warning("mqtt.handshakes_full", listener=listener.config.name)
-                self._loop.remove_reader(self.sock.fileno())
-                return
-            crowded_s = listener.crowded_s(len(self._shaking))
-            if crowded_s:
-                self._loop.remove_reader(self.sock.fileno())
-                self._loop.call_later(crowded_s, self._go_on)
-                return
-            try:
-                sock, address = self.sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:  # no descriptor left, most of all
-                log.warning("mqtt.cannot_accept", listener=listener.config.name, error=str(error))
-                self._loop.remove_reader(self.sock.fileno())
-                self._loop.call_later(_RETRY_S, self._go_on)
-                return
-            task = self._loop.create_task(self._shake(sock, address), name="mqtt-handshake")
-            self._shaking.add(task)
-            task.add_done_callback(partial(self._shaken, sock))
-
-    def _go_on(self) -> None:
-        if self._is_open:
-            self._loop.add_reader(self.sock.fileno(), self._accept)
-
-    def _shaken(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
-        if task.cancelled():  # perhaps before its first step, which no `except` of it would see
-            sock.close()
-        was_full = len(self._shaking) >= self._listener.config.handshakes_max
-        self._shaking.discard(task)
-        if was_full:
-            self._go_on()
-
-    async def _shake(self, sock: socket.socket, address: Any) -> None:
-        """Bring one client as far as its CONNECT, in the time given."""
-        listener = self._listener
-        config = listener.config
-        try:
-            sock.setblocking(False)
-            if self._is_tcp:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if config.proxy_protocol or listener.tls is not None:
-                async with asyncio.timeout(config.handshake_timeout_s):
-                    await self._connect(sock)
-            else:  # nothing to wait for: a deadline would be half the work (connect_rate)
-                await self._connect(sock)
-        except (OSError, TimeoutError, ProxyError) as error:
-            sock.close()
-            listener.core.stats.failed_handshakes += 1
-            listener.core.log.warning(
-                "mqtt.handshake_failed",
-                listener=config.name,
-                peer=f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "",
-                reason=getattr(error, "reason", None) or str(error) or "took too long",
-            )
-        except BaseException:
-            sock.close()
-            raise
-
-    async def _connect(self, sock: socket.socket) -> None:
-        """Read a PROXY header, shake hands, and give the client its protocol."""
-        listener = self._listener
-        source = await read_proxy_header(sock) if listener.config.proxy_protocol else None
-        await self._loop.connect_accepted_socket(
-            partial(listener.protocol, source),
-            sock,
-            ssl=listener.tls.context if listener.tls is not None else None,
-        )
-
-
 async def _tcp_sockets(host: str, port: int) -> list[socket.socket]:
     """Return bound sockets for every address of a name, all with the same port."""
     infos = await asyncio.get_running_loop().getaddrinfo(
@@ -364,6 +264,8 @@ async def _tcp_sockets(host: str, port: int) -> list[socket.socket]:
             sockets.append(sock)
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # what is accepted inherits it
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind((address[0], port, *address[2:]))

@@ -56,6 +56,8 @@ def server_context(config: ListenerConfig) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[config.tls_minimum]
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    # One is enough for a client that comes back, which is given another; each is a write.
+    context.num_tickets = 1
     context.set_alpn_protocols(["http/1.1"] if config.websocket else ["mqtt"])
     assert config.tls_cert_file is not None
     _load(context, config.tls_cert_file, config.tls_key_file)
