@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from mqtt.errors import MalformedPacket, ProtocolError, UnsupportedProtocolVersion
+from mqtt.errors import MalformedPacket, ProtocolError, TruncatedPacket, UnsupportedProtocolVersion
 from mqtt.packets import (
     PACKET_NAMES,
     Auth,
@@ -134,7 +134,7 @@ def connect_version(body: bytes) -> int:
     """
     name, pos = read_string(body, 0, len(body))
     if pos >= len(body):
-        raise MalformedPacket("CONNECT ends before its protocol version", "MQTT-3.1.2.2")
+        raise TruncatedPacket("CONNECT ends before its protocol version", "MQTT-3.1.2.2")
     level = body[pos]
     if name != "MQTT":  # [MQTT-3.1.2-1]
         answer = 4 if name == "MQIsdp" else 5 if level == 5 else 0
@@ -165,7 +165,7 @@ def _decode_connect(body: bytes, _version: int, _role: Role | None, limits: Limi
     version = connect_version(body)
     pos = 7  # after name and level
     if pos >= end:
-        raise MalformedPacket("CONNECT ends before its flags", "MQTT-3.1.2.3")
+        raise TruncatedPacket("CONNECT ends before its flags", "MQTT-3.1.2.3")
     flags = body[pos]
     pos += 1
     _check_connect_flags(flags, version)
@@ -506,7 +506,7 @@ _DECODERS: Final[tuple[Callable[[bytes, int, Role | None, Limits], Packet] | Non
 def _read_packet_id(body: bytes, pos: int, end: int) -> tuple[int, int]:
     after = pos + 2
     if after > end:
-        raise MalformedPacket("packet ends before its packet identifier", "MQTT-2.2.1")
+        raise TruncatedPacket("packet ends before its packet identifier", "MQTT-2.2.1")
     packet_id = body[pos] << 8 | body[pos + 1]
     if not packet_id:  # [MQTT-2.2.1-3] [MQTT-2.2.1-4] [MQTT-3.1.1:2.3.1-1]
         raise MalformedPacket("packet identifier is 0", "MQTT-2.2.1-3")

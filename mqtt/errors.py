@@ -14,6 +14,7 @@ __all__ = [
     "MalformedPacket",
     "MqttError",
     "ProtocolError",
+    "TruncatedPacket",
     "UnsupportedProtocolVersion",
 ]
 
@@ -50,6 +51,10 @@ class MalformedPacket(ProtocolError):  # noqa: N818 - the specification's own te
 
     def __reduce__(self) -> tuple[type[MalformedPacket], tuple[str, str]]:
         return type(self), (self.detail, self.clause)
+
+
+class TruncatedPacket(MalformedPacket):
+    """A packet ends inside one of its fields: its lengths contradict each other."""
 
 
 class UnsupportedProtocolVersion(ProtocolError):  # noqa: N818 - as above

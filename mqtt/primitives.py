@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mqtt.errors import LocalProtocolError, MalformedPacket
+from mqtt.errors import LocalProtocolError, MalformedPacket, TruncatedPacket
 
 __all__ = [
     "VARIABLE_INTEGER_MAX",
@@ -55,14 +55,14 @@ def read_variable_integer(data: bytes, pos: int, end: int) -> tuple[int, int]:
         shift += 7
         if shift == 28:
             raise MalformedPacket("variable byte integer has more than 4 bytes", "MQTT-1.5.5")
-    raise MalformedPacket("packet ends inside a variable byte integer", "MQTT-1.5.5")
+    raise TruncatedPacket("packet ends inside a variable byte integer", "MQTT-1.5.5")
 
 
 def read_two_bytes(data: bytes, pos: int, end: int) -> tuple[int, int]:
     """Read a big-endian 16-bit integer."""
     after = pos + 2
     if after > end:
-        raise MalformedPacket("packet ends inside a two byte integer", "MQTT-1.5.2")
+        raise TruncatedPacket("packet ends inside a two byte integer", "MQTT-1.5.2")
     return data[pos] << 8 | data[pos + 1], after
 
 
@@ -70,7 +70,7 @@ def read_four_bytes(data: bytes, pos: int, end: int) -> tuple[int, int]:
     """Read a big-endian 32-bit integer."""
     after = pos + 4
     if after > end:
-        raise MalformedPacket("packet ends inside a four byte integer", "MQTT-1.5.3")
+        raise TruncatedPacket("packet ends inside a four byte integer", "MQTT-1.5.3")
     return int.from_bytes(data[pos:after], "big"), after
 
 
@@ -78,10 +78,10 @@ def read_binary(data: bytes, pos: int, end: int) -> tuple[bytes, int]:
     """Read binary data: a 16-bit length and that many bytes."""
     start = pos + 2
     if start > end:
-        raise MalformedPacket("packet ends inside a length", "MQTT-1.5.6")
+        raise TruncatedPacket("packet ends inside a length", "MQTT-1.5.6")
     after = start + (data[pos] << 8 | data[pos + 1])
     if after > end:
-        raise MalformedPacket("binary data or a string runs past the packet", "MQTT-1.5.6")
+        raise TruncatedPacket("binary data or a string runs past the packet", "MQTT-1.5.6")
     return data[start:after], after
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from mqtt.errors import LocalProtocolError, MalformedPacket, ProtocolError
+from mqtt.errors import LocalProtocolError, MalformedPacket, ProtocolError, TruncatedPacket
 from mqtt.primitives import (
     VARIABLE_INTEGER_MAX,
     encode_binary,
@@ -220,7 +220,7 @@ def decode_properties(
         return {}, pos
     after = pos + length
     if after > end:
-        raise MalformedPacket("property length runs past the packet", "MQTT-2.2.2.1")
+        raise TruncatedPacket("property length runs past the packet", "MQTT-2.2.2.1")
     properties: Properties = {}
     while pos < after:
         identifier, pos = read_variable_integer(data, pos, after)
@@ -302,7 +302,7 @@ def _read_value(
         return read_binary(data, pos, end)
     if kind == Kind.BYTE:
         if pos >= end:
-            raise MalformedPacket("packet ends inside a property", "MQTT-1.5.1")
+            raise TruncatedPacket("packet ends inside a property", "MQTT-1.5.1")
         number = data[pos]
         pos += 1
     elif kind == Kind.TWO_BYTES:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from mqtt.codec import encode
-from mqtt.errors import MqttError
+from mqtt.errors import MqttError, TruncatedPacket
 from mqtt.frames import encode_publish
 from mqtt.packets import (
     CONNACK,
@@ -178,9 +178,14 @@ class ServerSender:
             self.send_packet(Disconnect(code, {REASON_STRING: reason} if reason else {}))
 
     def fail(self, fault: MqttError) -> None:
-        """Answer a fault of the peer as its version and state ask for; the driver closes."""
+        """Answer a fault of the peer as its version and state ask for; the driver closes.
+
+        A CONNECT whose lengths contradict each other gets no CONNACK, which is a MAY of section
+        4.13.1 of MQTT 5: where it ends is unknown, and what it asked for [MQTT-3.1.4-1].
+        """
         if self.state in (State.NEW, State.CONNECTING):
-            if fault.reason_code in ALLOWED[CONNACK]:
+            unreadable = isinstance(fault, TruncatedPacket)
+            if not unreadable and fault.reason_code in ALLOWED[CONNACK]:
                 self.refuse(fault.reason_code, fault.detail)
             self.state = State.CLOSED
         else:

@@ -22,6 +22,7 @@ from mqtt.errors import (
     MalformedPacket,
     MqttError,
     ProtocolError,
+    TruncatedPacket,
     UnsupportedProtocolVersion,
 )
 from mqtt.packets import (
@@ -451,6 +452,7 @@ HANDLERS: Final[dict[type, Callable[[Connection, Any], Sequence[Event] | None]]]
     MqttError: _on_fault,
     ProtocolError: _on_fault,
     MalformedPacket: _on_fault,
+    TruncatedPacket: _on_fault,
     LocalProtocolError: _on_fault,
     UnsupportedProtocolVersion: _on_fault,
 }

@@ -155,6 +155,17 @@ async def test_a_malformed_connect_is_told_why_in_mqtt_5() -> None:
         assert await client.closed()
 
 
+@pytest.mark.conformance("MQTT-3.1.4-1")
+@pytest.mark.parametrize("version", [V311, V5])
+async def test_a_connect_that_runs_past_its_end_is_closed_without_a_word(version: int) -> None:
+    async with serving() as broker:
+        client = await broker.open(version)
+        properties = b"\0" if version == V5 else b""
+        body = b"\x00\x04MQTT" + bytes([version, 2]) + b"\x00\x3c" + properties + b"\x00\x04test"
+        client.send_bytes(bytes([0x10, len(body) - 1]) + body)  # one short
+        assert await client.closed()
+
+
 @pytest.mark.conformance("MQTT-3.1.3-8", "MQTT-3.1.1:3.1.3-8", "MQTT-3.1.1:3.1.3-9")
 async def test_an_empty_client_id_without_clean_session_is_refused_in_3_1_1() -> None:
     async with serving() as broker:
