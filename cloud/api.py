@@ -49,6 +49,7 @@ from cloud.query_time import iso, parse_duration, parse_time
 from cloud.sinks.contract import SinkUnavailable
 from cloud.sinks.schema import epoch_text
 from cloud.storage import StorageReader
+from cloud.stream.contract import StreamError
 from cloud.views import AlertsView, AlertView, NodeView, StatusView
 from runtime.clock import Clock
 from runtime.metrics import Metrics
@@ -239,7 +240,10 @@ def _node(parts: ApiParts) -> APIRouter:
         gateway: Annotated[str | None, Query(description="Only this one.")] = None,
     ) -> Ledger:
         """Return where every assigned reading is: stored, given up, waiting, or missing."""
-        views = [one for one in await parts.node.ledger() if gateway in {None, one.gateway}]
+        try:
+            views = [one for one in await parts.node.ledger() if gateway in {None, one.gateway}]
+        except (DatabaseError, StreamError) as error:
+            raise HTTPException(503, str(error)) from None
         if gateway is not None and not views:
             raise HTTPException(404, f"gateway '{gateway}' is not in the ledger")
         return Ledger(balanced=all(one.balanced for one in views), ledger=views)

@@ -6,9 +6,11 @@
 Stored is counted in storage itself, never taken from the stream's word. What is waiting is shown
 to be there: in the edge's journal, or in an entry past storage's cursor.
 
-The sources are read in the way a reading goes, journal, stream, storage, so that one that moves
-on meanwhile is seen at least once: a busy system never shows a gap it does not have. What storage
-has past the stream's word of then is held against its word of now: it may have come in between.
+What must be somewhere is what was assigned before the first look. The sources are then read in the
+way a reading goes, journal, stream, storage, so that one that moves on meanwhile is seen at least
+once: a busy system never shows a gap it does not have. Where something seems wrong then, the stream
+is asked once more, for what was assigned and given up while the others were read. A stream that
+several nodes follow is read as far as anybody was acknowledged.
 DESIGN section 3, Ledger.
 """
 
@@ -82,6 +84,10 @@ class StreamView(Protocol):
     @property
     def epoch(self) -> int:
         """The id of the stream."""
+        ...
+
+    async def catch_up(self) -> None:
+        """Return once this view has all that was acknowledged before the call."""
         ...
 
     async def ledger(self) -> list[SourceLedger]:
@@ -253,7 +259,9 @@ async def balance(
     Raises:
         StreamError, DatabaseError: a source cannot be read.
     """
-    edges = [await journal.state() for journal in journals]  # first: see the module's text
+    before = _assigned(await stream.ledger()) if journals else {}  # see the module's text
+    edges = [await journal.state() for journal in journals]
+    await stream.catch_up()
     sources = await stream.ledger()
     said = list(notes)
     positions: Mapping[int, int] = {}
@@ -269,11 +277,7 @@ async def balance(
     stored: Mapping[Source, tuple[Range, ...]] = {}
     if storage is not None:  # last: what has passed the cursor since then is here
         stored = (await storage.state(count_rows=thorough)).stored
-    accounts = _accounts(sources, edges, stored)
-    if any(account.ahead() for account in accounts.values()):
-        for line in await stream.ledger():
-            if account := accounts.get((line.gateway, line.epoch)):
-                account.known = line.assigned
+    accounts = _accounts(sources, before, edges, stored)
     for letter in dead:
         source = (letter.entry.gateway, letter.entry.epoch)
         accounts.setdefault(source, _Account()).dead.update(letter.entry.seq_ranges)
@@ -283,11 +287,23 @@ async def balance(
         await _take_sink(accounts, stream, name, reached)
     for source, ranges in entries.items():
         accounts.setdefault(source, _Account()).doubled = _doubled(ranges)
-    found = (
-        accounts[source].close(*source, with_storage=storage is not None)
-        for source in sorted(accounts)
+    found = _closed(accounts, with_storage=storage is not None)
+    if not all(source.balanced for source in found):
+        await stream.catch_up()
+        for line in await stream.ledger():
+            if account := accounts.get((line.gateway, line.epoch)):
+                account.known = line.assigned
+                account.give_up(line.given_up)
+        found = _closed(accounts, with_storage=storage is not None)
+    return Balance(found, tuple(said))
+
+
+def _closed(
+    accounts: Mapping[Source, _Account], *, with_storage: bool
+) -> tuple[SourceBalance, ...]:
+    return tuple(
+        accounts[source].close(*source, with_storage=with_storage) for source in sorted(accounts)
     )
-    return Balance(tuple(found), tuple(said))
 
 
 async def _take_sink(
@@ -312,7 +328,7 @@ class _Account:
     """What is known of one source before it is balanced."""
 
     assigned: int = 0
-    known: int = 0  # assigned as the stream knows it once storage has been read
+    known: int = 0  # assigned as the stream knows it once all has been read
     held: IntervalSet = field(default_factory=IntervalSet)
     stored: IntervalSet = field(default_factory=IntervalSet)
     dead: IntervalSet = field(default_factory=IntervalSet)
@@ -321,11 +337,6 @@ class _Account:
     tombstones: dict[tuple[str, int, str], GivenUp] = field(default_factory=dict)
     doubled: tuple[Range, ...] = ()
     sinks: list[SinkAccount] = field(default_factory=list)
-
-    def ahead(self) -> bool:
-        """Return True when storage has more than was assigned when the stream was asked."""
-        ranges = self.stored.ranges()
-        return bool(ranges) and ranges[-1][1] > self.assigned
 
     def give_up(self, stones: Iterable[GivenUp]) -> None:
         for stone in stones:
@@ -403,8 +414,13 @@ class _Account:
         return given_up, tuple(unexplained)
 
 
+def _assigned(sources: Iterable[SourceLedger]) -> dict[Source, int]:
+    return {(line.gateway, line.epoch): line.assigned for line in sources}
+
+
 def _accounts(
     sources: Sequence[SourceLedger],
+    before: Mapping[Source, int],
     edges: Sequence[JournalState],
     stored: Mapping[Source, tuple[Range, ...]],
 ) -> dict[Source, _Account]:
@@ -418,12 +434,12 @@ def _accounts(
     for source, ranges in stored.items():
         accounts.setdefault(source, _Account()).stored.update(ranges)
     for edge in edges:
-        if not edge.last_seq:
-            continue
         # a journal does not name its gateway; epochs are random, so one is enough to know it by
         gateway = next((name for name, epoch in accounts if epoch == edge.epoch), "")
+        if not edge.last_seq and (gateway, edge.epoch) not in accounts:
+            continue
         account = accounts.setdefault((gateway, edge.epoch), _Account())
-        account.assigned = max(account.assigned, edge.last_seq)
+        account.assigned = max(before.get((gateway, edge.epoch), 0), edge.last_seq)
         account.at_edge.update(edge.waiting)
         account.give_up(edge.given_up)
     return accounts

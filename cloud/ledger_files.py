@@ -56,6 +56,9 @@ class StreamFile(DatabaseFile):
             raise DatabaseError(f"{self.path}: a stream that was never opened for writing")
         self.epoch = epoch_from_sql(row[0])
 
+    async def catch_up(self) -> None:
+        """Do nothing: whatever was acknowledged is in the file."""
+
     async def ledger(self) -> list[SourceLedger]:
         return await self.ask_file(queries.ledger)
 

@@ -252,6 +252,14 @@ class StreamLedger(Protocol):
         """Return the seq ranges (inclusive) the stream has taken, for dedup."""
         ...
 
+    async def catch_up(self) -> None:
+        """Return once `ledger` and `ranges_after` have all that any node acknowledged before this.
+
+        Raises:
+            StreamError: it cannot be read to its end now.
+        """
+        ...
+
     async def ledger(self) -> list[SourceLedger]:
         """Return every (gateway, epoch) the stream has heard of, sorted."""
         ...

@@ -307,6 +307,9 @@ class EmbeddedStream:
     async def held(self, gateway: str, epoch: int) -> Sequence[Range]:
         return await self._ask(lambda connection: queries.held(connection, gateway, epoch))
 
+    async def catch_up(self) -> None:
+        """Do nothing: what was acknowledged is in the file."""
+
     async def ledger(self) -> list[SourceLedger]:
         return await self._ask(queries.ledger)
 

@@ -51,6 +51,9 @@ class Places:
     epoch: int = 1
     asked: list[str] = field(default_factory=list)
 
+    async def catch_up(self) -> None:
+        self.asked.append("end of the stream")
+
     async def ledger(self) -> list[SourceLedger]:
         self.asked.append("stream")
         line = SourceLedger(*SOURCE, self.assigned, tuple(self.held), tuple(self.given_up))
@@ -197,7 +200,9 @@ async def test_a_reading_on_its_way_is_never_missed() -> None:
     """Sources are asked in the order a reading passes them; storage's rows last."""
     places = Places(10, [(1, 10)], stored=[(1, 10)], edge=JournalState(EPOCH, 10, ((1, 10),), ()))
     await balanced(places)
-    assert places.asked == ["journal", "stream", "storage", "storage"]
+    assert places.asked == [
+        "stream", "journal", "end of the stream", "stream", "storage", "storage"
+    ]  # fmt: skip
 
 
 async def test_what_came_while_the_ledger_was_read_is_not_unassigned() -> None:

@@ -342,6 +342,11 @@ class JetStreamStream:
             except (ClusterError, TimeoutError) as error:
                 raise StreamError(f"{self.layout.ledger_stream}: cannot be read: {error}") from None
 
+    async def catch_up(self) -> None:
+        self._check_open()
+        await self._reach_the_end()
+        self._check_open()
+
     async def ledger(self) -> list[SourceLedger]:
         self._check_open()
         return self._state.ledger()
