@@ -12,7 +12,8 @@ window until the answer comes.
     0x00                          acked_seq moves past it, as soon as all before it has
     0x10 0x80 0x83 0x87 0x90 0x97 hold for a jittered while, then send the same again, for ever
     0x99 version                  the same: another software is needed, not another batch
-    0x99 mode                     mode 0 for the rest of this connection
+    0x99 mode                     mode 0 for the rest of this connection; for a while, doubling
+                                  each time, when structured batches are refused in a row otherwise
     0x99 else                     the batch is *suspect*: again in a fresh context, then in mode 0,
                                   then in halves, down to one reading, which is set aside
     connection lost               dial the next endpoint; halve the batches if nothing got through
@@ -35,6 +36,7 @@ acked_seq is settled, or lies between the backlog's acked_seq and backlog_end.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -64,7 +66,9 @@ PAYLOAD_FORMAT_INVALID = 0x99
 PACKET_TOO_LARGE = 0x95
 RETRY_AFTER_MAX_S = 3600.0
 RETRY_AFTER_SPREAD = 1.25  # a gateway comes between what it was told and so much of it
-_STRUCTURED_FAILURES_MAX = 3
+_STRUCTURED_FAILURES_MAX = 3  # in a row; then it is mode 0
+PLAIN_MIN_S = 5.0  # for so long, before a structured batch is tried again;
+PLAIN_MAX_S = 320.0  # each time twice as long, up to this
 _URGENT_WINDOWS = 2  # an urgent batch goes although others fill the window
 
 
@@ -229,6 +233,8 @@ class UplinkState:
         self._setting_aside = False
         self._fresh = True
         self._plain = False
+        self._plain_s = PLAIN_MIN_S  # of mode 0 after the next structured refusal too many
+        self._plain_until_s = 0.0
         self._structured_failures = 0
         self._shrink = 0  # batches are 2^-shrink of their limits: nothing got through otherwise
         self._progress_s = 0.0  # when bytes in flight last moved or were acknowledged
@@ -274,8 +280,7 @@ class UplinkState:
         self._window_batches = max(1, min(self._limits.window_batches, receive_maximum))
         self._packet_bytes_max = packet_bytes_max
         self._got_through = False
-        self._plain = False
-        self._structured_failures = 0
+        self._structured_works()
         self.speed.reset()
         self._progress_s = now_s
 
@@ -545,7 +550,9 @@ class UplinkState:
             self._backoff.reset()
             self._got_through = True
             if sent.mode == Mode.STRUCTURED:
-                self._structured_failures = 0
+                self._structured_works()
+            elif now_s >= self._plain_until_s:
+                self._plain = False
             self._shrink = max(0, self._shrink - 1)
             idle = not self._in_flight
             self.speed.acknowledged(sent.bytes, sent.sent_s, now_s, idle=idle)
@@ -625,16 +632,31 @@ class UplinkState:
             cursor.sent_seq = cursor.acked_seq
             cursor.chain.clear()
 
+    def _structured_works(self) -> None:
+        """Note that nothing speaks against structured batches."""
+        self._plain = False
+        self._plain_s = PLAIN_MIN_S
+        self._plain_until_s = 0.0
+        self._structured_failures = 0
+
+    def _structured_failed(self) -> None:
+        """Count a structured batch that was refused: a decoder that is down comes up again."""
+        self._structured_failures += 1
+        if self._structured_failures < _STRUCTURED_FAILURES_MAX:
+            return
+        self._plain = True
+        self._plain_until_s = max(self._plain_until_s, self._progress_s + self._plain_s)
+        self._plain_s = min(PLAIN_MAX_S, self._plain_s * 2)
+
     def _suspect(self, sent: Sent, word: str, cause: str) -> list[UplinkEvent]:
         """Choose how the readings of a refused batch are tried next."""
         cursor = self._lanes[sent.lane]
         suspect = cursor.suspect
         if word == "mode" and sent.mode == Mode.STRUCTURED:
-            self._plain = True
+            self._plain, self._plain_until_s = True, math.inf
             return []
         if sent.mode == Mode.STRUCTURED:
-            self._structured_failures += 1
-            self._plain = self._structured_failures >= _STRUCTURED_FAILURES_MAX
+            self._structured_failed()
         if suspect is None:
             step = _Step.HALVES if word == "too-large" else _Step.FRESH
             suspect = cursor.suspect = _Suspect(sent.last_seq, step, max(1, sent.count))

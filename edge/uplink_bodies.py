@@ -180,10 +180,12 @@ class UplinkBodies:
 
     async def _warm(self) -> None:
         """Start the process: an empty request is answered once the codec is imported."""
-        with contextlib.suppress(WorkerError):  # tried again by the next batch
-            await self._worker.call(b"")
-            self._fresh = True
-        self._warming = None
+        try:
+            with contextlib.suppress(WorkerError):  # tried again by the next batch
+                await self._worker.call(b"")
+                self._fresh = True
+        finally:
+            self._warming = None
 
     async def close(self) -> None:
         """End the process; the next batch may start another one."""

@@ -87,8 +87,9 @@ class Worker:
             self._end(process)
             _kill(process)
             raise WorkerError(f"no answer within {self._timeout_s:g} s") from None
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # uvloop: RuntimeError, once the pipe is closed
             self._end(process)
+            _kill(process)  # one that closed its end of the pipe lives on
             raise WorkerError(f"the worker's process has ended: {error}") from None
 
     async def close(self) -> None:

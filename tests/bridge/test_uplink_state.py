@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -345,6 +346,29 @@ def test_an_unknown_mode_keeps_the_connection_in_mode_0() -> None:
     assert state.can_send(0.0)
     state.connection_lost(0.0, "gone")
     state.connection_made(1.0, receive_maximum=10, packet_bytes_max=None)
+    assert state.grant(LIVE, Mode.STRUCTURED).mode == Mode.STRUCTURED
+
+
+def test_a_decoder_that_is_away_is_tried_again_ever_more_rarely_until_it_is_back() -> None:
+    state = connected()
+    now_s, back_s, tried_s = 0.0, 100.0, []
+    while now_s < 200.0:
+        grant = state.grant(LIVE, Mode.STRUCTURED)
+        seq = grant.after_seq + 1
+        sent = state.sent(grant, now_s, first_seq=seq, last_seq=seq, count=1, batch_bytes=10)
+        if grant.mode != Mode.STRUCTURED:
+            state.answered(sent, 0, "", now_s)
+        elif now_s < back_s:
+            tried_s.append(now_s)
+            assert state.answered(sent, 0x99, "context: no decoder", now_s) == []
+        else:
+            state.answered(sent, 0, "", now_s)
+            break
+        now_s += 0.25
+    assert len(tried_s) <= 9, tried_s
+    assert max(after - before for before, after in pairwise(tried_s)) > 30
+    assert now_s < 200.0, "found once it was back"
+    send(state)
     assert state.grant(LIVE, Mode.STRUCTURED).mode == Mode.STRUCTURED
 
 

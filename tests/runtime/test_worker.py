@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 from runtime.worker import Worker, WorkerError
 
@@ -67,6 +68,28 @@ async def test_a_request_that_ends_the_process_fails() -> None:
     async with worker(retry_s=0) as one:
         with pytest.raises(WorkerError):
             await one.call(b"x")
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_process_whose_pipe_is_closed_is_replaced(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def run() -> None:
+        async with worker(retry_s=0) as one:
+            await one.call(b"e")
+            first, process = one.pid, one._process
+            assert process is not None
+            assert process.stdin is not None
+            process.send_signal(signal.SIGSTOP)  # the end of its output is still to come
+            process.stdin.transport.abort()
+            await process.stdin.wait_closed()
+            with pytest.raises(WorkerError):
+                await one.call(b"e")
+            assert await one.call(b"e again") == b"e again"
+            assert one.pid != first
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(run())
 
 
 async def test_it_is_not_started_again_at_once() -> None:
