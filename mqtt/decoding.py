@@ -75,6 +75,7 @@ _RECEIVED_BY: Final[dict[str, frozenset[int]]] = {
     "server": frozenset((1, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15)),
     "client": frozenset((2, 3, 4, 5, 6, 7, 9, 11, 13, 14, 15)),
 }
+_NAMES_AND_LEVELS: Final = (b"\0\4MQTT\4", b"\0\4MQTT\5")
 _FLAGS: Final = (0, 0, 0, 0, 0, 0, 2, 0, 2, 0, 2, 0, 0, 0, 0, 0)  # table 2-2, PUBLISH apart
 _RESERVED_FLAG_CLAUSES: Final = {
     6: "MQTT-3.6.1-1",
@@ -132,6 +133,8 @@ def connect_version(body: bytes) -> int:
         UnsupportedProtocolVersion: any other, or another protocol name [MQTT-3.1.2-1].
         MalformedPacket: the body is too short to say.
     """
+    if body[:7] in _NAMES_AND_LEVELS:
+        return body[6]
     name, pos = read_string(body, 0, len(body))
     if pos >= len(body):
         raise TruncatedPacket("CONNECT ends before its protocol version", "MQTT-3.1.2.2")

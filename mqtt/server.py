@@ -69,6 +69,10 @@ _CONNECTED: Final = _RECEIVES[State.CONNECTED] | {0}
 _ACKNOWLEDGEMENTS: Final = {0x40: PUBACK, 0x50: PUBREC, 0x62: PUBREL, 0x70: PUBCOMP}
 _NO_PREFIX: Final = b"\xff" * 5  # begins no packet that is taken
 _ZERO: Final = b"\0\0"
+# What comes in most reads that hold no publish, and the 3.1.1 CONNACK by session present.
+_PINGREQ: Final = Pingreq()
+_DISCONNECT: Final = Disconnect()
+_ACCEPTED: Final = (b"\x20\2\0\0", b"\x20\2\1\0")
 # Whether a QoS 2 publish came before.
 _NEW: Final = 0
 _AGAIN: Final = 1
@@ -169,6 +173,11 @@ class ServerConnection(ServerSender):
                 packet_id = data[2] << 8 | data[3]
                 if packet_id:
                     return [Acknowledged(_ACKNOWLEDGEMENTS[data[0]], [packet_id])]
+            elif data == b"\xc0\0":
+                return [_PINGREQ]
+            elif data == b"\xe0\0":
+                self.state = State.CLOSED  # [MQTT-3.14.4-2]
+                return [_DISCONNECT]
             return self._pass(data, now_s)
         if state is State.CLOSED:
             return []
@@ -248,8 +257,9 @@ class ServerConnection(ServerSender):
             if end > len(data):
                 self._keep(data, end)
                 return []
-            self.version = connect_version(data[body:end])
-            packet = decode(first_byte, data[body:end], self.version, "server", self.limits.codec)
+            content = data[body:end]
+            self.version = connect_version(content)
+            packet = decode(first_byte, content, self.version, "server", self.limits.codec)
         except MqttError as fault:
             if isinstance(fault, UnsupportedProtocolVersion):
                 self.version = fault.answer_version
@@ -675,18 +685,27 @@ class ServerConnection(ServerSender):
             client: Goes into each run.
             session: Knows the QoS 2 publishes that came on earlier connections.
             connect: The CONNECT that is being answered.
-            connack: The answer; the keep-alive that holds is read from it [MQTT-3.1.2-21].
+            connack: The answer, a success; the keep-alive that holds is read from it
+                [MQTT-3.1.2-21].
         """
         self.client = client
         self.session = session
         self.state = State.CONNECTED
         self.keep_alive_s = float(connack.properties.get(SERVER_KEEP_ALIVE, connect.keep_alive))
-        if not self.send_packet(connack):
+        if self.version < 5:
+            self.bytes_sent += 4
+            self.send_now(_ACCEPTED[connack.session_present])
+        elif not self.send_packet(connack):
             self.state = State.CLOSED
             return False
         if self._tail:
             self._need = 1
         return True
+
+    @property
+    def keeps_data(self) -> bool:
+        """Return True while the start of a packet, or what came behind CONNECT, is kept."""
+        return self._need > 0
 
 
 def _check_utf8(payload: bytes) -> None:

@@ -147,6 +147,8 @@ class ServerSender:
     def obey(self, connect: Connect, aliases_max: int) -> None:
         """Take the client's limits from its CONNECT."""
         properties = connect.properties
+        if not properties:
+            return
         self.receive_maximum = properties.get(RECEIVE_MAXIMUM, 0xFFFF)  # [MQTT-3.3.4-9]
         self.packet_size_max = properties.get(MAXIMUM_PACKET_SIZE, 0)  # [MQTT-3.1.2-24]
         self.problem_information = properties.get(REQUEST_PROBLEM_INFORMATION, 1) == 1

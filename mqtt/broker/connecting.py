@@ -54,7 +54,7 @@ def on_connect(connection: Connection, connect: Connect) -> None:
         connect.username,
         connection.peer(),
         tuple(connect.properties.get(USER_PROPERTY, ())),
-        address=connection.address(),
+        address=connection.address,
         is_local=connection.is_local(),
         keep_alive_s=connect.keep_alive,
         clean_start=connect.clean_start,
@@ -66,17 +66,16 @@ def on_connect(connection: Connection, connect: Connect) -> None:
     if wait_s > 0:
         _refuse(connection, ReasonCode.SERVER_BUSY, "come again later", wait_s)
         return
-    proceed = partial(_ask_access, connection, connect, client, assigned=assigned)
     method = connect.properties.get(AUTHENTICATION_METHOD)
     if method is None:
-        proceed()
+        _ask_access(connection, connect, client, assigned=assigned)
     else:
         begin_authentication(
             connection,
             method,
             connect.properties.get(AUTHENTICATION_DATA, b""),
             client,
-            proceed,
+            partial(_ask_access, connection, connect, client, assigned=assigned),
             partial(_refuse, connection),
         )
 
@@ -111,7 +110,10 @@ def _refusal(connection: Connection, connect: Connect) -> tuple[int, str] | None
     sessions = core.registry.sessions
     if len(sessions) >= core.config.sessions_max and connect.client_id not in sessions:
         return ReasonCode.QUOTA_EXCEEDED, "too many sessions"
-    if len(connect.client_id.encode()) > _CLIENT_ID_BYTES_MAX:  # [MQTT-3.1.3-8]
+    client_id = connect.client_id
+    if (
+        len(client_id) * 4 > _CLIENT_ID_BYTES_MAX and len(client_id.encode()) > _CLIENT_ID_BYTES_MAX
+    ):  # [MQTT-3.1.3-8]
         return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "client id is too long"
     will = connect.will
     if will is not None and (
@@ -130,9 +132,11 @@ def _identify(connection: Connection, client: ClientInfo) -> None:
     """Take the name of the client's certificate, which the handshake has verified."""
     listener = connection.listener
     assert listener is not None
-    client.listener = listener.config.name
+    client.listener = listener.name
+    if not listener.asks_certificates:
+        return
     tls = connection.transport.get_extra_info("ssl_object")
-    if tls is not None and listener.config.client_certificate != "none":
+    if tls is not None:
         from mqtt.broker.net.tls import certificate_name  # noqa: PLC0415 - ssl is heavy
 
         client.tls = tls
@@ -194,8 +198,11 @@ def _connect(
 ) -> None:
     """See to it that the session is this node's, and go on."""
     bus = connection.core.bus
+    if bus is None:
+        _open_session(connection, connect, client, assigned=assigned)
+        return
     proceed = partial(_open_session, connection, connect, client, assigned=assigned)
-    if bus is None or bus.claim(connect, partial(_claimed, connection, proceed)):
+    if bus.claim(connect, partial(_claimed, connection, proceed)):
         proceed()
     else:
         connection.pause_connecting()
@@ -239,12 +246,11 @@ def _open_session(
     else:
         properties = {}
     connack = Connack(present, 0, properties)  # [MQTT-3.2.2-2] [MQTT-3.2.2-3]
-    established = partial(_established, connection, connect, client, connack)
     if recorder is None or recorder.position == before:
-        established()
+        _established(connection, connect, client, connack)
         return
     connection.pause_connecting()
-    recorder.when_durable(established)
+    recorder.when_durable(partial(_established, connection, connect, client, connack))
 
 
 def _tell_limits(
@@ -280,10 +286,11 @@ def _established(
         connection.send_will = False  # it was never connected
         connection.close(ReasonCode.PACKET_TOO_LARGE)
         return
-    connection.schedule()
+    connection.schedule_later()
     session.attach(machine)
     if core.hooks is not None:
         core.hooks.client_connected(client)
     session.send_waiting(core.now_s)
     connection.resume_connecting()
-    connection.handle_waiting()
+    if machine.keeps_data:
+        connection.handle_waiting()

@@ -63,6 +63,7 @@ class Connection(asyncio.Protocol):
         "_feed",
         "_held",
         "_waits_for",
+        "address",
         "auth",
         "closed",
         "core",
@@ -84,6 +85,7 @@ class Connection(asyncio.Protocol):
         self.listener = listener  # None: a transport that the host has made itself
         self.is_established = False  # the listener's own: counted as past CONNECT
         self.source: tuple[str, int] | None = None  # the client's address, told by a balancer
+        self.address = ""  # the client's, without its port; empty for a Unix socket
         self.machine: ServerConnection
         self.transport: Any = None  # asyncio.Transport, or what looks like one
         self.session: Session | None = None
@@ -106,6 +108,9 @@ class Connection(asyncio.Protocol):
         core = self.core
         listener = self.listener
         self.transport = transport
+        source = self.source or transport.get_extra_info("peername")
+        if isinstance(source, tuple) and source:
+            self.address = intern(str(source[0]))
         limits = core.limits if listener is None else listener.limits
         machine = self.machine = ServerConnection(
             limits,
@@ -523,10 +528,12 @@ class Connection(asyncio.Protocol):
         transport = self.transport
         linger = linger and transport.can_write_eof() and len(core.closing) < _LINGERING_MAX
         core.closing.add(self)
-        core.wheel.set(self, core.now_s + _CLOSE_TIMEOUT_S)
         if not linger:
             transport.close()
+            if transport.get_write_buffer_size():
+                core.wheel.set(self, core.now_s + _CLOSE_TIMEOUT_S)
             return
+        core.wheel.set(self, core.now_s + _CLOSE_TIMEOUT_S)
         try:
             transport.write_eof()
         except OSError:  # the client has gone already
@@ -569,24 +576,22 @@ class Connection(asyncio.Protocol):
         else:
             self.core.wheel.cancel(self)
 
+    def schedule_later(self) -> None:
+        """The next deadline has moved, back most of the time: see that it is not missed."""
+        due_s = self.machine.next_deadline_s()
+        if due_s is not None:
+            self.core.wheel.hasten(self, due_s)
+
     def cut_off(self) -> None:
         """End the connection without a word."""
         self._leave()
         self.transport.abort()
 
-    def address(self) -> str:
-        """Return the client's address without its port; empty for a Unix socket."""
-        if self.source is not None:
-            return self.source[0]
-        peer = self.transport.get_extra_info("peername")
-        return intern(str(peer[0])) if isinstance(peer, tuple) and peer else ""
-
     def is_local(self) -> bool:
         """Return True when the client is on this machine; what a balancer tells is no proof."""
         if self.source is not None:
             return False
-        address = self.address()
-        return not address or is_loopback(address)
+        return not self.address or is_loopback(self.address)
 
     def peer(self) -> str:
         """Return the client's address, for logs."""
@@ -600,7 +605,8 @@ class Connection(asyncio.Protocol):
         if self.closed:
             return
         self.closed = True
-        self._forget_backlog()
+        if self._backlog is not None:
+            self._forget_backlog()
         self.core.queues.forget(self)
         self._feed = None
         core = self.core

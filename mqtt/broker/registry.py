@@ -132,7 +132,8 @@ class SessionRegistry:
         if not send_will:
             session.will = None
         if session.expiry_s == 0:
-            self._send_will(session, client)  # whichever is first: delay or end of session
+            if session.will is not None:
+                self._send_will(session, client)  # whichever is first: delay or end of session
             self.end(session, now_s)
             return
         will_due_s = inf
@@ -157,8 +158,10 @@ class SessionRegistry:
             session.timer = None
             if away.will_due_s != inf:
                 self._send_will(session, away.client)
-        self._router.reassign(session, now_s)
-        self._router.forget(session)
+        if session.outbound:
+            self._router.reassign(session, now_s)
+        if session.subscriptions:
+            self._router.forget(session)
         session.discard_queue()
         session.inbound = None
         if session.recorder is not None and self._recorder is not None:

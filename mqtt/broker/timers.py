@@ -46,6 +46,14 @@ class TimerWheel:
             bucket = self._buckets[tick] = set()
         bucket.add(item)
 
+    def hasten(self, item: Timed, due_s: float) -> None:
+        """Have `item.on_timer` called at `due_s`, or when it is to be called already if sooner.
+
+        For a deadline that mostly moves back: `on_timer` looks and sets the new one.
+        """
+        if not item.timer_tick or due_s < item.timer_tick * self.tick_s:
+            self.set(item, due_s)
+
     def cancel(self, item: Timed) -> None:
         """Have nothing called for `item`."""
         bucket = self._buckets.get(item.timer_tick)

@@ -242,3 +242,16 @@ def test_a_deadline_in_the_past_comes_with_the_next_tick() -> None:
     assert alarm.rang == []
     wheel.advance(101.5)
     assert alarm.rang == [101.5]
+
+
+def test_a_deadline_that_is_hastened_only_comes_sooner() -> None:
+    wheel = TimerWheel(0.0, tick_s=1)
+    fresh, sooner, later = Alarm(), Alarm(), Alarm()
+    wheel.set(sooner, 5)
+    wheel.set(later, 5)
+    wheel.hasten(fresh, 3)
+    wheel.hasten(sooner, 2)
+    wheel.hasten(later, 9)
+    for now_s in range(1, 7):
+        wheel.advance(now_s)
+    assert (fresh.rang, sooner.rang, later.rang) == ([3], [2], [5])

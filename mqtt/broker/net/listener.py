@@ -62,13 +62,16 @@ class Listener:
         self.half_open: dict[Connection, float] = {}  # since when, by the event loop's clock
         self._flood_until_s = 0.0
         self.tls = ServerTls(config) if config.tls else None
-        self._bucket = TokenBucket(config.connect_rate_s, core.clock.monotonic_s())
+        self._bucket = _bucket(config, core)
         self._addresses: dict[str, int] = {}
         self._server: asyncio.Server | None = None
         self._acceptors: list[Acceptor] = []
-        self._set_limits()
+        self._apply()
 
-    def _set_limits(self) -> None:
+    def _apply(self) -> None:
+        """Take from the configuration what every connection asks for."""
+        self.name = self.config.name
+        self.asks_certificates = self.config.client_certificate != "none"
         size = self.config.maximum_packet_size_bytes
         limits = self.core.limits
         self.limits = replace(limits, maximum_packet_size=size) if size else limits
@@ -93,7 +96,7 @@ class Listener:
             for sock in await _tcp_sockets(config.host, config.bound_port):
                 self._acceptors.append(Acceptor(self, sock))
             self.port = self._acceptors[0].sock.getsockname()[1]
-        self.core.log.info("mqtt.listening", listener=config.name, port=self.port)
+        self.core.log.info("mqtt.listening", listener=self.name, port=self.port)
         self.warn_of_certificates()
         return self.port
 
@@ -127,11 +130,11 @@ class Listener:
         if self.tls is not None:
             self.tls.refresh(config)
         if config.connect_rate_s != self.config.connect_rate_s:
-            self._bucket = TokenBucket(config.connect_rate_s, self.core.clock.monotonic_s())
+            self._bucket = _bucket(config, self.core)
         rates = (config.publish_rate_s, config.publish_bytes_s)
         changed = rates != (self.config.publish_rate_s, self.config.publish_bytes_s)
         self.config = config
-        self._set_limits()
+        self._apply()
         for connection in self.core.connections if changed else ():
             if isinstance(connection, MeteredConnection) and connection.listener is self:
                 connection.set_rates(*rates)
@@ -142,10 +145,10 @@ class Listener:
             return
         try:
             if self.tls.refresh():
-                self.core.log.info("mqtt.certificates_renewed", listener=self.config.name)
+                self.core.log.info("mqtt.certificates_renewed", listener=self.name)
         except TlsError as error:
             self.core.log.error(  # noqa: TRY400 - the reason is one line
-                "mqtt.certificates_kept", listener=self.config.name, reason=str(error)
+                "mqtt.certificates_kept", listener=self.name, reason=str(error)
             )
 
     def warn_of_certificates(self) -> None:
@@ -153,7 +156,7 @@ class Listener:
         if self.tls is not None and self.tls.fault:
             self.core.log.error(
                 "mqtt.certificate_expired",
-                listener=self.config.name,
+                listener=self.name,
                 file=str(self.config.tls_cert_file),
                 reason=self.tls.fault,
             )
@@ -186,23 +189,25 @@ class Listener:
         config = self.config
         core = self.core
         self.connections += 1
-        address = connection.address()
+        address = connection.address
         count = self._addresses.get(address, 0) + 1
         self._addresses[address] = count
         cause = ""
-        if not self._bucket.admits(core.clock.monotonic_s()):
+        bucket = self._bucket
+        if bucket is not None and not bucket.admits(core.clock.monotonic_s()):
             cause = "mqtt.connect_rate_exceeded"
         elif 0 < config.address_connections_max < count:
             cause = "mqtt.too_many_from_one_address"
         if cause:
             core.stats.refused_connections += 1
-            core.log.warning(cause, listener=config.name, peer=connection.peer())
+            core.log.warning(cause, listener=self.name, peer=connection.peer())
             return False
-        self._bucket.take(1)
+        if bucket is not None:
+            bucket.take(1)
         if len(self.half_open) >= config.half_open_max:
             oldest = next(iter(self.half_open))
             core.stats.refused_connections += 1
-            core.log.warning("mqtt.too_many_half_open", listener=config.name, peer=oldest.peer())
+            core.log.warning("mqtt.too_many_half_open", listener=self.name, peer=oldest.peer())
             oldest.cut_off()
         self.half_open[connection] = asyncio.get_running_loop().time()
         return True
@@ -244,12 +249,19 @@ class Listener:
         """A transport is gone."""
         self.gone(connection)
         self.connections -= 1
-        address = connection.address()
+        address = connection.address
         count = self._addresses.get(address, 0) - 1
         if count > 0:
             self._addresses[address] = count
         else:
             self._addresses.pop(address, None)
+
+
+def _bucket(config: ListenerConfig, core: Core) -> TokenBucket | None:
+    """Return what holds a listener to its connect rate, None without one."""
+    if not config.connect_rate_s:
+        return None
+    return TokenBucket(config.connect_rate_s, core.clock.monotonic_s())
 
 
 async def _tcp_sockets(host: str, port: int) -> list[socket.socket]:
