@@ -133,9 +133,12 @@ async def one_by_one(nc: Client, layout: Layout, load: Load) -> None:
 class Ingest:
     """One way of bringing batches in: their bytes made before the clock starts."""
 
-    def __init__(self, load: Load, *, structured: bool, name: str, window: int) -> None:
+    def __init__(
+        self, load: Load, *, structured: bool, name: str, window: int, contexts_max: int = 256
+    ) -> None:
         self._name = name
         self._window = window
+        self._contexts_max = contexts_max
         self._batches: list[list[bytes]] = []
         for gateway, batches in enumerate(load.readings):
             bodies = {Mode.STRUCTURED: StructuredEncoder(LINK_LIMITS)} if structured else {}
@@ -148,7 +151,9 @@ class Ingest:
 
     async def connect(self, stream: JetStreamStream) -> None:
         """Have every gateway's first batch taken: contexts and processes are there then."""
-        self._capture = CloudCapture(stream, IngestConfig(), "bench", SystemClock())
+        self._capture = CloudCapture(
+            stream, IngestConfig(contexts_max=self._contexts_max), "bench", SystemClock()
+        )
         await self._capture.start()
         self._uplinks = [
             Uplink(self._capture, f"{self._name}-{number}", epoch=_EPOCH)
