@@ -159,8 +159,9 @@ class Ingest:
             Uplink(self._capture, f"{self._name}-{number}", epoch=_EPOCH)
             for number in range(len(self._batches))
         ]
-        for uplink, batches in zip(self._uplinks, self._batches, strict=True):
-            await _send(uplink, batches[:1])
+        lines = list(zip(self._uplinks, self._batches, strict=True))
+        for at in range(0, len(lines), 50):
+            await asyncio.gather(*(_send(one, batches[:1]) for one, batches in lines[at : at + 50]))
 
     async def run(self) -> None:
         """Offer the rest as fast as it is taken; each gateway has so many batches on their way."""

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import cProfile
 import json
+import pstats
 import statistics
 import sys
 import tempfile
@@ -74,7 +76,7 @@ class Bench:
                 rows.append(_row("nodes", n, found))
         else:
             points = GATEWAYS if axis == "gateways" else DEVICES
-            for n in points:
+            for n in points if self._options.at is None else [self._options.at]:
                 found = [await self._point(n) for _ in range(self._options.rounds)]
                 rows.append(_row(axis, n, found))
         least = min(float(str(row["us_a_reading"])) for row in rows)
@@ -117,6 +119,7 @@ class Bench:
 
 
 async def _child(options: argparse.Namespace, url: str, name: str, flags: list[str]) -> Process:
+    """Start a node of the benchmark."""
     command = [sys.executable, "-m", "benchmarks.scale", "--node", url, name, *flags]
     command += ["--mode", options.mode, "--batch", str(options.batch)]
     command += ["--window", str(options.window), "--shape", options.shape]
@@ -160,6 +163,7 @@ async def _take(
         durability="r3-fsync", tail_bytes_max=16 << 20, arrivals_max=1000,
     )  # fmt: skip
     batches = max(1, options.readings // options.batch // gateways)
+    profile = cProfile.Profile() if options.profile else None
     ingest = Ingest(
         load_of(options.shape, gateways, batches + 1, options.batch, devices),
         structured=options.mode == "structured",
@@ -172,7 +176,12 @@ async def _take(
         print("ready", flush=True)
         await asyncio.to_thread(wait)
     count = gateways * batches * options.batch
+    if profile is not None:
+        profile.enable()
     result = await measured(ingest.run, count, servers, ingest.decoders)
+    if profile is not None:
+        profile.disable()
+        pstats.Stats(profile).sort_stats("tottime").print_stats(30)
     await ingest.close()
     if not callable(wait):
         await stream.trim((await stream.stats()).last_positions)
@@ -207,8 +216,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of each point [3]")
     parser.add_argument("--readings", type=int, default=100_000, help="a round [100000]")
     parser.add_argument("--batch", type=int, default=100, help="readings a batch [100]")
-    parser.add_argument("--window", type=int, default=16, help="batches a gateway under way [16]")
+    parser.add_argument("--window", type=int, default=64, help="batches a gateway under way [64]")
     parser.add_argument("--shape", default="smart-plug", help="of the payloads [smart-plug]")
+    parser.add_argument("--at", type=int, help="only this point of the axis")
+    parser.add_argument("--profile", action="store_true", help="where the node's time goes")
     parser.add_argument("--json", action="store_true", help="rows as JSON on the last line")
     parser.add_argument("--node", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)

@@ -1,16 +1,42 @@
-"""Parts of readings: by rows, by partition, and without those already held."""
+"""Parts of readings: by rows, by partition, without those already held; and several as one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import compress
+from itertools import chain, compress
 from operator import itemgetter
 
 from bridge.intervals import IntervalSet, ranges_of
 from bridge.partition import partitions_of
-from bridge.readings import Readings
+from bridge.readings import Readings, Source
 
-__all__ = ["rows_of", "split_by_partition", "without"]
+__all__ = ["joined", "rows_of", "split_by_partition", "without"]
+
+
+def joined(several: Sequence[Readings]) -> Readings:
+    """Return one or more readings as one; the seqs of each are past those of the one before."""
+    if len(several) == 1:
+        return several[0]
+    first, last = several[0].seqs[0], several[-1].seqs[-1]
+    count = sum(map(len, several))
+    whole = last - first + 1 == count
+    table: dict[Source, int] = {}
+    index: list[int] = []
+    for one in several:
+        places = [table.setdefault(source, len(table)) for source in one.sources]
+        index += map(places.__getitem__, one.source_index)
+    propertied = any(one.properties for one in several)
+    return Readings(
+        range(first, last + 1) if whole else list(chain.from_iterable(one.seqs for one in several)),
+        list(table),
+        index,
+        list(chain.from_iterable(one.times_us for one in several)),
+        list(chain.from_iterable(one.flags for one in several)),
+        list(chain.from_iterable(one.payloads for one in several)),
+        list(chain.from_iterable(one.properties or [b""] * len(one) for one in several))
+        if propertied
+        else [],
+    )
 
 
 def rows_of(readings: Readings, rows: Sequence[int]) -> Readings:

@@ -5,8 +5,8 @@ Invariants (docs/link-format.md section 1.2):
   their runs are settled in that order.
 - A publish is answered 0 only after every reading of its batch is in the stream, by this append
   or an earlier one.
-- Any refusal drops the connection's context, and what was decoded behind the refused batch is
-  refused too, so nothing overtakes it.
+- Any refusal drops the connection's context, and what was decoded behind the refused batch and is
+  not being appended yet is refused too, so nothing overtakes it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ import structlog
 
 from bridge.batch import Batch, Decoder
 from bridge.columnar import Limits
-from bridge.envelope import LinkLane, Mode, Tombstone
+from bridge.envelope import Mode
 from bridge.errors import BatchError
-from bridge.intervals import Range, ranges_of
+from bridge.intervals import ranges_of
 from bridge.readings import Readings
 from bridge.select import without
+from cloud.ingest_appends import Appends, Waiting
 from cloud.ingest_parts import Encoded, PartEncoder
-from cloud.ingest_sources import HeldSeqs, SourceState
+from cloud.ingest_sources import HeldSeqs
 from cloud.ingest_structured import StructuredLine, StructuredPool, processes_by_cores
-from cloud.stream.contract import GivenUp, Part, Stream, StreamError, StreamFull
+from cloud.stream.contract import Stream, StreamError, StreamFull
 from mqtt.broker.access.rules import speaks_for
 from mqtt.broker.seams import ClientInfo, PublishRun
 from mqtt.errors import MalformedPacket
@@ -87,6 +88,7 @@ class _Line:
     """One connection: its decoder and its runs in order of arrival."""
 
     __slots__ = (
+        "appending",
         "decoder",
         "gateway",
         "generation",
@@ -101,6 +103,7 @@ class _Line:
         self.decoder: Decoder | None = None
         self.structured: StructuredLine | None = None  # its context follows `decoder`'s
         self.generation = 0  # of the context; a refusal begins the next
+        self.appending: list[Waiting] = []  # decoded and not answered, in order
         self.todo: deque[_Run] = deque()  # not decoded yet
         self.unsettled: deque[_Run] = deque()  # not answered yet, those of `todo` included
         self.task: asyncio.Task[None] | None = None
@@ -155,9 +158,8 @@ class BatchIngest:
         self._released = released
         self._taken = taken
         self._held = HeldSeqs(stream)
-        self._encoder = PartEncoder(encoded)
+        self._appends = Appends(stream, PartEncoder(encoded))
         self._lines: set[_Line] = set()  # with work to do
-        self._appends: set[asyncio.Task[None]] = set()
 
     def take(self, run: PublishRun) -> None:
         """Take a run; it is settled when all its batches are durable or refused."""
@@ -172,11 +174,12 @@ class BatchIngest:
 
     async def close(self) -> None:
         """Finish what was taken; nothing may be taken any more."""
-        while self._lines or self._appends:
+        while self._lines:
             tasks = [line.task for line in self._lines if line.task is not None]
-            await asyncio.gather(*tasks, *self._appends, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             # since 3.12 a gather of finished tasks does not let the loop run their callbacks
             await asyncio.sleep(0)
+        await self._appends.settled()
         await self.structured.close()
 
     # ---- one connection --------------------------------------------------------------------------
@@ -248,12 +251,21 @@ class BatchIngest:
             return
         ranges = ranges_of(new.seqs) if new is not None else ()
         state.begin(ranges)
-        task = asyncio.create_task(
-            self._append(line, generation, work, index, batch, new, ranges, state),
-            name="ingest-append",
-        )
-        self._appends.add(task)
-        task.add_done_callback(self._appends.discard)
+
+        def answered(error: Exception | None) -> None:
+            at = line.appending.index(waiting)
+            if error is not None:
+                for behind in line.appending[at + 1 :]:
+                    behind.refused = True
+            del line.appending[at]
+            state.end(ranges, stored=error is None)
+            if error is None:
+                state.assigned = max(state.assigned, batch.assigned)
+            self._answer(line, work, index, batch, new, error)
+
+        waiting = Waiting(batch, new, answered)
+        line.appending.append(waiting)
+        self._appends.put(waiting)
 
     async def _decode(self, line: _Line, decoder: Decoder, payload: bytes) -> Batch:
         """Return what a batch says; a structured body is decoded in a process of its own."""
@@ -265,54 +277,31 @@ class BatchIngest:
         columns = await line.structured.decode(opened.body, opened.count, self._limits)
         return decoder.finish(opened, columns)  # refused if an append failed meanwhile
 
-    async def _append(
+    # ---- answers ---------------------------------------------------------------------------------
+
+    def _answer(
         self,
         line: _Line,
-        generation: int,
         work: _Run,
         index: int,
         batch: Batch,
         new: Readings | None,
-        ranges: tuple[Range, ...],
-        state: SourceState,
+        error: Exception | None,
     ) -> None:
-        stored = False
-        try:
-            _check_order(line, generation)
-            parts = self._parts(batch, new)
-            await self._stream.append(
-                parts,
-                [_given_up(batch, stone) for stone in batch.tombstones],
-                {(batch.gateway, batch.epoch): batch.assigned},
-            )
-            stored = True
-        except BatchError as error:
-            self._refuse(line, work, index, ReasonCode.PAYLOAD_FORMAT_INVALID, error)
-        except StreamError as error:
-            self._refuse(line, work, index, _code(error), error)
-        except Exception as error:
-            log.exception("ingest_error", gateway=batch.gateway)
-            self._refuse(line, work, index, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR, error)
-        finally:
-            state.end(ranges, stored=stored)
-        if stored:
-            state.assigned = max(state.assigned, batch.assigned)
+        """Answer a batch that was appended, or was not."""
+        if error is None:
             self.stats.readings += 0 if new is None else len(new)
-            self.stats.entry_bytes += sum(len(part.body) for part in parts)
             self.stats.tombstones += len(batch.tombstones)
+            self.stats.entry_bytes = self._appends.entry_bytes
             self._finish(work, index, batch)
+        elif isinstance(error, BatchError):
+            self._refuse(line, work, index, ReasonCode.PAYLOAD_FORMAT_INVALID, error)
+        elif isinstance(error, StreamError):
+            self._refuse(line, work, index, _code(error), error)
+        else:
+            log.error("ingest_error", gateway=batch.gateway, exc_info=error)
+            self._refuse(line, work, index, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR, error)
         self._settle(line)
-
-    def _parts(self, batch: Batch, new: Readings | None) -> list[Part]:
-        if new is None:
-            return []
-        return list(
-            self._encoder.parts(
-                batch.gateway, batch.epoch, new, lane=batch.lane, historical=batch.historical
-            )
-        )
-
-    # ---- answers ---------------------------------------------------------------------------------
 
     def _finish(self, work: _Run, index: int, batch: Batch) -> None:
         work.codes[index] = 0
@@ -343,19 +332,6 @@ def _payload_bytes(readings: Readings) -> int:
     """Return the bytes of topics and payloads as the devices published them."""
     topics = [len(topic.encode()) for topic, _ in readings.sources]
     return sum(map(len, readings.payloads)) + sum(map(topics.__getitem__, readings.source_index))
-
-
-def _given_up(batch: Batch, stone: Tombstone) -> GivenUp:
-    return GivenUp(
-        batch.gateway,
-        batch.epoch,
-        LinkLane(stone.lane).name.lower(),
-        stone.first_seq,
-        stone.last_seq,
-        stone.count,
-        stone.reason,
-        stone.time_us,
-    )
 
 
 def _check_order(line: _Line, generation: int) -> None:

@@ -1,12 +1,14 @@
 """Parts of readings keep every column in step."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.intervals import IntervalSet
 from bridge.partition import partition_of
 from bridge.readings import Readings
-from bridge.select import rows_of, split_by_partition, without
+from bridge.select import joined, rows_of, split_by_partition, without
 from tests.kit.readings import many_readings, one_per_row, rows, same_readings
 
 
@@ -45,3 +47,20 @@ def test_rows_of_readings_without_property_column() -> None:
     readings.properties = []
     same_readings(rows_of(readings, [1, 2]), rows_of(one_per_row(4), [1, 2]))
     same_readings(rows_of(readings, [1]), rows_of(one_per_row(4), [1]))
+
+
+@given(many_readings(), st.lists(st.integers(1, 50), max_size=4))
+def test_what_was_cut_apart_is_joined_to_the_same(readings: Readings, cuts: list[int]) -> None:
+    ends = sorted({cut for cut in cuts if cut < len(readings)} | {len(readings)})
+    pieces = [rows_of(readings, range(start, end))
+              for start, end in pairwise([0, *ends]) if start < end]  # fmt: skip
+    if not pieces:
+        return
+    whole = joined(pieces)
+    same_readings(whole, readings)
+    assert len(set(whole.sources)) == len(whole.sources)
+
+
+def test_joined_seqs_without_gaps_are_a_range() -> None:
+    assert joined([one_per_row(3), one_per_row(4, first_seq=4)]).seqs == range(1, 8)
+    assert joined([one_per_row(3), one_per_row(1, first_seq=5)]).seqs == [1, 2, 3, 5]

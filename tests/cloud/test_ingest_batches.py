@@ -319,7 +319,7 @@ async def test_nothing_overtakes_a_failed_batch(stream: GatedStream, capture: Cl
     stream.gate.clear()
     uplink = Uplink(capture)
     uplink.send(*(uplink.batch(one_per_row(10, first_seq=n * 10 + 1)) for n in range(3)))
-    await until(lambda: stream.calls == 3)
+    await until(lambda: capture.batches.stats.batches == 3)
     stream.fault = StreamError("hiccup")
     stream.gate.set()
     uplink.send(uplink.batch(one_per_row(10, first_seq=31)))
