@@ -67,9 +67,13 @@ class HeldCommand:
 
     def expired(self, now_us: int, boot_id: str, monotonic_s: float) -> bool:
         """Return True once its time is over; within one boot a wrong wall clock does not matter."""
+        return self.left_s(now_us, boot_id, monotonic_s) <= 0
+
+    def left_s(self, now_us: int, boot_id: str, monotonic_s: float) -> float:
+        """Return the seconds until then."""
         if boot_id == self.boot_id:
-            return monotonic_s >= self.expires_s
-        return now_us >= self.expires_us
+            return self.expires_s - monotonic_s
+        return (self.expires_us - now_us) / 1e6
 
 
 class CommandStore:

@@ -2,19 +2,21 @@
 
 Theory of operation. A command from the cloud is kept (command_store.py), then the cloud is told
 `held`. It is offered to the device's session whenever that is connected, and leaves the session
-only acknowledged; the broker's session store does not keep it, so after a restart it is offered
-again from here. The device's session is the one whose client id is the device's, else any whose
-subscription matches the command's topic. Without such a session for `wait_s` the outcome is
-`no such device`; with one that is away the command waits until it expires.
+only acknowledged. A session that lasts has it in the broker's session store before it is sent,
+under its id; its acknowledgement goes there in one transaction with its removal, and stays until
+it is noted here. So a restart finds of each command whether it is with a session, was acknowledged,
+or was never sent, and goes on from there. The device's session is the one whose client id is the
+device's, else any whose subscription matches the command's topic. Without such a session for
+`wait_s` the outcome is `no such device`; with one that is away the command waits until it expires.
 
 Invariants:
 - `held` is said only of what is durable here; any other outcome only after it is durable here.
 - At most `held_max` commands are kept: past it the cloud keeps what it sends, and sends it again.
 - A command id that is known is never delivered anew, unless it was recalled and sent again.
+- What a session that lasts has been sent is sent again only by that session, as the same packet.
 
-What the device sees: its topic, payload and properties, and the user property
-`tidegate-command-id`. After a crash between its acknowledgement and the note of it here it sees the
-command once more, under the same id. docs/commands.md.
+What the device sees: its topic, payload and properties, what is left of its expiry, and the user
+property `tidegate-command-id`. docs/commands.md.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import contextlib
 import sqlite3
 from collections import deque
 from collections.abc import Callable
+from math import ceil
 from typing import Protocol
 
 import structlog
@@ -33,6 +36,7 @@ from bridge.commands import (
     EXPIRED,
     HELD,
     NO_DEVICE,
+    NO_EXPIRY,
     RECALLED,
     Command,
     Hello,
@@ -56,7 +60,7 @@ log = structlog.get_logger(component="commands")
 
 _LOOK_S = 0.25  # between two looks for a device that is away
 _REPORTS_MAX = 16  # on their way to the cloud at once
-_NEVER_S = 10 * 365 * 86_400.0
+_NEVER_S = 1e10  # no clock is wrong by that much
 _LOG_EVERY_S = 10.0
 _RETRY_S = 1.0
 _WAITING_MAX = 1_000  # messages from the link not looked at yet
@@ -69,8 +73,18 @@ class CommandBroker(Protocol):
         """Return the sessions a topic's messages go to."""
         ...
 
-    def offer(self, client_id: str, outgoing: Outgoing, done: Callable[[bool], None]) -> bool:
+    def offer(
+        self, client_id: str, outgoing: Outgoing, done: Callable[[bool], None], token: str
+    ) -> bool:
         """Send to one connected client, and be told what became of it."""
+        ...
+
+    def resume_offers(self, follow: Callable[[str], Callable[[bool], None]]) -> dict[str, bool]:
+        """Return the offers of earlier runs by token: True was acknowledged, False will be told."""
+        ...
+
+    def forget_offer(self, token: str) -> None:
+        """Forget an offer: what became of it is noted."""
         ...
 
 
@@ -158,6 +172,10 @@ class Commands:
                 self._held[held.command_id] = held
             if not held.reported:
                 self._unreported[held.command_id] = held
+        for command_id, taken in broker.resume_offers(self._note).items():
+            self._offered.add(command_id)
+            if taken:
+                self._done.append((command_id, True))
         self._task = asyncio.create_task(self._work(), name="commands")
 
     async def stop(self) -> None:
@@ -320,17 +338,22 @@ class Commands:
         for one in sessions:
             if one.connected:
                 qos = max(1, min(held.qos, one.qos))
-                outgoing = Outgoing(held.topic, held.payload, qos, properties=held.properties)
+                left_s = held.left_s(clock.wall_us(), clock.boot_id(), now_s)
+                outgoing = Outgoing(
+                    held.topic, held.payload, qos, properties=held.properties,
+                    expiry_s=min(ceil(left_s), NO_EXPIRY - 1),
+                )  # fmt: skip
                 done = self._note(command_id)
                 self._offered.add(command_id)
-                if self._broker.offer(one.client_id, outgoing, done):
+                if self._broker.offer(one.client_id, outgoing, done, command_id):
                     return
                 self._offered.discard(command_id)
 
     def _note(self, command_id: str) -> Callable[[bool], None]:
         def done(taken: bool) -> None:
             self._done.append((command_id, taken))
-            self._wake.set()
+            if taken:  # what was dropped, as too large for the client say, has time
+                self._wake.set()
 
         return done
 
@@ -343,6 +366,9 @@ class Commands:
                 await self._finish(held, DELIVERED, "")
             self._done.popleft()
             self._offered.discard(command_id)
+            if taken:
+                assert self._broker is not None
+                self._broker.forget_offer(command_id)
 
     async def _finish(self, held: HeldCommand, state: str, detail: str) -> None:
         before = (held.state, held.detail, held.changed_us, held.reported)

@@ -44,6 +44,7 @@ class Message:
         "retain",
         "store_id",
         "store_refs",
+        "token",
         "topic",
         "tracker",
     )
@@ -69,8 +70,14 @@ class Message:
         self.store_id = 0  # the session store's id once it holds the message
         self.store_refs = 0  # deliveries in the store that need it
         # Told once: True when the client has it, False when it was dropped. Such a message is kept
-        # by whoever sent it, never by the session store.
+        # by whoever sent it, and by the session store only if it has a token.
         self.tracker: Callable[[bool], None] | None = None
+        self.token = ""  # by which its sender knows it again after a restart
+
+    @property
+    def is_stored(self) -> bool:
+        """True when the session store keeps it for sessions that last."""
+        return self.tracker is None or bool(self.token)
 
     @property
     def size(self) -> int:

@@ -81,8 +81,10 @@ class Recorder(Protocol):
         """A PUBREC came: only PUBREL is to be sent from now on."""
         ...
 
-    def delivery_ended(self, session: Session, packet_id: int, delivery: Delivery) -> None:
-        """The last acknowledgement came, or the message was dropped."""
+    def delivery_ended(
+        self, session: Session, packet_id: int, delivery: Delivery, *, taken: bool = False
+    ) -> None:
+        """The last acknowledgement came (`taken`), or the message was dropped."""
         ...
 
 
@@ -298,9 +300,9 @@ class Session:
         outbound[packet_id] = delivery
         self.queued_bytes += size
         policy.queued_bytes += size
-        if self.recorder is not None and message.tracker is None:
+        if self.recorder is not None and message.is_stored:
             # A QoS 2 message could come twice if it went out under an id the store never knew.
-            delivery.held = qos == 2
+            delivery.held = qos == 2 or bool(message.token)
             self.recorder.delivery_saved(self, packet_id, delivery)
         link = self.link
         used = self.window_used
@@ -418,7 +420,7 @@ class Session:
             return False
         if not delivery.released:
             delivery.released = True
-            if self.recorder is not None and delivery.message.tracker is None:
+            if self.recorder is not None and delivery.message.is_stored:
                 self.recorder.delivery_released(self, packet_id)
         return True
 
@@ -504,11 +506,11 @@ class Session:
         self.policy.queued_bytes -= delivery.size
         if delivery.counted:
             self.window_used -= 1
-        tracker = delivery.message.tracker
-        if tracker is not None:
-            tracker(taken)
-        elif self.recorder is not None:
-            self.recorder.delivery_ended(self, packet_id, delivery)
+        message = delivery.message
+        if self.recorder is not None and message.is_stored:
+            self.recorder.delivery_ended(self, packet_id, delivery, taken=taken)
+        if message.tracker is not None:
+            message.tracker(taken)
         if self.policy.full:
             self.policy.look_at(self)
 

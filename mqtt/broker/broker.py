@@ -268,17 +268,21 @@ class Broker:
             for target in route.targets
         ]
 
-    def offer(self, client_id: str, outgoing: Outgoing, done: Callable[[bool], None]) -> bool:
+    def offer(
+        self, client_id: str, outgoing: Outgoing, done: Callable[[bool], None], token: str
+    ) -> bool:
         """Send a QoS 1 or 2 message to one connected client, and be told what became of it.
 
-        The session store does not keep it: who sends it does, and offers it again after a restart
-        or when the session ends first.
+        Its sender keeps it as well, and offers it again when the session ends first. The store
+        keeps it with a session that lasts, so that after a restart the session goes on with the
+        same packet; `resume_offers` tells which those are.
 
         Args:
             client_id: Whose session; subscribed to the topic or not.
             outgoing: What to send.
             done: Called once, on the loop: True when the client has acknowledged it, False when
                 it was dropped.
+            token: Names the offer over restarts, until `forget_offer`.
 
         Returns:
             False when the client is not connected or its queue is full; `done` is not called.
@@ -293,7 +297,33 @@ class Broker:
         if outgoing.expiry_s is not None:
             message.expires_s = now_s + outgoing.expiry_s
         message.tracker = done
+        message.token = token
         return session.offer(message, outgoing.qos, False, b"", now_s)
+
+    def resume_offers(self, follow: Callable[[str], Callable[[bool], None]]) -> dict[str, bool]:
+        """Take up the offers of earlier runs; called once, before clients connect.
+
+        Args:
+            follow: Returns the `done` for an offer that is still on its way, by its token.
+
+        Returns:
+            Offers by token: True was acknowledged, False is with its session still.
+        """
+        registry = self._core.registry
+        found = dict.fromkeys(registry.offers_taken, True)
+        registry.offers_taken = set()
+        for session in registry.sessions.values():
+            for delivery in (session.outbound or {}).values():
+                token = delivery.message.token
+                if token:
+                    delivery.message.tracker = follow(token)
+                    found[token] = False
+        return found
+
+    def forget_offer(self, token: str) -> None:
+        """Forget an offer: its sender has noted, durably, what became of it."""
+        if self._core.recorder is not None:
+            self._core.recorder.offer_forgotten(token)
 
     def has_subscribers(self, topic_name: str, *, here: bool = False) -> bool:
         """Return True when a message to `topic_name` would go to somebody.

@@ -23,6 +23,9 @@ __all__ = [
     "Marked",
     "MessageEnded",
     "MessageSaved",
+    "OfferEnded",
+    "OfferSaved",
+    "OfferTaken",
     "RetainedEnded",
     "RetainedSaved",
     "SessionEnded",
@@ -150,6 +153,31 @@ class Marked(NamedTuple):
     seq: int
 
 
+class OfferSaved(NamedTuple):
+    """A delivery of which its sender wants to know what became of it, over restarts too.
+
+    It is put before the delivery, and taken or ended before the delivery ends: whatever a crash
+    leaves, a client's acknowledgement and the word of it are never apart.
+    """
+
+    token: str  # the sender's
+    client_id: str
+    packet_id: int
+    taken: int = 0  # 1: the client has acknowledged it
+
+
+class OfferTaken(NamedTuple):
+    """The client has acknowledged it: kept until the sender has noted that."""
+
+    token: str
+
+
+class OfferEnded(NamedTuple):
+    """It was dropped, or its sender has noted what became of it."""
+
+    token: str
+
+
 class RetainedSaved(NamedTuple):
     """A topic's retained message."""
 
@@ -181,6 +209,9 @@ Change: TypeAlias = (
     | InboundEnded
     | InboundRecovered
     | Marked
+    | OfferSaved
+    | OfferTaken
+    | OfferEnded
     | RetainedSaved
     | RetainedEnded
 )
@@ -198,3 +229,4 @@ class StoredState:
     retained: list[RetainedSaved] = field(default_factory=list)
     recovered: list[InboundRecovered] = field(default_factory=list)
     mark: Marked | None = None
+    offers: list[OfferSaved] = field(default_factory=list)

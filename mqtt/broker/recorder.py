@@ -24,6 +24,9 @@ from mqtt.broker.changes import (
     Marked,
     MessageEnded,
     MessageSaved,
+    OfferEnded,
+    OfferSaved,
+    OfferTaken,
     RetainedEnded,
     RetainedSaved,
     SessionEnded,
@@ -177,6 +180,8 @@ class StoreRecorder:
                 )
             )
         message.store_refs += 1
+        if message.token:
+            self.put(OfferSaved(message.token, session.client_id, packet_id))
         share = delivery.share.topic_filter if delivery.share else ""
         unsent = session.owner is None and not delivery.dup
         self.put(
@@ -200,13 +205,21 @@ class StoreRecorder:
         """Keep that PUBREC came."""
         self.put(DeliveryReleased(session.client_id, packet_id))
 
-    def delivery_ended(self, session: Session, packet_id: int, delivery: Delivery) -> None:
-        """Forget a delivery, and its message with the last one."""
-        self.put(DeliveryEnded(session.client_id, packet_id))
+    def delivery_ended(
+        self, session: Session, packet_id: int, delivery: Delivery, *, taken: bool = False
+    ) -> None:
+        """Forget a delivery, and its message with the last one; an offer that was taken stays."""
         message = delivery.message
+        if message.token:
+            self.put((OfferTaken if taken else OfferEnded)(message.token))
+        self.put(DeliveryEnded(session.client_id, packet_id))
         message.store_refs -= 1
         if not message.store_refs:
             self.put(MessageEnded(message.store_id))
+
+    def offer_forgotten(self, token: str) -> None:
+        """Forget an offer: its sender has noted what became of it."""
+        self.put(OfferEnded(token))
 
     # -- retained -----------------------------------------------------------------------------
 

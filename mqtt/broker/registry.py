@@ -88,6 +88,7 @@ class SessionRegistry:
         self._publish_will = publish_will
         self.expiry_max_s = expiry_max_s
         self.bus: Bus | None = None  # the other nodes of a cluster
+        self.offers_taken: set[str] = set()  # as the store had it: acknowledged, not yet forgotten
 
     def expiry_s(self, connect: Connect) -> int:
         """Return the session expiry granted to a CONNECT; 3.1.1 asks by clean session."""
@@ -224,6 +225,10 @@ class SessionRegistry:
             )
             message.store_id = row.message_id
             recorder.next_message_id = max(recorder.next_message_id, row.message_id + 1)
+        tokens = {
+            (one.client_id, one.packet_id): one.token for one in state.offers if not one.taken
+        }
+        self.offers_taken = {one.token for one in state.offers if one.taken}
         for saved in state.sessions:
             self._restore_session(saved)
         for subscribed in state.subscriptions:
@@ -243,6 +248,7 @@ class SessionRegistry:
             if session is not None and queued.message_id in messages:
                 message = messages[queued.message_id]
                 message.store_refs += 1
+                message.token = tokens.get((queued.client_id, queued.packet_id), "")
                 share = self._router.group(queued.share) if queued.share else None
                 delivery = Delivery(
                     message, queued.qos, bool(queued.retain), queued.identifiers, share
@@ -349,7 +355,7 @@ class SessionRegistry:
         elif session.recorder is not None:
             for packet_id, delivery in (session.outbound or {}).items():
                 delivery.held = False
-                if delivery.message.tracker is None:
+                if delivery.message.is_stored:
                     recorder.delivery_ended(session, packet_id, delivery)
             recorder.session_ended(session)
             session.recorder = None
@@ -357,7 +363,7 @@ class SessionRegistry:
     def _store_contents(self, session: Session, recorder: StoreRecorder) -> None:
         """A session becomes one that lasts: what it holds already is kept from now on."""
         for packet_id, delivery in (session.outbound or {}).items():
-            if delivery.message.tracker is not None:
+            if not delivery.message.is_stored:
                 continue
             recorder.delivery_saved(session, packet_id, delivery)
             if delivery.released:

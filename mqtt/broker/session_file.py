@@ -27,6 +27,7 @@ from mqtt.broker.changes import (
     InboundSaved,
     Marked,
     MessageSaved,
+    OfferSaved,
     RetainedSaved,
     SessionSaved,
     StoredState,
@@ -36,7 +37,7 @@ from mqtt.broker.changes import (
 __all__ = ["Salvage", "is_damage", "load", "open_file", "salvage"]
 
 _APPLICATION_ID: Final = 0x7469_6473  # "tids"
-_VERSION: Final = 2
+_VERSION: Final = 3
 _DAMAGED_KEPT: Final = 3
 _PAGE_BYTES: Final = 4096
 # Not damage of this file: the disk, the lock or the rights say no.
@@ -54,6 +55,12 @@ _NO_DAMAGE: Final = frozenset(
     )
 )
 
+# What version 3 has and version 2 had not.
+_SCHEMA_3: Final = """
+CREATE TABLE offers (
+    token TEXT PRIMARY KEY, client_id TEXT NOT NULL, packet_id INTEGER NOT NULL,
+    taken INTEGER NOT NULL) WITHOUT ROWID;
+"""
 # What version 2 has and version 1 had not.
 _SCHEMA_2: Final = """
 CREATE TABLE recovered (
@@ -89,7 +96,9 @@ CREATE TABLE retained (
     qos INTEGER NOT NULL, expires_us INTEGER NOT NULL, publisher TEXT) WITHOUT ROWID;
 """
     + _SCHEMA_2
+    + _SCHEMA_3
 )
+_NEWER: Final = {1: _SCHEMA_2 + _SCHEMA_3, 2: _SCHEMA_3}  # what an older version lacks
 
 _SEAL: Final = f"PRAGMA user_version = {_VERSION}; PRAGMA application_id = {_APPLICATION_ID};"
 
@@ -104,6 +113,7 @@ _TABLES: Final = (
     ("recovered", "client_id, packet_id", "SII"),
     ("retained", "topic", "BBBIIs"),
     ("mark", "id", "III"),
+    ("offers", "token", "SSII"),
 )
 _TYPES: Final[dict[str, tuple[type, ...]]] = {
     "S": (str,),
@@ -150,7 +160,7 @@ def open_file(path: Path) -> sqlite3.Connection:
         if empty:
             connection.executescript(f"BEGIN; {_SCHEMA} {_SEAL} COMMIT;")
         elif version < _VERSION:
-            connection.executescript(f"BEGIN; {_SCHEMA_2} {_SEAL} COMMIT;")
+            connection.executescript(f"BEGIN; {_NEWER[version]} {_SEAL} COMMIT;")
     except sqlite3.DatabaseError as error:
         connection.close()
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB and not _has_pages(path):
@@ -172,6 +182,11 @@ def load(connection: sqlite3.Connection) -> StoredState:
     connection.execute(
         "DELETE FROM messages WHERE message_id NOT IN (SELECT message_id FROM deliveries)"
     )
+    # What went before its delivery was written, and no more.
+    connection.execute(
+        "DELETE FROM offers WHERE taken = 0 AND NOT EXISTS (SELECT 1 FROM deliveries AS one"
+        " WHERE one.client_id = offers.client_id AND one.packet_id = offers.packet_id)"
+    )
     rows = {name: list(_sound_rows(connection, name, by, kinds)) for name, by, kinds in _TABLES}
     return StoredState(
         [SessionSaved(*row) for row in rows["sessions"]],
@@ -182,6 +197,7 @@ def load(connection: sqlite3.Connection) -> StoredState:
         [RetainedSaved(*row) for row in rows["retained"]],
         [InboundRecovered(*row) for row in rows["recovered"]],
         next((Marked(*row[1:]) for row in rows["mark"]), None),
+        [OfferSaved(*row) for row in rows["offers"]],
     )
 
 
@@ -278,7 +294,9 @@ def _is_sound(row: tuple[Any, ...], kinds: str) -> bool:
 def _check_owner(connection: sqlite3.Connection, *, empty: bool) -> int:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     owner = connection.execute("PRAGMA application_id").fetchone()[0]
-    if not (empty and not owner) and not (owner == _APPLICATION_ID and version in (1, _VERSION)):
+    if not (empty and not owner) and not (
+        owner == _APPLICATION_ID and version in (*_NEWER, _VERSION)
+    ):
         # without an error code: nothing to be salvaged
         raise sqlite3.DatabaseError(f"no session store, or one of another release: {version}")
     return version

@@ -2,6 +2,8 @@
 
 A real store and the real machine, with devices, a link and clocks of the test's own. A crash leaves
 the file as it is at that moment, with what the device had acknowledged and nobody had noted yet.
+Devices with a session that lasts get every command exactly once (QoS 2: the same packet again is no
+other command); those without get it at most once more a crash that came just then.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ TEN_YEARS_US = 10 * 365 * 86_400_000_000
 WAIT_S = 5.0
 
 
+LASTING = "d1"  # has a session that outlives the gateway's process
+
+
 class Devices:
     """The broker as commands see it: sessions, some away, and what they were offered."""
 
@@ -49,16 +54,47 @@ class Devices:
         self.known: set[str] = set()
         self.here: set[str] = set()
         self.offered: dict[str, list[tuple[str, Callable[[bool], None]]]] = {}
+        self.kept: dict[str, bool] = {}  # the session store: tokens, and whether they were taken
 
     def subscribers(self, topic_name: str) -> list[Subscriber]:
         device = topic_name.split("/")[1]
         return [Subscriber(device, device in self.here, 2)] if device in self.known else []
 
-    def offer(self, client_id: str, outgoing: Outgoing, done: Callable[[bool], None]) -> bool:
+    def offer(
+        self, client_id: str, outgoing: Outgoing, done: Callable[[bool], None], token: str
+    ) -> bool:
         if client_id not in self.here:
             return False
-        self.offered.setdefault(client_id, []).append((outgoing.payload.decode(), done))
+        assert token == outgoing.payload.decode()
+        self.offered.setdefault(client_id, []).append((token, done))
+        if client_id == LASTING:
+            assert token not in self.kept, "one packet a command"
+            self.kept[token] = False
         return True
+
+    def resume_offers(self, follow: Callable[[str], Callable[[bool], None]]) -> dict[str, bool]:
+        waiting = [token for token, taken in self.kept.items() if not taken]
+        if waiting:
+            self.offered[LASTING] = [(token, follow(token)) for token in waiting]
+        return dict(self.kept)
+
+    def forget_offer(self, token: str) -> None:
+        self.kept.pop(token, None)
+
+    def take(self, client_id: str, *, stored: bool = True) -> list[str]:
+        """A client acknowledges what it was offered; `stored`: the session store has that."""
+        taken = self.offered.pop(client_id, [])
+        for token, done in taken:
+            if stored and token in self.kept:
+                self.kept[token] = True
+            done(True)
+        return [token for token, _ in taken]
+
+    def end(self, client_id: str) -> None:
+        """A session ends with what it was offered."""
+        for token, done in self.offered.pop(client_id, []):
+            self.kept.pop(token, None)
+            done(False)
 
 
 class CommandsModel(RuleBasedStateMachine):
@@ -77,6 +113,7 @@ class CommandsModel(RuleBasedStateMachine):
         self.heard: dict[str, str] = {}  # last state by id
         self.acks: Counter[str] = Counter()
         self.unsure: Counter[str] = Counter()  # acknowledged, and a crash before it was noted
+        self.packets: set[str] = set()  # acknowledged, which the session store did not know
         self.turns = 0
         self.faults: list[str] = []  # said while nobody could be told that it is wrong
 
@@ -124,8 +161,10 @@ class CommandsModel(RuleBasedStateMachine):
 
     # ---- what happens
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(here=st.sets(DEVICES))
+    def begin(self, here: set[str]) -> None:
+        self.devices.known |= here
+        self.devices.here |= here
         self.do(self.start())
 
     @rule(command_id=IDS, device=DEVICES, left_s=st.sampled_from([3, 60, NO_EXPIRY]))
@@ -136,6 +175,12 @@ class CommandsModel(RuleBasedStateMachine):
         message = Command(command_id, device, topic, payload, 1, b"", left_s)
         assert self.commands.received(seal_message(message))
         self.do(self.settle())
+
+    @rule(command_id=IDS, stored=st.booleans())
+    def send_and_crash(self, command_id: str, stored: bool) -> None:
+        """The process dies while a device has it, or has just acknowledged it."""
+        self.send(command_id, LASTING, NO_EXPIRY)
+        self.crash(LASTING, stored)
 
     @rule(device=DEVICES, here=st.booleans())
     def come_or_go(self, device: str, here: bool) -> None:
@@ -148,8 +193,10 @@ class CommandsModel(RuleBasedStateMachine):
         """Its session is dropped with what it was offered."""
         self.devices.known.discard(device)
         self.devices.here.discard(device)
-        for _, done in self.devices.offered.pop(device, []):
-            done(False)
+        self.devices.end(device)
+        if device == LASTING:  # another session does not know what this one had
+            self.unsure.update(self.packets)
+            self.packets.clear()
         self.do(self.settle())
 
     @rule(device=DEVICES)
@@ -157,33 +204,41 @@ class CommandsModel(RuleBasedStateMachine):
         self.answer(device)
         self.do(self.settle())
 
-    def answer(self, device: str) -> list[str]:
+    def answer(self, device: str, *, stored: bool = True) -> list[str]:
         if device not in self.devices.here:
             return []
-        offered = self.devices.offered.pop(device, [])
-        for command_id, done in offered:
-            self.acks[command_id] += 1
-            done(True)
-        return [command_id for command_id, _ in offered]
+        taken = self.devices.take(device, stored=stored)
+        for command_id in taken:
+            # QoS 2: what comes as a packet that was acknowledged before is not taken again
+            self.acks[command_id] += command_id not in self.packets
+            if device == LASTING and not stored:
+                self.packets.add(command_id)
+        return taken
 
-    @rule(device=DEVICES)
-    def crash(self, device: str) -> None:
-        """The process dies just after a device has acknowledged, before that is noted."""
-        for command_id in self.answer(device):
-            self.unsure[command_id] += 1
+    @rule(device=DEVICES, stored=st.booleans())
+    def crash(self, device: str, stored: bool) -> None:
+        """The process dies just after a device has acknowledged, before that is noted.
+
+        The session store has the acknowledgement already, or not yet.
+        """
+        taken = self.answer(device, stored=stored)
+        if device != LASTING:
+            self.unsure.update(taken)
         self.crashes += 1
         after = self.folder / str(self.crashes)
         shutil.copytree(self.path.parent, after)
+        kept = dict(self.devices.kept)
         self.do(self.commands.stop())
         self.path = after / "commands.db"
         self.devices.offered.clear()
+        self.devices.kept = kept
         self.do(self.start())
         self.do(self.settle())
 
     @rule()
     def restart(self) -> None:
         self.do(self.commands.stop())
-        self.devices.offered.clear()  # its session store does not keep them
+        self.devices.offered.clear()  # those without a session that lasts are gone
         self.do(self.start())
         self.do(self.settle())
 

@@ -15,6 +15,7 @@ from edge.config import CommandsConfig, EdgeConfig, EdgeHttpConfig, JournalConfi
 from edge.service import EdgeService
 from edge.uplink_config import UplinkConfig
 from mqtt.aio import Client
+from mqtt.client_session import ClientSession
 from mqtt.packets import Connect, Publish, Subscription
 from mqtt.properties import SESSION_EXPIRY_INTERVAL
 from runtime.clock import Clock, SystemClock
@@ -71,14 +72,26 @@ class Box:
 
 @asynccontextmanager
 async def client_at(
-    port: int, client_id: str, *filters: str, qos: int = 1, expiry_s: int = 0
+    port: int,
+    client_id: str,
+    *filters: str,
+    qos: int = 1,
+    expiry_s: int = 0,
+    session: ClientSession | None = None,
 ) -> AsyncIterator[tuple[Client, Box]]:
-    """Connect a v5 client that subscribes to `filters`; a session that stays is resumed."""
+    """Connect a v5 client that subscribes to `filters`; a session that stays is resumed.
+
+    `session` is what the client itself knows of it, for QoS 2.
+    """
     box = Box()
     properties = {SESSION_EXPIRY_INTERVAL: expiry_s} if expiry_s else {}
     connect = Connect(client_id, clean_start=not expiry_s, properties=properties)
     client = await Client.connect(
-        "127.0.0.1", port, connect, on_message=lambda _client, message: box.messages.append(message)
+        "127.0.0.1",
+        port,
+        connect,
+        session=session,
+        on_message=lambda _client, message: box.messages.append(message),
     )
     try:
         if filters:

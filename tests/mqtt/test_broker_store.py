@@ -21,6 +21,9 @@ from mqtt.broker.changes import (
     Marked,
     MessageEnded,
     MessageSaved,
+    OfferEnded,
+    OfferSaved,
+    OfferTaken,
     RetainedEnded,
     RetainedSaved,
     SessionEnded,
@@ -104,14 +107,32 @@ async def test_everything_can_be_undone(tmp_path: Path, together: bool) -> None:
     assert await kept(tmp_path / "s.db", *groups) == StoredState([SESSION], mark=Marked(7, 41))
 
 
-async def test_a_file_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "lacks"), [(1, "recovered mark offers"), (2, "offers")])
+async def test_a_file_of_an_older_version_is_taken_over(
+    tmp_path: Path, version: int, lacks: str
+) -> None:
     path = tmp_path / "s.db"
     await kept(path, EVERYTHING)
     with sqlite3.connect(path) as database:
-        database.executescript("DROP TABLE recovered; DROP TABLE mark; PRAGMA user_version = 1;")
+        drop = "".join(f"DROP TABLE {name};" for name in lacks.split())
+        database.executescript(f"{drop} PRAGMA user_version = {version};")
     database.close()
-    state = await kept(path, [Marked(7, 50)])
-    assert (state.sessions, state.recovered, state.mark) == ([SESSION], [], Marked(7, 50))
+    state = await kept(path, [Marked(7, 50), OfferSaved("a", "c", 3, 1)])
+    assert (state.sessions, state.mark) == ([SESSION], Marked(7, 50))
+    assert bool(state.recovered) is (version == 2)
+    assert state.offers == [OfferSaved("a", "c", 3, 1)]
+
+
+async def test_an_offer_stays_with_its_delivery_or_its_acknowledgement(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    (delivery,) = (one for one in EVERYTHING if isinstance(one, DeliverySaved))
+    offer = OfferSaved("a", delivery.client_id, delivery.packet_id)
+    orphan = OfferSaved("b", delivery.client_id, 999)  # its delivery was not written any more
+    state = await kept(path, [*EVERYTHING, offer, orphan])
+    assert state.offers == [offer]
+    ended = DeliveryEnded(delivery.client_id, delivery.packet_id)
+    assert (await kept(path, [OfferTaken("a"), ended])).offers == [offer._replace(taken=1)]
+    assert (await kept(path, [OfferEnded("a")])).offers == []
 
 
 async def test_a_session_takes_all_that_is_its_own_along(tmp_path: Path) -> None:
@@ -295,7 +316,7 @@ async def test_a_file_without_its_head_is_moved_aside(tmp_path: Path, what: str)
     assert (state, store.salvages) == (StoredState(), 1)
     (line,) = [line for line in logs if line["event"] == "mqtt.session_store_damaged"]
     assert Path(line["moved_to"]).read_bytes() == content
-    assert len(line["tables_incomplete"]) == 8
+    assert len(line["tables_incomplete"]) == 9
     again = await kept(path)
     assert again.sessions == [SESSION]
 

@@ -70,7 +70,9 @@ class Notes:
     def delivery_released(self, session: Session, packet_id: int) -> None:
         self.notes.append(("released", packet_id))
 
-    def delivery_ended(self, session: Session, packet_id: int, delivery: Delivery) -> None:
+    def delivery_ended(
+        self, session: Session, packet_id: int, delivery: Delivery, *, taken: bool = False
+    ) -> None:
         self.notes.append(("ended", packet_id))
 
 
