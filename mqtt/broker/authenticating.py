@@ -128,7 +128,7 @@ async def _step(connection: Connection, auth: Authentication, data: bytes) -> No
         return
     if refusal:
         core.log.warning(
-            "mqtt.authentication_failed", peer=auth.client.peer, method=auth.method, reason=detail
+            "mqtt_authentication_failed", peer=auth.client.peer, method=auth.method, reason=detail
         )
         _refused(connection, auth, refusal)
     elif not step.done:

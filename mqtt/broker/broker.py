@@ -147,7 +147,7 @@ class Broker:
         )
         self._servers.append(server)
         bound: int = server.sockets[0].getsockname()[1]
-        self._core.log.info("mqtt.listening", host=host, port=bound, tls=tls is not None)
+        self._core.log.info("mqtt_listening", host=host, port=bound, tls=tls is not None)
         return bound
 
     async def open_listener(self, config: ListenerConfig) -> int:
@@ -417,7 +417,7 @@ class Broker:
                 if ticks % _RETAINED_SWEEP_TICKS == 0:
                     core.router.expire_retained(core.now_s)
             except Exception as error:  # noqa: BLE001 - the task's root: time goes on
-                core.log.warning("mqtt.timer_broke", error=repr(error))
+                core.log.warning("mqtt_timer_broke", error=repr(error))
 
     async def _run_sys_topics(self) -> None:
         """Publish $SYS topics now and then until cancelled."""

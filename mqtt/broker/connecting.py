@@ -160,7 +160,7 @@ async def _check_access(
                 refusal = await _may_send_will(access, client, connect)
                 await decide_subscriptions(connection, connect, client)
     except Exception as error:  # noqa: BLE001 - a plugin's fault must not let anybody in
-        core.log.warning("mqtt.access_failed", client_id=client.client_id, error=repr(error))
+        core.log.warning("mqtt_access_failed", client_id=client.client_id, error=repr(error))
     if connection.closed:
         return
     if refusal:
@@ -187,7 +187,7 @@ def _refuse(
 ) -> None:
     core = connection.core
     core.log.warning(
-        "mqtt.connect_refused", cause=int(reason_code), peer=connection.peer(), reason=reason
+        "mqtt_connect_refused", cause=int(reason_code), peer=connection.peer(), reason=reason
     )
     connection.machine.refuse(reason_code, reason, retry_after_s)
     connection.close(reason_code)  # [MQTT-3.2.2-7]

@@ -498,7 +498,7 @@ class Connection(asyncio.Protocol):
         core = self.core
         core.stats.protocol_faults += 1
         core.log.warning(
-            "mqtt.fault",
+            "mqtt_fault",
             cause=int(fault.reason_code),
             client_id=self.session.client_id if self.session is not None else None,
             peer=self.peer(),
@@ -546,7 +546,7 @@ class Connection(asyncio.Protocol):
     def cut_off_slow(self) -> None:
         """The client has not read for too long."""
         self.core.log.warning(
-            "mqtt.slow_client_cut_off",
+            "mqtt_slow_client_cut_off",
             client_id=self.session.client_id if self.session is not None else None,
             peer=self.peer(),
             unsent_bytes=self._unsent_bytes(),

@@ -198,7 +198,7 @@ class Core:
             try:
                 machine.flush()
             except Exception as error:  # noqa: BLE001 - a callback's root: the others must go on
-                self.log.warning("mqtt.write_failed", reason=repr(error))
+                self.log.warning("mqtt_write_failed", reason=repr(error))
 
     # -- pressure -----------------------------------------------------------------------------
 

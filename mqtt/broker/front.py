@@ -30,7 +30,7 @@ from runtime.clock import Clock
 
 __all__ = ["Front", "FrontError", "FrontSettings"]
 
-log = structlog.get_logger("mqtt.broker")
+log = structlog.get_logger(component="broker")
 
 
 class FrontError(Exception):
@@ -167,7 +167,7 @@ class Front:
         gone, ended = await self.broker.recheck(self._access.still_knows)
         if before.access != settings.access or before.all_listeners() != settings.all_listeners():
             self._warn()
-        log.info("mqtt.reloaded", clients_refused=gone, subscriptions_ended=ended)
+        log.info("mqtt_reloaded", clients_refused=gone, subscriptions_ended=ended)
 
     async def _reload_listeners(self, settings: FrontSettings) -> None:
         wanted = {config.place: config for config in settings.all_listeners()}
@@ -214,7 +214,7 @@ class Front:
             return
         if self._settings.access.anonymous == "always":
             log.warning(
-                "mqtt.open_to_everybody",
+                "mqtt_open_to_everybody",
                 listeners=open_places,
                 reason="access.anonymous is 'always': whoever reaches these ports may connect "
                 "without a password; see docs/security.md",
@@ -223,7 +223,7 @@ class Front:
             self._settings.access.plugins or self._settings.access.scram_file
         ):
             log.warning(
-                "mqtt.only_local_clients",
+                "mqtt_only_local_clients",
                 listeners=open_places,
                 reason="clients from the network are refused: there is no access.password_file, "
                 "client certificate or plugin to know them by, and access.anonymous is "

@@ -209,7 +209,7 @@ class FullQueues:
         self._policy.dropped("queue_full_session_ended", lost)
         self.ended += 1
         core.log.warning(
-            "mqtt.session_ended_queue_full",
+            "mqtt_session_ended_queue_full",
             client_id=session.client_id,
             messages=lost,
             reason="its queue stayed full for broker.queue_full_patience_s; its client will find"
@@ -225,7 +225,7 @@ class FullQueues:
     def _log(self, session: Session) -> None:
         """Say that a queue is full: at once, and once a minute while it stays so."""
         self._core.log.warning(
-            "mqtt.queue_full",
+            "mqtt_queue_full",
             client_id=session.client_id,
             connected=session.link is not None,
             messages=len(session.outbound or ()),

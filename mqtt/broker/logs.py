@@ -15,7 +15,7 @@ class BoundedLog:
     __slots__ = ("_clock_s", "_every_s", "_last", "_log")
 
     def __init__(self, clock_s: Callable[[], float], every_s: float = 60.0) -> None:
-        self._log = structlog.get_logger("mqtt.broker")
+        self._log = structlog.get_logger(component="broker")
         self._clock_s = clock_s
         self._every_s = every_s
         # (event, cause) -> [time of the last line, held back since]; as many as the code has

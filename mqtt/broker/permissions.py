@@ -131,7 +131,7 @@ def drop_forbidden(connection: Connection, session: Session, client: ClientInfo)
             core.recorder.subscription_ended(session, topic_filter)
     if forbidden:
         core.log.warning(
-            "mqtt.subscriptions_taken_away", client_id=client.client_id, count=len(forbidden)
+            "mqtt_subscriptions_taken_away", client_id=client.client_id, count=len(forbidden)
         )
     return len(forbidden)
 
@@ -148,7 +148,7 @@ async def _decide(
             for topic in topics:
                 await access.decide(client, action, topic)
     except Exception as error:  # noqa: BLE001 - a plugin's fault must not let anything through
-        core.log.warning("mqtt.access_failed", client_id=client.client_id, error=repr(error))
+        core.log.warning("mqtt_access_failed", client_id=client.client_id, error=repr(error))
         return True
     return False
 

@@ -125,7 +125,7 @@ class SqliteSessionStore:
         self._failing = False
         self._closing = False
         self._task: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger("mqtt.session_store")
+        self._log = structlog.get_logger(component="sessions")
 
     async def open(self) -> StoredState:
         """Open or make the file and return what it holds; a damaged one is replaced.
@@ -165,7 +165,7 @@ class SqliteSessionStore:
         done = await asyncio.to_thread(salvage, self.path, self._clock.wall_us())
         self.salvages += 1
         self._log.error(
-            "mqtt.session_store_damaged",
+            "mqtt_session_store_damaged",
             file=str(self.path),
             error=str(error),
             moved_to=str(done.moved_to),
@@ -251,7 +251,7 @@ class SqliteSessionStore:
                 continue
             if self._failing:
                 self._failing = False
-                self._log.info("mqtt.session_store_works_again", file=str(self.path))
+                self._log.info("mqtt_session_store_works_again", file=str(self.path))
             for callback in callbacks:
                 self._call(callback)
             self._relieve()
@@ -267,7 +267,7 @@ class SqliteSessionStore:
         if not self._failing:
             self._failing = True
             self._log.error(
-                "mqtt.session_store_failed",
+                "mqtt_session_store_failed",
                 file=str(self.path),
                 error=str(error),
                 hint="clients whose messages need it wait until it can be written",
@@ -290,7 +290,7 @@ class SqliteSessionStore:
         try:
             callback()
         except Exception:  # noqa: BLE001 - one connection's fault must not end the store
-            self._log.exception("mqtt.session_store_callback_broke")
+            self._log.exception("mqtt_session_store_callback_broke")
 
     async def _repair(self, error: Exception) -> None:
         """Replace a file that turned out to be damaged; what could not be written is put again."""
@@ -301,7 +301,7 @@ class SqliteSessionStore:
             self._is_unusable = False
         except (sqlite3.Error, OSError) as fault:
             self._log.error(
-                "mqtt.session_store_not_repaired", file=str(self.path), error=str(fault)
+                "mqtt_session_store_not_repaired", file=str(self.path), error=str(fault)
             )
 
 

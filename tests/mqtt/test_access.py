@@ -68,8 +68,8 @@ async def test_3_1_1_is_refused_in_its_own_words() -> None:
 @pytest.mark.parametrize(
     ("host", "anonymous", "event"),
     [
-        ("0.0.0.0", "always", "mqtt.open_to_everybody"),
-        ("0.0.0.0", "loopback", "mqtt.only_local_clients"),
+        ("0.0.0.0", "always", "mqtt_open_to_everybody"),
+        ("0.0.0.0", "loopback", "mqtt_only_local_clients"),
         ("127.0.0.1", "always", None),
     ],
 )

@@ -232,7 +232,7 @@ async def test_faults_are_logged_once_a_minute_a_cause() -> None:
             client = await broker.connect("bad", keep_alive=0)
             client.send_bytes(b"\x00\x00")
             assert await client.receive(Disconnect)
-    faults = [line for line in logs if line["event"] == "mqtt.fault"]
+    faults = [line for line in logs if line["event"] == "mqtt_fault"]
     assert [line["suppressed"] for line in faults] == [0, 19]
     assert {line["client_id"] for line in faults} == {"bad"}
     assert all("0x81" in line["reason"] for line in faults)

@@ -314,7 +314,7 @@ async def test_a_file_without_its_head_is_moved_aside(tmp_path: Path, what: str)
     with capture_logs() as logs:
         state, store = await reopened(path)
     assert (state, store.salvages) == (StoredState(), 1)
-    (line,) = [line for line in logs if line["event"] == "mqtt.session_store_damaged"]
+    (line,) = [line for line in logs if line["event"] == "mqtt_session_store_damaged"]
     assert Path(line["moved_to"]).read_bytes() == content
     assert len(line["tables_incomplete"]) == 9
     again = await kept(path)

@@ -294,8 +294,8 @@ async def test_a_queue_that_stays_full_ends_its_session_and_nobody_waits_for_eve
                 assert packet.reason_code == QUOTA
             await subscriber(broker, present=False)  # which tells it
     events = [line["event"] for line in logs]
-    assert "mqtt.queue_full" in events
-    assert "mqtt.session_ended_queue_full" in events
+    assert "mqtt_queue_full" in events
+    assert "mqtt_session_ended_queue_full" in events
 
 
 async def test_a_session_without_expiry_has_the_patience_of_a_slow_client() -> None:

@@ -67,7 +67,7 @@ async def test_of_too_many_half_open_the_oldest_goes_and_clients_get_in(
             assert await client.settled() == []
             assert not any(is_open(sock) for sock in idle[:80])
             assert sum(is_open(sock) for sock in idle[80:]) >= 19
-    assert warnings_of(logs)["mqtt.too_many_half_open"] == 1
+    assert warnings_of(logs)["mqtt_too_many_half_open"] == 1
 
 
 async def test_a_slow_handshake_ends_at_the_deadline() -> None:
@@ -105,7 +105,7 @@ async def test_connections_from_one_address_are_limited(logs: list[EventDict]) -
         await front.gone(front.clients[0])
         _, connack = await front.ask_at("again")
         assert connack.reason_code == 0
-    assert warnings_of(logs)["mqtt.too_many_from_one_address"] == 1
+    assert warnings_of(logs)["mqtt_too_many_from_one_address"] == 1
 
 
 async def test_a_connect_flood_is_held_to_its_rate(logs: list[EventDict]) -> None:
@@ -119,7 +119,7 @@ async def test_a_connect_flood_is_held_to_its_rate(logs: list[EventDict]) -> Non
         clock.advance(1.0)
         _, connack = await front.ask_at("c")
         assert connack.reason_code == 0
-    assert warnings_of(logs)["mqtt.connect_rate_exceeded"] == 1
+    assert warnings_of(logs)["mqtt_connect_rate_exceeded"] == 1
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ async def test_bad_tls_handshakes(
         await asyncio.gather(*(talk(front.port, garbage) for _ in range(30)))
         await front.until(lambda: front.broker.stats().failed_handshakes == 30)
         assert front.broker.stats().connections == 0
-    assert warnings_of(logs) == {"mqtt.handshake_failed": 1}
+    assert warnings_of(logs) == {"mqtt_handshake_failed": 1}
     assert told == []
 
 
@@ -182,7 +182,7 @@ async def test_tls_handshakes_at_once_are_limited(
             tls = client_tls(certificates.ca)
             _, connack = await front.ask_at("c", tls=tls)  # behind them in the queue
             assert connack.reason_code == 0
-    assert warnings_of(logs)["mqtt.handshakes_full"] == 1
+    assert warnings_of(logs)["mqtt_handshakes_full"] == 1
 
 
 # -- behind it ------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ async def test_a_v5_client_over_its_rate_is_told_0x97(
         assert isinstance(answer, Puback | Pubrec)
         assert answer.reason_code < 0x80
         assert front.broker.stats().drops["rate"] == 20
-    assert warnings_of(logs)["mqtt.rate_exceeded"] == 1
+    assert warnings_of(logs)["mqtt_rate_exceeded"] == 1
 
 
 async def test_a_v5_client_that_does_not_heed_it_is_cut_off() -> None:

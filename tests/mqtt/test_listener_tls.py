@@ -171,13 +171,13 @@ async def test_half_a_file_changes_nothing_and_is_told_once(pki: Pki, file: str)
         with structlog.testing.capture_logs() as logs:
             look(front)
             look(front)
-        kept = [entry for entry in logs if entry["event"] == "mqtt.certificates_kept"]
+        kept = [entry for entry in logs if entry["event"] == "mqtt_certificates_kept"]
         assert len(kept) == 1
         assert str(pki.file(file)) in kept[0]["reason"]
         pki.file(file).write_bytes(whole)
         with structlog.testing.capture_logs() as logs:
             look(front)
-        assert [entry["event"] for entry in logs] == ["mqtt.certificates_renewed"]
+        assert [entry["event"] for entry in logs] == ["mqtt_certificates_renewed"]
         _, connack = await front.ask_at(tls=pki.client("hall-7"))
         assert connack.reason_code == 0
 
@@ -204,7 +204,7 @@ async def test_an_expired_certificate_changes_nothing(pki: Pki) -> None:
             look(front)
             look(front)
         (line,) = logs
-        assert line["event"] == "mqtt.certificates_kept"
+        assert line["event"] == "mqtt_certificates_kept"
         assert "broker.pem: it has expired on 20" in line["reason"]
         _, connack = await front.ask_at(tls=pki.client("hall-7"))  # by the one of before
         assert connack.reason_code == 0
@@ -225,11 +225,11 @@ async def test_a_chain_that_lost_its_end_changes_nothing(pki: Pki, tmp_path: Pat
             pki.file("broker.pem").write_bytes(cut)
             with structlog.testing.capture_logs() as logs:
                 look(front)
-            assert [line["event"] for line in logs] == ["mqtt.certificates_kept"]
+            assert [line["event"] for line in logs] == ["mqtt_certificates_kept"]
         pki.file("broker.pem").write_bytes(leaf + ca)
         with structlog.testing.capture_logs() as logs:
             look(front)
-        assert [line["event"] for line in logs] == ["mqtt.certificates_renewed"]
+        assert [line["event"] for line in logs] == ["mqtt_certificates_renewed"]
 
 
 def test_what_is_no_certificate_is_left_to_ssl(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ __all__ = ["AccessError", "BrokerAccess"]
 
 _VERDICTS_MAX: Final = 2000  # of plugins, kept a client
 
-log = structlog.get_logger("mqtt.access")
+log = structlog.get_logger(component="access")
 
 
 class AccessError(Exception):

@@ -50,7 +50,7 @@ class Acceptor:
         log = listener.core.log
         for _ in range(_ACCEPT_AT_ONCE if listener.tls is None else _HANDSHAKES_AT_ONCE):
             if len(self._shaking) >= listener.config.handshakes_max:
-                log.warning("mqtt.handshakes_full", listener=listener.name)
+                log.warning("mqtt_handshakes_full", listener=listener.name)
                 self._loop.remove_reader(self.sock.fileno())
                 return
             crowded_s = listener.crowded_s(len(self._shaking))
@@ -63,7 +63,7 @@ class Acceptor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:  # no descriptor left, most of all
-                log.warning("mqtt.cannot_accept", listener=listener.name, error=str(error))
+                log.warning("mqtt_cannot_accept", listener=listener.name, error=str(error))
                 self._loop.remove_reader(self.sock.fileno())
                 self._loop.call_later(_RETRY_S, self._go_on)
                 return
@@ -155,7 +155,7 @@ class Acceptor:
         core = self._listener.core
         core.stats.failed_handshakes += 1
         core.log.warning(
-            "mqtt.handshake_failed",
+            "mqtt_handshake_failed",
             listener=self._listener.name,
             peer=f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "",
             reason=getattr(error, "reason", None) or str(error) or "took too long",

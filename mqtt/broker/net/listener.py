@@ -96,7 +96,7 @@ class Listener:
             for sock in await _tcp_sockets(config.host, config.bound_port):
                 self._acceptors.append(Acceptor(self, sock))
             self.port = self._acceptors[0].sock.getsockname()[1]
-        self.core.log.info("mqtt.listening", listener=self.name, port=self.port)
+        self.core.log.info("mqtt_listening", listener=self.name, port=self.port)
         self.warn_of_certificates()
         return self.port
 
@@ -145,17 +145,17 @@ class Listener:
             return
         try:
             if self.tls.refresh():
-                self.core.log.info("mqtt.certificates_renewed", listener=self.name)
+                self.core.log.info("mqtt_certificates_renewed", listener=self.name)
         except TlsError as error:
             self.core.log.error(  # noqa: TRY400 - the reason is one line
-                "mqtt.certificates_kept", listener=self.name, reason=str(error)
+                "mqtt_certificates_kept", listener=self.name, reason=str(error)
             )
 
     def warn_of_certificates(self) -> None:
         """Say when the certificate in use loads, and no client will take it."""
         if self.tls is not None and self.tls.fault:
             self.core.log.error(
-                "mqtt.certificate_expired",
+                "mqtt_certificate_expired",
                 listener=self.name,
                 file=str(self.config.tls_cert_file),
                 reason=self.tls.fault,
@@ -195,9 +195,9 @@ class Listener:
         cause = ""
         bucket = self._bucket
         if bucket is not None and not bucket.admits(core.clock.monotonic_s()):
-            cause = "mqtt.connect_rate_exceeded"
+            cause = "mqtt_connect_rate_exceeded"
         elif 0 < config.address_connections_max < count:
-            cause = "mqtt.too_many_from_one_address"
+            cause = "mqtt_too_many_from_one_address"
         if cause:
             core.stats.refused_connections += 1
             core.log.warning(cause, listener=self.name, peer=connection.peer())
@@ -207,7 +207,7 @@ class Listener:
         if len(self.half_open) >= config.half_open_max:
             oldest = next(iter(self.half_open))
             core.stats.refused_connections += 1
-            core.log.warning("mqtt.too_many_half_open", listener=self.name, peer=oldest.peer())
+            core.log.warning("mqtt_too_many_half_open", listener=self.name, peer=oldest.peer())
             oldest.cut_off()
         self.half_open[connection] = asyncio.get_running_loop().time()
         return True

@@ -128,7 +128,7 @@ class MeteredConnection(Connection):
         core.policy.dropped("rate", count)
         self._heedless += count
         core.log.warning(
-            "mqtt.rate_exceeded",
+            "mqtt_rate_exceeded",
             client_id=self.session.client_id if self.session is not None else None,
             peer=self.peer(),
         )

@@ -129,7 +129,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._accepted = response.status_code == http.HTTPStatus.SWITCHING_PROTOCOLS
         if not self._accepted:
             self._log.warning(
-                "mqtt.websocket_refused",
+                "mqtt_websocket_refused",
                 cause=response.status_code,
                 peer=self._connection.peer(),
                 reason=str(protocol.handshake_exc or request.path[:100]),
