@@ -197,9 +197,8 @@ class Broker:
                 async with asyncio.timeout(timeout_s):
                     await server.wait_closed()
         self._servers.clear()
-        for listener in self.listeners:
-            await listener.wait_closed(timeout_s)
         self.listeners.clear()
+        core.close_sockets()
         # 7. The store writes what it was given and closes.
         if core.store is not None:
             await core.store.close()

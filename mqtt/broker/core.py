@@ -17,6 +17,7 @@ from mqtt.broker.bus import Bus, BusRouter
 from mqtt.broker.config import BrokerConfig
 from mqtt.broker.full_queues import FullQueues
 from mqtt.broker.logs import BoundedLog
+from mqtt.broker.net.sockets import Sockets
 from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.registry import SessionRegistry
 from mqtt.broker.router import Router
@@ -139,6 +140,7 @@ class Core:
         # One object for all machines, which each keep it.
         self.flush_soon: Callable[[ServerSender], None] = self._flush_soon
         self._unflushed: list[ServerSender] = []
+        self._sockets: Sockets | None = None  # None before the first plain listener
         self._waiting_for_capture: list[Callable[[], None]] = []
         self._waiting_for_store: list[Callable[[], None]] = []
         if bus is not None:
@@ -183,6 +185,19 @@ class Core:
         """Keep a task alive until it is done or the broker stops."""
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+    @property
+    def sockets(self) -> Sockets:
+        """The plain sockets of the running loop."""
+        if self._sockets is None:
+            self._sockets = Sockets(asyncio.get_running_loop())
+        return self._sockets
+
+    def close_sockets(self) -> None:
+        """Cut off who is left on plain sockets."""
+        if self._sockets is not None:
+            self._sockets.close()
+            self._sockets = None
 
     # -- writing ------------------------------------------------------------------------------
 

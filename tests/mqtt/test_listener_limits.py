@@ -146,14 +146,17 @@ async def test_bad_tls_handshakes(
     assert told == []
 
 
-async def test_a_client_accepted_as_the_listener_closes_is_hung_up_on() -> None:
+@pytest.mark.parametrize("proxy_protocol", [False, True], ids=["plain", "behind a balancer"])
+async def test_a_client_accepted_as_the_listener_closes_is_hung_up_on(
+    proxy_protocol: bool,
+) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        async with fronting() as front:
+        async with fronting(ListenerConfig(port=0, proxy_protocol=proxy_protocol)) as front:
             client = await asyncio.to_thread(
                 socket.create_connection, ("127.0.0.1", front.port), timeout=10
             )
-            front.broker.listeners[0]._acceptors[0]._accept()  # its task has not begun ...
+            front.broker.listeners[0]._acceptors[0]._accept()  # a task for PROXY has not begun
             await front.front.stop()  # ... when it is cancelled
         with client:
             client.settimeout(10)

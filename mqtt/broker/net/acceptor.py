@@ -79,8 +79,11 @@ class Acceptor:
         config = listener.config
         sock.setblocking(False)
         deadline_s = listener.core.clock.monotonic_s() + config.handshake_timeout_s
-        if listener.tls is not None and not config.proxy_protocol:
-            self._shake_hands(sock, address, None, deadline_s)
+        if not config.proxy_protocol:  # then nothing has to be waited for in a task
+            if listener.tls is not None:
+                self._shake_hands(sock, address, None, deadline_s)
+            else:
+                self._adopt(sock, address, None)
             return
         task = self._loop.create_task(self._welcome(sock, address, deadline_s), name="mqtt-accept")
         self._shaking.add(task)
@@ -98,23 +101,29 @@ class Acceptor:
             self._go_on()
 
     async def _welcome(self, sock: socket.socket, address: Any, deadline_s: float) -> None:
-        """Read a PROXY header, if there is one, and give the client its protocol."""
+        """Read a PROXY header, and give the client its protocol."""
         listener = self._listener
-        source = None
         try:
-            if listener.config.proxy_protocol:
-                async with asyncio.timeout(listener.config.handshake_timeout_s):
-                    source = await read_proxy_header(sock)
+            async with asyncio.timeout(listener.config.handshake_timeout_s):
+                source = await read_proxy_header(sock)
             if listener.tls is not None:
                 self._shake_hands(sock, address, source, deadline_s)
             else:
-                await self._loop.connect_accepted_socket(partial(listener.protocol, source), sock)
+                self._adopt(sock, address, source)
         except (OSError, TimeoutError, ProxyError) as error:
             sock.close()
             self._failed(address, error)
         except BaseException:
             sock.close()
             raise
+
+    def _adopt(self, sock: socket.socket, address: Any, source: tuple[str, int] | None) -> None:
+        listener = self._listener
+        try:
+            listener.core.sockets.adopt(sock, listener.protocol(source), address)
+        except OSError as error:  # it cannot be watched
+            sock.close()
+            self._failed(address, error)
 
     def _shake_hands(
         self,

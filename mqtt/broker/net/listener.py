@@ -64,7 +64,6 @@ class Listener:
         self.tls = ServerTls(config) if config.tls else None
         self._bucket = _bucket(config, core)
         self._addresses: dict[str, int] = {}
-        self._server: asyncio.Server | None = None
         self._acceptors: list[Acceptor] = []
         self._apply()
 
@@ -85,13 +84,8 @@ class Listener:
             OSError: the address cannot be had.
         """
         config = self.config
-        loop = asyncio.get_running_loop()
         if config.path is not None:
-            sock = _unix_socket(config.path, config.mode)
-            if config.proxy_protocol:
-                self._acceptors.append(Acceptor(self, sock))
-            else:
-                self._server = await loop.create_unix_server(self.protocol, sock=sock)
+            self._acceptors.append(Acceptor(self, _unix_socket(config.path, config.mode)))
         else:
             for sock in await _tcp_sockets(config.host, config.bound_port):
                 self._acceptors.append(Acceptor(self, sock))
@@ -102,20 +96,11 @@ class Listener:
 
     def close(self) -> None:
         """Accept nobody any more; connections stay."""
-        if self._server is not None:
-            self._server.close()
         for acceptor in self._acceptors:
             acceptor.close()
         if self.config.path is not None:
             with contextlib.suppress(OSError):
                 self.config.path.unlink()
-
-    async def wait_closed(self, timeout_s: float) -> None:
-        """Return when the event loop's server is gone, or time is up."""
-        if self._server is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self._server.wait_closed()
 
     def reconfigure(self, config: ListenerConfig) -> None:
         """Take other settings for the same place; connections stay open.

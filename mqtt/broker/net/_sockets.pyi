@@ -1,0 +1,15 @@
+import select
+from typing import Protocol
+
+class Library(Protocol):
+    VERSION: int
+
+    def receive(
+        self, epoll: select.epoll, buffer: bytearray, read_bytes: int, /
+    ) -> list[int | bytes]: ...
+    def send(self, outgoing: dict[int, bytes], /) -> list[int] | None: ...
+
+VERSION: int
+
+def receive(epoll: select.epoll, buffer: bytearray, read_bytes: int, /) -> list[int | bytes]: ...
+def send(outgoing: dict[int, bytes], /) -> list[int] | None: ...

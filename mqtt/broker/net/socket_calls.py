@@ -1,0 +1,100 @@
+"""Many sockets read and many written by one call: in C where it was built, else in Python.
+
+`receive` and `send` of `_sockets.c` do what their twins here do, without the interpreter's lock and
+without a Python call a socket; `python -X no-native-sockets` runs the twins
+(tests/mqtt/test_socket_calls.py compares them, docs/adr/0013-own-sockets.md has the figures).
+
+Invariant: a library of another version than this file's is not used.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import sys
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from mqtt.broker.net._sockets import Library
+else:
+    Library = object
+
+__all__ = ["EVENTS_MAX", "VERSION", "WRITABLE", "Library", "native", "receive", "send"]
+
+VERSION: Final = 1  # rises with every change of a function's arguments or meaning
+EVENTS_MAX: Final = 512  # sockets a call
+WRITABLE: Final = int(select.EPOLLOUT)
+
+
+def _load() -> Library | None:
+    if "no-native-sockets" in sys._xoptions:  # noqa: SLF001 - documented for reading
+        return None
+    try:
+        from mqtt.broker.net import _sockets  # noqa: PLC0415 - may not be there
+    except ImportError:
+        return None
+    return _sockets if _sockets.VERSION == VERSION else None
+
+
+native = _load()
+
+
+def _receive(epoll: select.epoll, buffer: bytearray, read_bytes: int) -> list[int | bytes]:
+    """Read every socket that is ready, without waiting for any.
+
+    Args:
+        epoll: Level-triggered; whoever is not read in this call is in the next one.
+        buffer: Bounds what is read in all.
+        read_bytes: Read at most so much of one socket; not more than the buffer has.
+
+    Returns:
+        `[descriptor, what, descriptor, what, ...]`, where `what` is the bytes that were read, none
+        at the end of the stream; or a negative `errno`; or WRITABLE for a socket that is watched
+        for it, after what was read of it.
+
+    Raises:
+        OSError: the epoll cannot be asked.
+    """
+    found: list[int | bytes] = []
+    left = len(buffer)
+    for descriptor, events in epoll.poll(0, EVENTS_MAX):
+        if left < read_bytes:
+            break
+        if events & ~WRITABLE:
+            found.append(descriptor)
+            try:
+                data = os.read(descriptor, read_bytes)
+            except OSError as error:
+                found.append(-(error.errno or errno.EIO))
+            else:
+                left -= len(data)
+                found.append(data)
+        if events & WRITABLE:
+            found += (descriptor, WRITABLE)
+    return found
+
+
+def _send(outgoing: dict[int, bytes]) -> list[int] | None:
+    """Write to many sockets, without waiting for any.
+
+    Args:
+        outgoing: What to write, by descriptor.
+
+    Returns:
+        None when all of it was taken. Else `[descriptor, sent, descriptor, sent, ...]` of those
+        that took less: how many bytes, or a negative `errno`.
+    """
+    rest: list[int] = []
+    for descriptor, data in outgoing.items():
+        try:
+            sent = os.write(descriptor, data)
+        except OSError as error:
+            sent = -(error.errno or errno.EIO)
+        if sent != len(data):
+            rest += (descriptor, sent)
+    return rest or None
+
+
+receive = native.receive if native else _receive
+send = native.send if native else _send

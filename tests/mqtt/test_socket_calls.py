@@ -1,0 +1,143 @@
+"""Reading and writing many sockets at a call: C and Python do the same."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mqtt.broker.net import socket_calls
+from mqtt.broker.net.socket_calls import WRITABLE
+
+# Where nothing was built, Python is held to the same by itself.
+CALLS = {
+    "python": (socket_calls._receive, socket_calls._send),
+    "in use": (socket_calls.receive, socket_calls.send),
+}
+
+
+@pytest.fixture(params=CALLS)
+def receive(request: pytest.FixtureRequest) -> Any:
+    return CALLS[request.param][0]
+
+
+@pytest.fixture(params=CALLS)
+def send(request: pytest.FixtureRequest) -> Any:
+    return CALLS[request.param][1]
+
+
+@pytest.fixture
+def epoll() -> Iterator[select.epoll]:
+    with select.epoll() as epoll:
+        yield epoll
+
+
+@pytest.fixture
+def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+    pairs = [socket.socketpair() for _ in range(4)]
+    for near, far in pairs:
+        near.setblocking(False)
+        far.settimeout(10)
+    yield pairs
+    for near, far in pairs:
+        near.close()
+        far.close()
+
+
+def by_descriptor(found: list[int | bytes]) -> dict[int | bytes, list[int | bytes]]:
+    told: dict[int | bytes, list[int | bytes]] = {}
+    for descriptor, what in zip(found[::2], found[1::2], strict=True):
+        told.setdefault(descriptor, []).append(what)
+    return told
+
+
+def test_data_end_and_error_of_those_that_are_ready_are_told(
+    receive: Any, epoll: select.epoll, pairs: list[tuple[socket.socket, socket.socket]]
+) -> None:
+    (one, _), (two, _), (three, _), (quiet, _) = pairs
+    for near, _ in pairs:
+        epoll.register(near.fileno(), select.EPOLLIN)
+    pairs[0][1].send(b"first")
+    pairs[1][1].close()
+    pairs[2][1].send(bytes(2000))
+    told = by_descriptor(receive(epoll, bytearray(4096), 1024))
+    assert told == {one.fileno(): [b"first"], two.fileno(): [b""], three.fileno(): [bytes(1024)]}
+    assert quiet.fileno() not in told
+    again = by_descriptor(receive(epoll, bytearray(4096), 1024))
+    assert again == {two.fileno(): [b""], three.fileno(): [bytes(976)]}
+
+
+def test_a_reset_is_an_error_number(receive: Any, epoll: select.epoll) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far = socket.create_connection(server.getsockname())
+        near, _ = server.accept()
+        with near:
+            near.setblocking(False)
+            epoll.register(near.fileno(), 0)  # told of it though it watches for nothing
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            far.close()
+            assert epoll.poll(10)
+            found = receive(epoll, bytearray(64), 64)
+            assert found == [near.fileno(), -errno.ECONNRESET]
+
+
+def test_room_to_write_is_told_after_what_was_read(
+    receive: Any, epoll: select.epoll, pairs: list[tuple[socket.socket, socket.socket]]
+) -> None:
+    near, far = pairs[0]
+    epoll.register(near.fileno(), select.EPOLLOUT)
+    assert receive(epoll, bytearray(64), 64) == [near.fileno(), WRITABLE]
+    far.send(b"data")
+    epoll.modify(near.fileno(), select.EPOLLIN | select.EPOLLOUT)
+    found = receive(epoll, bytearray(64), 64)
+    assert found == [near.fileno(), b"data", near.fileno(), WRITABLE]
+
+
+def test_nobody_is_starved_when_the_buffer_is_small(
+    receive: Any, epoll: select.epoll, pairs: list[tuple[socket.socket, socket.socket]]
+) -> None:
+    for near, far in pairs:
+        epoll.register(near.fileno(), select.EPOLLIN)
+        far.send(bytes(1000))
+    got = {near.fileno(): 0 for near, _ in pairs}
+    for _ in range(len(pairs) * 10):
+        found = receive(epoll, bytearray(100), 100)
+        assert len(found) == 2
+        got[found[0]] += len(found[1])
+    assert set(got.values()) == {1000}
+
+
+def test_a_closed_epoll_and_other_objects_are_refused(receive: Any, send: Any) -> None:
+    epoll = select.epoll()
+    epoll.close()
+    with pytest.raises((OSError, ValueError)):
+        receive(epoll, bytearray(64), 64)
+    for wrong in ({"1": b""}, {1: "text"}):
+        with pytest.raises(TypeError):
+            send(wrong)
+
+
+def test_what_is_taken_whole_is_not_told(
+    send: Any, pairs: list[tuple[socket.socket, socket.socket]]
+) -> None:
+    assert send({near.fileno(): b"%d" % index for index, (near, _) in enumerate(pairs)}) is None
+    assert [far.recv(10) for _, far in pairs] == [b"0", b"1", b"2", b"3"]
+    assert send({}) is None
+
+
+def test_what_is_not_taken_whole_is_told_by_descriptor(
+    send: Any, pairs: list[tuple[socket.socket, socket.socket]]
+) -> None:
+    (full, _), (taken, far), (gone, other), _ = pairs
+    other.close()
+    data = bytes(8 << 20)
+    found = send({full.fileno(): data, taken.fileno(): b"x", gone.fileno(): b"y"})
+    sent = found[1]
+    assert 0 < sent < len(data)
+    assert found == [full.fileno(), sent, gone.fileno(), -errno.EPIPE]
+    assert far.recv(10) == b"x"
+    assert send({full.fileno(): b"z"}) == [full.fileno(), -errno.EAGAIN]
