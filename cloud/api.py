@@ -28,13 +28,13 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from cloud.api_config import HttpConfig
 from cloud.api_guard import json_body
+from cloud.api_latest import latest_routes, value_json
 from cloud.api_models import (
     Acknowledgement,
     Alerts,
     Devices,
     Gateways,
     Health,
-    LatestValues,
     Ledger,
     Partitions,
     Problem,
@@ -42,12 +42,11 @@ from cloud.api_models import (
 )
 from cloud.console import console_routes
 from cloud.database import DatabaseError
-from cloud.latest import Latest, LatestReading
+from cloud.latest import Latest
 from cloud.query import AGGREGATES, QueryError, QueryResult, ReadingsQuery
-from cloud.query_format import payload_json, row_json, step_json
+from cloud.query_format import row_json, step_json
 from cloud.query_time import iso, parse_duration, parse_time
 from cloud.sinks.contract import SinkUnavailable
-from cloud.sinks.schema import epoch_text
 from cloud.storage import StorageReader
 from cloud.stream.contract import StreamError
 from cloud.views import AlertsView, AlertView, NodeView, StatusView
@@ -93,6 +92,7 @@ def create_app(parts: ApiParts, config: HttpConfig) -> FastAPI:
         redoc_url=None,
         dependencies=[Depends(_known_parameters)],
     )
+    app.include_router(latest_routes(parts.node, parts.latest), prefix="/api/v1", tags=["readings"])
     app.include_router(_devices(parts, config), prefix="/api/v1", tags=["readings"])
     app.include_router(_node(parts), prefix="/api/v1", tags=["node"])
     app.include_router(_alerts(parts), prefix="/api/v1", tags=["alerts"])
@@ -122,6 +122,7 @@ def _devices(parts: ApiParts, config: HttpConfig) -> APIRouter:
         values: Annotated[bool, Query(description="With latest values.")] = False,
     ) -> Response:
         """List devices by id, each with its newest reading's gateway and time."""
+        stored = await parts.node.stored_positions() if values else {}
         found = parts.latest.devices(match=match, after=after, limit=limit + 1)
         page = found[:limit]
         shown: list[dict[str, Any]] = []
@@ -135,18 +136,12 @@ def _devices(parts: ApiParts, config: HttpConfig) -> APIRouter:
                 "topics": one.topics,
             }
             if values:
-                device["values"] = [_value(reading) for reading in parts.latest.device(one.device)]
+                device["values"] = [
+                    value_json(reading, stored) for reading in parts.latest.device(one.device)
+                ]
             shown.append(device)
         following = page[-1].device if len(found) > limit else ""
         return _json({"devices": shown, "next": following})
-
-    @router.get("/devices/{device:path}/latest", response_model=LatestValues)
-    async def latest(device: str) -> Response:
-        """Return the newest reading of each topic of a device."""
-        readings = parts.latest.device(device)
-        if not readings:
-            raise HTTPException(404, f"device '{device}' has sent nothing; see /api/v1/devices")
-        return _json({"device": device, "values": [_value(reading) for reading in readings]})
 
     @router.get("/devices/{device:path}/readings", response_model=Readings)
     async def readings(
@@ -207,21 +202,6 @@ def _readings_body(device: str, result: QueryResult) -> bytes:
     rows = [*map(row_json, result.rows), *map(step_json, result.steps)]
     answer = {"device": device, "readings": rows, "next": result.next}
     return json.dumps(answer, allow_nan=False).encode()
-
-
-def _value(reading: LatestReading) -> dict[str, Any]:
-    return {
-        "topic": reading.topic,
-        "time": iso(reading.time_us),
-        "time_us": reading.time_us,
-        "received_us": reading.received_us,
-        "gateway": reading.gateway,
-        "epoch": epoch_text(reading.epoch),
-        "seq": reading.seq,
-        "qos": reading.qos,
-        **payload_json(reading.payload),
-        "payload_bytes": reading.payload_bytes,
-    }
 
 
 # ---- the node ------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ class LatestValue(BaseModel):
     payload: Any = None
     payload_base64: str | None = None
     payload_bytes: int = Field(description="Of the whole payload; a long one is shown cut.")
+    stored: bool = Field(description="Storage has it: a query finds it.")
 
 
 class LatestValues(BaseModel):

@@ -46,6 +46,7 @@ class ApiPart:
         self._alerts = alerts
         self._commands = commands
         self._ledger = ledger
+        self._feed: LatestSink
         self._server: ApiServer | None = None
         self._shown: dict[str, Callable[[], Mapping[str, Any]]] = {}
 
@@ -57,11 +58,20 @@ class ApiPart:
         """Return the sink that feeds the latest values."""
         config = node.config
         storage = storage_reader(config.data, config.storage) if config.storage.enabled else None
-        return [LatestSink(self.latest, storage, node.clock)]
+        self._feed = LatestSink(self.latest, storage, node.clock)
+        return [self._feed]
 
-    def corrected(self, gateway: str, correction: Correction) -> None:
-        """Show latest values with the times that storage has just corrected."""
-        self.latest.correct(gateway, correction)
+    def corrected(self, gateway: str, correction: Correction, *, known: bool) -> None:
+        """Show latest values with the times that storage has corrected.
+
+        Args:
+            gateway: Whose clock was wrong.
+            correction: By how much.
+            known: Storage had it before this start: what was read from there is right already.
+        """
+        self._feed.expect(gateway, correction)
+        if not known:
+            self.latest.correct(gateway, correction)
 
     async def start(self, node: CloudNode) -> None:
         """Listen; raises StartError when the port cannot be had."""
@@ -95,6 +105,7 @@ class ApiPart:
 
     async def stop(self) -> None:
         """Answer what was asked and close the port."""
+        self.latest.changes.end()
         if self._server is not None:
             await self._server.stop()
             self._server = None

@@ -18,12 +18,14 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from bridge.commands import Correction
 from bridge.readings import FLAG_QOS_MASK, Readings
+from cloud.latest_changes import Changes
 from runtime.metrics import Metrics
 
 __all__ = [
@@ -65,6 +67,8 @@ class LatestReading(NamedTuple):
     qos: int
     payload: bytes
     payload_bytes: int  # of the whole payload; more than len(payload) when that was cut
+    partition: int = 0
+    position: int = 0  # in the stream; 0: it was read from storage
 
     @property
     def order(self) -> tuple[int, str, int, int]:
@@ -74,6 +78,10 @@ class LatestReading(NamedTuple):
 
 class NewestRows(Protocol):
     """A storage that can be asked for the newest rows."""
+
+    def rebuild_turn(self) -> AbstractAsyncContextManager[None]:
+        """Give a turn to read everything: of the nodes that share a storage one at a time."""
+        ...
 
     async def newest_rows(
         self, after: str, now_us: int, payload_bytes: int
@@ -107,10 +115,14 @@ class Latest:
 
     Attributes:
         evicted: Values dropped because a bound was reached.
+        complete: False while values are still being read from storage.
+        changes: Who hears of new values.
     """
 
     def __init__(self, limits: LatestLimits | None = None) -> None:
         self.evicted = 0
+        self.complete = True
+        self.changes = Changes()
         self._limits = limits or LatestLimits()
         # the device updated longest ago comes first
         self._devices: OrderedDict[str, dict[str, LatestReading]] = OrderedDict()
@@ -124,10 +136,28 @@ class Latest:
 
     # ---- taking readings -------------------------------------------------------------------------
 
-    def receive(self, gateway: str, epoch: int, received_us: int, readings: Readings) -> None:
-        """Take the readings of one stream entry."""
+    def receive(
+        self,
+        gateway: str,
+        epoch: int,
+        received_us: int,
+        readings: Readings,
+        *,
+        times_us: Sequence[int] | None = None,
+        place: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Take the readings of one stream entry.
+
+        Args:
+            gateway: Theirs.
+            epoch: Theirs.
+            received_us: When the entry was appended.
+            readings: Decoded.
+            times_us: Corrected times, in place of those they bear.
+            place: Partition and position of the entry.
+        """
         newest = [-1] * len(readings.sources)  # index of the newest reading of each source
-        times = readings.times_us
+        true_us = times = readings.times_us if times_us is None else times_us
         if times and max(times) > received_us:
             times = [min(time_us, received_us) for time_us in times]
         for index, source in enumerate(readings.source_index):
@@ -145,11 +175,12 @@ class Latest:
                         gateway,
                         epoch,
                         readings.seqs[index],
-                        readings.times_us[index],
+                        true_us[index],
                         received_us,
                         readings.flags[index] & FLAG_QOS_MASK,
                         payload[: self._limits.payload_bytes],
                         len(payload),
+                        *place,
                     )
                 )
 
@@ -167,6 +198,7 @@ class Latest:
         topics[reading.topic] = reading
         self._payload_bytes += len(reading.payload)
         self._devices.move_to_end(reading.device)
+        self._tell(reading)
         if len(topics) > self._limits.topics_per_device:
             oldest = min(topics.values(), key=lambda one: one.order)
             del topics[oldest.topic]
@@ -177,6 +209,10 @@ class Latest:
             or self._payload_bytes > self._limits.total_payload_bytes
         ):
             self._evict()
+
+    def _tell(self, reading: LatestReading) -> None:
+        for hearer in self.changes.hearers:
+            hearer.take(reading)
 
     def _keep_late(self, reading: LatestReading) -> None:
         """Keep the last that came too old: its clock may have been wrong."""
@@ -225,6 +261,11 @@ class Latest:
 
     def register(self, metrics: Metrics) -> None:
         """Show figures of this part."""
+        metrics.gauge(
+            "tidegate_latest_complete",
+            "0 while latest values are being read from storage.",
+            lambda: float(self.complete),
+        )
         metrics.gauge("tidegate_latest_devices", "Devices with latest values.", lambda: len(self))
         metrics.gauge(
             "tidegate_latest_payload_bytes",
@@ -249,13 +290,14 @@ class Latest:
             DatabaseError: storage cannot be read.
         """
         devices, after = 0, ""
-        while True:
-            names, rows = await storage.newest_rows(after, now_us, self._limits.payload_bytes)
-            if not names:
-                return devices
-            self._take_all(rows)
-            devices += len(names)
-            after = names[-1]
+        async with storage.rebuild_turn():
+            while True:
+                names, rows = await storage.newest_rows(after, now_us, self._limits.payload_bytes)
+                if not names:
+                    return devices
+                self._take_all(rows)
+                devices += len(names)
+                after = names[-1]
 
     def correct(self, gateway: str, correction: Correction) -> None:
         """Take the times that a gateway's readings really bear; some are the newest only now."""
@@ -269,7 +311,10 @@ class Latest:
             return one._replace(time_us=one.time_us + correction.delta_us)
 
         for topics in self._devices.values():  # first: a wrong time must not win over a right one
-            topics.update({t: corrected(one) for t, one in topics.items() if concerns(one)})
+            right = {t: corrected(one) for t, one in topics.items() if concerns(one)}
+            topics.update(right)
+            for reading in right.values():
+                self._tell(reading)
         for key in [key for key, one in self._late.items() if concerns(one)]:
             late = self._forget_late(key)
             assert late is not None

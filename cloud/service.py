@@ -403,6 +403,10 @@ class CloudService:
         """Return the last position of each partition."""
         return (await self.stream.stats()).last_positions
 
+    async def stored_positions(self) -> Mapping[int, int]:
+        """Return how far storage has got by its own cursors, by partition."""
+        return (await self.sinks.positions()).get("storage", {})
+
     async def balance(self, *, thorough: bool = False) -> Balance:
         """Balance the ledger now, with the journal of a gateway in the same data folder.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 
 from bridge.intervals import IntervalSet
@@ -37,6 +38,10 @@ class StorageFile(DatabaseFile):
     async def positions(self, stream_epoch: int) -> dict[int, int]:
         """Return the cursors, none when they are of another stream."""
         return await self.ask_file(partial(_positions, stream_epoch=stream_epoch))
+
+    def rebuild_turn(self) -> AbstractAsyncContextManager[None]:
+        """Give a turn at once: the file is one node's."""
+        return nullcontext()
 
     async def newest_rows(
         self, after: str, now_us: int, payload_bytes: int

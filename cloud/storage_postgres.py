@@ -6,6 +6,7 @@ longer than it may is ended at the server too.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -34,6 +35,8 @@ from cloud.trace import Row
 __all__ = ["StoragePostgres"]
 
 _PREFETCH = 1_000
+_TURN_LOOK_S = 0.25
+_REBUILD_LOCK = 0x5447524C  # advisory: one node at a time rebuilds its latest values
 _PAYLOAD = "coalesce(payload_bytes, convert_to(payload, 'UTF8')) AS payload"
 _ROW = f"device, topic, gateway, epoch, seq, time_us, received_us, qos, {_PAYLOAD}"
 _NEWEST_ROWS = f"""
@@ -176,6 +179,22 @@ class StoragePostgres:
             device, time_us,
         )  # fmt: skip
         return (rows[0][0], epoch_from_sql(rows[0][1]), rows[0][2]) if rows else None
+
+    @asynccontextmanager
+    async def rebuild_turn(self) -> AsyncIterator[None]:
+        """Wait for a turn: of the nodes that start at once one reads everything at a time.
+
+        It ends with the connection, so a node that dies holds up nobody.
+        """
+        while not (  # noqa: ASYNC110 - nobody tells
+            await self._fetch("SELECT pg_try_advisory_lock($1)", _REBUILD_LOCK)
+        )[0][0]:
+            await asyncio.sleep(_TURN_LOOK_S)
+        try:
+            yield
+        finally:
+            if self._connection is not None and not self._connection.is_closed():
+                await self._fetch("SELECT pg_advisory_unlock($1)", _REBUILD_LOCK)
 
     async def newest_rows(
         self, after: str, now_us: int, payload_bytes: int

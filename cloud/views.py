@@ -172,6 +172,10 @@ class NodeView(Protocol):
         """Return the partitions that hold or held anything, by number."""
         ...
 
+    async def stored_positions(self) -> Mapping[int, int]:
+        """Return how far storage has got, by partition; empty without storage."""
+        ...
+
     def health(self) -> Sequence[str]:
         """Return why the process should be restarted, one line each; empty when it is well."""
         ...

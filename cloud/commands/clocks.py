@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 
@@ -22,11 +23,17 @@ from cloud.storage import Storage
 from cloud.stream.contract import Stream
 from runtime.logs import limited
 
-__all__ = ["Clocks"]
+__all__ = ["Clocks", "Shown"]
 
 log = structlog.get_logger(component="commands")
 
 _LOG_EVERY_S = 10.0
+
+
+class Shown(Protocol):
+    """Told of a correction; `known`: storage had it before this start."""
+
+    def __call__(self, gateway: str, correction: Correction, *, known: bool) -> None: ...
 
 
 class Clocks:
@@ -36,7 +43,7 @@ class Clocks:
         keeper: Where they last.
         stream: Knows which readings there are.
         storage: Of this node; None: none.
-        shown: Called with each correction that is new here, once storage has it.
+        shown: Called with each correction, once storage has it.
         wake: Called when `apply_heard` has something to do.
     """
 
@@ -45,7 +52,7 @@ class Clocks:
         keeper: CorrectionKeeper,
         stream: Stream,
         storage: Storage | None,
-        shown: Callable[[str, Correction], None],
+        shown: Shown,
         wake: Callable[[], None],
     ) -> None:
         self._keeper = keeper
@@ -65,8 +72,9 @@ class Clocks:
         """
         await self._keeper.open()
         for gateway, correction in await self._keeper.all(self._hear):
-            await self._store(gateway, correction)
+            rows = await self._store(gateway, correction)
             self._applied.add(_key(gateway, correction))
+            self._shown(gateway, correction, known=not rows)
 
     async def stop(self) -> None:
         """Release what is kept."""
@@ -102,7 +110,7 @@ class Clocks:
                 return
             rows = await self._store(gateway, correction)
             self._applied.add(key)
-            self._shown(gateway, correction)
+            self._shown(gateway, correction, known=False)
         limited(log, ("times", gateway), _LOG_EVERY_S).info(
             "times_corrected", gateway=gateway, first_seq=correction.first_seq,
             last_seq=correction.last_seq, seconds=correction.delta_us / 1e6, rows=rows,

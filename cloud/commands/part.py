@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import structlog
 from fastapi import APIRouter
@@ -37,7 +37,7 @@ from cloud.cluster.control import Control
 from cloud.cluster.corrections import ClusterCorrections
 from cloud.commands.api import command_routes
 from cloud.commands.carriers import CarriersSink
-from cloud.commands.clocks import Clocks
+from cloud.commands.clocks import Clocks, Shown
 from cloud.commands.contract import CommandRefused, CommandRow, CommandStore
 from cloud.commands.dispatch import Dispatch
 from cloud.commands.intake import ID_PROPERTY, Intake, TakenRun
@@ -77,8 +77,7 @@ class CommandsPart:
         self._config = config.commands
         self._folder = config.data / "cloud"
         self._node_id = config.node_id
-        # told of each correction that storage has applied
-        self.on_corrected: Callable[[str, Correction], None] = _nothing
+        self.on_corrected: Shown = _nothing  # told of each correction that storage has
         self._control: Control | None = None  # of a cluster
         self._store: CommandStore
         self._keeper: CorrectionKeeper
@@ -128,7 +127,7 @@ class CommandsPart:
         """
         self._node = node
         self._clocks = Clocks(
-            self._keeper, node.stream, node.storage, self._on_corrected, self._wake.set
+            self._keeper, node.stream, node.storage, self.on_corrected, self._wake.set
         )
         try:
             if self._control is not None:
@@ -352,9 +351,6 @@ class CommandsPart:
     def _on_moved(self, devices: Collection[str]) -> None:
         self._dispatch.moved(devices)
 
-    def _on_corrected(self, gateway: str, correction: Correction) -> None:
-        self.on_corrected(gateway, correction)
 
-
-def _nothing(_gateway: str, _correction: Correction) -> None:
+def _nothing(gateway: str, correction: Correction, *, known: bool) -> None:  # noqa: ARG001
     return None

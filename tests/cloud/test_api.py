@@ -95,10 +95,37 @@ async def test_latest_has_the_identity(client: httpx.AsyncClient) -> None:
                 "qos": 1,
                 "payload": 60,
                 "payload_bytes": 2,
+                "stored": True,
             }
         ],
     }
     assert (await got(client, "/api/v1/devices/a/b/latest"))["device"] == "a/b"
+
+
+async def test_a_value_says_whether_storage_has_it(
+    parts: ApiParts, client: httpx.AsyncClient
+) -> None:
+    node = parts.node
+    assert isinstance(node, FakeNode)
+    one = batch([(70, "devices/d0/state", 70)], received=70, first_seq=99)
+    parts.latest.receive("gw", 7, one.received_us, one.readings, place=(3, 12))
+    for reached, proved in (({}, False), ({3: 11}, False), ({4: 99}, False), ({3: 12}, True)):
+        node.stored = reached
+        (value,) = (await got(client, "/api/v1/devices/d0/latest"))["values"]
+        assert (value["seq"], value["stored"]) == (99, proved)
+        devices = (await got(client, "/api/v1/devices?values=true&match=d0"))["devices"]
+        assert devices[0]["values"] == [value]
+
+
+async def test_what_is_not_read_yet_is_not_denied(
+    parts: ApiParts, client: httpx.AsyncClient
+) -> None:
+    parts.latest.complete = False
+    said = await got(client, "/api/v1/devices/silent/latest", 503)
+    assert "being rebuilt" in said["detail"]
+    assert (await got(client, "/api/v1/devices/d0/latest"))["device"] == "d0"
+    parts.latest.complete = True
+    await got(client, "/api/v1/devices/silent/latest", 404)
 
 
 async def test_readings_are_paged(client: httpx.AsyncClient) -> None:
@@ -369,7 +396,7 @@ async def test_every_path_of_the_design_is_documented(client: httpx.AsyncClient)
     wanted = {
         f"/api/v1/{name}"
         for name in ("devices", "gateways", "ledger", "alerts", "partitions",
-                     "devices/{device}/latest", "devices/{device}/readings",
+                     "devices/{device}/latest", "devices/{device}/readings", "latest/changes",
                      "alerts/{alert_id}/ack")
     }  # fmt: skip
     assert wanted | {"/metrics", "/healthz", "/readyz", "/status"} == set(paths)

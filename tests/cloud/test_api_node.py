@@ -148,6 +148,25 @@ async def test_silence_is_noticed_on_a_running_node(tmp_path: Path) -> None:
         await sender.disconnect()
 
 
+async def test_values_are_pushed_as_they_change_and_become_stored(tmp_path: Path) -> None:
+    async with running(tmp_path) as (node, client):
+        sender = await device(node)
+        async with client.stream("GET", "/api/v1/latest/changes?match=d*") as pushed:
+            lines = pushed.aiter_lines()
+            assert (await anext(lines)).startswith(":")
+            await sender.publish("devices/d1/state", b"31", 1)
+            async with asyncio.timeout(15):
+                while not (line := await anext(lines)).startswith("data: "):
+                    pass
+            value = json.loads(line.removeprefix("data: "))
+            assert (value["device"], value["payload"]) == ("d1", 31)
+            latest = await eventually(
+                client, "/api/v1/devices/d1/latest", lambda body: body["values"][0]["stored"]
+            )
+            assert latest["values"][0] == {**latest["values"][0], "seq": value["seq"]}
+        await sender.disconnect()
+
+
 async def test_http_port_in_use_is_one_line_and_leaves_nothing_behind(tmp_path: Path) -> None:
     async with running(tmp_path / "a") as (node, _):
         taken = HttpConfig(port=node.http_port)
@@ -158,9 +177,9 @@ async def test_http_port_in_use_is_one_line_and_leaves_nothing_behind(tmp_path: 
         pass
 
 
-async def test_latest_without_storage_lets_the_stream_keep_its_cursors() -> None:
+async def test_latest_without_storage_takes_all_that_the_stream_has() -> None:
     sink = LatestSink(Latest(), None, SystemClock())
     await sink.open(1)
-    assert await sink.cursors() is None
+    assert await sink.cursors() == {}
     await sink.rebuilt()
     await sink.close()

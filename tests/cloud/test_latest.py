@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.commands import Correction
 from bridge.readings import Readings
+from cloud.database import DatabaseError
 from cloud.latest import Latest, LatestLimits, LatestReading
+from cloud.latest_changes import PENDING_MAX
+from cloud.latest_sink import LatestSink
+from cloud.sinks.contract import DecodedEntry
 from cloud.storage_file import StorageFile
+from cloud.stream.contract import Entry
+from runtime.clock import SystemClock
 from runtime.metrics import Metrics
 from tests.kit.alerts import Batch, batch, us
 from tests.kit.storage import stored
@@ -153,3 +164,97 @@ def test_empty_entry_is_nothing() -> None:
     latest = Latest()
     latest.receive("gw", 1, 1, Readings([], [], [], [], [], []))
     assert len(latest) == 0
+
+
+# ---- pushed on change ----------------------------------------------------------------------------
+
+
+async def test_changes_are_pushed_to_who_wants_them() -> None:
+    latest = Latest()
+    with latest.changes.hear("d*") as hearer:
+        take(latest, batch([(1, "devices/d/t", 1), (2, "devices/d/t", 2)], received=50))
+        take(latest, batch([(3, "devices/e/t", 3)], received=50, device="e"))
+        heard = await hearer.news(1)
+        assert [(one.topic, one.payload) for one in heard.readings] == [("devices/d/t", b"2")]
+        take(latest, batch([(1, "devices/d/t", 1)], received=50))  # late: nothing is new
+        assert (await hearer.news(0.01)).readings == []
+        latest.correct("gw", Correction(7, 1, 9, 5_000_000, 0))  # shown with other times
+        (corrected,) = (await hearer.news(1)).readings
+        assert (corrected.payload, corrected.time_us) == (b"2", us(7))
+        latest.changes.end()
+        await hearer.news(60)
+        assert hearer.ended
+    assert not latest.changes.hearers
+
+
+async def test_a_hearer_that_does_not_read_costs_little_and_knows_what_it_missed() -> None:
+    latest = Latest(LatestLimits(devices=PENDING_MAX + 10))
+    with latest.changes.hear("*") as hearer:
+        for number in range(PENDING_MAX + 5):
+            name = f"d{number}"
+            take(latest, batch([(1, f"devices/{name}/t", 1)], received=1, device=name))
+        heard = await hearer.news(1)
+        assert (len(heard.readings), heard.missed) == (PENDING_MAX, 5)
+        assert (await hearer.news(0)).missed == 0
+
+
+# ---- the sink ------------------------------------------------------------------------------------
+
+
+class FailingStorage:
+    """A storage that cannot be read the first times."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.turns = 0
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def positions(self, stream_epoch: int) -> dict[int, int]:
+        return {1: stream_epoch}
+
+    @asynccontextmanager
+    async def rebuild_turn(self) -> AsyncIterator[None]:
+        self.turns += 1
+        yield
+
+    async def newest_rows(
+        self, after: str, now_us: int, payload_bytes: int
+    ) -> tuple[list[str], list[LatestReading]]:
+        if self.turns <= self.failures:
+            raise DatabaseError("gone for a moment")
+        if after:
+            return [], []
+        return ["d"], [LatestReading("d", "t", "gw", 7, 1, us(1), us(1), 1, b"old", 3)]
+
+
+async def test_a_rebuild_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloud.latest_sink._PAUSE_S", 0.001)
+    latest = Latest()
+    storage = FailingStorage(failures=3)
+    sink = LatestSink(latest, storage, SystemClock())  # type: ignore[arg-type]
+    await sink.open(5)
+    assert await sink.cursors() == {1: 5}
+    assert not latest.complete
+    async with asyncio.timeout(10):
+        await sink.rebuilt()
+    assert latest.complete
+    assert values(latest) == {"t": b"old"}
+    assert storage.turns == 4
+    await sink.close()
+
+
+async def test_what_comes_after_a_correction_is_shown_with_its_right_time() -> None:
+    latest = Latest()
+    sink = LatestSink(latest, None, SystemClock())
+    sink.expect("gw", Correction(7, 1, 9, 100_000_000, 0))
+    one = batch([(1, "devices/d/t", 1)], received=200)
+    entry = Entry(3, 12, "gw", 7, ((1, 1),), 1, one.received_us, b"")
+    await sink.write([DecodedEntry(entry, one.readings, historical=False)], {3: 12})
+    (value,) = latest.device("d")
+    assert value.time_us == us(101)
+    assert (value.partition, value.position) == (3, 12)

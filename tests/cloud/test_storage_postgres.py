@@ -185,6 +185,26 @@ async def test_latest_values_are_rebuilt_the_same(opened: list[StorageReader]) -
     assert tables[0] == tables[1]
 
 
+async def test_nodes_that_start_at_once_read_everything_in_turn(
+    opened: list[StorageReader],
+) -> None:
+    _, postgres = opened
+    assert isinstance(postgres, StoragePostgres)
+    others = [StoragePostgres(postgres.place) for _ in range(2)]
+    for one in others:
+        await one.open()
+    async with others[0].rebuild_turn():
+        waiting = asyncio.create_task(Latest().rebuild(others[1], us(500)))
+        done, _ = await asyncio.wait([waiting], timeout=0.3)
+        assert not done
+    assert await waiting == 10
+    async with others[0].rebuild_turn():
+        waiting = asyncio.create_task(Latest().rebuild(others[1], us(500)))
+        await others[0].close()  # a node that dies holds up nobody
+        assert await waiting == 10
+    await others[1].close()
+
+
 async def test_a_question_that_takes_too_long_is_ended(
     both: tuple[StorageFile, StoragePostgres], server: PostgresServer, monkeypatch: Any
 ) -> None:

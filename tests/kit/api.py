@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -93,6 +93,7 @@ class FakeNode:
     partition_views: list[PartitionView] = field(
         default_factory=lambda: [PartitionView(3, 7, {"storage": 5}, {"storage": 2})]
     )
+    stored: dict[int, int] = field(default_factory=dict)
     unhealthy: list[str] = field(default_factory=list)
     unready: list[str] = field(default_factory=list)
     status_view: StatusView = field(
@@ -107,6 +108,9 @@ class FakeNode:
 
     async def partitions(self) -> Sequence[PartitionView]:
         return self.partition_views
+
+    async def stored_positions(self) -> Mapping[int, int]:
+        return self.stored
 
     def health(self) -> Sequence[str]:
         return self.unhealthy
