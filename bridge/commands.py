@@ -1,6 +1,7 @@
 """Commands on the link: what goes down to a gateway and what it says of it (link-format.md 9).
 
-Down, on `tidegate/v1/down/{gateway}`: a command, the recall of one, a welcome. Up, on
+Down, on `tidegate/v1/down/{gateway}`: a command, the recall of one, a welcome, what the cloud
+believes to be there. Up, on
 `tidegate/v1/ctl/{gateway}`: a hello, the outcome of a command. Each message is one CBOR map of the
 envelope's subset, every field bounded before it is used. Pure.
 """
@@ -23,6 +24,7 @@ __all__ = [
     "EXPIRED",
     "FINAL",
     "HELD",
+    "HELD_IDS_MAX",
     "ID_BYTES_MAX",
     "MESSAGE_BYTES_MAX",
     "NO_DEVICE",
@@ -31,6 +33,7 @@ __all__ = [
     "Command",
     "Correction",
     "Hello",
+    "HoldsCommands",
     "Message",
     "Outcome",
     "Recall",
@@ -43,6 +46,7 @@ DOWN_PREFIX: Final = "tidegate/v1/down/"
 CTL_PREFIX: Final = "tidegate/v1/ctl/"
 ID_BYTES_MAX: Final = 128
 MESSAGE_BYTES_MAX: Final = 1 << 20
+HELD_IDS_MAX: Final = 256
 NO_EXPIRY: Final = 0xFFFFFFFF  # seconds left of a command that does not expire
 _TEXT_BYTES_MAX: Final = 0xFFFF
 _EPOCH_MAX: Final = (1 << 64) - 1
@@ -67,6 +71,7 @@ class _Kind(IntEnum):
     HELLO = 19
     OUTCOME = 20
     CORRECTION = 21
+    HOLDS = 22
 
 
 @dataclass(slots=True, frozen=True)
@@ -99,6 +104,16 @@ class Welcome:
 
 
 @dataclass(slots=True, frozen=True)
+class HoldsCommands:
+    """Commands that the gateway has said it holds: it answers for those it does not know.
+
+    So a gateway with another card, or one put back from a backup, gets them again.
+    """
+
+    command_ids: tuple[str, ...]  # 1 to HELD_IDS_MAX
+
+
+@dataclass(slots=True, frozen=True)
 class Hello:
     """A gateway is ready for commands."""
 
@@ -127,7 +142,7 @@ class Correction:
     uncertainty_us: int  # of the times that result
 
 
-Message: TypeAlias = Command | Recall | Welcome | Hello | Outcome | Correction
+Message: TypeAlias = Command | Recall | Welcome | HoldsCommands | Hello | Outcome | Correction
 _STATES = (HELD, DELIVERED, EXPIRED, NO_DEVICE, RECALLED)
 
 
@@ -147,6 +162,8 @@ def seal_message(message: Message) -> bytes:
         }
     elif isinstance(message, Recall):
         fields = {0: int(_Kind.RECALL), 1: message.command_id}
+    elif isinstance(message, HoldsCommands):
+        fields = {0: int(_Kind.HOLDS), 1: list(message.command_ids)}
     elif isinstance(message, Welcome):
         fields = {0: int(_Kind.WELCOME), 1: message.epoch, 2: message.assigned}
         if message.time_us > 0:
@@ -213,6 +230,8 @@ def open_message(data: bytes) -> Message:
         )
     if kind == _Kind.CORRECTION:
         return _correction(fields)
+    if kind == _Kind.HOLDS:
+        return HoldsCommands(_ids(fields))
     raise BatchError("extension", f"a message of kind {kind} is not known here")
 
 
@@ -224,6 +243,15 @@ def _correction(fields: dict[int, Any]) -> Correction:
     delta_us = -(zigzag + 1) // 2 if zigzag & 1 else zigzag // 2
     epoch, uncertainty_us = _number(fields, 1, _EPOCH_MAX), _number(fields, 5, _TIME_US_MAX)
     return Correction(epoch, first_seq, last_seq, delta_us, uncertainty_us)
+
+
+def _ids(fields: dict[int, Any]) -> tuple[str, ...]:
+    value = fields.get(1)
+    if not isinstance(value, list):
+        raise BatchError("malformed", "field 1 is missing or no array")
+    if not 0 < len(value) <= HELD_IDS_MAX:
+        raise BatchError("bounds", f"{len(value)} ids where 1 to {HELD_IDS_MAX} are accepted")
+    return tuple(_text({1: one}, 1, ID_BYTES_MAX) for one in value)
 
 
 def _number(fields: dict[int, Any], key: int, most: int) -> int:

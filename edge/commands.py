@@ -40,6 +40,7 @@ from bridge.commands import (
     RECALLED,
     Command,
     Hello,
+    HoldsCommands,
     Outcome,
     Recall,
     Welcome,
@@ -150,6 +151,7 @@ class Commands:
         self._absent_since_s: dict[str, float] = {}  # by id: no session matches
         self._unreported: dict[str, HeldCommand] = {}
         self._reporting: set[str] = set()
+        self._strangers: set[str] = set()  # the cloud believes them here, and they are not
         self._inbox: deque[bytes] = deque()
         self._done: deque[tuple[str, bool]] = deque()
         self._answers: deque[tuple[str, str, int]] = deque()  # id, state said, reason code
@@ -207,6 +209,7 @@ class Commands:
         """It is gone; what was said and not answered is said again."""
         self._link = None
         self._reporting.clear()
+        self._strangers.clear()  # the cloud asks again
         if self._repair is not None:
             self._repair.unlinked()
 
@@ -268,6 +271,9 @@ class Commands:
                 await self._take_command(message)
         elif isinstance(message, Recall):
             await self._recall(message.command_id)
+        elif isinstance(message, HoldsCommands):
+            for command_id in message.command_ids:
+                await self._answer_for(command_id)
         elif isinstance(message, Welcome) and self._repair is not None:
             self._repair.welcomed(message, self._hello_s)
 
@@ -281,6 +287,7 @@ class Commands:
         if len(self._held) >= self._config.held_max:
             limited(log, "full", _LOG_EVERY_S).warning("commands_full", held=len(self._held))
             return
+        self._strangers.discard(command.command_id)
         clock = self._clock
         held = held_of(
             command,
@@ -292,6 +299,17 @@ class Commands:
         await self._store.add(held)
         self._held[held.command_id] = held
         self._unreported[held.command_id] = held
+
+    async def _answer_for(self, command_id: str) -> None:
+        """Answer for a command that the cloud believes to be here, unless it is."""
+        if command_id in self._held or command_id in self._unreported:
+            return
+        known = await self._store.find(command_id)
+        if known is None:  # on another card, say: the cloud is to send it again
+            self._strangers.add(command_id)
+        else:
+            known.reported = 0
+            self._unreported[command_id] = known
 
     async def _recall(self, command_id: str) -> None:
         held = self._held.get(command_id)
@@ -396,6 +414,18 @@ class Commands:
             outcome = Outcome(command_id, held.state, held.detail, held.changed_us)
             if not self._link.say(seal_message(outcome), self._answer(command_id, held.state)):
                 return
+            self._reporting.add(command_id)
+        self._disown()
+
+    def _disown(self) -> None:
+        """Say of commands that they are not here; the cloud sends them again."""
+        for command_id in list(self._strangers):
+            if self._link is None or self._hello_due or len(self._reporting) >= _REPORTS_MAX:
+                return
+            outcome = Outcome(command_id, RECALLED, "not here", self._clock.wall_us())
+            if not self._link.say(seal_message(outcome), self._answer(command_id, RECALLED)):
+                return
+            self._strangers.discard(command_id)
             self._reporting.add(command_id)
 
     def _answer(self, command_id: str, state: str) -> Callable[[int], None]:

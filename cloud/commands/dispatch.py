@@ -29,9 +29,11 @@ from bridge.commands import (
     EXPIRED,
     FINAL,
     HELD,
+    HELD_IDS_MAX,
     NO_DEVICE,
     NO_EXPIRY,
     Command,
+    HoldsCommands,
     Message,
     Outcome,
     Recall,
@@ -153,7 +155,11 @@ class Dispatch:
         for target, command_id in sorted(self._recalls):
             if target == gateway:
                 await self._send(gateway, Recall(command_id))
-        self._touched.update(row.command_id for row in self.open.values() if row.gateway == gateway)
+        mine = [row for row in self.open.values() if row.gateway == gateway]
+        held = [row.command_id for row in mine if row.state == HELD]
+        for first in range(0, len(held), HELD_IDS_MAX):
+            await self._send(gateway, HoldsCommands(tuple(held[first : first + HELD_IDS_MAX])))
+        self._touched.update(row.command_id for row in mine)
 
     async def hear(self, gateway: str, outcome: Outcome) -> None:
         """Note what a gateway says of a command; durable on return. Raises DatabaseError."""

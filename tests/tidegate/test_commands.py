@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -237,6 +238,29 @@ async def test_commands_survive_restarts_of_both_ends(tmp_path: Path) -> None:
         (said,) = await outcome(told)
         assert said["outcome"] == "delivered"
         assert device.payloads() == [b"patience"]
+
+
+async def test_a_gateway_with_a_new_card_gets_what_the_old_one_held(tmp_path: Path) -> None:
+    """Its commands are gone with the card: the cloud asks, and sends them again."""
+    config = node_config(tmp_path / "cloud-node", commands=CommandsConfig(retry_s=0.2))
+    async with (
+        running_node(tmp_path, config=config) as node,
+        client_at(node.port, "operator", OUTCOMES) as (operator, told),
+    ):
+        async with running_gateway(tmp_path / "gw-1", node) as gateway:
+            await seen(node, gateway)
+            async with client_at(gateway.port, "d1", "devices/d1/cmd/#", expiry_s=600):
+                pass
+            await send(operator, b"patience")
+            await until("held", lambda: gateway.status()["commands"]["held"] == 1)
+        shutil.rmtree(tmp_path / "gw-1" / "edge")
+        async with (
+            running_gateway(tmp_path / "gw-1", node) as gateway,
+            client_at(gateway.port, "d1", "devices/d1/cmd/#", expiry_s=600) as (_, device),
+        ):
+            (said,) = await outcome(told)
+            assert said["outcome"] == "delivered"
+            assert device.payloads() == [b"patience"]
 
 
 async def test_by_http_a_payload_may_be_as_large_as_any(tmp_path: Path) -> None:
