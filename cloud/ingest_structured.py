@@ -70,7 +70,9 @@ class StructuredPool:
         self._processes = []
         for number in range(n):
             arguments = [str(contexts_max // n), *kept, *([str(number)] if kept else [])]
-            worker = Worker("cloud.decoder_process", *arguments, retry_s=0.2)
+            # patient: refused at once, a gateway would take three refusals in a row for a reason
+            # to leave the structured mode, of a process that was merely killed twice
+            worker = Worker("cloud.decoder_process", *arguments, retry_s=0.2, patient=True)
             self._processes.append(_Process(worker))
         self._numbers = numbers(1)
         self._places: dict[int, _Process] = {}  # of the connections that have one

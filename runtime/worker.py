@@ -8,7 +8,7 @@ outlives its parent, whatever that died of. Frames both ways are a 32-bit length
 
 Invariants: answers come in the order of the requests; whatever goes wrong with the child ends the
 child, and every call that waits for it raises WorkerError. The next call starts another one, but
-none sooner than `retry_s` after the one before.
+none sooner than `retry_s` after the one before: until then it raises too, or waits.
 """
 
 from __future__ import annotations
@@ -42,14 +42,21 @@ class Worker:
         module: Run as `python -m module`; it calls `serve`.
         arguments: For its command line.
         retry_s: Least time between two starts.
+        patient: Whether a call that comes sooner waits for that time, instead of raising.
         timeout_s: A call that takes longer ends the process.
     """
 
     def __init__(
-        self, module: str, *arguments: str, retry_s: float = 1.0, timeout_s: float = 60.0
+        self,
+        module: str,
+        *arguments: str,
+        retry_s: float = 1.0,
+        patient: bool = False,
+        timeout_s: float = 60.0,
     ) -> None:
         self._command = (sys.executable, "-m", module, *arguments)
         self._retry_s = retry_s
+        self._patient = patient
         self._timeout_s = timeout_s
         self._process: Process | None = None
         self._waiting: deque[asyncio.Future[bytes]] = deque()
@@ -106,10 +113,13 @@ class Worker:
         async with self._starting:
             if self._process is not None:
                 return self._process
-            now_s = asyncio.get_running_loop().time()
-            if now_s < self._start_at_s:
-                raise WorkerError("the worker's process ended a moment ago")
-            self._start_at_s = now_s + self._retry_s
+            loop = asyncio.get_running_loop()
+            early_s = self._start_at_s - loop.time()
+            if early_s > 0:
+                if not self._patient:
+                    raise WorkerError("the worker's process ended a moment ago")
+                await asyncio.sleep(early_s)
+            self._start_at_s = loop.time() + self._retry_s
             self.starts += 1
             try:
                 process = await asyncio.create_subprocess_exec(

@@ -37,10 +37,10 @@ def children_of(process: Process, module: str) -> list[int]:
     return found
 
 
-async def kill_child(process: Process, module: str) -> None:
-    """Kill the child that runs `module`, once there is one."""
-    (pid,) = await asyncio.to_thread(wait_for, module, lambda: children_of(process, module))
-    os.kill(pid, signal.SIGKILL)
+async def kill_children(process: Process, module: str) -> None:
+    """Kill the children that run `module`, once there are any."""
+    for pid in await asyncio.to_thread(wait_for, module, lambda: children_of(process, module)):
+        os.kill(pid, signal.SIGKILL)
 
 
 async def more_batches(site: Site, count: int) -> None:
@@ -88,7 +88,7 @@ async def test_the_encoder_is_killed_again_and_again_under_load(tmp_path: Path) 
         loading = asyncio.create_task(load(site, stop, seed=22))
         for _ in range(4):
             await more_batches(site, 3)
-            await kill_child(site.edge, "edge.encoder_process")
+            await kill_children(site.edge, "edge.encoder_process")
         await more_batches(site, 3)
         uplink = await finished(site, stop, loading)
         assert uplink["encoder_restarts"] >= 3
@@ -102,7 +102,7 @@ async def test_the_decoder_is_killed_again_and_again_under_load(tmp_path: Path) 
         loading = asyncio.create_task(load(site, stop, seed=23))
         for _ in range(4):
             await more_batches(site, 3)
-            await kill_child(site.cloud, "cloud.decoder_process")
+            await kill_children(site.cloud, "cloud.decoder_process")
         await more_batches(site, 3)
         uplink = await finished(site, stop, loading)
         assert uplink["refusals"] >= 3

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import uvloop
@@ -15,7 +16,7 @@ from runtime.worker import Worker, WorkerError
 
 
 @asynccontextmanager
-async def worker(**options: float) -> AsyncIterator[Worker]:
+async def worker(**options: Any) -> AsyncIterator[Worker]:
     """Run the worker of tests/kit, which does as the first byte of a request says."""
     one = Worker("tests.kit.worker_process", **options)
     try:
@@ -99,6 +100,18 @@ async def test_it_is_not_started_again_at_once() -> None:
         with pytest.raises(WorkerError, match="a moment ago"):
             await one.call(b"e")
         assert one.starts == 1
+
+
+async def test_a_patient_one_is_waited_for() -> None:
+    loop = asyncio.get_running_loop()
+    async with worker(retry_s=0.3, patient=True) as one:
+        started_s = loop.time()
+        for _ in range(2):
+            with pytest.raises(WorkerError, match="has ended"):
+                await one.call(b"x")
+        assert await one.call(b"echo") == b"echo"
+        assert one.starts == 3
+        assert loop.time() - started_s >= 0.6
 
 
 async def test_one_that_hangs_is_ended() -> None:
