@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.slow_link import Link
-from benchmarks.wire import connect_frame, frame_of
+from benchmarks.wire import connect_frame, cpu_s_of, frame_of
 
 __all__ = ["free_ports", "listening", "main", "rss_mb", "running"]
 
@@ -48,6 +48,7 @@ port = {port}
 port = {http}
 [uplink]
 endpoints = ["mqtt://127.0.0.1:{uplink}"]
+mode = "{mode}"
 historical_s = 1
 backoff_min_s = 0.1
 backoff_max_s = 0.2
@@ -95,6 +96,7 @@ class Drained:
     bytes_up: int
     memory_mb: tuple[float, float]  # of the gateway: with the backlog, most while draining
     latencies_ms: list[float] = field(default_factory=list)
+    cpu_s: dict[str, float] = field(default_factory=dict)  # by process, while draining
 
     def line(self, readings: int) -> str:
         """Return the figures on one line."""
@@ -105,6 +107,9 @@ class Drained:
             f"{self.bytes_up / readings:6.1f} bytes a reading  live p50 {p50:7.0f} ms, "
             f"p99 {p99:7.0f} ms of {len(late)}  memory {self.memory_mb[0]:.0f} MB, "
             f"most {self.memory_mb[1]:.0f} MB"
+            + "".join(
+                f"  {name} {cpu_s / readings * 1e6:.0f} us" for name, cpu_s in self.cpu_s.items()
+            )
         )
 
 
@@ -151,6 +156,17 @@ def rss_mb(pid: int) -> float:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1000
     return 0.0
+
+
+def _cpu_s(edge: int, cloud: int) -> dict[str, float]:
+    """Return the processor seconds of a gateway, a cloud node and the codecs beside them."""
+    used = {}
+    for name, pid, child in (("edge", edge, "encoder"), ("cloud", cloud, "decoder")):
+        used[name] = cpu_s_of(pid)
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for each in (task / "children").read_text().split():
+                used[child] = used.get(child, 0.0) + cpu_s_of(int(each))
+    return used
 
 
 # ---- what is published ---------------------------------------------------------------------------
@@ -255,7 +271,9 @@ async def _ours(folder: Path, options: argparse.Namespace) -> Drained:
     (folder / "cloud.toml").write_text(_CLOUD.format(data=folder, port=cloud, http=cloud_http))
     async with Link(cloud, options.mbit * 125_000, options.rtt_ms / 2000) as link:
         (folder / "edge.toml").write_text(
-            _EDGE.format(data=folder, port=edge, http=edge_http, uplink=link.port)
+            _EDGE.format(
+                data=folder, port=edge, http=edge_http, uplink=link.port, mode=options.mode
+            )
         )
         with running([*tidegate, "edge", "-c", str(folder / "edge.toml")], folder / "log") as one:
             await listening(edge)
@@ -264,9 +282,10 @@ async def _ours(folder: Path, options: argparse.Namespace) -> Drained:
             filled_mb = rss_mb(one.pid)
             drained = Drained("tidegate", 0.0, 0, (0.0, 0.0))
             config = str(folder / "cloud.toml")
-            with running([*tidegate, "cloud", "-c", config], folder / "log"):
+            with running([*tidegate, "cloud", "-c", config], folder / "log") as far:
                 await listening(cloud)
                 began_s = time.monotonic()
+                before = _cpu_s(one.pid, far.pid)
 
                 async def done() -> bool:
                     status = await asyncio.to_thread(_get, f"http://127.0.0.1:{edge_http}/status")
@@ -276,6 +295,8 @@ async def _ours(folder: Path, options: argparse.Namespace) -> Drained:
                     drained.memory_mb = await _until(done, one.pid, filled_mb)
                     drained.seconds = time.monotonic() - began_s
                     drained.bytes_up = link.bytes_up
+                    after = _cpu_s(one.pid, far.pid)
+                    drained.cpu_s = {who: after[who] - before.get(who, 0.0) for who in after}
     return drained
 
 
@@ -363,6 +384,7 @@ def main() -> None:
     parser.add_argument("--mbit", type=float, default=10.0, help="0 = no limit")
     parser.add_argument("--rtt-ms", type=float, default=40.0)
     parser.add_argument("--only-ours", action="store_true")
+    parser.add_argument("--mode", default="auto", help="uplink.mode of ours")
     asyncio.run(_measure(parser.parse_args()))
 
 

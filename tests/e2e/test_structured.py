@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -32,15 +33,18 @@ def children_of(process: Process, module: str) -> list[int]:
     found = []
     for task in Path(f"/proc/{process.pid}/task").iterdir():
         for pid in (task / "children").read_text().split():
-            if module in Path(f"/proc/{pid}/cmdline").read_text():
-                found.append(int(pid))
+            with contextlib.suppress(FileNotFoundError):  # it has just ended
+                if module in Path(f"/proc/{pid}/cmdline").read_text():
+                    found.append(int(pid))
     return found
 
 
 async def kill_children(process: Process, module: str) -> None:
-    """Kill the children that run `module`, once there are any."""
-    for pid in await asyncio.to_thread(wait_for, module, lambda: children_of(process, module)):
-        os.kill(pid, signal.SIGKILL)
+    """Kill the children that run `module`, once there is one: a redial may have started another."""
+    pids = await asyncio.to_thread(wait_for, module, lambda: children_of(process, module))
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # one killed before that took its time
+            os.kill(pid, signal.SIGKILL)
 
 
 async def more_batches(site: Site, count: int) -> None:
