@@ -16,6 +16,15 @@ from cloud.stream.contract import StreamError, StreamFull
 from cloud.stream.jetstream import bodies
 from cloud.stream.jetstream import engine as module
 from cloud.stream.jetstream.engine import JetStreamStream
+from cloud.stream.jetstream.records import (
+    NEVER,
+    AppendRecord,
+    PartRecord,
+    Record,
+    SourceRecord,
+    encode,
+    pack_ranges,
+)
 from runtime.clock import SystemClock
 from tests.cloud.stream_contract import EPOCH, Engine, StreamContract, opened, part, read_all, stone
 from tests.kit.nats import NatsServers, connected, layout_of, nats_single
@@ -246,6 +255,20 @@ async def test_a_ledger_that_went_back_stops_the_node(engine: JetStreamEngine) -
                 await stream.wait({2: 0})
         with pytest.raises(StreamError, match="start this node again"):
             await stream.append([part(1, [2])])
+
+
+@pytest.mark.parametrize(("partition", "raw_seq"), [(64, 99), (3, 1 << 70)])
+async def test_a_record_that_no_node_wrote_stops_the_node(
+    engine: JetStreamEngine, partition: int, raw_seq: int
+) -> None:
+    async with opened(engine) as stream:
+        await stream.append([part(1, [1])])
+        one = PartRecord(("gw", 1), partition, 1, pack_ranges(((1, 1),)), ((raw_seq, 0, 1),))
+        sources = (SourceRecord(("gw", 1), NEVER, 1, ((1, 1),)),)
+        said = encode(Record("hand", 1, 1, (AppendRecord(1, sources, (one,)),)))
+        await stream.connection.publish(engine.layout.ledger_subject, said)
+        with pytest.raises(StreamError, match="start this node again"):
+            await stream.held("gw", EPOCH)
 
 
 async def test_a_body_that_is_gone_shows_as_an_entry_nobody_can_read(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+import cbor2
 import pytest
 
 from bridge.intervals import ranges_of
-from cloud.stream.contract import GivenUp
+from cloud.stream.contract import GivenUp, StreamStats
 from cloud.stream.jetstream.records import (
     NEVER,
     AppendRecord,
@@ -20,6 +21,7 @@ from cloud.stream.jetstream.records import (
     encode,
     pack_ranges,
 )
+from cloud.stream.jetstream.saved import load, steps
 from cloud.stream.jetstream.state import LedgerState
 
 SOURCE = ("gw", 7)
@@ -31,6 +33,10 @@ def append(
     ranges = ranges_of(seqs)
     place = PartRecord(SOURCE, partition, len(seqs), pack_ranges(ranges), ((raw_seq, 0, 10),))
     return AppendRecord(number, (SourceRecord(SOURCE, claim, seqs[-1], ranges),), (place,))
+
+
+def saved(state: LedgerState) -> bytes:
+    return b"".join(steps(state))
 
 
 def record(*appends: AppendRecord, writer: str = "a", **more: object) -> Record:
@@ -118,12 +124,12 @@ def test_a_checkpoint_is_the_same_state() -> None:
         said = Record("n", number, number, (whole,), {"live": {1: number}}, trims)
         taken = state.take(number, decode(encode(said)))
         claim = ("n", number) if taken.counted[0] else claim
-    twin = LedgerState.load(state.dump(), 50)
-    assert twin.dump() == state.dump()
+    twin = load(saved(state), 50)
+    assert saved(twin) == saved(state)
     assert (twin.stats(), twin.ledger()) == (state.stats(), state.ledger())
     assert twin.version(SOURCE) == claim
     for partition in range(4):
-        assert twin.entries(partition, 0) == state.entries(partition, 0)
+        assert list(twin.entries(partition, 0)) == list(state.entries(partition, 0))
     assert twin.backlog({0: 0, 1: 0}) == state.backlog({0: 0, 1: 0})
     assert twin.arrival(SOURCE, seq - 1) == state.arrival(SOURCE, seq - 1)
 
@@ -132,3 +138,46 @@ def test_a_checkpoint_is_the_same_state() -> None:
 def test_bytes_that_are_no_record_are_an_error(data: bytes) -> None:
     with pytest.raises(RecordError):
         decode(data)
+
+
+def test_a_checkpoint_of_the_version_before_is_read() -> None:
+    empty = [0, 0, 0, []]
+    partitions = [empty] * 64
+    partitions[3] = [8192, 9, 8, [[8192, 0, pack_ranges(((8, 11),)), 4, 1000, [9, 0, 10], 9]]]
+    big = [8193, 0, pack_ranges(((12, 12),)), 1, 1000, [10, 0, 1000, 11, 0, 7], 1]
+    partitions[5] = [8193, 1, 0, [big]]
+    stone = ["live", 6, 7, 2, "evicted-age", 5]
+    arrivals = [[[1, 5], 5, 1000, [3, 4096]], [[8, 12], 5, 1000, [3, 8192, 5, 8193]]]
+    source = [*SOURCE, ["a", 2], 12, [1, 5, 8, 12], [stone], arrivals]
+    state = load(cbor2.dumps([1, 3, [source], partitions, {"live": {3: 9}}, [0, 0]]), 10)
+    assert state.seq == 3
+    assert state.version(SOURCE) == ("a", 2)
+    assert state.held(SOURCE).ranges() == [(1, 5), (8, 12)]
+    assert [one.seq_ranges for one in state.entries(3, 0)] == [((8, 11),)]
+    assert [one.extents for one in state.entries(5, 0)] == [((10, 0, 1000), (11, 0, 7))]
+    assert state.stats() == StreamStats(5, 2, 1017, {3: 8192, 5: 8193})
+    assert (state.floor(3), state.cursors("live")) == (8, {3: 9})
+    assert state.ledger()[0].given_up == (GivenUp(*SOURCE, *stone),)
+    arrival = state.arrival(SOURCE, 9)
+    assert arrival is not None
+    assert arrival.places == ((3, 8192), (5, 8193))
+    again = load(saved(state), 10)
+    assert (again.stats(), again.ledger()) == (state.stats(), state.ledger())
+
+
+def test_what_is_taken_while_a_checkpoint_is_made_is_not_in_it() -> None:
+    state = LedgerState(10)
+    state.take(1, record(append(1, NEVER, range(1, 6))))
+    before = saved(state)
+    making = steps(state)
+    pieces = [next(making)]
+    position = state.stats().last_positions[3]
+    state.take(2, record(append(2, ("a", 1), range(6, 9)), append(1, NEVER, range(1, 2))))
+    state.take(3, record(trims={3: position}, cursors={"live": {3: position}}))
+    pieces += making
+    assert b"".join(pieces) == before
+
+
+def test_a_checkpoint_of_a_version_to_come_is_refused() -> None:
+    with pytest.raises(ValueError, match="version 3"):
+        load(cbor2.dumps([3]), 10)

@@ -26,9 +26,9 @@ from cloud.cluster.connection import (
 )
 from cloud.cluster.layout import RAW_STREAMS, Layout
 from cloud.stream.contract import StreamError, StreamFull
+from cloud.stream.jetstream.entries import Indexed
 from cloud.stream.jetstream.records import Extent
 from cloud.stream.jetstream.rounds import Rounds
-from cloud.stream.jetstream.state import Indexed
 from runtime.logs import limited
 
 __all__ = ["FULL_CODES", "RETRY_CODES", "BodyReader", "BodyWriter", "Messages"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+from collections.abc import Iterator
 
 import cbor2
 import structlog
@@ -22,6 +23,7 @@ from cloud.cluster.connection import ApiError, ClusterError, Connection
 from cloud.cluster.layout import Layout
 from cloud.cluster.reading import insist
 from cloud.stream.contract import StreamError
+from cloud.stream.jetstream.saved import load, steps
 from cloud.stream.jetstream.state import LedgerState
 
 __all__ = ["Checkpoints"]
@@ -84,7 +86,7 @@ class Checkpoints:
         if hashlib.sha256(packed).digest() != digest:
             raise ValueError(f"checkpoint {seq} is damaged")
         data = zstandard.ZstdDecompressor().decompress(packed, max_output_size=_BYTES_MAX)
-        return LedgerState.load(data, arrivals_max)
+        return load(data, arrivals_max)
 
     async def _last(self, *tokens: object) -> tuple[int, bytes] | None:
         subject = self._layout.checkpoint_subject(*tokens)
@@ -98,19 +100,19 @@ class Checkpoints:
         """Write a checkpoint of `state` as it is now; return False when a newer one exists.
 
         Args:
-            state: Read before anything is awaited.
+            state: As it is at the call, whatever is taken meanwhile.
             keep_records: How many records before it stay in the ledger, for nodes that lag.
 
         Raises:
             StreamError: it was not written; the old one stands.
         """
-        seq, data = state.seq, state.dump()
+        seq, pieces = state.seq, steps(state)
         try:
-            return await self._save(seq, data, keep_records)
+            return await self._save(seq, pieces, keep_records)
         except ClusterError as error:
             raise StreamError(f"{self._layout.checkpoint_stream}: {error}") from None
 
-    async def _save(self, seq: int, data: bytes, keep_records: int) -> bool:
+    async def _save(self, seq: int, steps_left: Iterator[bytes], keep_records: int) -> bool:
         head = await self._last("head")
         before = 0
         if head is not None:
@@ -118,6 +120,11 @@ class Checkpoints:
             if before >= seq:
                 self.seq = before
                 return False
+        made = []
+        for piece in steps_left:
+            made.append(piece)
+            await asyncio.sleep(0)
+        data = b"".join(made)
         packed = await asyncio.to_thread(zstandard.ZstdCompressor(level=3).compress, data)
         pieces = [packed[at : at + _PIECE_BYTES] for at in range(0, len(packed), _PIECE_BYTES)]
         for number, piece in enumerate(pieces):

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import random
 import secrets
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -45,9 +46,10 @@ from cloud.stream.jetstream.bodies import BodyReader, BodyWriter, Messages
 from cloud.stream.jetstream.checkpoint import Checkpoints
 from cloud.stream.jetstream.commits import Commits
 from cloud.stream.jetstream.dead import DeadLetterBox
+from cloud.stream.jetstream.entries import Indexed
 from cloud.stream.jetstream.lines import Lines
 from cloud.stream.jetstream.records import RecordError, decode
-from cloud.stream.jetstream.state import Indexed, LedgerState
+from cloud.stream.jetstream.state import LedgerState
 from runtime.clock import Clock
 
 __all__ = ["JetStreamStream"]
@@ -248,7 +250,13 @@ class JetStreamStream:
             self._break(f"{self.layout.ledger_stream}: record {message.seq}: {error}")
             return
         self._record_bytes += len(message.data)
-        taken = self._state.take(message.seq, record)
+        try:
+            taken = self._state.take(message.seq, record)
+        except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
+            self._break(
+                f"{self.layout.ledger_stream}: record {message.seq}: no node wrote it: {error}"
+            )
+            return
         if record.writer == self._commits.writer:
             self._commits.read_back(record, taken.counted)
         if taken.added:
@@ -298,7 +306,7 @@ class JetStreamStream:
         while True:
             self._check_open()
             state = self._state
-            if any(state.first_after(p, at) is not None for p, at in positions.items()):
+            if any(state.has_after(p, at) for p, at in positions.items()):
                 return
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._appended.append(waiter)

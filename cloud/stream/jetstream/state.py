@@ -15,13 +15,9 @@ union of what every append that counted brought.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import cbor2
 
 from bridge.intervals import IntervalSet, Range
 from cloud.ranges import apart
@@ -34,66 +30,35 @@ from cloud.stream.contract import (
     SourceLedger,
     StreamStats,
 )
-from cloud.stream.jetstream.records import (
-    NEVER,
-    AppendRecord,
-    Extent,
-    Record,
-    SourceRecord,
-    Version,
-    count_of,
-    extents_of,
-    flat,
-    pairs,
-    unpack_ranges,
-)
+from cloud.stream.jetstream.entries import EntryColumns, Indexed
+from cloud.stream.jetstream.packed_arrivals import pack_arrival, unpack_arrival
+from cloud.stream.jetstream.records import NEVER, AppendRecord, Record, SourceRecord, Version
 
-__all__ = ["PARTS_MAX", "Indexed", "LedgerState", "Taken"]
+__all__ = ["PARTS_MAX", "LedgerState", "Partition", "SourceState", "Taken"]
 
 _PART_BITS = 12
 PARTS_MAX = 1 << _PART_BITS  # of one record
-_VERSION = 1
-
-
-@dataclass(slots=True, frozen=True)
-class Indexed:
-    """An entry without its body."""
-
-    partition: int
-    position: int
-    source: Source
-    packed: bytes  # its seqs
-    count: int
-    appended_us: int
-    extents: tuple[Extent, ...]
-    through: int  # readings of the partition up to and with this entry, since the beginning
-
-    @property
-    def seq_ranges(self) -> tuple[Range, ...]:
-        """Its seqs, unpacked when asked for."""
-        return unpack_ranges(self.packed, self.count)
-
-    @property
-    def bytes(self) -> int:
-        """Length of the body."""
-        return sum(length for _, _, length in self.extents)
 
 
 @dataclass(slots=True)
-class _Partition:
-    entries: list[Indexed] = field(default_factory=list)
+class Partition:
+    """One partition."""
+
+    entries: EntryColumns
     last_position: int = 0
-    through: int = 0
     floor: int = 0  # highest sequence of RAW that may be purged
 
 
 @dataclass(slots=True)
-class _SourceState:
+class SourceState:
+    """One source."""
+
+    place: int  # among all
     version: Version = NEVER
     assigned: int = 0
     held: IntervalSet = field(default_factory=IntervalSet)
     given_up: dict[tuple[str, int, str], GivenUp] = field(default_factory=dict)
-    arrivals: deque[Arrival] = field(default_factory=deque)
+    arrivals: deque[bytes] = field(default_factory=deque)  # see packed_arrivals.py
 
 
 @dataclass(slots=True, frozen=True)
@@ -114,17 +79,22 @@ class LedgerState:
         seq: Sequence of the last record taken.
         appends: Appends that counted, since this object was made.
         void: Those that did not.
+        arrivals_max, arrivals, names, partitions, sources, cursors_of: What
+            cloud/stream/jetstream/saved.py saves and restores; nobody else looks at them.
     """
 
     def __init__(self, arrivals_max: int) -> None:
         self.seq = 0
         self.appends = 0
         self.void = 0
-        self._arrivals_max = arrivals_max
-        self._arrivals: deque[Source] = deque()  # whose oldest arrival goes first
-        self._partitions = [_Partition() for _ in range(PARTITIONS)]
-        self._sources: dict[Source, _SourceState] = {}
-        self._cursors: dict[str, dict[int, int]] = {}
+        self.arrivals_max = arrivals_max
+        self.arrivals: deque[int] = deque()  # places of sources whose oldest arrival goes first
+        self.names: list[Source] = []  # the sources by place
+        self.partitions = [
+            Partition(EntryColumns(number, self.names)) for number in range(PARTITIONS)
+        ]
+        self.sources: dict[Source, SourceState] = {}
+        self.cursors_of: dict[str, dict[int, int]] = {}
         self._readings = self._entries = self._bytes = 0
 
     # ---- taking ----------------------------------------------------------------------------------
@@ -145,7 +115,7 @@ class LedgerState:
                 self.void += 1
             number += len(append.parts)
         for sink, positions in record.cursors.items():
-            known = self._cursors.setdefault(sink, {})
+            known = self.cursors_of.setdefault(sink, {})
             for partition, position in positions.items():
                 known[partition] = max(position, known.get(partition, 0))
         for partition, up_to in record.trims.items():
@@ -158,7 +128,7 @@ class LedgerState:
             if one.claim is not None and one.claim != self.version(one.source):
                 return False
         return all(
-            raw_seq > self._partitions[part.partition].floor
+            raw_seq > self.partitions[part.partition].floor
             for part in append.parts
             for raw_seq, _, _ in part.extents
         )
@@ -166,21 +136,18 @@ class LedgerState:
     def _append(self, record: Record, append: AppendRecord, position: int) -> None:
         time_us = record.time_us
         for one in append.sources:
-            state = self._sources.setdefault(one.source, _SourceState())
+            state = self.source(one.source)
             state.assigned = max(state.assigned, one.assigned)
         places: dict[Source, list[tuple[int, int]]] = {}
         for part in append.parts:
-            partition = self._partitions[part.partition]
-            partition.through += part.count
+            partition = self.partitions[part.partition]
             partition.last_position = position
-            entry = Indexed(
-                part.partition, position, part.source, part.packed, part.count, time_us,
-                part.extents, partition.through,
+            self._bytes += partition.entries.append(
+                position, self.sources[part.source].place, part.packed, part.count, time_us,
+                part.extents,
             )  # fmt: skip
-            partition.entries.append(entry)
             self._entries += 1
             self._readings += part.count
-            self._bytes += entry.bytes
             places.setdefault(part.source, []).append((part.partition, position))
             position += 1
         for stone in append.given_up:
@@ -192,79 +159,86 @@ class LedgerState:
     def _brought(
         self, record: Record, number: int, one: SourceRecord, places: Sequence[tuple[int, int]]
     ) -> None:
-        state = self._sources[one.source]
+        state = self.sources[one.source]
         state.held.update(one.seq_ranges)
         state.version = (record.writer, number)
-        if not self._arrivals_max:
+        if not self.arrivals_max:
             return
-        count = count_of(one.seq_ranges)
-        arrival = Arrival(*one.source, one.seq_ranges, count, record.time_us, tuple(places))
-        state.arrivals.append(arrival)
-        self._arrivals.append(one.source)
-        while len(self._arrivals) > self._arrivals_max:
-            self._sources[self._arrivals.popleft()].arrivals.popleft()
+        state.arrivals.append(pack_arrival(record.time_us, one.seq_ranges, places))
+        self.arrivals.append(state.place)
+        self.forget_arrivals()
+
+    def forget_arrivals(self) -> None:
+        """Forget the oldest arrivals that are too many."""
+        while len(self.arrivals) > self.arrivals_max:
+            self.sources[self.names[self.arrivals.popleft()]].arrivals.popleft()
 
     def _give_up(self, stone: GivenUp) -> None:
-        state = self._sources.setdefault((stone.gateway, stone.epoch), _SourceState())
+        state = self.source((stone.gateway, stone.epoch))
         key = (stone.lane, stone.first_seq, stone.reason)
         known = state.given_up.get(key)
         if known is None or stone.last_seq > known.last_seq:
             state.given_up[key] = stone
 
     def _trim(self, number: int, up_to: int) -> None:
-        partition = self._partitions[number]
-        end = _past(partition.entries, up_to)
-        if not end:
+        partition = self.partitions[number]
+        gone = partition.entries.trim(up_to)
+        if gone is None:
             return
-        gone = partition.entries[:end]
-        del partition.entries[:end]
-        for entry in gone:
-            self._entries -= 1
-            self._readings -= entry.count
-            self._bytes -= entry.bytes
-        floor = max(raw_seq for entry in gone for raw_seq, _, _ in entry.extents)
-        kept = (raw_seq for entry in partition.entries for raw_seq, _, _ in entry.extents)
-        partition.floor = max(partition.floor, min(floor, min(kept, default=floor + 1) - 1))
+        self._entries -= gone.entries
+        self._readings -= gone.readings
+        self._bytes -= gone.bytes
+        kept = partition.entries.first_raw_seq()
+        floor = gone.raw_seq if kept is None else min(gone.raw_seq, kept - 1)
+        partition.floor = max(partition.floor, floor)
+
+    def source(self, source: Source) -> SourceState:
+        """Return a source, which is known from then on."""
+        state = self.sources.get(source)
+        if state is None:
+            state = self.sources[source] = SourceState(len(self.names))
+            self.names.append(source)
+        return state
+
+    def count_again(self) -> None:
+        """Have the sums right after partitions were loaded."""
+        self._entries = sum(len(partition.entries) for partition in self.partitions)
+        totals = [partition.entries.totals() for partition in self.partitions]
+        self._readings = sum(readings for readings, _ in totals)
+        self._bytes = sum(size for _, size in totals)
 
     # ---- asking ----------------------------------------------------------------------------------
 
     def version(self, source: Source) -> Version:
         """Return the last append that counted and brought readings of a source."""
-        state = self._sources.get(source)
+        state = self.sources.get(source)
         return state.version if state is not None else NEVER
 
     def held(self, source: Source) -> IntervalSet:
         """Return the seqs ever taken of a source; not to be changed."""
-        state = self._sources.get(source)
+        state = self.sources.get(source)
         return state.held if state is not None else IntervalSet()
 
-    def entries(self, partition: int, after: int) -> Sequence[Indexed]:
-        """Return the entries past a position, oldest first."""
-        found = self._partitions[partition].entries
-        return found[_past(found, after) :]
+    def entries(self, partition: int, after: int) -> Iterator[Indexed]:
+        """Yield the entries past a position, oldest first; nothing may be taken meanwhile."""
+        return self.partitions[partition].entries.after(after)
 
-    def first_after(self, partition: int, after: int) -> Indexed | None:
-        """Return the first entry past a position."""
-        found = self._partitions[partition].entries
-        at = _past(found, after)
-        return found[at] if at < len(found) else None
+    def has_after(self, partition: int, after: int) -> bool:
+        """Return whether there is an entry past a position."""
+        found = self.partitions[partition].entries
+        return found.past(after) < len(found)
 
     def floor(self, partition: int) -> int:
         """Return the highest sequence of RAW that may be purged of a partition."""
-        return self._partitions[partition].floor
+        return self.partitions[partition].floor
 
     def trimmable(self, partition: int, up_to: int, before_us: int | None) -> int:
         """Return the position up to which a trim would forget; 0 when it would forget nothing."""
-        reached = 0
-        for entry in self._partitions[partition].entries:
-            if entry.position > up_to or (before_us is not None and entry.appended_us >= before_us):
-                break
-            reached = entry.position
-        return reached
+        return self.partitions[partition].entries.reached(up_to, before_us)
 
     def cursors(self, sink: str) -> dict[int, int]:
         """Return the positions a sink committed."""
-        return dict(self._cursors.get(sink, {}))
+        return dict(self.cursors_of.get(sink, {}))
 
     def stats(self) -> StreamStats:
         """Return sizes and last positions."""
@@ -274,7 +248,7 @@ class LedgerState:
             self._bytes,
             {
                 number: partition.last_position
-                for number, partition in enumerate(self._partitions)
+                for number, partition in enumerate(self.partitions)
                 if partition.last_position
             },
         )
@@ -285,15 +259,16 @@ class LedgerState:
             SourceLedger(
                 *source, state.assigned, tuple(state.held.ranges()), tuple(state.given_up.values())
             )
-            for source, state in sorted(self._sources.items())
+            for source, state in sorted(self.sources.items())
         ]
 
     def arrival(self, source: Source, seq: int) -> Arrival | None:
         """Return the append that brought a seq, if it is remembered."""
-        state = self._sources.get(source)
-        for arrival in reversed(state.arrivals if state is not None else ()):
-            if any(first <= seq <= last for first, last in arrival.seq_ranges):
-                return arrival
+        state = self.sources.get(source)
+        for packed in reversed(state.arrivals if state is not None else ()):
+            found = unpack_arrival(source, packed, seq)
+            if found is not None:
+                return found
         return None
 
     def ranges_after(self, positions: Mapping[int, int]) -> dict[Source, list[Range]]:
@@ -308,111 +283,11 @@ class LedgerState:
         """Return how much lies past each position."""
         found: dict[int, Backlog] = {}
         for number, position in positions.items():
-            entries = self._partitions[number].entries
-            at = _past(entries, position)
-            if at == len(entries):
-                found[number] = Backlog(0, 0, 0)
-                continue
-            first, last = entries[at], entries[-1]
-            readings = last.through - first.through + first.count
-            found[number] = Backlog(len(entries) - at, readings, first.appended_us)
+            entries = self.partitions[number].entries
+            count = len(entries) - entries.past(position)
+            found[number] = (
+                Backlog(count, entries.readings_past(position), entries.time_past(position))
+                if count
+                else Backlog(0, 0, 0)
+            )
         return found
-
-    # ---- as bytes --------------------------------------------------------------------------------
-
-    def dump(self) -> bytes:
-        """Return everything as bytes, for a checkpoint."""
-        sources = list(self._sources)
-        places = {source: place for place, source in enumerate(sources)}
-        return cbor2.dumps(
-            [
-                _VERSION,
-                self.seq,
-                [_source_out(source, self._sources[source]) for source in sources],
-                [
-                    [
-                        partition.last_position,
-                        partition.through,
-                        partition.floor,
-                        [
-                            [entry.position, places[entry.source], entry.packed,
-                             entry.count, entry.appended_us, flat(entry.extents), entry.through]
-                            for entry in partition.entries
-                        ],
-                    ]
-                    for partition in self._partitions
-                ],
-                self._cursors,
-                [places[source] for source in self._arrivals],
-            ]
-        )  # fmt: skip
-
-    @classmethod
-    def load(cls, data: bytes, arrivals_max: int) -> LedgerState:
-        """Return the state that `dump` wrote.
-
-        Raises:
-            ValueError: it is of another version.
-        """
-        version, seq, sources, partitions, cursors, arrivals = cbor2.loads(data)
-        if version != _VERSION:
-            raise ValueError(f"a checkpoint of version {version}, this one knows {_VERSION}")
-        state = cls(arrivals_max)
-        state.seq = seq
-        names: list[Source] = []
-        for row in sources:
-            source, known = _source_in(row)
-            names.append(source)
-            state._sources[source] = known
-        state._cursors = cursors
-        state._arrivals.extend(names[place] for place in arrivals)
-        while len(state._arrivals) > arrivals_max:
-            state._sources[state._arrivals.popleft()].arrivals.popleft()
-        for number, (last_position, through, floor, rows) in enumerate(partitions):
-            entries = [
-                Indexed(number, position, names[place], packed, count,
-                        appended_us, extents_of(extents), upto)
-                for position, place, packed, count, appended_us, extents, upto in rows
-            ]  # fmt: skip
-            state._partitions[number] = _Partition(entries, last_position, through, floor)
-            state._entries += len(entries)
-            state._readings += sum(entry.count for entry in entries)
-            state._bytes += sum(entry.bytes for entry in entries)
-        return state
-
-
-# ---- helpers -------------------------------------------------------------------------------------
-
-
-def _past(entries: Sequence[Indexed], position: int) -> int:
-    return bisect_right(entries, position, key=lambda entry: entry.position)
-
-
-def _source_out(source: Source, state: _SourceState) -> list[Any]:
-    return [
-        *source,
-        list(state.version),
-        state.assigned,
-        flat(state.held.ranges()),
-        [
-            [one.lane, one.first_seq, one.last_seq, one.count, one.reason, one.time_us]
-            for one in state.given_up.values()
-        ],
-        [
-            [flat(one.seq_ranges), one.count, one.arrived_us, flat(one.places)]
-            for one in state.arrivals
-        ],
-    ]
-
-
-def _source_in(row: list[Any]) -> tuple[Source, _SourceState]:
-    gateway, epoch, version, assigned, held, stones, arrivals = row
-    state = _SourceState((version[0], version[1]), assigned, IntervalSet(pairs(held)))
-    for lane, first, last, count, reason, time_us in stones:
-        stone = GivenUp(gateway, epoch, lane, first, last, count, reason, time_us)
-        state.given_up[lane, first, reason] = stone
-    for ranges, count, arrived_us, places in arrivals:
-        state.arrivals.append(
-            Arrival(gateway, epoch, pairs(ranges), count, arrived_us, pairs(places))
-        )
-    return (gateway, epoch), state
