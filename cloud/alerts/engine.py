@@ -222,6 +222,17 @@ class RuleEngine:
         self._changed.clear()
         return stored
 
+    def dump(self) -> Iterator[StoredSeries]:
+        """Yield all state, for whoever goes on with it elsewhere."""
+        for key, series in self.series.items():
+            rule = series.rule
+            yield StoredSeries(key, rule.config.severity, rule.fingerprint, series.dump())
+
+    def close(self) -> None:
+        """Count no more: another node goes on with it."""
+        self._stats.series -= len(self.series)
+        self.series.clear()
+
     def load(self, kept: Iterable[StoredSeries], now_us: int) -> list[Transition]:
         """Bring back kept state; series of rules that are gone or changed end here.
 

@@ -20,8 +20,8 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
@@ -155,14 +155,30 @@ class Outbox:
         targets: Mapping[str, Target],
         clock: Clock,
         rng: random.Random | None = None,
+        settled: Callable[[Message], None] = lambda _message: None,
     ) -> None:
         self.stats = OutboxStats()
+        self._settled = settled
         self._store = store
         self._targets = targets
         self._clock = clock
         self._rng = rng or random.Random()
         self._health = {name: _Health() for name in targets}
         self._wakes = {name: asyncio.Event() for name in targets}
+        self._under_way = {name: asyncio.Lock() for name in targets}
+
+    @asynccontextmanager
+    async def quiet(self, timeout_s: float) -> AsyncIterator[bool]:
+        """Let nothing be under way in the block; False: what was takes longer than `timeout_s`."""
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    for lock in self._under_way.values():
+                        await stack.enter_async_context(lock)
+            except TimeoutError:
+                yield False
+            else:
+                yield True
 
     def wake(self) -> None:
         """Look for due messages now: some were added."""
@@ -193,7 +209,8 @@ class Outbox:
                         await wake.wait()
             if health.closed_until_us <= self._clock.wall_us():
                 due = partial(self._store.due, name, self._clock.wall_us(), AT_ONCE_MAX)
-                await self._deliver(name, await self._insist(name, due))
+                async with self._under_way[name]:
+                    await self._deliver(name, await self._insist(name, due))
 
     async def _insist(self, name: str, ask: Callable[[], Awaitable[T]]) -> T:
         """Return what the store answers, however long its disk is full or fails."""
@@ -223,6 +240,9 @@ class Outbox:
             pause_s = max(self._pause_s(queued.attempts), retry_after_s)
             again.append((self._clock.wall_us() + round(pause_s * 1_000_000), queued.id))
         await self._insist(name, partial(self._store.settle, done, again))
+        for queued, task in zip(due, tasks, strict=True):
+            if task.result() is None:
+                self._settled(queued.message)
 
     async def _attempt(self, message: Message) -> float | None:
         """Try once; None when the message is done with, else the least pause in seconds."""

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 from cloud.alerts.config import RuleConfig
 from cloud.alerts.sink import AlertSink
+from cloud.cluster.alerts import ClusterAlertStates
+from cloud.cluster.bucket import Bucket
 from cloud.parts import CloudNode
 from cloud.sinks.contract import Sink
+from cloud.stream.jetstream.engine import JetStreamStream
 from mqtt.broker.broker import Outgoing
 
 __all__ = ["AlertsPart"]
@@ -30,7 +33,13 @@ class AlertsPart:
             await node.broker.publish_many([Outgoing(topic, payload, qos=1, retain=True)])
 
         path = node.config.data / "cloud" / "alerts.db"
-        self.sink = AlertSink(node.config.alerts, path, node.clock, node.stream_ends, publish)
+        states = None
+        if isinstance(node.stream, JetStreamStream):
+            bucket = Bucket(node.stream.connection, node.stream.layout.bucket("alerts"))
+            states = ClusterAlertStates(bucket)
+        self.sink = AlertSink(
+            node.config.alerts, path, node.clock, node.stream_ends, publish, states=states
+        )
         return [self.sink]
 
     async def start(self, node: CloudNode) -> None:

@@ -16,6 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import sqlite3
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -28,10 +29,17 @@ import structlog
 from bridge.partition import partition_of
 from cloud.alerts.config import SEVERITIES, AlertsConfig, RuleConfig
 from cloud.alerts.engine import Batch, EngineStats, RuleEngine, StoredSeries
+from cloud.alerts.handover import (
+    KEEP_EVERY_US,
+    HandOver,
+    PartitionState,
+    PartitionStates,
+    partition_of_message,
+)
 from cloud.alerts.outbox import MQTT, MqttTarget, Outbox, Publish, Target, WebhookTarget
 from cloud.alerts.rules import Bounds, Rule
 from cloud.alerts.series import FIRING, Series, Transition
-from cloud.alerts.store import AlertStore, Changes
+from cloud.alerts.store import AlertStore, Changes, Message
 from cloud.alerts.teller import Teller, webhook_target
 from cloud.sinks.contract import DecodedEntry, SinkUnavailable
 from cloud.stream.contract import Entry
@@ -52,6 +60,7 @@ ALIVE_EVERY_US = 5_000_000  # how exactly a restart knows since when nobody list
 SLICE_S = 0.005  # how long readings may keep the event loop from others
 COMMIT_EVERY_US = 250_000  # of state that nobody waits to be told of
 IDLE_PAUSE_S = 1.0
+_QUIET_S = 3.0  # how long a hand-over waits for messages under way
 BUSY_PAUSE_S = 0.05
 
 
@@ -75,6 +84,7 @@ class AlertSink:
         heads: Heads,
         publish: Publish | None,
         *,
+        states: PartitionStates | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -86,6 +96,8 @@ class AlertSink:
             clock: Its wall clock is compared with the times of readings.
             heads: Tells how far the stream is, so that time stands still behind it.
             publish: Publishes an alert on MQTT, retained at QoS 1; None = MQTT is not used.
+            states: Where the nodes of a cluster keep the state of partitions; None: alerts.db has
+                everything.
             transport: Replaces the network of webhooks, for tests.
             rng: For pauses between attempts.
         """
@@ -106,6 +118,8 @@ class AlertSink:
         self._changes = Changes()
         self._teller = Teller(config, mqtt=publish is not None)
         self._turns: frozenset[int] | None = None  # None: all partitions are ours
+        self._states = states
+        self._hand_over: HandOver | None = None
         self._deaf = (0, 0)
         self._alive_us = 0
         self._dropped = 0
@@ -127,10 +141,13 @@ class AlertSink:
         store = self._store = await AlertStore.open(
             self._path, history_max=limits.history_max, outbox_max=limits.outbox_max
         )
+        if self._states is not None:
+            self._hand_over = HandOver(self._states, stream_epoch)
+            await store.forget()
         kept = await store.load()
         await store.begin(stream_epoch)
         now_us = self._clock.wall_us()
-        if kept.alive_us:
+        if kept.alive_us and self._hand_over is None:
             down_us = max(now_us - kept.alive_us, 0)
             self._deaf = (kept.alive_us, now_us + min(down_us, START_GRACE_MAX_US))
         if kept.stream_epoch == stream_epoch:
@@ -140,7 +157,7 @@ class AlertSink:
         discarded = await store.discard_others(self._targets)
         if discarded:
             log.warning("messages_dropped", count=discarded, cause="their webhook was removed")
-        self._outbox = Outbox(store, self._targets, self._clock, self._rng)
+        self._outbox = Outbox(store, self._targets, self._clock, self._rng, self._message_told)
         await self._commit()
         self._tasks = [
             asyncio.create_task(self._watch(), name="alerts-deadlines"),
@@ -150,6 +167,84 @@ class AlertSink:
     async def cursors(self) -> Mapping[int, int]:
         """Return the position reached in each partition."""
         return dict(self._positions)
+
+    async def claim(self, tokens: Mapping[int, int]) -> Mapping[int, int]:
+        """Go on with partitions where their last holder has ended, or died.
+
+        Raises:
+            SinkFenced: of some a higher token is known.
+            SinkUnavailable: their state cannot be read now.
+        """
+        if self._hand_over is not None:
+            async with self._lock:
+                for partition, state in (await self._hand_over.claim(tokens)).items():
+                    self._adopt(partition, state)
+                await self._commit()
+            self._wake.set()
+        return {p: self._positions.get(p, 0) for p in tokens}
+
+    def _adopt(self, partition: int, state: PartitionState | None) -> None:
+        self._let_go(partition)
+        assert self._hand_over is not None
+        self._positions[partition] = self._hand_over.kept()[partition]
+        if state is None:
+            return
+        engine = self._engine(partition)
+        now_us = self._clock.wall_us()
+        down_us = now_us - state.kept_us
+        if down_us > 2 * KEEP_EVERY_US:  # no node has listened
+            engine.deaf(state.kept_us, now_us + min(down_us, START_GRACE_MAX_US))
+        self._note(engine, engine.load(state.series, min(state.now_us, now_us)))
+        self._teller.check(engine.series)
+        self._changes.outbox += [one for one in state.messages if one.target in self._targets]
+
+    def _let_go(self, partition: int) -> None:
+        """Forget a partition that is another's, with what was not committed of it."""
+        engine = self._engines.pop(partition, None)
+        if engine is not None:
+            engine.close()
+        self._positions.pop(partition, None)
+        self._applied.pop(partition, None)
+        self._changes.leave_out(partition)
+
+    async def give_up(self, partitions: Collection[int]) -> None:
+        """Keep the state of partitions, and what was not told of them, for their next holder."""
+        if self._hand_over is None or self._store is None:
+            return
+        assert self._outbox is not None
+        async with self._outbox.quiet(_QUIET_S), self._lock:
+            try:
+                await self._keep([p for p in partitions if p not in self._applied])
+            except SinkUnavailable as error:  # the next holder reads the last minute again
+                log.warning("state_not_handed_over", error=str(error))
+            pending = await self._store.pending()
+            await self._store.drop(m for m in pending if partition_of_message(m) in partitions)
+            self._hand_over.forget(partitions)
+            for partition in partitions:
+                self._let_go(partition)
+
+    def kept(self) -> Mapping[int, int] | None:
+        """Return the positions that another holder could go on from; None: alerts.db has them."""
+        return None if self._hand_over is None else self._hand_over.kept()
+
+    def _message_told(self, message: Message) -> None:
+        if self._hand_over is not None:
+            self._hand_over.told(message)
+            self._wake.set()
+
+    async def _keep(self, partitions: Collection[int]) -> None:
+        """Keep what the next holders of partitions have to know."""
+        if not partitions:
+            return
+        assert self._hand_over is not None
+        assert self._store is not None
+        pending = await self._store.pending()
+        lost = await self._hand_over.keep(
+            self._changes, self._engines, pending, self._clock.wall_us(), partitions
+        )
+        for partition in lost:
+            log.warning("partition_fenced", partition=partition)
+            self._let_go(partition)
 
     async def write(self, entries: Sequence[DecodedEntry], cursors: Mapping[int, int]) -> None:
         """Run the rules over `entries` and commit the outcome with `cursors`.
@@ -166,6 +261,8 @@ class AlertSink:
         """
         loop = asyncio.get_running_loop()
         async with self._lock:
+            if self._hand_over is not None:
+                self._hand_over.check(cursors)
             slice_ends_s = loop.time() + SLICE_S
             for decoded in entries:
                 self._apply(decoded, again=not cursors)
@@ -175,11 +272,7 @@ class AlertSink:
             await self._advance(cursors)
 
     def turns(self, partitions: Collection[int]) -> None:
-        """Watch the deadlines of these partitions only: others are another node's by now.
-
-        State stays. Should a partition come back, time stands still in it until the entries that
-        the other node has seen have been seen here too.
-        """
+        """Watch the deadlines of these partitions only: others are another node's by now."""
         self._turns = frozenset(partitions)
         self._wake.set()
 
@@ -190,9 +283,12 @@ class AlertSink:
 
     async def close(self) -> None:
         """Stop watching and delivering, and release alerts.db; harmless when never opened."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        async with contextlib.AsyncExitStack() as stack:
+            if self._hand_over is not None and self._outbox is not None:  # or it is told again
+                await stack.enter_async_context(self._outbox.quiet(_QUIET_S))
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         if self._outbox is not None:
             await self._outbox.close()
@@ -201,6 +297,8 @@ class AlertSink:
                 try:
                     if not self._applied:  # else half a write is in the state: it comes again
                         await self._commit()
+                        if self._hand_over is not None:
+                            await self._keep(list(self._engines))
                 except SinkUnavailable as error:
                     log.warning("state_not_written", error=str(error))
                 store, self._store = self._store, None
@@ -262,17 +360,14 @@ class AlertSink:
             if self._applied:  # half a write is in the state, and comes again
                 raise SinkUnavailable(f"{self._path}: cannot be written now")
             await self._commit()
-            try:
-                kept = await self._store.load()
-            except sqlite3.Error as error:
-                raise SinkUnavailable(f"{self._path}: {error}") from error
+            kept = [item for engine in self._engines.values() for item in engine.dump()]
             times = {partition: engine.now_us for partition, engine in self._engines.items()}
             self._config = replace(self._config, rule=tuple(rules))
             self._rules = [Rule(rule) for rule in rules]
             self._teller = Teller(self._config, mqtt=MQTT in self._targets)
             self._engines.clear()
             self.stats.series = 0
-            self._load(kept.series, times)
+            self._load(kept, times)
             await self._commit()
         self._wake.set()
 
@@ -325,6 +420,8 @@ class AlertSink:
         for partition, position in cursors.items():
             engine = self._engines.get(partition)
             self._changes.cursors[partition] = (position, engine.now_us if engine else 0)
+            if self._hand_over is not None:
+                self._hand_over.reached(partition, position)
         idle_us = abs(self._clock.wall_us() - self._alive_us)
         if self._changes.urgent or idle_us >= COMMIT_EVERY_US:
             await self._commit()
@@ -397,6 +494,7 @@ class AlertSink:
         changed = self._changes or any(one.has_changes for one in self._engines.values())
         if (
             self._changes.urgent
+            or (self._hand_over is not None and self._hand_over.waits)
             or (changed and idle_us >= COMMIT_EVERY_US)
             or (self.stats.series and idle_us >= ALIVE_EVERY_US)
         ):
@@ -419,6 +517,10 @@ class AlertSink:
                 changes.series.update((item.key, item) for item in engine.dump_changes())
         now_us = self._clock.wall_us()
         try:
+            if self._hand_over is not None:
+                await self._keep(self._hand_over.wanted(changes, now_us))
+                changes.cursors.clear()
+                changes.series.clear()
             dropped = await self._store.commit(changes, now_us)
         except sqlite3.Error as error:
             raise SinkUnavailable(f"{self._path}: {error}") from error

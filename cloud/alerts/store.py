@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bridge.partition import partition_of
 from cloud.alerts.engine import StoredSeries
 from cloud.alerts.series import Key, Transition
 from cloud.database import (
@@ -126,6 +127,15 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(self.cursors or self.series or self.history or self.outbox)
+
+    def leave_out(self, partition: int) -> None:
+        """Drop what concerns a partition: another node does it."""
+        self.cursors.pop(partition, None)
+        self.series = {k: v for k, v in self.series.items() if partition_of(k[1]) != partition}
+        self.history = [one for one in self.history if partition_of(one.device) != partition]
+        self.outbox = [
+            one for one in self.outbox if partition_of(one.thread.split("\0")[1]) != partition
+        ]
 
     @property
     def urgent(self) -> bool:
@@ -251,6 +261,34 @@ class AlertStore:
                 return connection.execute(sql, names).rowcount
 
         return await self._database.run(work)
+
+    async def pending(self) -> list[Message]:
+        """Return every message that was not told yet, oldest first."""
+        sql = "SELECT target, message_id, thread, address, body, created_us FROM outbox ORDER BY id"
+        rows = await self._database.run(lambda connection: connection.execute(sql).fetchall())
+        return [Message(*row) for row in rows]
+
+    async def drop(self, messages: Iterable[Message]) -> None:
+        """Forget messages: another node tells them."""
+        keys = [(one.target, one.message_id) for one in messages]
+
+        def work(connection: sqlite3.Connection) -> None:
+            with transaction(connection):
+                connection.executemany(
+                    "DELETE FROM outbox WHERE target = ? AND message_id = ?", keys
+                )
+
+        await self._database.run(work)
+
+    async def forget(self) -> None:
+        """Forget all but history: the cluster has kept the rest."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            with transaction(connection):
+                for table in ("cursors", "series", "outbox"):
+                    connection.execute(f"DELETE FROM {table}")  # noqa: S608 - our own names
+
+        await self._database.run(work)
 
     async def settle(self, done: Sequence[int], again: Sequence[tuple[int, int]]) -> None:
         """Remove messages by id, and put others off: (next_us, id), one more attempt each."""

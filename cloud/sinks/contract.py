@@ -19,6 +19,7 @@ __all__ = [
     "BulkSink",
     "DecodedEntry",
     "FencedSink",
+    "HandOverSink",
     "Sink",
     "SinkFenced",
     "SinkUnavailable",
@@ -139,6 +140,22 @@ class TurnSink(Sink, Protocol):
 
     def turns(self, partitions: Collection[int]) -> None:
         """Work on these partitions from here on, and on no others."""
+        ...
+
+
+@runtime_checkable
+class HandOverSink(TurnSink, Protocol):
+    """A sink whose state goes over to the next holder of a partition."""
+
+    async def give_up(self, partitions: Collection[int]) -> None:
+        """End with partitions and keep their state; afterwards others may have them at once."""
+        ...
+
+    def kept(self) -> Mapping[int, int] | None:
+        """Return the positions whose state outlasts this node; None: all that was written.
+
+        What lies behind them must stay in the stream.
+        """
         ...
 
 

@@ -29,6 +29,7 @@ from cloud.sinks.contract import (
     BulkSink,
     DecodedEntry,
     FencedSink,
+    HandOverSink,
     Sink,
     SinkFenced,
     SinkUnavailable,
@@ -163,6 +164,8 @@ class SinkRunner:
             with contextlib.suppress(StreamError):  # else the next holder repeats the last moment
                 await self._commit_cursors(now=True)
             self._forget(gone)
+            if isinstance(self.sink, HandOverSink):
+                await self.sink.give_up(gone)
             held = self._ownership.held()
         new = {p: token for p, token in held.items() if p not in self._tokens}
         self._worked = {**self._tokens, **new}
@@ -202,6 +205,8 @@ class SinkRunner:
         if self._ownership is not None:
             self._ownership.fenced({p: self._worked[p] for p in error.partitions})
             self._forget(error.partitions)
+            if isinstance(self.sink, TurnSink):
+                self.sink.turns(self._tokens.keys())
 
     async def _take_positions(self, kept: Mapping[int, int]) -> None:
         """Start at the cursors kept, unless the stream does not agree with them."""
@@ -246,7 +251,10 @@ class SinkRunner:
 
         Cursors the stream keeps count once they are committed.
         """
-        return dict(self._positions if self._own_cursors else self._committed)
+        if not self._own_cursors:
+            return dict(self._committed)
+        kept = self.sink.kept() if isinstance(self.sink, HandOverSink) else None
+        return dict(self._positions if kept is None else kept)
 
     @property
     def tokens(self) -> dict[int, int]:
@@ -536,7 +544,12 @@ class SinkRunner:
         if self._own_cursors and not self._mirror:
             return False
         committed = self._committed
-        return any(at > committed.get(p, 0) for p, at in self._positions.items())
+        return any(at > committed.get(p, 0) for p, at in self._lasting.items())
+
+    @property
+    def _lasting(self) -> Mapping[int, int]:
+        """The cursors that may be saved."""
+        return self.positions if self._own_cursors else self._positions
 
     async def _commit_cursors(self, *, now: bool = False) -> None:
         """Save the cursors, at most every so often: an entry that comes twice does no harm."""
@@ -545,7 +558,7 @@ class SinkRunner:
         loop = asyncio.get_running_loop()
         if not now and loop.time() < self._cursors_due_s:
             return
-        reached = {p: at for p, at in self._positions.items() if at > self._committed.get(p, 0)}
+        reached = {p: at for p, at in self._lasting.items() if at > self._committed.get(p, 0)}
         name = self._mirror if self._own_cursors else self.name
         await self._stream.commit_cursors(name, reached)
         self._committed.update(reached)

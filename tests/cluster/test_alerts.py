@@ -1,0 +1,128 @@
+"""Alerts of a cluster: states in the bucket, and nodes that hand partitions over."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from cloud.alerts.config import AlertsConfig, LimitsConfig
+from cloud.alerts.engine import StoredSeries
+from cloud.alerts.handover import PartitionState
+from cloud.alerts.store import Message
+from cloud.cluster.alerts import ClusterAlertStates
+from cloud.cluster.bucket import Bucket
+from cloud.config import StreamConfig
+from cloud.node import Node
+from cloud.sinks.contract import SinkFenced
+from tests.kit.alert_nodes import EPOCH, AlertNodes
+from tests.kit.alerts import hot
+from tests.kit.nats import NatsServers, connected, make_layout, nats_single
+from tests.kit.nodes import node_config, running_node
+from tests.kit.sites import client_at, until
+
+NUMBERS = count()
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
+    with nats_single(tmp_path_factory.mktemp("single"), disk_bytes_max=8 << 30) as running:
+        yield running
+
+
+@asynccontextmanager
+async def states_of(servers: NatsServers, number: int) -> AsyncIterator[list[ClusterAlertStates]]:
+    layout = await make_layout(servers, f"a{next(NUMBERS)}")
+    async with AsyncExitStack() as stack:
+        found = []
+        for _ in range(number):
+            connection = await stack.enter_async_context(connected(servers))
+            found.append(ClusterAlertStates(Bucket(connection, layout.bucket("alerts"))))
+        yield found
+
+
+def state_of(position: int, payload: str = "x") -> PartitionState:
+    series = StoredSeries(("hot", "d", ""), "critical", "f", {"value": payload, "fires": [1, 2]})
+    message = Message("mqtt", "id", "hot\0d\0", "alerts/critical/hot/d", b"\x00body", 7)
+    return PartitionState(EPOCH, position, 11, 12, (series,), (message,))
+
+
+async def test_a_state_is_there_whole_for_the_next_holder(servers: NatsServers) -> None:
+    async with states_of(servers, 2) as (one, two):
+        assert await one.claim({3: 10, 4: 11}) == {3: None, 4: None}
+        noise = random.Random(1).randbytes(900_000).hex()  # more than a message takes
+        for state in (state_of(5), state_of(6, noise), state_of(7, noise + "!"), state_of(8)):
+            assert await one.keep({3: state}) == frozenset()
+            token = 20 + 2 * state.position
+            assert await two.claim({3: token}) == {3: state}
+            assert await one.claim({3: token + 1}) == {3: state}
+
+
+async def test_whoever_claimed_last_is_the_only_one_that_keeps(servers: NatsServers) -> None:
+    async with states_of(servers, 2) as (one, two):
+        await one.claim({3: 10, 4: 10})
+        await one.keep({3: state_of(5), 4: state_of(1)})
+        assert await two.claim({3: 12}) == {3: state_of(5)}
+        assert await one.keep({3: state_of(6), 4: state_of(2)}) == {3}
+        assert await two.keep({3: state_of(7)}) == frozenset()
+        with pytest.raises(SinkFenced) as fenced:
+            await one.claim({3: 11, 4: 13})
+        assert fenced.value.partitions == {3}
+        assert await two.claim({3: 14, 4: 14}) == {3: state_of(7), 4: state_of(2)}
+
+
+async def test_an_alert_goes_on_over_nodes_that_crash(servers: NatsServers, tmp_path: Path) -> None:
+    async with states_of(servers, 3) as states:
+        lab = AlertNodes(tmp_path, hot(for_s=5.0), states=list(states))
+        for at, value in ((0, 99), (3, 99), (6, 99), (8, 20)):
+            sink = lab.add() if len(lab.nodes) < 3 else lab.nodes[0]
+            if sink._store is None:
+                await sink.open(EPOCH)
+            await lab.hand_to(sink, crash=lab.holder is not None)
+            await lab.reads(at, value)
+            await lab.quiet()
+        assert [state for _, state in lab.told] == ["firing", "resolved"]
+        await lab.close()
+
+
+async def test_nodes_tell_an_alert_once_whoever_has_its_partition(
+    servers: NatsServers, tmp_path: Path
+) -> None:
+    name = f"n{next(NUMBERS)}"
+    layout = await make_layout(servers, name)
+    alerts = AlertsConfig(rule=(hot(field="t"),), limits=LimitsConfig(grace_s=0.0))
+
+    def node_of(number: int) -> AbstractAsyncContextManager[Node]:
+        node_id = f"node-{number}"
+        stream = StreamConfig(
+            url=servers.url, cluster=name, durability="relaxed", replicas=1,
+            monitors=tuple(servers.monitors), file_bytes_max=layout.raw_bytes_max,
+        )  # fmt: skip
+        folder = tmp_path / node_id
+        return running_node(
+            folder, config=node_config(folder, node_id=node_id, stream=stream, alerts=alerts)
+        )
+
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(node_of(n)) for n in range(2)]
+        runners = [node.sinks.runners["alerts"] for node in nodes]
+        await until("shared", lambda: all(len(one.tokens) == 32 for one in runners), timeout_s=30)
+        _, box = await stack.enter_async_context(client_at(nodes[0].port, "w", "alerts/#"))
+        devices = [f"d{number}" for number in range(6)]  # of both nodes' partitions
+        for device in devices:
+            async with client_at(nodes[0].port, device) as (client, _):
+                await client.publish(f"devices/{device}/state", b'{"t": 99}', 1)
+        await until("all fire", lambda: len(box.messages) >= len(devices), timeout_s=30)
+        await nodes[1].stop()
+        await until("one has all", lambda: len(runners[0].tokens) == 64, timeout_s=30)
+        assert len(nodes[0]._alerts.sink.active()) == len(devices)  # type: ignore[union-attr]
+        for device in devices:
+            async with client_at(nodes[0].port, device) as (client, _):
+                await client.publish(f"devices/{device}/state", b'{"t": 20}', 1)
+        await until("all are well", lambda: len(box.messages) >= 2 * len(devices), timeout_s=30)
+        told = [one["state"] for one in box.json()]
+        assert sorted(told) == ["firing"] * len(devices) + ["resolved"] * len(devices)
