@@ -16,12 +16,10 @@ import json
 import select
 import socket
 import struct
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
+from benchmarks.generators import spawn
 from benchmarks.wire import connected, cpu_s_of, frame_of, memory_bytes_of, subscribe
 
 __all__ = ["FlowReport", "FlowSpec", "run_flow", "spawn_flow"]
@@ -328,17 +326,7 @@ def run_flow(spec: FlowSpec) -> FlowReport:
 
 def spawn_flow(spec: FlowSpec, timeout_s: float = 180.0) -> FlowReport:
     """Run a spec in a process of its own and return its report."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.flow", "--spec", json.dumps(asdict(spec))],
-        cwd=Path(__file__).parent.parent,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-    )
-    if done.returncode:
-        raise RuntimeError(f"load generator failed: {done.stderr.strip()[-400:]}")
-    return FlowReport(**json.loads(done.stdout))
+    return FlowReport(**spawn("benchmarks.flow", spec, timeout_s))
 
 
 def main() -> None:

@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import select
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from benchmarks.generators import spawn
 from benchmarks.wire import PINGREQ, connected, cpu_s_of, frame_of, receive_exactly
 
 __all__ = ["LoadReport", "LoadSpec", "run_load", "spawn_load"]
@@ -79,17 +77,7 @@ def run_load(spec: LoadSpec) -> LoadReport:
 
 def spawn_load(spec: LoadSpec, timeout_s: float = 120.0) -> LoadReport:
     """Run the load in a process of its own and return its report."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.load", "--spec", json.dumps(asdict(spec))],
-        cwd=Path(__file__).parent.parent,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-    )
-    if done.returncode:
-        raise RuntimeError(f"load generator failed: {done.stderr.strip()[-400:]}")
-    return LoadReport(**json.loads(done.stdout))
+    return LoadReport(**spawn("benchmarks.load", spec, timeout_s))
 
 
 class _Sender:

@@ -11,7 +11,6 @@ Invariant: a correction is here before its gateway is acknowledged.
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +18,11 @@ from typing import Final, Protocol, TypeVar
 
 from bridge.commands import Correction
 from cloud.database import (
-    Database,
     DatabaseError,
     DatabaseKind,
-    FileLock,
-    open_database,
     transaction,
 )
+from cloud.database_file import OwnedDatabaseFile
 from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
 
 __all__ = ["Corrected", "CorrectionKeeper", "CorrectionLog"]
@@ -75,8 +72,7 @@ class CorrectionLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: FileLock | None = None
-        self._database: Database | None = None
+        self._file = OwnedDatabaseFile(path, _KIND)
 
     async def open(self) -> None:
         """Open the file, making it when it is new.
@@ -84,21 +80,11 @@ class CorrectionLog:
         Raises:
             DatabaseError: it is in use, foreign, newer, damaged or cannot be written.
         """
-        self._lock = await asyncio.to_thread(FileLock, self.path)
-        try:
-            self._database = await open_database(self.path, _KIND)
-        except BaseException:
-            await self.close()
-            raise
+        await self._file.open()
 
     async def close(self) -> None:
         """Release the file; harmless when closed already."""
-        if self._database is not None:
-            await self._database.close()
-            self._database = None
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        await self._file.close()
 
     async def add(self, gateway: str, correction: Correction) -> None:
         """Keep a correction; durable on return. One that is known changes nothing.
@@ -148,9 +134,7 @@ class CorrectionLog:
         return await self._run(work)
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._database is None:
-            raise DatabaseError(f"{self.path}: not open")
         try:
-            return await self._database.run(work)
+            return await self._file.run(work)
         except sqlite3.Error as error:
             raise DatabaseError(f"{self.path}: {error}") from error

@@ -1,15 +1,23 @@
-"""A database file open for reading only, beside the process that writes it or alone."""
+"""A database file: one's own, locked against all others, or another process's, for reading only."""
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from cloud.database import Database, DatabaseError, DatabaseKind, open_read_only
+from cloud.database import (
+    Database,
+    DatabaseError,
+    DatabaseKind,
+    FileLock,
+    open_database,
+    open_read_only,
+)
 
-__all__ = ["DatabaseFile"]
+__all__ = ["DatabaseFile", "OwnedDatabaseFile"]
 
 T = TypeVar("T")
 
@@ -48,3 +56,55 @@ class DatabaseFile:
         if self._database is not None:
             await self._database.close()
             self._database = None
+
+
+class OwnedDatabaseFile:
+    """A database file that this object writes, and nobody else.
+
+    Args:
+        path: The file.
+        kind: What it must be.
+        cache_bytes: Page cache of the connection.
+    """
+
+    def __init__(self, path: Path, kind: DatabaseKind, *, cache_bytes: int = 8 << 20) -> None:
+        self.path = path
+        self._kind = kind
+        self._cache_bytes = cache_bytes
+        self._lock: FileLock | None = None
+        self._database: Database | None = None
+
+    async def open(self) -> None:
+        """Open it, making it when it is new.
+
+        Raises:
+            DatabaseError: it is in use, foreign, newer, damaged or cannot be written.
+        """
+        self._lock = await asyncio.to_thread(FileLock, self.path)
+        try:
+            self._database = await open_database(
+                self.path, self._kind, cache_bytes=self._cache_bytes
+            )
+        except BaseException:
+            await self.close()
+            raise
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return `work(connection)`, run on the file's thread.
+
+        Raises:
+            DatabaseError: it is not open.
+            Exception: what `work` raised.
+        """
+        if self._database is None:
+            raise DatabaseError(f"{self.path}: not open")
+        return await self._database.run(work)
+
+    async def close(self) -> None:
+        """Release it; harmless when closed already."""
+        if self._database is not None:
+            await self._database.close()
+            self._database = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

@@ -28,6 +28,7 @@ import contextlib
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -35,7 +36,7 @@ import structlog
 from bridge.commands import Correction, Welcome, seal_message
 from edge.commands import CommandLink
 from edge.config import ClockConfig
-from edge.database import Database, Statement, connect_file
+from edge.database import Database, Statement, make_file
 from runtime.clock import Clock
 from runtime.logs import limited
 
@@ -137,7 +138,7 @@ class ClockRepair:
         Raises:
             ClockRepairError: the file cannot be used.
         """
-        database = Database(self._connect, durable=True)
+        database = Database(partial(make_file, self.path, APPLICATION_ID, _SCHEMA), durable=True)
         try:
             await database
         except (sqlite3.Error, OSError) as error:
@@ -159,19 +160,6 @@ class ClockRepair:
         self._true = known.get(self._boot_id)
         await self._forget_boots(known)
         self._task = asyncio.create_task(self._work(), name="clock-repair")
-
-    def _connect(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = connect_file(self.path, "rwc")
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.executescript(_SCHEMA)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     async def stop(self) -> None:
         """Keep what is known and end; harmless when not started."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bridge.commands import HELD, Command
-from edge.database import Database, connect_file
+from edge.database import Database, make_file
 
 __all__ = ["CommandStore", "CommandStoreError", "HeldCommand", "held_of"]
 
@@ -89,7 +90,7 @@ class CommandStore:
         Raises:
             CommandStoreError: it is something else, damaged, or cannot be written.
         """
-        database = Database(self._connect, durable=True)
+        database = Database(partial(make_file, self.path, APPLICATION_ID, _SCHEMA), durable=True)
         try:
             await database
         except (sqlite3.Error, OSError) as error:
@@ -98,20 +99,6 @@ class CommandStore:
         where = "WHERE state = 'held' OR reported = 0 ORDER BY taken_us, rowid"
         rows = await database.query(_SELECT + where)
         return [HeldCommand(*row) for row in rows]
-
-    def _connect(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = connect_file(self.path, "rwc")
-        try:
-            _check_owner(connection)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(_SCHEMA)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     async def close(self) -> None:
         """Release the file; harmless when closed already."""
@@ -150,13 +137,6 @@ class CommandStore:
         if self._database is None:
             raise CommandStoreError(f"{self.path}: not open")
         return self._database
-
-
-def _check_owner(connection: sqlite3.Connection) -> None:
-    (found,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if tables and found != APPLICATION_ID:
-        raise sqlite3.DatabaseError("the database of another program")
 
 
 def held_of(

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import aiosqlite
 
-__all__ = ["Database", "Rows", "Statement", "connect_file", "uri_of"]
+__all__ = ["Database", "Rows", "Statement", "connect_file", "make_file", "uri_of"]
 
 T = TypeVar("T")
 Statement: TypeAlias = tuple[str, Sequence[Any]]
@@ -43,6 +43,29 @@ def connect_file(path: Path, mode: str) -> sqlite3.Connection:
         cached_statements=CACHED_STATEMENTS,
         check_same_thread=False,  # opened on one helper thread, used on another, never on two
     )
+
+
+def make_file(path: Path, application_id: int, schema: str) -> sqlite3.Connection:
+    """Open a database of ours whose every transaction is on the disk when it returns, made if new.
+
+    Blocks, so not on the loop's thread.
+
+    Raises:
+        sqlite3.Error: it is another program's, damaged, or cannot be written.
+        OSError: the folder cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = connect_file(path, "rwc")
+    try:
+        _check_owner(connection, application_id)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA application_id = {application_id}")
+        connection.executescript(schema)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 class Database(aiosqlite.Connection):
@@ -114,3 +137,10 @@ class Database(aiosqlite.Connection):
             if sync_now:
                 connection.execute("PRAGMA synchronous = NORMAL")
         return rows
+
+
+def _check_owner(connection: sqlite3.Connection, application_id: int) -> None:
+    (found,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if tables and found != application_id:
+        raise sqlite3.DatabaseError("the database of another program")

@@ -33,6 +33,7 @@ from edge.journal_open import Opened, lock_journal, open_journal
 from edge.journal_schema import ROW_BYTES, JournalError, key_of, row_crc32
 from edge.journal_state import JournalStats, LaneStats, us_since_boot
 from edge.journal_tail import Tail
+from runtime.bell import Bell
 from runtime.clock import Clock
 from runtime.logs import limited
 
@@ -61,7 +62,7 @@ class Journal:
         self._writing = asyncio.Lock()
         self._reading = keeper.reading
         self._committer = Committer(path, clock, keeper, tail)
-        self._waiters: list[asyncio.Future[None]] = []
+        self._news = Bell()
         self._on_room: Callable[[], None] = lambda: None
         self._due = asyncio.Event()
         self._closing = False
@@ -119,7 +120,7 @@ class Journal:
                 if error.kind in _REPAIRABLE and not self._closing:
                     await self._repair(error)
                 raise
-        self._notify()
+        self._news.ring()
 
     def lane_room(self, lane: Lane) -> int:
         """Return how many bytes of rows `lane` takes now before it refuses."""
@@ -181,9 +182,7 @@ class Journal:
 
     async def wait(self) -> None:
         """Return after the next commit or tombstone."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        await waiter
+        await self._news.wait()
 
     async def read(
         self, lane: Lane, after_seq: int, *, bytes_max: int, through_seq: int | None = None
@@ -275,7 +274,7 @@ class Journal:
             last_seq=last_seq,
             cause=cause,
         )
-        self._notify()
+        self._news.ring()
 
     def tombstones(self) -> Sequence[Tombstone]:
         """Return the tombstones the cloud has not acknowledged yet, oldest first."""
@@ -327,7 +326,7 @@ class Journal:
             await keeper.evict_old()
             await keeper.tidy()
         if len(keeper.state.tombstones) != before:
-            self._notify()
+            self._news.ring()
         self._on_room()
 
     async def flush(self) -> None:
@@ -358,7 +357,7 @@ class Journal:
                 with suppress(JournalError):
                     await self._keeper.file.close()
             os.close(self._lock)
-            self._notify()
+            self._news.ring()
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -400,7 +399,7 @@ class Journal:
             count_max=count,
             reason="damaged",
         )
-        self._notify()
+        self._news.ring()
 
     async def _repair(self, error: JournalError) -> None:
         """Replace a file that turned out to be damaged; what is in memory goes in the new one."""
@@ -423,7 +422,7 @@ class Journal:
             keeper.file = await JournalFile.connect(self._path, durable=durability == "power-loss")
             keeper.state = opened.state
         await keeper.survey()
-        self._notify()
+        self._news.ring()
 
     async def _keep(self) -> None:
         """Maintain until closed."""
@@ -452,12 +451,6 @@ class Journal:
             async with self._writing:
                 if file is self._keeper.file:
                     await self._repair(error)
-
-    def _notify(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
 
 def _checked(lane: Lane, rows: Sequence[tuple[int, int, int, int, bytes]]) -> list[Commit]:

@@ -44,21 +44,7 @@ def edge_status(parts: Parts) -> dict[str, Any]:
     lanes = {lane.name.lower(): asdict(stats) for lane, stats in journal.lanes.items()}
     return {
         "gateway": parts.gateway,
-        "mqtt": {
-            "connections": mqtt.connections,
-            "sessions": mqtt.sessions,
-            "subscriptions": mqtt.subscriptions,
-            "retained_messages": mqtt.retained_messages,
-            "messages_received": sum(mqtt.messages_received),
-            "messages_sent": sum(mqtt.messages_sent),
-            "drops": mqtt.drops,
-            "full_queues": mqtt.full_queues,
-            "full_sessions": mqtt.full_sessions,
-            "publishers_waiting": mqtt.publishers_waiting,
-            "queue_refusals": mqtt.queue_refusals,
-            "sessions_ended_full": mqtt.sessions_ended_full,
-            "store_salvages": mqtt.store_salvages,
-        },
+        "mqtt": mqtt.figures(),
         "capture": asdict(parts.capture.stats),
         "journal": {
             "epoch": f"{journal.epoch:016x}",

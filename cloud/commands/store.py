@@ -6,7 +6,6 @@ the part's back.
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -16,14 +15,12 @@ from typing import TypeVar
 from bridge.partition import PARTITIONS, partition_of
 from cloud.commands.contract import CommandBody, CommandRow, CommandWatcher
 from cloud.database import (
-    Database,
     DatabaseError,
     DatabaseKind,
-    FileLock,
     execute_rows,
-    open_database,
     transaction,
 )
+from cloud.database_file import OwnedDatabaseFile
 from cloud.sinks.schema import epoch_to_sql
 
 __all__ = ["SqliteCommandStore"]
@@ -86,8 +83,7 @@ class SqliteCommandStore:
     def __init__(self, path: Path, node_id: str) -> None:
         self.path = path
         self._node_id = node_id
-        self._lock: FileLock | None = None
-        self._database: Database | None = None
+        self._file = OwnedDatabaseFile(path, KIND)
 
     async def open(self, stream_epoch: int) -> None:
         """Open the file, making it when it is new.
@@ -95,9 +91,8 @@ class SqliteCommandStore:
         Raises:
             DatabaseError: it is in use, foreign, newer, damaged or cannot be written.
         """
-        self._lock = await asyncio.to_thread(FileLock, self.path)
+        await self._file.open()
         try:
-            self._database = await open_database(self.path, KIND)
             await self.run(lambda connection: _adopt(connection, stream_epoch))
         except BaseException:
             await self.close()
@@ -108,19 +103,12 @@ class SqliteCommandStore:
 
     async def close(self) -> None:
         """Release the file; harmless when closed already."""
-        if self._database is not None:
-            await self._database.close()
-            self._database = None
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        await self._file.close()
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return `work(connection)`; raises DatabaseError for what SQLite raises."""
-        if self._database is None:
-            raise DatabaseError(f"{self.path}: not open")
         try:
-            return await self._database.run(work)
+            return await self._file.run(work)
         except sqlite3.Error as error:
             raise DatabaseError(f"{self.path}: {error}") from error
 

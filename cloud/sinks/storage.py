@@ -25,15 +25,13 @@ from bridge.intervals import IntervalSet, Range
 from bridge.readings import FLAG_QOS_MASK, FLAG_RETAIN
 from cloud.config import StorageConfig
 from cloud.database import (
-    Database,
     DatabaseError,
-    FileLock,
     execute_flat,
     execute_rows,
     file_bytes,
-    open_database,
     transaction,
 )
+from cloud.database_file import OwnedDatabaseFile
 from cloud.ranges import RangeTable
 from cloud.sinks.contract import DecodedEntry, SinkUnavailable
 from cloud.sinks.corrections import Corrections
@@ -91,8 +89,7 @@ class StorageSink:
         self.stats = StorageStats()
         self._config = config
         self._clock = clock
-        self._lock: FileLock | None = None
-        self._database: Database | None = None
+        self._file = OwnedDatabaseFile(path, STORAGE_KIND, cache_bytes=config.cache_bytes)
         self._tables = _StorageTables()
         self._expiry: asyncio.Task[None] | None = None
 
@@ -102,12 +99,9 @@ class StorageSink:
         Raises:
             DatabaseError: it is in use, foreign, newer, damaged or cannot be written.
         """
-        self._lock = await asyncio.to_thread(FileLock, self.path)
+        await self._file.open()
         try:
-            self._database = await open_database(
-                self.path, STORAGE_KIND, cache_bytes=self._config.cache_bytes
-            )
-            await self._database.run(partial(self._tables.adopt, stream_epoch=stream_epoch))
+            await self._file.run(partial(self._tables.adopt, stream_epoch=stream_epoch))
         except sqlite3.Error as error:
             await self.close()
             raise DatabaseError(f"{self.path}: {error}") from error
@@ -160,12 +154,7 @@ class StorageSink:
             self._expiry.cancel()
             await asyncio.gather(self._expiry, return_exceptions=True)
             self._expiry = None
-        if self._database is not None:
-            await self._database.close()
-            self._database = None
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        await self._file.close()
 
     # ---- retention -------------------------------------------------------------------------------
 
@@ -197,12 +186,12 @@ class StorageSink:
     # ---- helpers ---------------------------------------------------------------------------------
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._database is None:
-            raise SinkUnavailable(f"{self.path}: not open")
         try:
-            return await self._database.run(work)
+            return await self._file.run(work)
         except _BLAME_ENTRY:
             raise
+        except DatabaseError as error:
+            raise SinkUnavailable(str(error)) from error
         except sqlite3.Error as error:
             raise SinkUnavailable(f"{self.path}: {error}") from error
 

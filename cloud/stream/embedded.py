@@ -48,6 +48,7 @@ from cloud.stream.contract import (
 )
 from cloud.stream.tables import STREAM_KIND, Request, Stored, StreamTables
 from cloud.stream.tail import Tail
+from runtime.bell import Bell
 from runtime.clock import Clock
 
 __all__ = ["EmbeddedStream"]
@@ -94,7 +95,7 @@ class EmbeddedStream:
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
-        self._appended: list[asyncio.Future[None]] = []
+        self._appended = Bell()
         self._closing = False
         self._failing: StreamError | None = None  # until those who waited have heard of it
         self._task = asyncio.create_task(self._write(), name="stream-writer")
@@ -227,10 +228,7 @@ class EmbeddedStream:
         self._file_bytes = stored.file_bytes
         self._tail.add(stored.entries)
         if stored.entries:
-            waiters, self._appended = self._appended, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            self._appended.ring()
 
     def _fail(self, group: list[_Waiting], error: Exception) -> None:
         """Fail a group and all that wait behind it: see the invariants."""
@@ -281,13 +279,7 @@ class EmbeddedStream:
                 row = rows.get(partition)
                 if row is not None and row.entries and row.last_position > position:
                     return
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._appended.append(waiter)
-            try:
-                await waiter
-            finally:
-                if not waiter.done() or waiter.cancelled():
-                    self._appended = [w for w in self._appended if w is not waiter]
+            await self._appended.wait()
 
     async def cursors(self, sink: str) -> dict[int, int]:
         return await self._ask(lambda connection: queries.cursors(connection, sink))
@@ -389,9 +381,7 @@ class EmbeddedStream:
         self._closing = True
         self._wake.set()
         await self._task
-        for waiter in self._appended:
-            if not waiter.done():
-                waiter.set_exception(StreamError(f"{self.path}: closed"))
+        self._appended.fail(StreamError(f"{self.path}: closed"))
         await self._reader.close()
         await self._writer.close()
         self._lock.release()

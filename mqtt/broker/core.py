@@ -71,6 +71,24 @@ class BrokerStats:
     failed_handshakes: int = 0  # TLS and PROXY protocol
     drops: dict[str, int] = field(default_factory=dict)  # messages, by reason
 
+    def figures(self) -> dict[str, Any]:
+        """Return what an operator may ask first, as JSON has it."""
+        return {
+            "connections": self.connections,
+            "sessions": self.sessions,
+            "subscriptions": self.subscriptions,
+            "retained_messages": self.retained_messages,
+            "messages_received": sum(self.messages_received),
+            "messages_sent": sum(self.messages_sent),
+            "drops": self.drops,
+            "full_queues": self.full_queues,
+            "full_sessions": self.full_sessions,
+            "publishers_waiting": self.publishers_waiting,
+            "queue_refusals": self.queue_refusals,
+            "sessions_ended_full": self.sessions_ended_full,
+            "store_salvages": self.store_salvages,
+        }
+
 
 class Core:
     """The state of one broker."""

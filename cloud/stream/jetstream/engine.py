@@ -50,6 +50,7 @@ from cloud.stream.jetstream.entries import Indexed
 from cloud.stream.jetstream.lines import Lines
 from cloud.stream.jetstream.records import RecordError, decode
 from cloud.stream.jetstream.state import LedgerState
+from runtime.bell import Bell
 from runtime.clock import Clock
 
 __all__ = ["JetStreamStream"]
@@ -109,7 +110,7 @@ class JetStreamStream:
         self._broken = ""
         self._purged: dict[int, int] = {}
         self._record_bytes = 0  # of records read since the checkpoint this node knows
-        self._appended: list[asyncio.Future[None]] = []
+        self._appended = Bell()
         self._proved_s: dict[int, float] = {}  # when a RAW stream last took a message
         self._barrier: asyncio.Task[None] | None = None
         self._barrier_turn = asyncio.Lock()
@@ -260,20 +261,14 @@ class JetStreamStream:
         if record.writer == self._commits.writer:
             self._commits.read_back(record, taken.counted)
         if taken.added:
-            self._wake()
-
-    def _wake(self) -> None:
-        waiters, self._appended = self._appended, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            self._appended.ring()
 
     def _break(self, line: str) -> None:
         """Take nothing any more: what this node believes is not what the cluster holds."""
         if not self._broken:
             self._broken = f"{line}; then start this node again"
             log.error("stream_broken", error=self._broken)
-            self._wake()
+            self._appended.ring()
 
     # ---- reading ---------------------------------------------------------------------------------
 
@@ -308,13 +303,7 @@ class JetStreamStream:
             state = self._state
             if any(state.has_after(p, at) for p, at in positions.items()):
                 return
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._appended.append(waiter)
-            try:
-                await waiter
-            finally:
-                if not waiter.done() or waiter.cancelled():
-                    self._appended = [w for w in self._appended if w is not waiter]
+            await self._appended.wait()
 
     async def cursors(self, sink: str) -> dict[int, int]:
         self._check_open()
@@ -459,9 +448,7 @@ class JetStreamStream:
         await self._commits.close()
         await self._writer.close()
         await self._follower.stop()
-        for waiter in self._appended:
-            if not waiter.done():
-                waiter.set_exception(StreamError(f"{self.layout.cluster}: closed"))
+        self._appended.fail(StreamError(f"{self.layout.cluster}: closed"))
         if not keep_connection:
             await self.connection.close()
 
