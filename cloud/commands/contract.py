@@ -1,7 +1,8 @@
 """What a command is at the cloud, and what keeps commands: a file of one node, or the cluster.
 
-States: `waiting` (not yet at a gateway), `held` (durable at one), then for good `delivered`,
-`expired` or `no such device`. `told` is False until the outcome was published. docs/commands.md.
+States: `waiting` (not at a gateway), `sent` (to one that has not said that it has it), `held`
+(durable at one), then for good `delivered`, `expired` or `no such device`. `told` is False until
+the outcome was published. docs/commands.md.
 
 Invariants of a store:
 - what `add` and `save` returned is durable; a command is there before its publisher is answered;
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 __all__ = [
+    "SENT",
     "WAITING",
     "CommandBody",
     "CommandChanged",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 WAITING = "waiting"
+SENT = "sent"
 
 
 class CommandRefused(Exception):  # noqa: N818 - an answer, not a fault

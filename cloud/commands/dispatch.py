@@ -10,6 +10,8 @@ So nothing is handed over when either moves: the next one finds the command as t
 
 Invariants:
 - a command is sent until its gateway says that it has it; what is final never changes again;
+- a command that may be at a gateway does not expire here before that gateway was asked, so that
+  what a device has got is never told as expired (for `kept_s`, then it is given up);
 - an outcome is told by one node, after it is durable, and noted as told after that: if the process
   goes between the two it is told again.
 """
@@ -41,7 +43,7 @@ from bridge.commands import (
 )
 from cloud.commands.carriers import CarriersSink
 from cloud.commands.config import CommandsConfig
-from cloud.commands.contract import WAITING, CommandChanged, CommandRow, CommandStore
+from cloud.commands.contract import SENT, WAITING, CommandChanged, CommandRow, CommandStore
 from cloud.commands.outcomes import publish_outcome
 from cloud.database import DatabaseError
 from cloud.query_time import iso
@@ -229,8 +231,13 @@ class Dispatch:
             raise
         for one in rows:
             row = self.open.get(one.command_id)  # as it stands by now
-            if row is not None and row.state == WAITING and row.gateway in self._ready:
+            if row is None or row.state not in (WAITING, SENT) or row.gateway not in self._ready:
+                continue
+            try:
                 await self._dispatch(row)
+            except CommandChanged:
+                await self._refresh(row.command_id)
+                self._touched.add(row.command_id)
 
     async def _decide(self, command_id: str) -> None:
         """Do what the node that follows the device has to."""
@@ -240,7 +247,7 @@ class Dispatch:
         try:
             if row.state in FINAL:
                 await self._tell(row)
-            elif row.state == HELD:
+            elif row.state in (SENT, HELD):
                 await self._follow_device(row)
             elif row.expires_us <= self._clock.wall_us():
                 await self._finish(row, EXPIRED, f"not delivered by {iso(row.expires_us)}")
@@ -251,7 +258,7 @@ class Dispatch:
             self._touched.add(command_id)
 
     async def _follow_device(self, row: CommandRow) -> None:
-        """Move a command that a gateway holds for a device which another one carries now."""
+        """Move a command that a gateway may have for a device which another one carries now."""
         if row.expires_us + round(self._config.kept_s * 1e6) <= self._clock.wall_us():
             await self._finish(row, EXPIRED, f"not delivered by {iso(row.expires_us)}")
             return
@@ -278,16 +285,23 @@ class Dispatch:
             await self._change(row, gateway=gateway)
 
     async def _dispatch(self, row: CommandRow) -> None:
-        """Send a waiting command to its gateway, unless it has just been sent."""
+        """Send a command to its gateway, unless that was just done; ask once it is too late."""
         now_s, now_us = self._clock.monotonic_s(), self._clock.wall_us()
         sent = self._sent.get(row.command_id)
         if sent and sent[0] == row.gateway and now_s - sent[1] < self._config.retry_s:
             return
-        if row.expires_us <= now_us or not self._listens(row.gateway):
+        if not self._listens(row.gateway):
+            return
+        if row.expires_us <= now_us:
+            if row.state == SENT:
+                self._sent[row.command_id] = (row.gateway, now_s)
+                await self._send(row.gateway, HoldsCommands((row.command_id,)))
             return
         body = await self._store.body(row)
         if body is None:
             return  # its outcome was told this moment
+        if row.state == WAITING:
+            row = await self._change(row, state=SENT)
         left_s = max(1, min(NO_EXPIRY - 1, round((row.expires_us - now_us) / 1e6)))
         self._sent[row.command_id] = (row.gateway, now_s)
         command = Command(row.command_id, row.device, row.topic, body.payload, row.qos,

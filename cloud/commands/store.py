@@ -114,7 +114,7 @@ class SqliteCommandStore:
 
     async def unfinished(self) -> list[CommandRow]:
         """Return commands without an outcome, and with one not told yet, oldest first."""
-        where = "WHERE state IN ('waiting', 'held') OR told = 0 ORDER BY created_us, rowid"
+        where = "WHERE state IN ('waiting', 'sent', 'held') OR told = 0 ORDER BY created_us, rowid"
         return await self._rows(_SELECT + where)
 
     async def find(self, command_id: str) -> CommandRow | None:
@@ -198,7 +198,7 @@ class SqliteCommandStore:
         """Forget outcomes from before a time that were told."""
         sql = (
             "DELETE FROM commands WHERE told = 1 AND changed_us < ?"
-            " AND state NOT IN ('waiting', 'held')"
+            " AND state NOT IN ('waiting', 'sent', 'held')"
         )
         await self.run(lambda connection: connection.execute(sql, (before_us,)))
 

@@ -35,66 +35,13 @@ from bridge.commands import (
 from edge.command_store import CommandStore
 from edge.commands import Commands
 from edge.config import CommandsConfig
-from mqtt.broker.broker import Outgoing, Subscriber
 from runtime.clock import ManualClock
+from tests.kit.command_devices import LASTING, Devices
 
 DEVICES = st.sampled_from(["d1", "d2"])
 IDS = st.sampled_from(["a", "b", "c", "d", "e"])
 TEN_YEARS_US = 10 * 365 * 86_400_000_000
 WAIT_S = 5.0
-
-
-LASTING = "d1"  # has a session that outlives the gateway's process
-
-
-class Devices:
-    """The broker as commands see it: sessions, some away, and what they were offered."""
-
-    def __init__(self) -> None:
-        self.known: set[str] = set()
-        self.here: set[str] = set()
-        self.offered: dict[str, list[tuple[str, Callable[[bool], None]]]] = {}
-        self.kept: dict[str, bool] = {}  # the session store: tokens, and whether they were taken
-
-    def subscribers(self, topic_name: str) -> list[Subscriber]:
-        device = topic_name.split("/")[1]
-        return [Subscriber(device, device in self.here, 2)] if device in self.known else []
-
-    def offer(
-        self, client_id: str, outgoing: Outgoing, done: Callable[[bool], None], token: str
-    ) -> bool:
-        if client_id not in self.here:
-            return False
-        assert token == outgoing.payload.decode()
-        self.offered.setdefault(client_id, []).append((token, done))
-        if client_id == LASTING:
-            assert token not in self.kept, "one packet a command"
-            self.kept[token] = False
-        return True
-
-    def resume_offers(self, follow: Callable[[str], Callable[[bool], None]]) -> dict[str, bool]:
-        waiting = [token for token, taken in self.kept.items() if not taken]
-        if waiting:
-            self.offered[LASTING] = [(token, follow(token)) for token in waiting]
-        return dict(self.kept)
-
-    def forget_offer(self, token: str) -> None:
-        self.kept.pop(token, None)
-
-    def take(self, client_id: str, *, stored: bool = True) -> list[str]:
-        """A client acknowledges what it was offered; `stored`: the session store has that."""
-        taken = self.offered.pop(client_id, [])
-        for token, done in taken:
-            if stored and token in self.kept:
-                self.kept[token] = True
-            done(True)
-        return [token for token, _ in taken]
-
-    def end(self, client_id: str) -> None:
-        """A session ends with what it was offered."""
-        for token, done in self.offered.pop(client_id, []):
-            self.kept.pop(token, None)
-            done(False)
 
 
 class CommandsModel(RuleBasedStateMachine):
