@@ -51,7 +51,16 @@ from mqtt.packets import (
 from mqtt.primitives import read_variable_integer
 from mqtt.properties import SERVER_KEEP_ALIVE
 from mqtt.reason_codes import ReasonCode
-from mqtt.server_events import Acknowledged, Arrivals, Event, Send, ServerLimits, Settled, State
+from mqtt.server_events import (
+    CONNECTED,
+    Acknowledged,
+    Arrivals,
+    Event,
+    Send,
+    ServerLimits,
+    Settled,
+    State,
+)
 from mqtt.server_messages import Message, PropertyBlocks, PublishProperties
 from mqtt.server_routes import Route, VerdictPending
 from mqtt.server_sender import ServerSender
@@ -69,6 +78,8 @@ _CONNECTED: Final = _RECEIVES[State.CONNECTED] | {0}
 _ACKNOWLEDGEMENTS: Final = {0x40: PUBACK, 0x50: PUBREC, 0x62: PUBREL, 0x70: PUBCOMP}
 _NO_PREFIX: Final = b"\xff" * 5  # begins no packet that is taken
 _ZERO: Final = b"\0\0"
+_PLAIN: Final = frozenset((0x30, 0x32))  # PUBLISH of QoS 0 and 1, neither retained nor again
+_NO_PROPERTIES: Final = (b"", b"\0")  # of a PUBLISH in 3.1.1, in 5.0
 # What comes in most reads that hold no publish, and the 3.1.1 CONNACK by session present.
 _PINGREQ: Final = Pingreq()
 _DISCONNECT: Final = Disconnect()
@@ -144,13 +155,13 @@ class ServerConnection(ServerSender):
         self._need = 0  # bytes `_tail` and `_parts` must reach to be looked at again
         self._parts: list[bytes] | None = None  # more of a large packet, not joined yet
         self._aliases_in: dict[int, bytes] | None = None
-        # The last captured publish, to recognise the next one by:
+        # The last publish, to recognise the next one by:
         self._prefix = _NO_PREFIX  # up to the packet identifier
         self._id_at = 0  # offset of the packet identifier; 0 = QoS 0
         self._block = b""  # v5: the property length and block, at `_block_at`
         self._block_at = 0
         self._size = 0
-        self._kind = 0
+        self._kind = 0  # lane, RETAIN and QoS; -1 when no capture wants it
         self._routes: tuple[Route, ...] = ()  # none when it is not for subscribers
 
     # -- receiving ----------------------------------------------------------------------------
@@ -163,11 +174,15 @@ class ServerConnection(ServerSender):
             if not data:
                 return []
         state = self.state
-        if state is State.CONNECTED:
+        if state is CONNECTED:
             if len(data) == self._size and data.startswith(self._prefix):
-                run = self._one_like_the_last(data)
-                if run is not None:
-                    return [run]
+                event = (
+                    self._run_like_the_last(data)
+                    if self._kind >= 0
+                    else self._arrival_like_the_last(data)
+                )
+                if event is not None:
+                    return [event]
             elif len(data) == 4 and data[1] == 2 and data[0] in _ACKNOWLEDGEMENTS:
                 # What a subscriber sends that takes one message at a time (benchmarks/pairs.py).
                 packet_id = data[2] << 8 | data[3]
@@ -294,7 +309,7 @@ class ServerConnection(ServerSender):
         assert isinstance(packet, Auth)
         return [packet]
 
-    def _one_like_the_last(self, data: bytes) -> PublishRun | None:
+    def _run_like_the_last(self, data: bytes) -> PublishRun | None:
         """Return a read that is one publish with the header and topic of the last one as a run.
 
         None when it is not, or something is wrong with it: `_pass` says what. A device that waits
@@ -317,6 +332,37 @@ class ServerConnection(ServerSender):
         token = (self, kind & 7, ids, self._routes)
         return PublishRun(client, kind >> 3, data, 1, 0, self._settled, token)
 
+    def _arrival_like_the_last(self, data: bytes) -> Arrivals | None:
+        """Return a read that is one publish with the header and topic of the last one, which no
+        capture wants, nor retained nor with properties; None as above (benchmarks/pairs.py).
+        """
+        id_at = self._id_at
+        block = self._block
+        at = self._block_at
+        if block and not data.startswith(block, at):
+            return None
+        packet_id = 0
+        if id_at:
+            packet_id = data[id_at] << 8 | data[id_at + 1]
+            if not packet_id or self.unacknowledged >= self.limits.receive_maximum:
+                return None
+            self.unacknowledged += 1
+        client = self.client
+        assert client is not None
+        route = self._routes[0]
+        payload = data[at + len(block) :]
+        qos = 1 if id_at else 0
+        message = Message(route.topic, payload, qos, False, b"", 0.0, client.client_id)
+        if id_at:
+            message.came_as(0x32, self.version, self._prefix, data[at:] if block else payload)
+        else:
+            message.came_as(0x30, self.version, data, b"")
+        arrivals = Arrivals()
+        arrivals.messages.append(message)
+        arrivals.packet_ids.append(packet_id)
+        arrivals.routes.append(route)
+        return arrivals
+
     def _pass(self, data: bytes, now_s: float) -> list[Event]:
         """CONNECTED: one pass over a read.
 
@@ -337,7 +383,7 @@ class ServerConnection(ServerSender):
         try:
             while pos < end:
                 prefix = self._prefix
-                if startswith(prefix, pos):
+                if startswith(prefix, pos) and self._kind >= 0:
                     # -- as the last captured publish: the same header, topic and route
                     size = self._size
                     after = pos + size
@@ -415,6 +461,13 @@ class ServerConnection(ServerSender):
                     else:
                         message = Message(topic, data[payload_at:after], qos, first_byte & 1 == 1)
                         self._arrive(events, message, number, route, known, now_s)
+                        if first_byte in _PLAIN and not pos and after == end:
+                            block = data[block_at:payload_at]
+                            # Only as we would encode it ourselves: it may leave as it came.
+                            if block in _NO_PROPERTIES and after - body >= 1 << 7 * (body - 2):
+                                self._remember(
+                                    data, 0, id_at, block_at, payload_at, end, -1, (route,)
+                                )
                     pos = after
                     continue
                 this = route.lane << 3 | (first_byte & 1) << 2 | qos
@@ -438,13 +491,8 @@ class ServerConnection(ServerSender):
                     )
                     start = after
                 elif qos < 2:
-                    self._prefix = data[pos:id_at]
-                    self._id_at = id_at - pos if qos else 0
-                    self._block = data[block_at:payload_at]
-                    self._block_at = block_at - pos
-                    self._size = after - pos
-                    self._kind = kind
-                    self._routes = () if route.exclusive else (route,)
+                    shared = () if route.exclusive else (route,)
+                    self._remember(data, pos, id_at, block_at, payload_at, after, kind, shared)
                 pos = after
         except MqttError as error:
             fault = error
@@ -462,6 +510,26 @@ class ServerConnection(ServerSender):
         elif pending is not None:
             events.append(pending)
         return events
+
+    def _remember(
+        self,
+        data: bytes,
+        pos: int,
+        id_at: int,
+        block_at: int,
+        payload_at: int,
+        after: int,
+        kind: int,
+        routes: tuple[Route, ...],
+    ) -> None:
+        """Know the next PUBLISH by the one at `pos`."""
+        self._prefix = data[pos:id_at]
+        self._id_at = id_at - pos if block_at > id_at else 0
+        self._block = data[block_at:payload_at]
+        self._block_at = block_at - pos
+        self._size = after - pos
+        self._kind = kind
+        self._routes = routes
 
     def _check_header(self, pos: int, body: int, after: int) -> None:
         """Check a remaining length of several bytes before anything is kept for it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from mqtt.broker.seams import PublishRun
 from mqtt.codec import Limits
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mqtt.server import ServerConnection
 
 __all__ = [
+    "CONNECTED",
     "Acknowledged",
     "Arrivals",
     "Event",
@@ -40,6 +41,10 @@ class State(IntEnum):
     CONNECTING = 1  # the driver is deciding; bytes wait
     CONNECTED = 2
     CLOSED = 3  # nothing is read any more
+
+
+# In Python 3.11 a member asked of its enumeration takes 190 ns, a name 5 (benchmarks/fan_in.py).
+CONNECTED: Final = State.CONNECTED
 
 
 @dataclass(slots=True, frozen=True)

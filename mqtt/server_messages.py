@@ -27,6 +27,7 @@ from mqtt.reason_codes import ReasonCode
 __all__ = ["Message", "PropertyBlocks", "PublishProperties", "publish_parts"]
 
 _PUBLISH: Final = 3
+_NO_PARTS: Final = (b"", b"")
 _CACHED_BLOCKS_MAX: Final = 256
 _CACHED_BLOCK_BYTES_MAX: Final = 256
 
@@ -35,7 +36,9 @@ class Message:
     """One application message; `expires_s` is on the server's monotonic clock, 0.0 for never."""
 
     __slots__ = (
+        "_form",
         "_frames",
+        "_parts",
         "expires_s",
         "payload",
         "properties",
@@ -66,7 +69,9 @@ class Message:
         self.properties = properties  # MQTT 5 block without length, expiry and alias
         self.expires_s = expires_s
         self.publisher = publisher  # client id, for no-local; None for the server's own
-        self._frames: dict[object, tuple[bytes, bytes]] | None = None
+        self._form: object = None  # of the encoded form in `_parts`; most messages have one
+        self._parts: tuple[bytes, bytes] = _NO_PARTS
+        self._frames: dict[object, tuple[bytes, bytes]] | None = None  # the others
         self.store_id = 0  # the session store's id once it holds the message
         self.store_refs = 0  # deliveries in the store that need it
         # Told once: True when the client has it, False when it was dropped. Such a message is kept
@@ -94,24 +99,36 @@ class Message:
             version: 4 or 5 of the receiver.
             extra: MQTT 5 properties of this receiver's copy, encoded.
         """
-        frames = self._frames
         key: object = (first_byte << 3 | version, extra) if extra else first_byte << 3 | version
-        if frames is None:
-            frames = self._frames = {}
-        else:
-            parts = frames.get(key)
-            if parts is not None:
-                return parts
+        if key == self._form:
+            return self._parts
+        frames = self._frames
+        parts = frames.get(key) if frames is not None else None
+        if parts is not None:
+            return parts
         parts = publish_parts(
             first_byte, version, self.topic, extra + self.properties, self.payload
         )
-        if len(frames) < 8:  # a few forms serve nearly all; the rest is encoded each time
+        if self._form is None:
+            self._form, self._parts = key, parts
+        elif frames is None:
+            self._frames = {key: parts}
+        elif len(frames) < 8:  # a few forms serve nearly all; the rest is encoded each time
             frames[key] = parts
         return parts
 
+    def came_as(self, first_byte: int, version: int, head: bytes, tail: bytes) -> None:
+        """Take the packet that the message came in for its encoded form, cut as by `frame_parts`.
+
+        It has to be what `frame_parts` would make: of no retained message, its length encoded in as
+        few bytes as can be.
+        """
+        self._form, self._parts = first_byte << 3 | version, (head, tail)
+
     def forget_frames(self) -> None:
         """Free the encoded forms: the message goes into a queue or is retained."""
-        self._frames = None
+        self._form = self._frames = None
+        self._parts = _NO_PARTS
 
 
 def publish_parts(

@@ -141,13 +141,18 @@ class Connection(asyncio.Protocol):
         events = machine.receive_data(data, core.now_s)
         if self._backlog is not None:
             self._backlog += events
-        elif len(events) == 1 and type(events[0]) is PublishRun and machine.writable:
+        elif len(events) == 1 and machine.writable:
             # All that most devices ever send: what `_handle` does for it, without its loop.
-            left = self._take(events[0])
-            if left:
-                self._wait_with(list(left))
-            elif machine.unacknowledged > machine.limits.receive_maximum:
-                self.pause(_INFLIGHT)
+            event = events[0]
+            left = (
+                self._take(event)
+                if type(event) is PublishRun
+                else core.handlers[type(event)](self, event)
+            )
+            if left or self._held:
+                self._wait_with(list(left or ()))
+            elif machine.unacknowledged > machine.limits.receive_maximum or not machine.writable:
+                self._look_at_limits()
         else:
             self._handle(events)
 
@@ -193,6 +198,10 @@ class Connection(asyncio.Protocol):
             if left or self._held:
                 self._wait_with([*(left or ()), *events[index + 1 :]])
                 return
+        self._look_at_limits()
+
+    def _look_at_limits(self) -> None:
+        """Stop reading a client that has too much on its way, or does not read its answers."""
         machine = self.machine
         if machine.unacknowledged > machine.limits.receive_maximum:
             self.pause(_INFLIGHT)

@@ -86,6 +86,12 @@ def _on_arrivals(connection: Connection, arrivals: Arrivals) -> Sequence[Event] 
 
     Returns what has to wait, if anything: a subscriber's queue has no room for it.
     """
+    if len(arrivals.messages) == 1 and arrivals.messages[0].qos < 2:
+        message, route = arrivals.messages[0], arrivals.routes[0]
+        policy = connection.core.policy
+        if not route.verdict and not policy.crowded and message.size <= policy.leap_bytes:
+            _on_lone_arrival(connection, message, route, arrivals.packet_ids[0])
+            return None
     left: list[Event] | None = None
     blocker: Session | None = None
     before = _position(connection)
@@ -123,6 +129,27 @@ def _on_arrivals(connection: Connection, arrivals: Arrivals) -> Sequence[Event] 
     if left and blocker is not None:
         connection.blocked(blocker)
     return left
+
+
+def _on_lone_arrival(
+    connection: Connection, message: Message, route: Route, packet_id: int
+) -> None:
+    """Do what `_on_arrivals` does for one message that nothing stands in the way of."""
+    core = connection.core
+    qos = message.qos
+    recorder = core.recorder
+    before = recorder.position if recorder is not None else 0
+    core.stats.messages_received[qos] += 1
+    code = _publish(connection, message, route)
+    if not qos:
+        return
+    if recorder is not None and recorder.position != before:
+        answers = [(qos, code, packet_id)]
+        recorder.when_durable(partial(_answer_publishes, connection, answers))
+        connection.check_store()
+    elif not connection.closed:
+        _answer(connection.machine, qos, code, [packet_id.to_bytes(2, "big")])
+        connection.settled()
 
 
 def _blocker(connection: Connection, message: Message, route: Route) -> Session | None:

@@ -16,7 +16,7 @@ from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.seams import PublishRun
 from mqtt.errors import ProtocolError
 from mqtt.server import ServerConnection
-from mqtt.server_events import RunToken, State
+from mqtt.server_events import CONNECTED, RunToken
 from mqtt.session import ASKED, SETTLED
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def settle(run: PublishRun, codes: int | Sequence[int]) -> None:
     token = run.token
     if type(token) is tuple:
         machine, flags, ids, _ = token
-        if flags & 3 == 1 and codes == 0 and machine.state is State.CONNECTED:
+        if flags & 3 == 1 and codes == 0 and machine.state is CONNECTED:
             if machine.asks_durability:
                 machine.acknowledge_durably(1, ids, 0, machine.owner.core.capture.durability)
             else:
@@ -147,7 +147,7 @@ def answer(
     connection: Connection = machine.owner  # type: ignore[assignment] # the driver's own
     if qos == 2:
         settle_inbound(machine, connection, ids, code)
-    if machine.state is not State.CONNECTED:
+    if machine.state is not CONNECTED:
         return
     if code >= 0x80 and machine.version < 5:
         # 3.1.1 cannot refuse: without an answer the client sends again [MQTT-3.1.1:3.3.5-2].

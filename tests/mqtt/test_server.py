@@ -38,6 +38,7 @@ from mqtt.packets import (
     Unsuback,
     Unsubscribe,
 )
+from mqtt.primitives import encode_variable_integer
 from mqtt.properties import (
     AUTHENTICATION_METHOD,
     MAXIMUM_PACKET_SIZE,
@@ -49,7 +50,7 @@ from mqtt.properties import (
 )
 from mqtt.reason_codes import ReasonCode
 from mqtt.server_events import Acknowledged, Arrivals, Event, ServerLimits, State
-from mqtt.server_messages import Message
+from mqtt.server_messages import Message, publish_parts
 from mqtt.session import SETTLED
 from tests.kit.server_machines import Machine
 
@@ -506,3 +507,99 @@ def test_deadlines_by_state() -> None:
     assert fault.reason_code == ReasonCode.KEEP_ALIVE_TIMEOUT
     connected.receive(Disconnect())
     assert connected.connection.next_deadline_s() is None
+
+
+# -- what looks like the last publish ---------------------------------------------------------
+
+
+def publish_bytes(
+    version: int, topic: bytes, first: int, number: int, rest: bytes, pad: int
+) -> bytes:
+    """Return a PUBLISH whose length is encoded in `pad` bytes more than are needed."""
+    body = len(topic).to_bytes(2, "big") + topic
+    if first & 6:
+        body += number.to_bytes(2, "big")
+    body += rest
+    length = encode_variable_integer(len(body))
+    if pad:
+        length = length[:-1] + bytes([length[-1] | 0x80]) + b"\x80" * (pad - 1) + b"\0"
+    return bytes([first]) + length + body
+
+
+PUBLISHES = st.lists(
+    st.tuples(
+        st.sampled_from([b"t", b"u/v", b"devices/d"]),
+        st.sampled_from([0x30, 0x31, 0x32, 0x33, 0x3A]),
+        st.sampled_from([b"", b"x", b"y", bytes(130)]),
+        st.sampled_from([b"\0", b"\0", b"\0", b"\x02\x01\x00", b"\x05\x02\0\0\0\x09"]),
+        st.sampled_from([0, 0, 0, 1]),
+    ),
+    max_size=12,
+)
+
+
+@given(st.sampled_from([V311, V5]), PUBLISHES)
+def test_publishes_one_a_read_are_the_same_as_all_in_one_read(
+    version: int, publishes: list[tuple[bytes, int, bytes, bytes, int]]
+) -> None:
+    packets = [
+        publish_bytes(
+            version,
+            topic,
+            first,
+            number,
+            block * (version == V5) + payload,
+            pad * (version == V311),
+        )
+        for number, (topic, first, payload, block, pad) in enumerate(publishes, 1)
+    ]
+    together = Machine().connect(version)
+    apart = Machine().connect(version)
+    events = [event for data in packets for event in apart.connection.receive_data(data, 0.0)]
+    expected = together.connection.receive_data(b"".join(packets), 0.0)
+    assert delivered(events) == delivered(expected)
+    assert apart.connection.unacknowledged == together.connection.unacknowledged
+
+
+def delivered(events: list[Event]) -> list[object]:
+    """Return what events say, whatever their grouping, and what receivers would be sent."""
+    found: list[object] = []
+    for event in events:
+        if isinstance(event, PublishRun):
+            found += parse_publishes(event.frames, event.client.protocol_version)
+        else:
+            assert isinstance(event, Arrivals)
+            for message, number, route in zip(
+                event.messages, event.packet_ids, event.routes, strict=True
+            ):
+                forms = [(f, v) for f in (0x30, 0x31, 0x32, 0x33) for v in (V311, V5)]
+                for first, receiver in forms:
+                    parts = publish_parts(
+                        first, receiver, message.topic, message.properties, message.payload
+                    )
+                    assert message.frame_parts(first, receiver) == parts
+                found.append(
+                    (
+                        message.topic,
+                        message.payload,
+                        message.qos,
+                        message.retain,
+                        number,
+                        route.name,
+                    )
+                )
+                found.append((message.properties, message.expires_s, message.publisher))
+    return found
+
+
+def test_a_lone_publish_like_the_last_is_checked_like_the_first() -> None:
+    machine = Machine(limits=ServerLimits(receive_maximum=2)).connect(V5)
+    for number in (1, 2):
+        (event,) = machine.receive(Publish("t", b"x", 1, packet_id=number))
+        assert isinstance(event, Arrivals)
+    events = machine.receive(Publish("t", b"x", 1, packet_id=3))
+    assert fault_of(events) == ReasonCode.RECEIVE_MAXIMUM_EXCEEDED
+    machine = Machine().connect(V5)
+    machine.receive(Publish("t", b"x", 1, packet_id=1))
+    data = encode(Publish("t", b"x", 1, packet_id=1), V5).replace(b"t\0\1", b"t\0\0")
+    assert fault_of(machine.connection.receive_data(data, 0.0)) == ReasonCode.MALFORMED_PACKET
