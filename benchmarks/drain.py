@@ -38,6 +38,7 @@ _CONNECTIONS = 20
 _BACKLOG_TOPIC = "devices/sensor-%d/state"
 _LIVE_TOPIC = "devices/live/value"
 _LIVE_EVERY_S = 0.05
+_HISTORICAL_S = 5  # a live reading that waits for longer is one of the backlog, and its last
 
 _EDGE = """
 data = "{data}"
@@ -49,7 +50,7 @@ port = {http}
 [uplink]
 endpoints = ["mqtt://127.0.0.1:{uplink}"]
 mode = "{mode}"
-historical_s = 1
+historical_s = {historical_s}
 backoff_min_s = 0.1
 backoff_max_s = 0.2
 [journal]
@@ -272,13 +273,18 @@ async def _ours(folder: Path, options: argparse.Namespace) -> Drained:
     async with Link(cloud, options.mbit * 125_000, options.rtt_ms / 2000) as link:
         (folder / "edge.toml").write_text(
             _EDGE.format(
-                data=folder, port=edge, http=edge_http, uplink=link.port, mode=options.mode
+                data=folder,
+                port=edge,
+                http=edge_http,
+                uplink=link.port,
+                mode=options.mode,
+                historical_s=_HISTORICAL_S,
             )
         )
         with running([*tidegate, "edge", "-c", str(folder / "edge.toml")], folder / "log") as one:
             await listening(edge)
             await _fill(edge, options.readings)
-            await asyncio.sleep(1.1)  # historical_s
+            await asyncio.sleep(_HISTORICAL_S + 0.1)
             filled_mb = rss_mb(one.pid)
             drained = Drained("tidegate", 0.0, 0, (0.0, 0.0))
             config = str(folder / "cloud.toml")

@@ -71,31 +71,19 @@ class BatchMaker:
         self._encoder.reset()
         self.bodies.reset()
 
-    async def body(
-        self, grant: Grant, readings: Readings | None, waiting: int
-    ) -> tuple[Grant, bytes | None]:
+    async def body(self, grant: Grant, readings: Readings | None) -> tuple[Grant, bytes | None]:
         """Return a structured body if there is to be one, and the grant with the mode it has.
 
         Args:
             grant: What the batch may be.
             readings: What it holds; None: only tombstones.
-            waiting: How many readings wait to be sent.
         """
         if readings is None or grant.mode != Mode.STRUCTURED:
             return replace(grant, mode=int(Mode.COLUMNAR)), None
         columns = link_columns(readings, self._resolution_us)
-        began_s = self._clock.monotonic_s()
         made = await self.bodies.encode(columns, self._encoder.last_time)
         if made is None:
             return replace(grant, mode=int(Mode.COLUMNAR)), None
-        now_s = self._clock.monotonic_s()
-        self.bodies.governor.encoded(
-            now_s,
-            now_s - began_s,
-            len(readings),
-            waiting=waiting,
-            idle=not self._state.batches_in_flight,
-        )
         mode, body = made
         return replace(grant, mode=mode), body
 

@@ -90,23 +90,40 @@ class UplinkBodies:
         """How often the encoder process had to be started again."""
         return max(0, self._worker.starts - 1)
 
-    def wanted(self, now_s: float, waiting: int) -> int:
-        """Return the mode to ask for, with so many readings waiting to be sent."""
+    def wanted(self, now_s: float, waiting: int, in_flight: int) -> int:
+        """Return the mode to ask for.
+
+        Args:
+            now_s: Now.
+            waiting: About how many readings wait to be sent.
+            in_flight: Batches that are not answered yet.
+        """
         if self._mode == "columnar":
             return Mode.COLUMNAR
-        if self._mode == "auto" and not self.governor.structured(now_s, waiting):
-            return Mode.COLUMNAR
-        return Mode.STRUCTURED
+        if self._mode == "structured" or not self._worker.running or self._warming is not None:
+            return Mode.STRUCTURED
+        structured = self.governor.structured(now_s, waiting, in_flight)
+        return Mode.STRUCTURED if structured else Mode.COLUMNAR
 
     def reset(self) -> None:
         """Start a new context, with the connection's."""
         self._made = self._acked = self._kept = 0
         self._fresh = True
+        self.governor.restart()
         if self._inline is not None:
             self._inline.reset()
 
-    def acknowledged(self) -> None:
-        """Note that the cloud has one more structured body of this context; they come in order."""
+    def acknowledged(self, mode: int, readings: int, now_s: float) -> None:
+        """Note that the cloud has one more batch of this context; structured ones come in order.
+
+        Args:
+            mode: Of its body.
+            readings: How many it held.
+            now_s: Now.
+        """
+        self.governor.answered(now_s, readings)
+        if mode != Mode.STRUCTURED:
+            return
         self._acked += 1
         if 0 < self._kept <= self._acked:
             self._kept, self._confirmed = 0, True

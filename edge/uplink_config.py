@@ -187,8 +187,8 @@ class UplinkConfig:
         "auto",
         choices=("auto", "columnar", "structured"),
         help="How payloads are packed: 'structured' takes a fraction of the bytes and more CPU, "
-        "'columnar' little of both; 'auto' is structured for as long as encoding keeps up. What "
-        "the structured mode cannot make smaller always goes columnar.",
+        "'columnar' little of both; 'auto' is structured unless a backlog drains much faster "
+        "without. What the structured mode cannot make smaller always goes columnar.",
     )
     zstd_level: int = setting(
         0,

@@ -95,7 +95,9 @@ class UplinkSender:
     async def send(self, connection: UplinkConnection, lane: LinkLane) -> None:
         """Make the next batch of a lane and send it."""
         state = self._state
-        mode = self._batches.bodies.wanted(self._clock.monotonic_s(), self._lanes.waiting())
+        mode = self._batches.bodies.wanted(
+            self._clock.monotonic_s(), self._lanes.waiting(), state.batches_in_flight
+        )
         grant = state.grant(lane, mode)
         try:
             readings, historical = await self._lanes.take(grant, self._clock.wall_us())
@@ -107,8 +109,7 @@ class UplinkSender:
         if grant.fresh:
             self._batches.reset()
         try:
-            waiting = self._lanes.waiting()
-            grant, body = await self._batches.body(grant, readings, waiting)
+            grant, body = await self._batches.body(grant, readings)
         except Exception as error:  # noqa: BLE001 - what no encoder takes must not stop its lane
             self._refuse(grant, readings, "encode", f"cannot be encoded: {error!r}")
             return
@@ -172,14 +173,15 @@ class UplinkSender:
             return
         sent, size = found
         refusals = self._state.refusals
-        events = self._state.answered(sent, reason_code, reason, self._clock.monotonic_s())
+        now_s = self._clock.monotonic_s()
+        events = self._state.answered(sent, reason_code, reason, now_s)
         if sent.durable:
             status = self._meter.status
             status.batches_sent += 1
             status.structured_batches += sent.mode == Mode.STRUCTURED
             status.packet_bytes += size
-            if sent.mode == Mode.STRUCTURED and sent.generation == self._state.generation:
-                self._batches.bodies.acknowledged()
+            if sent.generation == self._state.generation:
+                self._batches.bodies.acknowledged(sent.mode, sent.count, now_s)
         if self._state.refusals > refusals:
             if reason_code == PAYLOAD_FORMAT_INVALID:
                 self._batches.bodies.refused()

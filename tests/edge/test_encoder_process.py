@@ -51,7 +51,7 @@ class Link:
         assert mode == Mode.STRUCTURED
         assert list(self.decoder.decode(body, 20).payloads) == list(batch.payloads)
         if acknowledged:
-            self.bodies.acknowledged()
+            self.bodies.acknowledged(mode, 20, 0.0)
         return body[0]
 
     def cut(self) -> None:
