@@ -45,7 +45,7 @@ class ClientInfo:
     keep_alive_s: int = 0
     clean_start: bool = True
     certificate_name: str | None = None  # of a certificate that the handshake has verified
-    tls: Any = None  # the ssl.SSLObject that has it
+    tls: Any = None  # the ssl.SSLSocket or SSLObject that has it
     access: Any = None  # the `Access`'s own, lives as long as the connection
     auth_method: str = ""  # of enhanced authentication that succeeded; `username` is then proven
 
