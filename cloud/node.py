@@ -32,19 +32,18 @@ class Node(CloudService):
         commands.on_corrected = self._api.corrected
         super().__init__(config, clock, (alerts, PacingPart(), commands, ledger, self._api))
 
-    more_reloadable = frozenset(("alerts.rule",))
+    more_reloadable = frozenset(("alerts",))
 
     async def reload(self, config: CloudConfig) -> Reloaded:
-        """Take what can be changed while it runs, the rules of alerts among it."""
+        """Take what can be changed while it runs, all of the alerts among it."""
         result = await super().reload(config)
-        rules = config.alerts.rule
-        if rules != self.config.alerts.rule:
+        if config.alerts != self.config.alerts:
             try:
-                await self._alerts.take_rules(rules)
+                await self._alerts.take_config(config.alerts)
             except SinkUnavailable as error:
-                result.problem = result.problem or f"alerts.rule: {error}"
+                result.problem = result.problem or f"alerts: {error}"
             else:
-                self.config = replace(self.config, alerts=replace(self.config.alerts, rule=rules))
+                self.config = replace(self.config, alerts=config.alerts)
         return result
 
     @property

@@ -266,7 +266,7 @@ class CloudService:
         except FrontError as error:
             raise StartError(str(error)) from None
 
-    # keys that parts take beside these
+    # sections that parts take beside these
     more_reloadable: frozenset[str] = frozenset()
 
     async def reload(self, config: CloudConfig) -> Reloaded:
@@ -276,7 +276,7 @@ class CloudService:
         """
         result = sort_keys(
             changed_keys(self.config, config),
-            lambda key: key.partition(".")[0] in RELOADABLE or key in self.more_reloadable,
+            lambda key: key.partition(".")[0] in {*RELOADABLE, *self.more_reloadable},
         )
         try:
             await self._front.reload(config.front)

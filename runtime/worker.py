@@ -192,5 +192,9 @@ def serve(handle: Callable[[bytes], bytes], *, niceness: int = 0) -> None:
         if len(request) < size:
             return
         answer = handle(request)
-        answers.write(_LENGTH.pack(len(answer)) + answer)
-        answers.flush()
+        try:
+            answers.write(_LENGTH.pack(len(answer)) + answer)
+            answers.flush()
+        except BrokenPipeError:  # the parent was killed, and nobody waits any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), answers.fileno())
+            return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cloud.alerts.config import RuleConfig
+from cloud.alerts.config import AlertsConfig
 from cloud.alerts.sink import AlertSink
 from cloud.cluster.alerts import ClusterAlertStates
 from cloud.cluster.bucket import Bucket
@@ -47,10 +47,10 @@ class AlertsPart:
         assert self.sink is not None
         self.sink.register(node.metrics)
 
-    async def take_rules(self, rules: Sequence[RuleConfig]) -> None:
-        """Go on with other rules; raises SinkUnavailable."""
+    async def take_config(self, config: AlertsConfig) -> None:
+        """Go on with other rules, limits and webhooks; raises SinkUnavailable."""
         assert self.sink is not None
-        await self.sink.take_rules(rules)
+        await self.sink.take_config(config)
 
     async def stop(self) -> None:
         """Do nothing: the sink is closed with the others."""

@@ -20,14 +20,13 @@ import contextlib
 import random
 import sqlite3
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import structlog
 
 from bridge.partition import partition_of
-from cloud.alerts.config import SEVERITIES, AlertsConfig, RuleConfig
+from cloud.alerts.config import SEVERITIES, AlertsConfig
 from cloud.alerts.engine import Batch, EngineStats, RuleEngine, StoredSeries
 from cloud.alerts.handover import (
     KEEP_EVERY_US,
@@ -108,9 +107,9 @@ class AlertSink:
         self._heads = heads
         self._bounds = Bounds.of(config.limits)
         self._rules = [Rule(rule) for rule in config.rule]
-        self._targets: dict[str, Target] = {MQTT: MqttTarget(publish)} if publish else {}
-        for webhook in config.webhook:
-            self._targets[webhook_target(webhook.name)] = WebhookTarget(webhook, transport)
+        self._publish = publish
+        self._transport = transport
+        self._targets = self._make_targets()
         self._rng = rng
         self._engines: dict[int, RuleEngine] = {}
         self._positions: dict[int, int] = {}  # what the engines have seen
@@ -154,15 +153,25 @@ class AlertSink:
             self._positions = {p: position for p, (position, _) in kept.cursors.items()}
         times = {p: min(engine_us, now_us) for p, (_, engine_us) in kept.cursors.items()}
         self._load(kept.series, times)
-        discarded = await store.discard_others(self._targets)
-        if discarded:
-            log.warning("messages_dropped", count=discarded, cause="their webhook was removed")
-        self._outbox = Outbox(store, self._targets, self._clock, self._rng, self._message_told)
+        await self._discard_others(store)
+        outbox = Outbox(store, self._targets, self._clock, self._rng, self._message_told)
+        self._outbox = outbox
         await self._commit()
         self._tasks = [
             asyncio.create_task(self._watch(), name="alerts-deadlines"),
-            asyncio.create_task(self._outbox.run(), name="alerts-outbox"),
+            asyncio.create_task(outbox.run(), name="alerts-outbox"),
         ]
+
+    def _make_targets(self) -> dict[str, Target]:
+        targets: dict[str, Target] = {MQTT: MqttTarget(self._publish)} if self._publish else {}
+        for webhook in self._config.webhook:
+            targets[webhook_target(webhook.name)] = WebhookTarget(webhook, self._transport)
+        return targets
+
+    async def _discard_others(self, store: AlertStore) -> None:
+        discarded = await store.discard_others(self._targets)
+        if discarded:
+            log.warning("messages_dropped", count=discarded, cause="their webhook was removed")
 
     async def cursors(self) -> Mapping[int, int]:
         """Return the position reached in each partition."""
@@ -347,13 +356,14 @@ class AlertSink:
                     return self._view(engine.series[key])
         return None
 
-    async def take_rules(self, rules: Sequence[RuleConfig]) -> None:
-        """Go on with these rules: alerts of those that stay as they were stand as they do.
+    async def take_config(self, config: AlertsConfig) -> None:
+        """Go on with these rules, limits and webhooks: alerts of rules that stay stand as they do.
 
-        As at a restart, what fired by a rule that is gone or changed is resolved.
+        As at a restart, what fired by a rule that is gone or changed is resolved, and what waited
+        for a webhook that is gone is dropped.
 
         Raises:
-            SinkUnavailable: alerts.db cannot be used now; the rules stay what they were.
+            SinkUnavailable: alerts.db cannot be used now; everything stays what it was.
         """
         assert self._store is not None
         async with self._lock:
@@ -362,14 +372,36 @@ class AlertSink:
             await self._commit()
             kept = [item for engine in self._engines.values() for item in engine.dump()]
             times = {partition: engine.now_us for partition, engine in self._engines.items()}
-            self._config = replace(self._config, rule=tuple(rules))
-            self._rules = [Rule(rule) for rule in rules]
-            self._teller = Teller(self._config, mqtt=MQTT in self._targets)
+            others = config.webhook != self._config.webhook
+            self._config = config
+            self._rules = [Rule(rule) for rule in config.rule]
+            self._bounds = Bounds.of(config.limits)
+            self._store.limit(config.limits.history_max, config.limits.outbox_max)
+            self._teller = Teller(config, mqtt=self._publish is not None)
+            if others:
+                await self._change_targets(self._store)
             self._engines.clear()
             self.stats.series = 0
             self._load(kept, times)
             await self._commit()
         self._wake.set()
+
+    async def _change_targets(self, store: AlertStore) -> None:
+        """Deliver to the webhooks of the configuration from here on."""
+        before = self._outbox
+        assert before is not None
+        async with before.quiet(_QUIET_S):
+            task = self._tasks.pop()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await before.close()
+        self._targets = self._make_targets()
+        outbox = Outbox(store, self._targets, self._clock, self._rng, self._message_told)
+        outbox.stats = before.stats
+        self._outbox = outbox
+        self._tasks.append(asyncio.create_task(outbox.run(), name="alerts-outbox"))
+        with contextlib.suppress(sqlite3.Error):  # else at the next start
+            await self._discard_others(store)
 
     def register(self, metrics: Metrics) -> None:
         """Show figures of this part."""

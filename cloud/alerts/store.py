@@ -163,6 +163,11 @@ class AlertStore:
         self._history_max = history_max
         self._outbox_max = outbox_max
 
+    def limit(self, history_max: int, outbox_max: int) -> None:
+        """Keep so much from the next write on."""
+        self._history_max = history_max
+        self._outbox_max = outbox_max
+
     @classmethod
     async def open(cls, path: Path, *, history_max: int, outbox_max: int) -> AlertStore:
         """Open or make the file.

@@ -254,7 +254,7 @@ async def test_rules_are_changed_while_it_runs(tmp_path: Path) -> None:
     async with lab.open() as sink:
         await lab.reads(0, 31)
         await lab.hears(2)
-        await sink.take_rules([hot(), hot(name="cold", op="<", value=0.0)])
+        await sink.take_config(AlertsConfig(rule=(hot(), hot(name="cold", op="<", value=0.0))))
         await lab.hears(3)
         assert [view.rule for view in sink.active()] == ["hot"]
         await lab.reads(1, -1)

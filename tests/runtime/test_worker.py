@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -139,3 +142,20 @@ async def test_a_module_that_is_not_there_fails_the_call() -> None:
     with pytest.raises(WorkerError):
         await one.call(b"e")
     await one.close()
+
+
+def test_a_worker_whose_parent_was_killed_ends_without_a_word() -> None:
+    """Its answer has nobody to go to: no traceback in a log that somebody reads."""
+    size = struct.Struct("<I")
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.kit.worker_process"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        child.stdin.write(size.pack(4) + b"echo")
+        child.stdin.flush()
+        assert child.wait(20) == 0
+        assert child.stderr.read() == b""

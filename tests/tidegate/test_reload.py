@@ -12,12 +12,13 @@ from pathlib import Path
 import paho.mqtt.client as paho
 import pytest
 
-from cloud.alerts.config import RuleConfig
+from cloud.alerts.config import AlertsConfig, RuleConfig, WebhookConfig
 from edge.config import EdgeConfig, JournalConfig
 from runtime.reload import ProcessFile, Reloaded, changed_keys, process_started
 from tests.kit.nodes import node_config, running_node
 from tests.kit.processes import Process, free_ports, wait_for
 from tests.kit.sites import client_at, until
+from tests.kit.webhooks import WebhookServer
 from tidegate.main import main
 
 
@@ -159,3 +160,38 @@ async def test_alert_rules_are_taken_while_the_node_runs(tmp_path: Path) -> None
         assert node._alerts.sink is not None
         active = node._alerts.sink.active
         await until("it fires", lambda: [view.rule for view in active()] == ["hot"])
+
+
+async def test_webhooks_and_limits_of_alerts_are_taken_while_the_node_runs(tmp_path: Path) -> None:
+    hot = RuleConfig(name="hot", kind="threshold", op=">", value=30.0)
+    first, second = WebhookServer(), WebhookServer()
+    await first.start()
+    await second.start()
+    alerts = AlertsConfig(rule=(hot,), webhook=(WebhookConfig(name="first", url=first.url),))
+    config = node_config(tmp_path, alerts=alerts)
+    try:
+        async with (
+            running_node(tmp_path, config=config) as node,
+            client_at(node.port, "d1") as (device, _),
+        ):
+            await device.publish("devices/d1/value", b"31", 1)
+            await until("the first is told", lambda: len(first.received) == 1)
+            wanted = replace(
+                alerts,
+                webhook=(WebhookConfig(name="second", url=second.url),),
+                limits=replace(alerts.limits, series_max=1),
+            )
+            result = await node.reload(replace(config, alerts=wanted))
+            assert sorted(result.taken) == ["alerts.limits.series_max", "alerts.webhook"]
+            assert (result.needs_restart, result.problem) == ([], "")
+            await device.publish("devices/d1/value", b"20", 1)
+            await until("the second is told", lambda: len(second.received) == 1)
+            assert second.received[0].body["state"] == "resolved"
+            await device.publish("devices/d2/value", b"31", 1)
+            assert node._alerts.sink is not None
+            stats = node._alerts.sink.stats
+            await until("another device is one too many", lambda: stats.refused_series == 1)
+        assert len(first.received) == 1
+    finally:
+        await first.stop()
+        await second.stop()
