@@ -149,7 +149,13 @@ class CloudService:
 
     async def _open_stream(self) -> None:
         path = self.config.data / "cloud" / "stream.db"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(
+                f"data folder {self.config.data}: {error.strerror or error}; "
+                "choose another with --data"
+            ) from None
         try:
             self.stream = await open_stream(
                 path, self.config.stream, self.clock, node_id=self.config.node_id

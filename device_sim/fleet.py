@@ -162,12 +162,19 @@ class Fleet:
 
     async def _all_connected(self, stop: asyncio.Event) -> None:
         """Wait for every first connection, so that a measurement begins with the whole fleet."""
-        deadline_s = self.now_s() + self._config.connect_timeout_s
+        start_s = self.now_s()
+        deadline_s = start_s + self._config.connect_timeout_s
+        second_s = start_s + 1.0
         figures = self.figures
         while figures.connected < len(self.links) and not stop.is_set():
             await self._tick(stop)
-            if self.now_s() > deadline_s:
+            now_s = self.now_s()
+            if now_s > deadline_s:
                 break
+            if now_s >= second_s:
+                second_s += 1.0
+                self._tell(now_s - start_s)
+        self._told_s = 0.0  # from now on time counts from the first reading
 
     async def _main(self, stop: asyncio.Event) -> str:
         config, figures = self._config, self.figures

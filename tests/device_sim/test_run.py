@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -254,16 +255,28 @@ async def test_progress_is_told_each_second() -> None:
 
     def on_progress(progress: Progress) -> None:
         told.append(progress)
-        stop.set()
+        if progress.acked:
+            stop.set()
 
     async with ScriptedBroker() as broker:
         config = SimConfig(broker=broker.url, devices=5, rate_per_s=200, duration_s=15)
         await run_sim(config, on_progress=on_progress, stop=stop)
-    progress = told[0]
+    progress = told[-1]
     assert progress.connected == 5
     assert progress.sent >= progress.acked > 0
     assert progress.p99_ms >= progress.p50_ms > 0
     assert "5 connected" in progress.line()
+
+
+async def test_progress_is_told_while_nobody_answers() -> None:
+    told: list[Progress] = []
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        port = deaf.getsockname()[1]
+        config = SimConfig(broker=f"mqtt://127.0.0.1:{port}", devices=3, connect_timeout_s=2.5)
+        with pytest.raises(SimError, match="no connection in"):
+            await run_sim(config, on_progress=told.append)
+    assert told
+    assert {progress.connected for progress in told} == {0}
 
 
 async def test_a_storm_cuts_all_and_all_come_back() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import io
 import shutil
 import ssl
@@ -155,3 +156,15 @@ def test_what_passwd_refuses(
     assert passwd(monkeypatch, tmp_path / "users", user, password=password) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "users").exists()
+
+
+def test_without_a_terminal_one_line_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_terminal(_prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr(getpass, "getpass", no_terminal)
+    assert main(["passwd", str(tmp_path / "passwd"), "alice"]) == 2
+    assert "--stdin" in capsys.readouterr().err
+    assert not (tmp_path / "passwd").exists()

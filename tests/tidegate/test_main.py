@@ -60,6 +60,37 @@ def test_check_accepts_a_good_file(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "good for 'tidegate edge'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[uplink]\ntls_ca_file = "none.pem"\n', "uplink.tls_ca_file: none.pem cannot be read: No"),
+        (
+            '[[listeners]]\ntransport="tls"\nport=1\ntls_cert_file="none.pem"\ntls_key_file="k"\n',
+            "listeners[1].tls_cert_file: none.pem cannot be read",
+        ),
+        ('[access]\npassword_file = "none"\n', "access.password_file: none cannot be read"),
+    ],
+)
+def test_check_names_files_that_are_not_there(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "edge.toml"
+    path.write_text(text)
+    assert main(["check", "-c", str(path), "--as", "edge"]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["edge", "cloud", "up"])
+def test_a_data_folder_that_cannot_be_had_is_one_line(
+    command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main([command, "--data", str(tmp_path / "file" / "data")]) == 1
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert "data folder" in error
+
+
 def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "-c", str(tmp_path / "none.toml")]) == 2
     assert "cannot be read" in capsys.readouterr().err

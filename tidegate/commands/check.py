@@ -3,14 +3,18 @@
     tidegate check -c edge.toml
     tidegate check -c site.toml --as cloud
 
-Without --as, the file is taken for the command whose keys it fits best.
+Without --as, the file is taken for the command whose keys it fits best. Certificates, password
+files and the like that it names have to be readable from here, by who runs this.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from runtime.config import ConfigError, load
 from tidegate.configs import CONFIGS
@@ -41,9 +45,27 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _unreadable(config: Any, path: str = "") -> Iterator[str]:
+    """Yield a line for each file that a configuration names and that cannot be read."""
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        here = f"{path}.{each.name}" if path else each.name
+        if dataclasses.is_dataclass(value):
+            yield from _unreadable(value, here)
+        elif isinstance(value, tuple):
+            for number, one in enumerate(value, 1):
+                if dataclasses.is_dataclass(one):
+                    yield from _unreadable(one, f"{here}[{number}]")
+        elif isinstance(value, Path) and each.name.endswith("_file"):
+            try:
+                value.open("rb").close()
+            except OSError as error:
+                yield f"{here}: {value} cannot be read: {error.strerror or error}"
+
+
 def _problems(kind: str, path: Path) -> tuple[str, ...]:
     try:
-        load(CONFIGS[kind](), file=path)
+        config: Any = load(CONFIGS[kind](), file=path)
     except ConfigError as error:
         return error.problems
-    return ()
+    return tuple(f"{path}: {line}" for line in _unreadable(config))

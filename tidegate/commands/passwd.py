@@ -86,8 +86,12 @@ def _password(options: argparse.Namespace) -> str:
     if options.stdin:
         password = sys.stdin.readline().rstrip("\r\n")
     else:
-        password = getpass.getpass("Password: ")
-        if getpass.getpass("Again: ") != password:
+        try:
+            password = getpass.getpass("Password: ")
+            again = getpass.getpass("Again: ")
+        except EOFError:
+            raise ConfigError("no password was given; --stdin reads it from a pipe") from None
+        if again != password:
             raise ConfigError("the two passwords differ")
     if not password:
         raise ConfigError("the password is empty")

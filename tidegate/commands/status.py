@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cloud.query_time import iso
 from tidegate.node_api import ask_node, ask_service
 
 __all__ = ["add_arguments", "run"]
@@ -97,13 +98,17 @@ def _lines(status: Mapping[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{name:{width}}  {_shown(name, value)}"
 
 
+def _time(time_us: int) -> str:
+    return iso(time_us) if time_us else "-"
+
+
 def _shown(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         if name.endswith("_bytes") or name.startswith("bytes"):
             return f"{value:,} B"
-        return str(value) if name.endswith("_us") else f"{value:,}"
+        return _time(value) if name.endswith("_us") else f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.1f}"
     if isinstance(value, list):
