@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
 
@@ -16,13 +16,11 @@ from cloud.alerts.handover import PartitionState
 from cloud.alerts.store import Message
 from cloud.cluster.alerts import ClusterAlertStates
 from cloud.cluster.bucket import Bucket
-from cloud.config import StreamConfig
-from cloud.node import Node
 from cloud.sinks.contract import SinkFenced
 from tests.kit.alert_nodes import EPOCH, AlertNodes
 from tests.kit.alerts import hot
+from tests.kit.cluster_nodes import cluster_nodes, shares
 from tests.kit.nats import NatsServers, connected, make_layout, nats_single
-from tests.kit.nodes import node_config, running_node
 from tests.kit.sites import client_at, until
 
 NUMBERS = count()
@@ -92,25 +90,11 @@ async def test_an_alert_goes_on_over_nodes_that_crash(servers: NatsServers, tmp_
 async def test_nodes_tell_an_alert_once_whoever_has_its_partition(
     servers: NatsServers, tmp_path: Path
 ) -> None:
-    name = f"n{next(NUMBERS)}"
-    layout = await make_layout(servers, name)
     alerts = AlertsConfig(rule=(hot(field="t"),), limits=LimitsConfig(grace_s=0.0))
-
-    def node_of(number: int) -> AbstractAsyncContextManager[Node]:
-        node_id = f"node-{number}"
-        stream = StreamConfig(
-            url=servers.url, cluster=name, durability="relaxed", replicas=1,
-            monitors=tuple(servers.monitors), file_bytes_max=layout.raw_bytes_max,
-        )  # fmt: skip
-        folder = tmp_path / node_id
-        return running_node(
-            folder, config=node_config(folder, node_id=node_id, stream=stream, alerts=alerts)
-        )
-
-    async with AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(node_of(n)) for n in range(2)]
-        runners = [node.sinks.runners["alerts"] for node in nodes]
-        await until("shared", lambda: all(len(one.tokens) == 32 for one in runners), timeout_s=30)
+    async with (
+        cluster_nodes(servers, tmp_path, 2, "alerts", keys=lambda _: {"alerts": alerts}) as nodes,
+        AsyncExitStack() as stack,
+    ):
         _, box = await stack.enter_async_context(client_at(nodes[0].port, "w", "alerts/#"))
         devices = [f"d{number}" for number in range(6)]  # of both nodes' partitions
         for device in devices:
@@ -118,7 +102,7 @@ async def test_nodes_tell_an_alert_once_whoever_has_its_partition(
                 await client.publish(f"devices/{device}/state", b'{"t": 99}', 1)
         await until("all fire", lambda: len(box.messages) >= len(devices), timeout_s=30)
         await nodes[1].stop()
-        await until("one has all", lambda: len(runners[0].tokens) == 64, timeout_s=30)
+        await until("one has all", lambda: shares(nodes[0], "alerts") == 64, timeout_s=30)
         assert len(nodes[0]._alerts.sink.active()) == len(devices)  # type: ignore[union-attr]
         for device in devices:
             async with client_at(nodes[0].port, device) as (client, _):

@@ -7,16 +7,14 @@ Whole nodes in the test's own loop on one NATS server, that come and go;
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from itertools import count
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from bridge.commands import HELD, Correction
 from cloud.commands.config import CommandsConfig
-from cloud.config import StreamConfig
 from cloud.node import Node
 from edge.service import EdgeService
 from mqtt.aio import Client
@@ -27,12 +25,11 @@ from mqtt.properties import (
     USER_PROPERTY,
 )
 from tests.kit.cloud import query
-from tests.kit.nats import NatsServers, make_layout, nats_single
-from tests.kit.nodes import node_config, running_node
+from tests.kit.cluster_nodes import cluster_nodes, shares
+from tests.kit.nats import NatsServers, nats_single
 from tests.kit.sites import Box, client_at, running_gateway, until
 
 OUTCOMES = "tidegate/v1/outcome/#"
-NUMBERS = count()
 
 
 @pytest.fixture(scope="module")
@@ -41,33 +38,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
         yield running
 
 
-@asynccontextmanager
-async def nodes(
+def nodes(
     servers: NatsServers, folder: Path, number: int = 2, **commands: float
-) -> AsyncIterator[list[Node]]:
-    """Run nodes of a cluster of the test's own; whose partitions are spread."""
-    name = f"c{next(NUMBERS)}"
-    layout = await make_layout(servers, name)
-    async with AsyncExitStack() as stack:
-        found = []
-        for one in range(number):
-            node_id = f"node-{one}"
-            stream = StreamConfig(
-                url=servers.url, cluster=name, durability="relaxed", replicas=1,
-                monitors=tuple(servers.monitors), file_bytes_max=layout.raw_bytes_max,
-            )  # fmt: skip
-            config = node_config(
-                folder / node_id, node_id=node_id, stream=stream,
-                commands=CommandsConfig(retry_s=0.2, **commands),  # type: ignore[arg-type]
-            )  # fmt: skip
-            found.append(await stack.enter_async_context(running_node(folder, config=config)))
-        await until("all hold their share", lambda: all(shares(node) for node in found))
-        yield found
-
-
-def shares(node: Node) -> int:
-    """Return how many partitions a node follows for commands."""
-    return len(node.sinks.runners["commands"].tokens)
+) -> AbstractAsyncContextManager[list[Node]]:
+    """Run nodes of a cluster of the test's own, whose partitions are spread."""
+    config = CommandsConfig(retry_s=0.2, **commands)  # type: ignore[arg-type]
+    return cluster_nodes(servers, folder, number, "commands", keys=lambda _: {"commands": config})
 
 
 def states(node: Node) -> dict[str, str]:
@@ -263,7 +239,7 @@ async def test_work_goes_on_when_a_node_leaves(servers: NatsServers, tmp_path: P
             for name in names:
                 await send(operator, name, b"go", command_id=name)
         await two.stop()
-        await until("one has all", lambda: shares(one) == 64, timeout_s=30)
+        await until("one has all", lambda: shares(one, "commands") == 64, timeout_s=30)
         async with (
             client_at(one.port, "watcher", OUTCOMES) as (_, box),
             running_gateway(tmp_path / "gw", one) as gateway,
