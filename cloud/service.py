@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import metadata
 from typing import Any
 
@@ -371,9 +371,14 @@ class CloudService:
         """Return the figures of all parts as JSON values; empty before the node runs."""
         if not self.port:
             return {}
-        return figures_of(
+        figures = figures_of(
             self.config.node_id, self._sample, self.capture, self.broker, self.storage, self.ready()
         )
+        if self.mqtt_cluster is not None:
+            lost = dict(self.mqtt_cluster.shedding.lost_by_session)
+            stats = asdict(self.mqtt_cluster.stats())
+            figures["mqtt_cluster"] = {**stats, "lost_by_session": lost}
+        return figures
 
     # ---- what the API asks -----------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ from cloud.cluster.mqtt_presence import Presence
 from cloud.cluster.mqtt_retained import RetainedStates
 from cloud.cluster.mqtt_sessions import SessionRecords
 from cloud.cluster.mqtt_shares import Shares
+from cloud.cluster.mqtt_shedding import Shedding
 from cloud.cluster.mqtt_tickets import Tickets
 from cloud.cluster.mqtt_wire import (
     SHARDS,
@@ -65,6 +66,7 @@ log = structlog.get_logger(component="mqtt-cluster")
 
 _TOLD_S: Final = 2.0  # how long a node that joins waits for the others' subscriptions
 _HOUSEKEEPING_S: Final = 15.0
+_SHED_S: Final = 2.0
 _LEAVE_S: Final = 2.0
 _LOG_EVERY_S: Final = 10.0
 _OVERHEAD: Final = 2048  # bytes of a batch and a message besides topic, payload and properties
@@ -85,6 +87,8 @@ class MqttClusterStats:
     read_entries: int  # entries of the log
     sessions_behind: int  # of those, that have more in the log than in memory
     dropped_messages: int  # QoS 0 messages that other nodes did not get
+    lost_messages: int  # of the log, that went before their sessions came for them
+    log_fill: float  # 0 to 1, seen by the node that keeps house
     taken_over: int  # sessions that came from other nodes
     shares_moved: int
     waiting_bytes: int
@@ -150,6 +154,9 @@ class MqttCluster:
         self.presence = Presence(
             fabric, clock, node, self._settle, self.peers.came, self._gone, self._fenced
         )
+        self.shedding = Shedding(
+            fabric, self.claims, clock, lambda: min(self.peers.read_by_all, self.position)
+        )
         self.retained = RetainedStates(fabric, self.tickets, clock, self._apply_retained)
         self._wills: dict[str, Message] = {}  # by client id, of connected clients
         self._numbers: dict[tuple[str, str], int] = {}  # last batch by instance and subject
@@ -176,6 +183,7 @@ class MqttCluster:
             ("lease", self.presence.run),
             ("records", self.records.keep_up),
             ("housekeeping", self._keep_house),
+            ("shedding", self._shed),
         ):
             self._tasks.append(loop.create_task(work(), name=f"mqtt-cluster-{name}"))
         return StoredState()
@@ -668,6 +676,17 @@ class MqttCluster:
             except FabricError as error:
                 limited(log, "house", _LOG_EVERY_S).warning("mqtt_not_tidied", error=str(error))
 
+    async def _shed(self) -> None:
+        """Make room in the log before the engine does, until cancelled."""
+        while True:
+            await asyncio.sleep(_SHED_S)
+            there = self.presence.there
+            if there and min(there) == self.presence.instance:
+                try:
+                    await self.shedding.look()
+                except FabricError as error:
+                    limited(log, "shed", _LOG_EVERY_S).warning("mqtt_log_full", error=str(error))
+
     async def keep_house(self) -> None:
         """Forget entries of the log and records that nobody needs; raises FabricError."""
         self.backlogs.look_at_all()
@@ -701,6 +720,8 @@ class MqttCluster:
             read_entries=self.read,
             sessions_behind=sum(1 for held in self.records.held.values() if held.behind),
             dropped_messages=self.outbox.dropped,
+            lost_messages=self.shedding.lost_messages,
+            log_fill=self.shedding.fill,
             taken_over=self.claims.taken_over,
             shares_moved=self.shares.moved,
             waiting_bytes=self.outbox.waiting_bytes,

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-__all__ = ["Conflict", "Fabric", "FabricError", "LogEntry", "State"]
+__all__ = ["Conflict", "Fabric", "FabricError", "LogEntry", "LogState", "State"]
 
 
 class FabricError(Exception):
@@ -34,6 +34,17 @@ class LogEntry(NamedTuple):
     seq: int
     subject: str
     data: bytes
+
+
+class LogState(NamedTuple):
+    """How large the log is, and what it takes."""
+
+    first_seq: int  # more than `last_seq` when it is empty
+    last_seq: int
+    bytes: int
+    bytes_max: int  # 0: no limit
+    oldest_us: int  # wall clock of the first entry; 0: there is none
+    age_max_us: int  # 0: no limit
 
 
 class State(NamedTuple):
@@ -72,6 +83,10 @@ class Fabric(Protocol):
 
     async def log_end(self) -> int:
         """Return the number of the log's last entry; raises FabricError."""
+        ...
+
+    async def log_state(self) -> LogState:
+        """Return the log's size; raises FabricError."""
         ...
 
     async def scan(

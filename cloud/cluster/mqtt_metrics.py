@@ -15,6 +15,7 @@ _GAUGES = {
     "held_sessions": "Those that this node has.",
     "sessions_behind": "Those of this node that have more in the log than in memory.",
     "waiting_bytes": "Messages that are on their way into the log.",
+    "log_fill": "How full the cluster's log is, 0 to 1; at the node that keeps house.",
     "not_durable": "Writes to the cluster that answers wait for.",
 }
 _COUNTERS = {
@@ -22,6 +23,7 @@ _COUNTERS = {
     "log_entries": "Entries of the log that carried them.",
     "read_entries": "Entries of the log that this node has read.",
     "dropped_messages": "QoS 0 messages that other nodes did not get.",
+    "lost_messages": "Messages that went from the full or old log before their sessions came.",
     "taken_over": "Sessions that this node took from another one.",
     "shares_moved": "Messages of shared subscriptions that found another member.",
 }

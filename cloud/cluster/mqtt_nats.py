@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from cloud.cluster import bucket as buckets
@@ -21,7 +22,7 @@ from cloud.cluster.bucket import Bucket, is_deleted
 from cloud.cluster.connection import ClusterError, Connection
 from cloud.cluster.follower import Follower, Message
 from cloud.cluster.layout import Layout
-from cloud.cluster.mqtt_fabric import Conflict, FabricError, LogEntry, State
+from cloud.cluster.mqtt_fabric import Conflict, FabricError, LogEntry, LogState, State
 from cloud.cluster.reading import read_subject
 
 if TYPE_CHECKING:
@@ -111,6 +112,20 @@ class NatsFabric:
         """Return the number of the log's last entry."""
         said = await self._api(f"STREAM.INFO.{self._layout.mqtt_stream}", {})
         return int(said["state"]["last_seq"])
+
+    async def log_state(self) -> LogState:
+        """Return the log's size and limits."""
+        said = await self._api(f"STREAM.INFO.{self._layout.mqtt_stream}", {})
+        state, config = said["state"], said["config"]
+        oldest_us = 0
+        if state.get("messages"):
+            first = datetime.fromisoformat(str(state["first_ts"])[:19] + "+00:00")
+            oldest_us = round(first.timestamp() * 1e6)
+        return LogState(
+            int(state["first_seq"]), int(state["last_seq"]), int(state["bytes"]),
+            max(0, int(config.get("max_bytes", 0))), oldest_us,
+            max(0, int(config.get("max_age", 0)) // 1000),
+        )  # fmt: skip
 
     async def scan(
         self, subject: str, after: int, until: int, limit: int = 0

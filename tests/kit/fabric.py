@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from cloud.cluster.mqtt_fabric import Conflict, FabricError, LogEntry, State
+from cloud.cluster.mqtt_fabric import Conflict, FabricError, LogEntry, LogState, State
 
 __all__ = ["MemoryEngine", "MemoryFabric"]
 
@@ -23,6 +23,9 @@ class MemoryEngine:
 
     def __init__(self) -> None:
         self.has_quorum = True
+        self.log_bytes_max = 0  # no limit
+        self.oldest_us = 0
+        self.age_max_us = 0
         self.log: list[LogEntry] = []
         self.last_seq = 0
         self.states: dict[str, State] = {}
@@ -135,6 +138,15 @@ class MemoryFabric:
     async def log_end(self) -> int:
         await self._reach()
         return self._engine.last_seq
+
+    async def log_state(self) -> LogState:
+        await self._reach()
+        engine = self._engine
+        first = engine.log[0].seq if engine.log else engine.last_seq + 1
+        size = sum(len(entry.data) for entry in engine.log)
+        return LogState(
+            first, engine.last_seq, size, engine.log_bytes_max, engine.oldest_us, engine.age_max_us
+        )
 
     async def scan(
         self, subject: str, after: int, until: int, limit: int = 0
