@@ -117,12 +117,13 @@ class NatsFabric:
         """Return the log's size and limits."""
         said = await self._api(f"STREAM.INFO.{self._layout.mqtt_stream}", {})
         state, config = said["state"], said["config"]
-        oldest_us = 0
+        first_seq, oldest_us = int(state["last_seq"]) + 1, 0
         if state.get("messages"):
+            first_seq = int(state["first_seq"])
             first = datetime.fromisoformat(str(state["first_ts"])[:19] + "+00:00")
             oldest_us = round(first.timestamp() * 1e6)
         return LogState(
-            int(state["first_seq"]), int(state["last_seq"]), int(state["bytes"]),
+            first_seq, int(state["last_seq"]), int(state["bytes"]),
             max(0, int(config.get("max_bytes", 0))), oldest_us,
             max(0, int(config.get("max_age", 0)) // 1000),
         )  # fmt: skip

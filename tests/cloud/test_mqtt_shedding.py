@@ -80,7 +80,9 @@ async def test_what_nobody_waits_for_makes_room_without_a_loss() -> None:
             await received(back)
         await two.gone(back)
         position = two.cluster.position
-        await until(lambda: all(k.cursor_seq >= position for k in two.cluster.claims.known.values()))
+        await until(
+            lambda: all(k.cursor_seq >= position for k in two.cluster.claims.known.values())
+        )
         engine.log_bytes_max = 1
         keeper = await look(nodes)
         assert keeper.cluster.stats().lost_messages == 0

@@ -1,0 +1,32 @@
+"""What MQTT over nodes needs of NATS, besides what whole nodes show."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from cloud.cluster.connection import Connection
+from cloud.cluster.mqtt_nats import NatsFabric
+from tests.kit.nats import make_layout, nats_single
+
+
+async def test_the_log_says_how_large_and_how_old_it_is(tmp_path: Path) -> None:
+    with nats_single(tmp_path) as servers:
+        layout = await make_layout(servers)
+        fabric = NatsFabric(await Connection.open(servers.url, name="test"), layout)
+        empty = await fabric.log_state()
+        assert empty.first_seq > empty.last_seq
+        assert (empty.bytes, empty.oldest_us) == (0, 0)
+        assert empty.bytes_max == layout.mqtt_bytes_max
+        assert empty.age_max_us == 7 * 86_400 * 1_000_000
+        before_us = time.time_ns() // 1_000
+        for number in range(3):
+            await fabric.append("s.1", bytes(1_000), f"id-{number}")
+        state = await fabric.log_state()
+        assert (state.first_seq, state.last_seq) == (1, 3)
+        assert state.bytes > 3_000
+        assert abs(state.oldest_us - before_us) < 5_000_000
+        await fabric.purge("s.1", 3)
+        assert (await fabric.log_state()).first_seq == 3
+        assert [one.seq for one in await fabric.scan("s.1", 0, 9)] == [3]
+        await fabric.stop()
