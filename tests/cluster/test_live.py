@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from bridge.partition import partition_of
 from tests.kit.cluster_nodes import cluster_nodes, shares
 from tests.kit.nats import NatsServers, nats_single
+from tests.kit.nodes import run_command
 from tests.kit.sites import client_at, running_gateway, until
 
 DEVICES = [f"d{number}" for number in range(8)]  # of the partitions of both nodes
@@ -55,3 +58,28 @@ async def test_a_subscriber_at_another_node_than_the_gateway(
         for payload in (b"1", b"2"):  # each once, at both
             found = [one.topic_name for one in box.messages if one.payload == payload]
             assert sorted(found) == sorted(topics)
+
+
+async def test_status_shows_who_works_on_what(servers: NatsServers, tmp_path: Path) -> None:
+    async with (
+        cluster_nodes(servers, tmp_path, 2, "live") as (one, two),
+        running_gateway(tmp_path / "gw", one) as gateway,
+    ):
+        async with client_at(gateway.port, "d1") as (client, _):
+            await client.publish("devices/d1/value", b"1", 1)
+        url = f"http://127.0.0.1:{two.http_port}"
+        partition = partition_of("d1")
+        async with asyncio.timeout(30):
+            while True:
+                said = await run_command("status", "--partitions", "--url", url)
+                lines = said.out.splitlines()
+                written = [line for line in lines if line.startswith(f"{partition:>2}  end ")]
+                if written and all(" live 32" in line for line in lines[:2]):
+                    break
+                await asyncio.sleep(0.1)
+        assert said.code == 0
+        assert [line.split(":")[0] for line in lines[:2]] == ["node-0", "node-1"]
+        holder = next(node for node in (one, two) if partition in node.sinks.runners["live"].tokens)
+        token = holder.sinks.runners["live"].tokens[partition]
+        assert f"live: {holder.config.node_id} lag " in written[0]
+        assert written[0].split("live: ")[1].split("  ")[0].endswith(f" token {token}")

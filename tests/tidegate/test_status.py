@@ -47,3 +47,53 @@ def test_a_service_that_is_not_ready_says_why_and_ends_with_1(
     answers(monkeypatch, {"ok": False, "reasons": ["stream", "sinks"]})
     assert main(["status", "--url", "http://h:1/"]) == 1
     assert capsys.readouterr().out.startswith("http://h:1: NOT READY: stream; sinks\n")
+
+
+# ---- partitions ----------------------------------------------------------------------------------
+
+
+def partitions(monkeypatch: pytest.MonkeyPatch, *found: dict[str, Any]) -> None:
+    monkeypatch.setattr(status, "ask_node", lambda _base, _path: {"partitions": list(found)})
+
+
+def partition(number: int, owners: dict[str, str], **keys: Any) -> dict[str, Any]:
+    return {
+        "partition": number, "last_position": 40, "cursors": {}, "lag_entries": {},
+        "owners": owners, "tokens": {}, **keys,
+    }  # fmt: skip
+
+
+def test_partitions_by_node_then_each_with_token_and_lag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A node knows the lag of its own partitions; "-" is what another has."""
+    mine = {
+        "cursors": {"storage": 38, "latest": 40},
+        "lag_entries": {"storage": 2, "latest": 0},
+        "tokens": {"storage": 17},
+    }
+    partitions(
+        monkeypatch,
+        partition(3, {"storage": "node-1", "live": "node-2"}, **mine),
+        partition(12, {"storage": "node-2", "live": "node-2"}, tokens={"storage": 5}),
+    )
+    assert main(["status", "--partitions"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "node-1: storage 1",
+        "node-2: live 2, storage 1",
+        " 3  end 40  latest: lag 0  live: node-2 lag -  storage: node-1 lag 2 token 17",
+        "12  end 40  live: node-2 lag -  storage: node-2 lag - token 5",
+    ]
+
+
+def test_partitions_of_a_node_that_is_alone_and_of_one_that_took_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partitions(monkeypatch, partition(3, {}, cursors={"live": 40}, lag_entries={"live": 0}))
+    assert main(["status", "--partitions"]) == 0
+    assert capsys.readouterr().out.splitlines() == [" 3  end 40  live: lag 0"]
+    partitions(monkeypatch)
+    assert main(["status", "--partitions"]) == 0
+    assert capsys.readouterr().out == "no partition was ever written\n"
+    assert main(["status", "--partitions", "--json"]) == 0
+    assert capsys.readouterr().out == "[]\n"
