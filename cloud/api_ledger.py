@@ -25,6 +25,7 @@ from cloud.dead_letters import (
     redrive,
 )
 from cloud.ledger_files import picture_files
+from cloud.ledger_picture import CELLS
 from cloud.parts import CloudNode
 from cloud.query_time import parse_time
 from cloud.replay import replay
@@ -128,6 +129,9 @@ def ledger_routes(node: CloudNode) -> APIRouter:
         hours: Annotated[
             float | None, Query(gt=0, le=87_600, description="With a picture of so many hours.")
         ] = None,
+        cells: Annotated[
+            int, Query(ge=16, le=1000, description="How wide the picture is.")
+        ] = CELLS,
     ) -> Audit:
         """Balance the ledger: assigned = stored + given up + dead letters + waiting."""
         try:
@@ -135,7 +139,7 @@ def ledger_routes(node: CloudNode) -> APIRouter:
             drawn: list[str] = []
             if hours is not None:
                 since_us = node.clock.wall_us() - round(hours * 3_600_000_000)
-                drawn = await picture_files(node.config.data, report, since_us)
+                drawn = await picture_files(node.config.data, report, since_us, cells=cells)
         except (DatabaseError, StreamError) as error:
             raise HTTPException(503, str(error)) from None
         return Audit(

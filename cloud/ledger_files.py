@@ -8,7 +8,7 @@ docs/journal-format.md section 2.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -20,7 +20,7 @@ from cloud.config import StorageConfig
 from cloud.database import DatabaseError, DatabaseKind
 from cloud.database_file import DatabaseFile
 from cloud.ledger import Balance, JournalState, StorageLedger, balance
-from cloud.ledger_picture import picture
+from cloud.ledger_picture import CELLS, marks, picture
 from cloud.sinks.schema import epoch_from_sql, epoch_from_text
 from cloud.storage import StorageReader, storage_reader
 from cloud.storage_file import StorageFile
@@ -76,6 +76,10 @@ class StreamFile(DatabaseFile):
     async def first_since(self, since_us: int) -> dict[Source, int]:
         """Return the lowest seq of each source among the batches that came since a time."""
         return await self.ask_file(lambda connection: arrivals.first_since(connection, since_us))
+
+    async def came_at(self, source: Source, seqs: Sequence[int]) -> dict[int, int]:
+        """Return when the batches with some seqs of a source came."""
+        return await self.ask_file(lambda connection: arrivals.came_at(connection, source, seqs))
 
     async def heard(self) -> dict[Source, tuple[int, int]]:
         """Return when the first and the last known batch of each source came."""
@@ -151,16 +155,29 @@ async def balance_files(
         )
 
 
-async def picture_files(data: Path, report: Balance, since_us: int) -> list[str]:
+async def picture_files(
+    data: Path, report: Balance, since_us: int, *, cells: int = CELLS
+) -> list[str]:
     """Return the picture of a balance (cloud/ledger_picture.py).
 
+    Where the stream is no file, a cluster's, nobody knows what came when: all of it is drawn.
+
     Raises:
-        DatabaseError: there is no stream, or it cannot be read.
+        DatabaseError: the stream cannot be read.
     """
     stream = StreamFile(data / "cloud" / "stream.db")
+    if not stream.path.exists():
+        everything = {(one.gateway, one.epoch): 1 for one in report.sources}
+        return picture(report, everything, 0, cells=cells)
     await stream.open()
     try:
-        return picture(report, await stream.first_since(since_us), since_us)
+        since = await stream.first_since(since_us)
+        came = {
+            (source, seq): time_us
+            for source, seqs in marks(report, since, cells).items()
+            for seq, time_us in (await stream.came_at(source, seqs)).items()
+        }
+        return picture(report, since, since_us, came=came, cells=cells)
     finally:
         await stream.close()
 

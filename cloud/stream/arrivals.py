@@ -18,7 +18,7 @@ from cloud.database import execute_rows
 from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
 from cloud.stream.contract import Arrival, Entry, Source
 
-__all__ = ["ARRIVALS_SCHEMA", "find", "first_since", "heard", "prune", "write"]
+__all__ = ["ARRIVALS_SCHEMA", "came_at", "find", "first_since", "heard", "prune", "write"]
 
 ARRIVALS_SCHEMA = """
 CREATE TABLE IF NOT EXISTS arrivals (
@@ -124,6 +124,19 @@ def first_since(connection: sqlite3.Connection, since_us: int) -> dict[Source, i
             (since_us,),
         )
     }
+
+
+def came_at(connection: sqlite3.Connection, source: Source, seqs: Sequence[int]) -> dict[int, int]:
+    """Return when the batches came in which, or just before which, these seqs lie."""
+    if not _there(connection):
+        return {}
+    sql = (
+        "SELECT arrived_us FROM arrivals WHERE gateway = ? AND epoch = ? AND first_seq <= ?"
+        " ORDER BY first_seq DESC LIMIT 1"
+    )
+    key = (source[0], epoch_to_sql(source[1]))
+    found = {seq: connection.execute(sql, (*key, seq)).fetchone() for seq in seqs}
+    return {seq: row[0] for seq, row in found.items() if row is not None}
 
 
 def _there(connection: sqlite3.Connection) -> bool:

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import sys
 import time
 from pathlib import Path
 
 from cloud.database import DatabaseError
 from cloud.ledger_files import balance_files, picture_files
+from cloud.ledger_picture import CELLS
 from cloud.storage_cli import add_storage_arguments, storage_config
 from runtime.service import StartError
 from tidegate.node_api import ask_node
@@ -53,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw where the readings of the last hours stand",
     )
     parser.add_argument(
-        "--hours", type=float, default=3.0, metavar="H", help="of --picture: how many hours [3]"
+        "--hours", type=_hours, default=3.0, metavar="H", help="of --picture: how many hours [3]"
     )
     parser.add_argument(
         "--settled",
@@ -62,6 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="wait up to so long until nothing waits any more; 1 when something still does",
     )
+
+
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not 0 < hours <= 87_600:
+        raise argparse.ArgumentTypeError(f"hours are more than 0 and at most 87600, not {text}")
+    return hours
 
 
 def run(options: argparse.Namespace) -> int:
@@ -87,7 +96,7 @@ def _ask(options: argparse.Namespace) -> tuple[list[str], bool, int]:
     if options.url:
         asked = {"thorough": "false" if options.quick else "true"}
         if options.picture:
-            asked["hours"] = str(options.hours)
+            asked |= {"hours": str(options.hours), "cells": str(_cells())}
         answer = ask_node(options.url, "audit", asked)
         return answer["lines"], answer["balanced"], answer["waiting"]
     report = asyncio.run(
@@ -98,5 +107,11 @@ def _ask(options: argparse.Namespace) -> tuple[list[str], bool, int]:
     lines = report.lines(detail=True)
     if options.picture:
         since_us = time.time_ns() // 1000 - round(options.hours * 3_600_000_000)
-        lines += asyncio.run(picture_files(options.data, report, since_us))
+        drawn = picture_files(options.data, report, since_us, cells=_cells())
+        lines += asyncio.run(drawn)
     return lines, report.balanced, report.waiting
+
+
+def _cells() -> int:
+    """Return how wide a picture may be: the terminal's width, or what fits into any."""
+    return min(1000, max(16, shutil.get_terminal_size((CELLS + 4, 24)).columns - 4))
