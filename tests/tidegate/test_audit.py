@@ -9,6 +9,8 @@ import urllib.request
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from cloud.config import LedgerConfig
 from tests.kit.cloud import Uplink
 from tests.kit.nodes import node_config, run_command, running_node
@@ -56,7 +58,10 @@ async def test_nobody_there_is_one_line(tmp_path: Path) -> None:
     assert (wrong.code, wrong.err.count("\n")) == (2, 1)
 
 
-async def test_the_picture_shows_the_worst_of_each_cell(tmp_path: Path) -> None:
+async def test_the_picture_shows_the_worst_of_each_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "68")
     async with running_node(tmp_path) as node:
         uplink = Uplink(node.capture)
         uplink.send(uplink.batch(one_per_row(1000)))
