@@ -30,6 +30,8 @@ def encode_variable_integer(value: int) -> bytes:
     """Return `value` in the fewest bytes, 1 to 4 [MQTT-1.5.5-1]."""
     if 0 <= value < 0x80:
         return bytes((value,))
+    if 0x80 <= value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
     if not 0 <= value <= VARIABLE_INTEGER_MAX:
         raise LocalProtocolError(f"{value} does not fit a variable byte integer", "MQTT-1.5.5-1")
     encoded = bytearray()

@@ -23,6 +23,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable
+from struct import unpack
 from typing import Final
 
 from mqtt.broker.seams import ClientInfo, PublishRun
@@ -370,6 +371,10 @@ class ServerConnection(ServerSender):
         one `kind` (lane, RETAIN, QoS; -1 for none) with the packet identifiers `ids`. One long
         function with everything in locals: benchmarks/fan_in.py pays for it.
         """
+        if len(data) > 4 and data[0] == 0x40:
+            acknowledged = _pubacks(data)
+            if acknowledged is not None:
+                return [acknowledged]
         events: list[Event] = []
         startswith = data.startswith
         end = len(data)
@@ -459,7 +464,9 @@ class ServerConnection(ServerSender):
                         self.unacknowledged += 1
                         events.append(Acknowledged(PUBLISH, [number]))
                     else:
-                        message = Message(topic, data[payload_at:after], qos, first_byte & 1 == 1)
+                        message = Message(
+                            route.topic, data[payload_at:after], qos, first_byte & 1 == 1
+                        )
                         self._arrive(events, message, number, route, known, now_s)
                         if first_byte in _PLAIN and not pos and after == end:
                             block = data[block_at:payload_at]
@@ -774,6 +781,15 @@ class ServerConnection(ServerSender):
     def keeps_data(self) -> bool:
         """Return True while the start of a packet, or what came behind CONNECT, is kept."""
         return self._need > 0
+
+
+def _pubacks(data: bytes) -> Acknowledged | None:
+    """Return a read of nothing but short PUBACKs as one event; None when it is anything else."""
+    count, rest = divmod(len(data), 4)
+    if rest or data[::4] != b"\x40" * count or data[1::4] != b"\x02" * count:
+        return None
+    packet_ids = list(unpack(f">{2 * count}H", data)[1::2])
+    return None if 0 in packet_ids else Acknowledged(PUBACK, packet_ids)
 
 
 def _check_utf8(payload: bytes) -> None:

@@ -24,7 +24,7 @@ from mqtt.properties import (
 )
 from mqtt.reason_codes import ReasonCode
 
-__all__ = ["Message", "PropertyBlocks", "PublishProperties", "publish_parts"]
+__all__ = ["Message", "PropertyBlocks", "PublishProperties", "publish_parts", "publish_pieces"]
 
 _PUBLISH: Final = 3
 _NO_PARTS: Final = (b"", b"")
@@ -151,6 +151,46 @@ def publish_parts(
     if qos:
         return head, block + payload
     return b"%b%b%b" % (head, block, payload), b""
+
+
+def publish_pieces(
+    first_byte: int, version: int, message: Message, packet_id: int, extra: bytes
+) -> tuple[bytes, ...]:
+    """Return a PUBLISH in pieces, for one `join` of many packets.
+
+    Args:
+        first_byte: Packet type, QoS and RETAIN.
+        version: 4 or 5 of the receiver.
+        message: What to send.
+        packet_id: The packet identifier, not used with QoS 0.
+        extra: MQTT 5 properties of this receiver's copy, encoded.
+    """
+    topic = message.topic
+    payload = message.payload
+    topic_size = len(topic)
+    length = 2 + topic_size + len(payload)
+    identifier = block = b""
+    if first_byte & 0x06:
+        length += 2
+        identifier = packet_id.to_bytes(2, "big")
+    if version >= 5:
+        properties = extra + message.properties
+        size = len(properties)
+        block = encode_variable_integer(size) + properties if size else b"\0"
+        length += len(block)
+    if length < 0x80:
+        head = bytes((first_byte, length, topic_size >> 8, topic_size & 0xFF))
+    elif length < 0x4000:
+        head = bytes(
+            (first_byte, length & 0x7F | 0x80, length >> 7, topic_size >> 8, topic_size & 0xFF)
+        )
+    else:
+        head = b"%c%b%b" % (
+            first_byte,
+            encode_variable_integer(length),
+            topic_size.to_bytes(2, "big"),
+        )
+    return head, topic, identifier, block, payload
 
 
 class PublishProperties:

@@ -3,7 +3,8 @@
 A `Route` is the outcome of validating a topic name, asking the capture for its lane and asking
 for leave to publish; its receivers are found again only when subscriptions have changed. MQTT 5.0
 sections 3.3.2.1 and 4.7.
-Invariant: `route.generation == table.generation` exactly when its receivers are current.
+Invariant: `route.generation == table.generation` only for a route in the table whose receivers are
+current.
 """
 
 from __future__ import annotations
@@ -115,7 +116,11 @@ class Route:
 
 
 class RouteTable(dict[bytes, Route]):
-    """Topic bytes -> Route, made when first asked for; all routes are dropped past `size_max`.
+    """Topic bytes -> Route, made when first asked for; those that are not used go for new ones.
+
+    The table itself is what was used last; `_older` is what was in it before it was half full. A
+    route found there comes back; what is there when the table is half full again is let go.
+    Whoever still holds such a route finds it not current, and `refresh` takes it back.
 
     Args:
         tree: The subscriptions of all sessions.
@@ -139,28 +144,32 @@ class RouteTable(dict[bytes, Route]):
         self.reach: Callable[[str], object | None] | None = None  # the bus of a cluster
         self._lane = lane
         self._exclusive = exclusive
-        self._overflowed = False
+        self._older: dict[bytes, Route] = {}
         self._size_max = size_max
         self.levels_max = levels_max
         self.topic_bytes_max = TOPIC_BYTES_MAX
-        self._bytes = 0  # of the topics kept
+        self._bytes = 0  # of the topics in the table itself
 
     def __missing__(self, topic: bytes) -> Route:
-        """Make the route of a topic.
+        """Make the route of a topic, or take it back from the older ones.
 
         Raises:
             ProtocolError: 0x90, the topic name is not valid [MQTT-3.3.2-2] [MQTT-4.7.3-1].
             MalformedPacket: 0x81, the topic is not UTF-8 [MQTT-1.5.4-1] or has U+0000.
         """
-        route = self._make(topic)
-        self._bytes += len(topic)
-        if len(self) >= self._size_max or self._bytes > _ROUTES_BYTES_MAX:
-            self.clear()
-            self.generation += 1
-            self._overflowed = True
-            self._bytes = len(topic)
-        self[topic] = route
+        route = self._older.pop(topic, None) or self._make(topic)
+        self._add(route)
         return route
+
+    def _add(self, route: Route) -> None:
+        self._bytes += len(route.topic)
+        if len(self) >= self._size_max // 2 or self._bytes > _ROUTES_BYTES_MAX // 2:
+            for old in self._older.values():
+                old.generation = -1
+            self._older = dict(self)
+            self.clear()
+            self._bytes = len(route.topic)
+        self[route.topic] = route
 
     def _make(self, topic: bytes) -> Route:
         try:
@@ -183,7 +192,24 @@ class RouteTable(dict[bytes, Route]):
         return Route(topic, name, lane, consumed, verdict)
 
     def refresh(self, route: Route) -> None:
-        """Find the receivers of a route anew."""
+        """Find the receivers of a route anew.
+
+        A route that is not in the table, nor any other of its topic, is taken back.
+        """
+        if len(self.tree):
+            self._find_receivers(route)
+        else:
+            route.targets = route.shares = ()
+        if self.reach is not None:
+            route.reach = self.reach(route.name)
+        known = self.get(route.topic) or self._older.get(route.topic)
+        if known is None and not route.verdict:
+            known = route
+            self._add(route)
+        # Of a route that is not in the table nobody could say that its receivers have changed.
+        route.generation = self.generation if known is route else -1
+
+    def _find_receivers(self, route: Route) -> None:
         targets: dict[object, Target] = {}
         shares: list[ShareGroup] = []
         private = route.name.startswith(_PRIVATE)
@@ -200,9 +226,6 @@ class RouteTable(dict[bytes, Route]):
                     target.add(entry)
         route.targets = tuple(targets.values())
         route.shares = tuple(shares)
-        if self.reach is not None:
-            route.reach = self.reach(route.name)
-        route.generation = self.generation
 
     def subscriptions_changed(self, topic_filter: str) -> None:
         """Note that subscriptions to a filter came or went: its routes are found anew."""
@@ -210,11 +233,10 @@ class RouteTable(dict[bytes, Route]):
         if "+" in plain or "#" in plain:
             self.generation += 1
             return
-        route = self.get(plain.encode())
+        topic = plain.encode()
+        route = self.get(topic) or self._older.get(topic)
         if route is not None:
             route.generation = -1
-        elif self._overflowed:  # somebody may hold a route that was dropped here
-            self.generation += 1
 
 
 class ClientRoutes(dict[bytes, Route]):

@@ -14,14 +14,14 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Any, Final, Protocol
 from zlib import crc32
 
 from mqtt.packets import Subscription
 from mqtt.primitives import encode_variable_integer
-from mqtt.server_messages import Message
+from mqtt.server_messages import Message, publish_pieces
 from mqtt.session_policy import SessionPolicy
 
 __all__ = [
@@ -320,6 +320,53 @@ class Session:
             return True
         return self._send(link, packet_id, delivery, now_s)
 
+    def offer_together(
+        self, messages: Sequence[Message], qos: int, identifiers: bytes, bytes_max: int
+    ) -> int:
+        """Send retained messages in one go; return how many of them, from the first on.
+
+        That is where the window, `bytes_max` or a queue's half is reached, or before a message
+        that expires. 0 may also say that this session is none for it: `offer` takes any message.
+        """
+        link, policy = self.link, self.policy
+        if link is None or not link.plain or not link.writable or self.unsent or self.recorder:
+            return 0
+        outbound = self.outbound
+        if outbound is None:
+            outbound = self.outbound = {}
+        window = min(link.receive_maximum, policy.inflight_max) - self.window_used
+        window = min(window, policy.messages_half - len(outbound))
+        room = min(policy.bytes_half - self.queued_bytes, policy.total_half - policy.queued_bytes)
+        version, sent, packet_id = link.version, policy.sent, self.next_packet_id
+        parts: list[bytes] = []
+        taken = size = queued = counted = 0
+        for message in messages:
+            lower = min(message.qos, qos)
+            if message.expires_s or size >= bytes_max:
+                break
+            if lower:
+                if counted >= window or queued + message.size > room:
+                    break
+                while packet_id in outbound:  # [MQTT-2.2.1-4]
+                    packet_id = packet_id % _PACKET_IDS + 1
+                delivery = outbound[packet_id] = Delivery(message, lower, True, identifiers, None)
+                delivery.dup = delivery.counted = True
+                counted += 1
+                queued += delivery.size
+            pieces = publish_pieces(0x31 | lower << 1, version, message, packet_id, identifiers)
+            parts += pieces
+            size += sum(map(len, pieces))
+            sent[lower] += 1
+            taken += 1
+        self.next_packet_id = packet_id
+        self.window_used += counted
+        self.queued_bytes += queued
+        policy.queued_bytes += queued
+        if parts:
+            link.bytes_sent += size
+            link.send(b"".join(parts))
+        return taken
+
     def send_waiting(self, now_s: float) -> None:
         """Send what waits, in order, as far as the window and the connection allow."""
         unsent, link, outbound = self.unsent, self.link, self.outbound
@@ -362,6 +409,34 @@ class Session:
         del outbound[packet_id]
         self._ended(packet_id, delivery, taken=True)
         return True
+
+    def acknowledged_together(self, packet_ids: list[int]) -> int:
+        """PUBACKs came; return an id that awaits some other packet, 0 when there is none.
+
+        Those before it are taken; ids that are not known are passed over.
+        """
+        outbound = self.outbound
+        if not outbound:
+            return 0
+        policy, recorder = self.policy, self.recorder
+        for packet_id in packet_ids:
+            delivery = outbound.get(packet_id)
+            if delivery is None:
+                continue
+            if delivery.qos != 1 or not delivery.dup:
+                if delivery.counted:
+                    return packet_id
+                continue
+            del outbound[packet_id]
+            if recorder is not None or policy.full or delivery.message.tracker is not None:
+                self._ended(packet_id, delivery, taken=True)
+                continue
+            size = delivery.size
+            self.queued_bytes -= size
+            policy.queued_bytes -= size
+            if delivery.counted:
+                self.window_used -= 1
+        return 0
 
     def completed(self, packet_id: int) -> bool:
         """A PUBCOMP came: True when it ends a delivery whose PUBREC had come [MQTT-4.3.3-5]."""

@@ -44,6 +44,14 @@ def topic_name_fault(
     bytes_max: int = TOPIC_BYTES_MAX,
 ) -> TopicFault | None:
     """Return what is wrong with a topic name to publish to, or None."""
+    if (
+        0 < len(topic_name) <= bytes_max >> 2  # at most 4 bytes a character
+        and topic_name.count("/") < levels_max
+        and "+" not in topic_name
+        and "#" not in topic_name
+        and "\0" not in topic_name
+    ):
+        return None
     if "+" in topic_name or "#" in topic_name:  # [MQTT-3.3.2-2] [MQTT-4.7.0-1]
         return TopicFault(f"topic name {_shown(topic_name)} has a wildcard", "MQTT-3.3.2-2")
     return _common_fault("topic name", topic_name, levels_max, bytes_max)
@@ -305,19 +313,21 @@ class TopicTree(Generic[K, V]):
 
 
 class _NameNode:
-    """One level of the stored names."""
+    """One level of the stored names that has levels below it."""
 
     __slots__ = ("children", "name")
 
-    def __init__(self) -> None:
-        self.children: dict[str, _NameNode] = {}
-        self.name: str | None = None  # the whole name that ends here
+    def __init__(self, name: str | None = None) -> None:
+        # By level; a name with nothing below it stands for itself.
+        self.children: dict[str, _NameNode | str] = {}
+        self.name = name  # the whole name that ends here
 
 
 class NameTree(Generic[V]):
     """Topic names, each with one value, looked up by topic filter: retained messages.
 
-    Invariant: the tree of levels holds exactly the names in `_values`, and no other leaf.
+    Invariant: the tree of levels holds exactly the names in `_values`; no node but the root is
+    without children.
     """
 
     __slots__ = ("_root", "_values")
@@ -341,31 +351,52 @@ class NameTree(Generic[V]):
 
     def set(self, topic_name: str, value: V) -> V | None:
         """Set the value at a name; return the one it replaces."""
-        previous = self._values.get(topic_name)
-        if topic_name not in self._values:
+        values = self._values
+        previous = values.get(topic_name)
+        if previous is None and topic_name not in values:
+            *levels, last = topic_name.split("/")
             node = self._root
-            for level in topic_name.split("/"):
+            for level in levels:
                 child = node.children.get(level)
-                if child is None:
-                    child = node.children[level] = _NameNode()
+                if child is None or isinstance(child, str):
+                    child = node.children[level] = _NameNode(child)
                 node = child
-            node.name = topic_name
-        self._values[topic_name] = value
+            there = node.children.get(last)
+            if isinstance(there, _NameNode):
+                there.name = topic_name
+            else:
+                node.children[last] = topic_name
+        values[topic_name] = value
         return previous
 
     def pop(self, topic_name: str) -> V | None:
         """Forget a name; return its value, None when there was none."""
         if topic_name not in self._values:
             return None
-        levels = topic_name.split("/")
+        *levels, last = topic_name.split("/")
         path = [self._root]
         for level in levels:
-            path.append(path[-1].children[level])
-        path[-1].name = None
-        while levels and path[-1].name is None and not path[-1].children:
-            path.pop()
-            del path[-1].children[levels.pop()]
+            child = path[-1].children[level]
+            assert isinstance(child, _NameNode)
+            path.append(child)
+        there = path[-1].children[last]
+        if isinstance(there, _NameNode):
+            there.name = None
+        else:
+            del path[-1].children[last]
+            self._prune(path, levels)
         return self._values.pop(topic_name)
+
+    @staticmethod
+    def _prune(path: list[_NameNode], levels: list[str]) -> None:
+        """Drop the nodes at the end of `path` that have nothing below them any more."""
+        while levels and not path[-1].children:
+            name = path.pop().name
+            level = levels.pop()
+            if name is not None:
+                path[-1].children[level] = name
+                return
+            del path[-1].children[level]
 
     def may_match(self, topic_filter: str) -> bool:
         """Return False when `match` would find nothing, as far as the first level tells."""
@@ -376,36 +407,51 @@ class NameTree(Generic[V]):
 
     def match(self, topic_filter: str) -> list[tuple[str, V]]:
         """Return every (name, value) that a valid filter (without `$share`) matches."""
+        return list(zip(*self.select(topic_filter), strict=True))
+
+    def select(self, topic_filter: str) -> tuple[list[str], list[V]]:
+        """Return what `match` does as two lists, names and values."""
         values = self._values
         if "+" not in topic_filter and "#" not in topic_filter:
-            return [(topic_filter, values[topic_filter])] if topic_filter in values else []
-        levels = topic_filter.split("/")
-        nodes = [self._root]
-        for depth, level in enumerate(levels):
+            names = [topic_filter] if topic_filter in values else []
+        else:
+            names = self._names(topic_filter)
+        return names, [values[name] for name in names]
+
+    def _names(self, topic_filter: str) -> list[str]:
+        """Return the names that a filter with a wildcard matches."""
+        nodes: list[_NameNode | str] = [self._root]
+        for depth, level in enumerate(topic_filter.split("/")):
             if level == "#":
-                return [(name, values[name]) for name in _names_below(nodes, hidden=depth == 0)]
-            if level == "+":
-                nodes = [
-                    child
-                    for node in nodes
-                    for key, child in node.children.items()
-                    if depth or key[:1] != "$"  # [MQTT-4.7.2-1]
-                ]
+                return _names_below(nodes if depth else self._visible())
+            inner = [node for node in nodes if not isinstance(node, str)]
+            if level != "+":
+                nodes = [node.children[level] for node in inner if level in node.children]
+            elif depth:
+                nodes = [child for node in inner for child in node.children.values()]
             else:
-                nodes = [node.children[level] for node in nodes if level in node.children]
-        return [(node.name, values[node.name]) for node in nodes if node.name is not None]
+                nodes = self._visible()
+        ends = (node if isinstance(node, str) else node.name for node in nodes)
+        return [name for name in ends if name is not None]
+
+    def _visible(self) -> list[_NameNode | str]:
+        """Return what a leading wildcard matches [MQTT-4.7.2-1]."""
+        return [child for key, child in self._root.children.items() if key[:1] != "$"]
 
 
-def _names_below(nodes: list[_NameNode], *, hidden: bool) -> Iterator[str]:
-    """Yield the names at and below `nodes`; `hidden` leaves out levels that begin with `$`."""
-    if hidden:
-        nodes = [child for node in nodes for key, child in node.children.items() if key[:1] != "$"]
+def _names_below(nodes: list[_NameNode | str]) -> list[str]:
+    """Return the names at and below `nodes`."""
+    found: list[str] = []
     stack = list(nodes)
     while stack:
         node = stack.pop()
+        if isinstance(node, str):
+            found.append(node)
+            continue
         if node.name is not None:
-            yield node.name
+            found.append(node.name)
         stack.extend(node.children.values())
+    return found
 
 
 def _common_fault(

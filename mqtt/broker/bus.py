@@ -151,6 +151,8 @@ class BusRouter(Router):
                 target.identifiers,
                 now_s,
             )
+        if message.retain:
+            message.forget_frames()  # it stays
         return bool(route.targets)
 
     def deliver_logged(

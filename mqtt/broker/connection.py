@@ -15,7 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from sys import intern
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mqtt.broker.authenticating import Authentication
     from mqtt.broker.core import Core
     from mqtt.broker.net.listener import Listener
+    from mqtt.broker.retained import RetainedFeed
 
 __all__ = ["Connection"]
 
@@ -60,7 +61,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_backlog",
-        "_feed",
+        "_feeds",
         "_held",
         "_waits_for",
         "address",
@@ -99,7 +100,7 @@ class Connection(asyncio.Protocol):
         self._held = False  # events wait in `_backlog` for a verdict on the one before them
         self._backlog: list[Event] | None = None
         self._waits_for = 0  # the reason for a backlog that is to be offered again
-        self._feed: Iterator[object] | None = None  # retained messages still to be sent
+        self._feeds: list[RetainedFeed] | None = None  # retained messages still to be sent
 
     # -- asyncio.Protocol ---------------------------------------------------------------------
 
@@ -477,27 +478,31 @@ class Connection(asyncio.Protocol):
 
     # -- what waits to be sent ----------------------------------------------------------------
 
-    def feed(self, source: Iterator[object]) -> None:
-        """Send what an iterator offers to the session, as fast as the client takes it."""
-        before = self._feed
-        if before is not None:
-            self._feed = _chain(before, source)
+    def feed(self, source: RetainedFeed) -> None:
+        """Send what is retained to the session, as fast as the client takes it."""
+        if self._feeds is not None:
+            self._feeds.append(source)
             return
-        self._feed = source
+        self._feeds = [source]
         self.pump()
 
     def pump(self) -> None:
         """Send more retained messages, if any are left and the client has room."""
-        source, session = self._feed, self.session
-        if source is None or session is None:
+        feeds, session = self._feeds, self.session
+        if feeds is None or session is None:
             return
-        room = self.core.policy.inflight_max
-        for _ in range(_FEED_AT_ONCE):
-            if self.closed or not self.machine.writable or len(session.outbound or ()) >= room:
+        core = self.core
+        left = _FEED_AT_ONCE
+        while left > 0:
+            room = core.policy.inflight_max - len(session.outbound or ())
+            if self.closed or not self.machine.writable or room <= 0:
                 return  # resume_writing or an acknowledgement goes on
-            if next(source, _END) is _END:
-                self._feed = None
-                return
+            left -= feeds[0].send(min(room, left), core.now_s)
+            if feeds[0].is_done:
+                del feeds[0]
+                if not feeds:
+                    self._feeds = None
+                    return
         asyncio.get_running_loop().call_soon(self.pump)
 
     # -- ending -------------------------------------------------------------------------------
@@ -617,7 +622,7 @@ class Connection(asyncio.Protocol):
         if self._backlog is not None:
             self._forget_backlog()
         self.core.queues.forget(self)
-        self._feed = None
+        self._feeds = None
         core = self.core
         core.connections.discard(self)
         if self.listener is not None:
@@ -659,11 +664,3 @@ class Connection(asyncio.Protocol):
                 for message, number in zip(event.messages, event.packet_ids, strict=True):
                     if message.qos == 2:
                         inbound.pop(number, None)
-
-
-def _chain(first: Iterator[object], second: Iterator[object]) -> Iterator[object]:
-    yield from first
-    yield from second
-
-
-_END: Final = object()

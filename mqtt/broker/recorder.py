@@ -225,13 +225,14 @@ class StoreRecorder:
 
     def retained_saved(self, message: Message) -> None:
         """Keep a topic's retained message."""
+        expires_us = self.wall_expiry_us(message.expires_s) if message.expires_s else 0
         self.put(
             RetainedSaved(
                 message.topic,
                 message.payload,
                 message.properties,
                 message.qos,
-                self.wall_expiry_us(message.expires_s),
+                expires_us,
                 message.publisher,
             )
         )

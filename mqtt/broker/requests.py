@@ -15,6 +15,7 @@ from mqtt.broker.connecting import on_connect
 from mqtt.broker.connection import Connection
 from mqtt.broker.full_queues import Way
 from mqtt.broker.permissions import on_verdict_pending, wait_for_subscribe
+from mqtt.broker.retained import RetainedFeed
 from mqtt.broker.seams import PENDING
 from mqtt.broker.settling import settle_inbound
 from mqtt.errors import (
@@ -243,10 +244,11 @@ def _on_acknowledged(connection: Connection, event: Acknowledged) -> None:
 
 
 def _on_puback(connection: Connection, session: Session, event: Acknowledged) -> None:
-    for packet_id in event.packet_ids:  # a refusal ends it too [MQTT-4.4.0-2] [MQTT-4.8.2-6]
-        if not session.acknowledged(packet_id, 1) and session.awaits_another(packet_id):
-            _out_of_place(connection, event.packet_type, packet_id)
-            return
+    # a refusal ends it too [MQTT-4.4.0-2] [MQTT-4.8.2-6]
+    wrong = session.acknowledged_together(event.packet_ids)
+    if wrong:
+        _out_of_place(connection, event.packet_type, wrong)
+        return
     session.send_waiting(connection.core.now_s)
     connection.pump()
 
@@ -368,9 +370,7 @@ def _subscribe(connection: Connection, packet: Subscribe) -> None:
             and core.router.retained.may_match(subscription.topic_filter)
         ):
             retained.append(
-                core.router.retained_for(
-                    session, subscription, identifier_property(identifier), core.now_s
-                )
+                RetainedFeed(core.router, session, subscription, identifier_property(identifier))
             )
 
     def answer() -> None:

@@ -7,8 +7,6 @@ same story, as do `_groups` and the groups in `tree`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.seams import Capture
 from mqtt.packets import Subscription
@@ -151,6 +149,8 @@ class Router:
                 session.offer(message, lower, keep, target.identifiers, now_s)
         for group in shares:
             self.deliver_shared(message, group, now_s)
+        if retain:
+            message.forget_frames()  # it stays
         return True
 
     def deliver_shared(
@@ -202,35 +202,26 @@ class Router:
     def retain(self, message: Message, name: str) -> bool:
         """Keep, replace or (empty payload) forget a retained message; False when over a limit."""
         previous = self.retained.get(name)
-        size = len(message.payload)
         if not message.payload:  # [MQTT-3.3.1-6] [MQTT-3.3.1-7]
             if previous is not None:
                 self._forget_retained(name, previous)
             return True
+        size = message.size
         previous_size = previous.size if previous is not None else 0
         is_own = name.startswith("$SYS/")  # a few, that take nobody's place
         if (
             previous is None
             and not is_own
             and len(self.retained) - self._own_retained >= self.retained_messages_max
-        ) or self.retained_bytes - previous_size + message.size > self.retained_bytes_max:
+        ) or self.retained_bytes - previous_size + size > self.retained_bytes_max:
             self.policy.dropped("retained_full")
             return False
-        kept = Message(  # [MQTT-3.3.1-5]
-            message.topic,
-            message.payload,
-            message.qos,
-            True,
-            message.properties,
-            message.expires_s,
-            message.publisher,
-        )
-        self.retained.set(name, kept)
-        self.retained_bytes += kept.size - previous_size
+        self.retained.set(name, message)  # [MQTT-3.3.1-5]
+        self.retained_bytes += size - previous_size
         if is_own:
             self._own_retained += previous is None
-        elif self._recorder is not None and size:
-            self._recorder.retained_saved(kept)
+        elif self._recorder is not None:
+            self._recorder.retained_saved(message)
         return True
 
     def restore_retained(self, message: Message) -> None:
@@ -238,23 +229,15 @@ class Router:
         self.retained.set(message.topic.decode(), message)
         self.retained_bytes += message.size
 
-    def retained_for(
-        self, session: Session, subscription: Subscription, identifier: bytes, now_s: float
-    ) -> Iterator[bool]:
-        """Offer what is retained under a filter, one at a time, as the caller asks for it.
-
-        Yields whether the session took it. [MQTT-3.3.1-8] [MQTT-3.3.1-9]
-        """
-        for name, message in self.retained.match(subscription.topic_filter):
-            if self.retained.get(name) is not message:
-                continue  # replaced or forgotten while the subscriber was slow
-            if message.expires_s and message.expires_s <= now_s:
-                self._forget_retained(name, message)
-                continue
-            yield session.offer(
-                message, min(message.qos, subscription.qos), True, identifier, now_s
-            )
-            message.forget_frames()
+    def still_retained(self, name: str, message: Message, now_s: float) -> bool:
+        """Return True when a message is what is retained under a name; one that has expired goes.
+        [MQTT-3.3.2-5]"""
+        if self.retained.get(name) is not message:
+            return False
+        if message.expires_s and message.expires_s <= now_s:
+            self._forget_retained(name, message)
+            return False
+        return True
 
     def expire_retained(self, now_s: float) -> None:
         """Forget retained messages whose expiry has passed [MQTT-3.3.2-5]."""

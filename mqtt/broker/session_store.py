@@ -18,6 +18,7 @@ import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,6 +54,8 @@ __all__ = ["SessionStoreError", "SqliteSessionStore"]
 
 _RETRY_S: Final = 1.0
 _GROUP_MAX: Final = 20_000  # changes of one transaction
+_ROWS_MAX: Final = 40  # of one INSERT
+_CHANGE_BYTES: Final = 100  # that a change takes besides its contents
 
 _STATEMENTS: Final[dict[type, tuple[str, ...]]] = {
     SessionSaved: (
@@ -178,22 +181,29 @@ class SqliteSessionStore:
 
     def put(self, change: Change) -> None:
         """Take a change into the next group."""
-        self._waiting_bytes += 100 + sum(len(v) for v in change if isinstance(v, bytes))
         waiting = self._waiting
-        if isinstance(change, DeliverySaved):
-            waiting[DeliverySaved, change.client_id, change.packet_id] = change
-        elif isinstance(change, MessageSaved):
-            waiting[MessageSaved, change.message_id] = change
-        elif isinstance(change, Marked):
+        kind = type(change)
+        if kind is RetainedSaved or kind is RetainedEnded:
+            key = RetainedSaved, change[0]
+            waiting.pop(key, None)  # the last one counts
+            waiting[key] = change
+        elif kind is DeliverySaved:
+            waiting[DeliverySaved, *change[:2]] = change
+        elif kind is MessageSaved:
+            waiting[MessageSaved, change[0]] = change
+        elif kind is Marked:
             waiting.pop(Marked, None)  # it goes behind what it speaks of
             waiting[Marked] = change
-        elif isinstance(change, RetainedSaved | RetainedEnded):
-            waiting.pop((RetainedSaved, change.topic), None)  # the last one counts
-            waiting[RetainedSaved, change.topic] = change
         elif not self._undoes(change):
             self._count += 1
             waiting[self._count] = change
-        self._wake.set()
+        size = _CHANGE_BYTES
+        for value in change:
+            if value.__class__ is bytes:
+                size += len(value)
+        self._waiting_bytes += size
+        if not self._wake.is_set():
+            self._wake.set()
 
     def _undoes(self, change: Change) -> bool:
         """Take out what was not written yet and has ended already; True when that was it."""
@@ -335,11 +345,22 @@ def _apply(changes: Sequence[Change], connection: sqlite3.Connection) -> None:
             end = at + 1
             while end < len(changes) and type(changes[end]) is kind:
                 end += 1
-            for statement in _STATEMENTS[kind]:
-                connection.executemany(statement, changes[at:end])
+            _apply_run(kind, changes[at:end], connection)
             at = end
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _apply_run(kind: type, changes: Sequence[Change], connection: sqlite3.Connection) -> None:
+    """Apply changes of one kind; rows that are only put go by the dozen in one statement."""
+    statements = _STATEMENTS[kind]
+    head, values, row = statements[0].partition(" VALUES ")
+    whole = len(changes) - len(changes) % _ROWS_MAX if values and len(statements) == 1 else 0
+    many = f"{head}{values}{','.join([row] * _ROWS_MAX)}"
+    for at in range(0, whole, _ROWS_MAX):
+        connection.execute(many, list(chain.from_iterable(changes[at : at + _ROWS_MAX])))
+    for statement in statements:
+        connection.executemany(statement, changes[whole:])

@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from mqtt.broker.changes import (
+    UNSENT,
     Change,
     DeliveryEnded,
     DeliveryReleased,
@@ -168,6 +169,26 @@ async def test_what_is_made_and_ended_in_one_group_is_never_written(tmp_path: Pa
     assert store._waiting == {}
     await store.close()
     assert store.commits == 0
+
+
+@pytest.mark.parametrize("count", [1, 39, 40, 41, 137])
+async def test_many_rows_of_a_kind_come_back(tmp_path: Path, count: int) -> None:
+    retained: list[Change] = [
+        RetainedSaved(b"t/%03d" % (index % 100), b"%d" % index, b"", 1, 0, None)
+        for index in range(count)
+    ]
+    deliveries: list[Change] = [MESSAGE, SESSION]
+    deliveries += [
+        DeliverySaved("c", 1 + index * 7 % count, 7, 1, 0, b"", "", UNSENT)
+        for index in range(count)
+    ]
+    state = await kept(tmp_path / "s.db", retained, retained[::-1], deliveries)
+    assert {row.topic: row.payload for row in state.retained} == {
+        b"t/%03d" % index: b"%d" % index for index in range(min(count, 100))
+    }
+    assert [row.packet_id for row in state.deliveries] == [
+        1 + index * 7 % count for index in range(count)
+    ]
 
 
 async def test_changes_that_gather_share_a_commit(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mqtt.broker.seams import PublishRun
 from mqtt.codec import encode
-from mqtt.errors import MqttError
+from mqtt.errors import MalformedPacket, MqttError
 from mqtt.frames import parse_publishes
 from mqtt.packets import (
     PUBACK,
@@ -250,6 +250,41 @@ def test_open_qos_2_exchanges_are_bounded_in_3_1_1_too() -> None:
     assert not isinstance(machine.receive(*packets)[-1], MqttError)
     one_more = Publish("t", b"", 2, packet_id=9)
     assert fault_of(machine.receive(one_more)) == ReasonCode.RECEIVE_MAXIMUM_EXCEEDED
+
+
+def pubacks_of(events: list[Event]) -> list[list[int]]:
+    """Return the packet identifiers of each event, which all are PUBACKs."""
+    assert all(isinstance(event, Acknowledged) for event in events)
+    acknowledged = [event for event in events if isinstance(event, Acknowledged)]
+    assert {(event.packet_type, event.reason_code) for event in acknowledged} <= {(PUBACK, 0)}
+    return [event.packet_ids for event in acknowledged]
+
+
+def test_acknowledgements_that_come_together_are_one_event() -> None:
+    connection = Machine().connect().connection
+    ids = [1, 0xFFFF, 256, 7, 7]
+    data = b"".join(b"\x40\x02" + packet_id.to_bytes(2, "big") for packet_id in ids)
+    assert pubacks_of(connection.receive_data(data, 0.0)) == [ids]
+    for end in range(1, len(data)):  # the same in two reads, wherever they part
+        events = connection.receive_data(data[:end], 0.0)
+        events += connection.receive_data(data[end:], 0.0)
+        assert [one for each in pubacks_of(events) for one in each] == ids
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (b"\x40\x02\x00\x00", MalformedPacket),
+        (b"\x40\x03\x00\x01", None),
+        (b"\x42\x02\x00\x01", MalformedPacket),
+        (b"\x50\x02\x00\x01", Acknowledged),
+        (b"\xc0\x00\xc0\x00", Pingreq),
+    ],
+)
+def test_what_only_resembles_acknowledgements(other: bytes, expected: type | None) -> None:
+    events = Machine().connect().connection.receive_data(b"\x40\x02\x00\x01" + other, 0.0)
+    assert pubacks_of(events[:1]) == [[1]]
+    assert {type(event) for event in events[1:]} == ({expected} if expected else set())
 
 
 # -- runs -------------------------------------------------------------------------------------

@@ -105,6 +105,54 @@ def test_a_route_that_was_dropped_for_room_still_learns_of_subscribers() -> None
     assert router.receivers(held)
 
 
+def test_routes_in_use_outlast_those_used_once() -> None:
+    routes = table(size_max=100)
+    often = routes[b"often"]
+    for index in range(1000):
+        routes[b"once/%d" % index]
+        if index % 40 == 0:
+            assert routes[b"often"] is often
+        assert len(routes) + len(routes._older) <= 100
+    assert routes[b"once/0"] is not often
+
+
+def test_long_topics_are_bounded_by_their_bytes() -> None:
+    routes = table()
+    for index in range(2000):
+        routes[b"%d/" % index + b"x" * 60_000]
+    assert sum(map(len, [*routes, *routes._older])) <= 16 << 20
+
+
+def test_a_route_that_two_hold_and_one_was_let_go_learns_of_subscribers() -> None:
+    policy = SessionPolicy()
+    router = Router(policy)
+    router.routes._size_max = 2
+    held = router.routes[b"t/0"]
+    for index in range(1, 5):
+        router.routes[b"t/%d" % index]
+    other = router.routes[b"t/0"]
+    assert other is not held
+    session = Session("a", policy)
+    for route in (held, other):
+        assert not router.receivers(route)
+    router.subscribe(session, Subscription("t/0"))
+    for route in (held, other):
+        assert router.receivers(route)
+    router.unsubscribe(session, "t/0")
+    for route in (held, other):
+        assert not router.receivers(route)
+
+
+def test_a_clients_refusal_never_becomes_everybodys_route() -> None:
+    shared = table(size_max=2)
+    refused = ClientRoutes(shared, lambda _: int(ReasonCode.NOT_AUTHORIZED))[b"devices/d"]
+    for index in range(5):
+        shared[b"t/%d" % index]
+    assert b"devices/d" not in shared
+    shared.refresh(refused)
+    assert shared[b"devices/d"].verdict == 0
+
+
 def test_a_client_without_leave_gets_a_refusing_route_asked_for_once() -> None:
     asked: list[str] = []
 

@@ -381,3 +381,38 @@ class AnyHistory(RuleBasedStateMachine):
 
 TestAnyHistory = AnyHistory.TestCase
 TestAnyHistory.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.conformance("MQTT-3.3.4-1")
+def test_acknowledgements_that_come_together_end_what_each_would_alone() -> None:
+    policy = SessionPolicy()
+    session, link = connected(policy)
+    notes = session.recorder = Notes()
+    offer(session, *"abcde")
+    offer(session, "two", qos=2)
+    session.unhold([6], 0.0)
+    assert len(link.take()) == 6
+    notes.notes.clear()
+    assert session.acknowledged_together([1, 2, 77, 2, 4]) == 0
+    assert list(session.outbound or ()) == [3, 5, 6]
+    assert notes.notes == [("ended", 1), ("ended", 2), ("ended", 4)]
+    assert (session.window_used, session.queued_bytes) == (3, 8)
+    assert session.acknowledged_together([5, 6, 3]) == 6  # a PUBACK for QoS 2
+    assert list(session.outbound or ()) == [3, 6]
+    assert (session.window_used, policy.queued_bytes) == (2, 6)
+
+
+def test_an_acknowledgement_of_what_was_never_sent_ends_nothing() -> None:
+    session, link = connected()
+    link.writable = False
+    told: list[bool] = []
+    tracked = message("x")
+    tracked.tracker = told.append
+    session.offer(tracked, 1, False, b"", 0.0)
+    assert session.acknowledged_together([1]) == 0
+    assert told == []
+    link.writable = True
+    session.send_waiting(0.0)
+    assert session.acknowledged_together([1]) == 0
+    assert told == [True]
+    assert Session("fresh", SessionPolicy()).acknowledged_together([1]) == 0
