@@ -48,8 +48,8 @@ def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
         far.close()
 
 
-def by_descriptor(found: list[int | bytes]) -> dict[int | bytes, list[int | bytes]]:
-    told: dict[int | bytes, list[int | bytes]] = {}
+def by_descriptor(found: list[Any]) -> dict[int, list[Any]]:
+    told: dict[int, list[Any]] = {}
     for descriptor, what in zip(found[::2], found[1::2], strict=True):
         told.setdefault(descriptor, []).append(what)
     return told
@@ -81,7 +81,7 @@ def test_a_reset_is_an_error_number(receive: Any, epoll: select.epoll) -> None:
             far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             far.close()
             assert epoll.poll(10)
-            found = receive(epoll, bytearray(64), 64)
+            found = receive(epoll, bytearray(512), 64)
             assert found == [near.fileno(), -errno.ECONNRESET]
 
 
@@ -90,32 +90,45 @@ def test_room_to_write_is_told_after_what_was_read(
 ) -> None:
     near, far = pairs[0]
     epoll.register(near.fileno(), select.EPOLLOUT)
-    assert receive(epoll, bytearray(64), 64) == [near.fileno(), WRITABLE]
+    assert receive(epoll, bytearray(512), 64) == [near.fileno(), WRITABLE]
     far.send(b"data")
     epoll.modify(near.fileno(), select.EPOLLIN | select.EPOLLOUT)
-    found = receive(epoll, bytearray(64), 64)
+    found = receive(epoll, bytearray(512), 64)
     assert found == [near.fileno(), b"data", near.fileno(), WRITABLE]
 
 
-def test_nobody_is_starved_when_the_buffer_is_small(
+def test_what_has_no_room_comes_with_the_next_calls(
     receive: Any, epoll: select.epoll, pairs: list[tuple[socket.socket, socket.socket]]
 ) -> None:
     for near, far in pairs:
         epoll.register(near.fileno(), select.EPOLLIN)
         far.send(bytes(1000))
     got = {near.fileno(): 0 for near, _ in pairs}
-    for _ in range(len(pairs) * 10):
-        found = receive(epoll, bytearray(100), 100)
-        assert len(found) == 2
-        got[found[0]] += len(found[1])
+    for _ in range(10):
+        for descriptor, whats in by_descriptor(receive(epoll, bytearray(512), 100)).items():
+            got[descriptor] += sum(len(what) for what in whats)
     assert set(got.values()) == {1000}
+
+
+def test_who_sends_without_end_leaves_the_others_their_share(
+    receive: Any, epoll: select.epoll, pairs: list[tuple[socket.socket, socket.socket]]
+) -> None:
+    for near, far in pairs:
+        epoll.register(near.fileno(), select.EPOLLIN)
+        far.send(bytes(100_000))
+    for _ in range(3):
+        told = by_descriptor(receive(epoll, bytearray(800), 800))
+        assert {len(whats[0]) for whats in told.values()} == {200}
+        assert len(told) == len(pairs)
 
 
 def test_a_closed_epoll_and_other_objects_are_refused(receive: Any, send: Any) -> None:
     epoll = select.epoll()
     epoll.close()
     with pytest.raises((OSError, ValueError)):
-        receive(epoll, bytearray(64), 64)
+        receive(epoll, bytearray(512), 64)
+    with select.epoll() as epoll, pytest.raises(ValueError, match="a byte"):
+        receive(epoll, bytearray(511), 64)
     for wrong in ({"1": b""}, {1: "text"}):
         with pytest.raises(TypeError):
             send(wrong)

@@ -50,15 +50,15 @@ static PyObject *receive(PyObject *module, PyObject *args)
     Py_ssize_t read_bytes;
     struct epoll_event events[EVENTS_MAX];
     ssize_t sizes[EVENTS_MAX];
-    int count, fault, taken = 0;
+    int count, fault;
 
     (void)module;
     if (!PyArg_ParseTuple(args, "Ow*n:receive", &epoll, &buffer, &read_bytes))
         return NULL;
     int epoll_fd = PyObject_AsFileDescriptor(epoll);
-    if (epoll_fd < 0 || read_bytes <= 0) {
+    if (epoll_fd < 0 || read_bytes <= 0 || buffer.len < EVENTS_MAX) {
         if (epoll_fd >= 0)
-            PyErr_SetString(PyExc_ValueError, "read_bytes has to be positive");
+            PyErr_SetString(PyExc_ValueError, "a byte for each event is needed");
         PyBuffer_Release(&buffer);
         return NULL;
     }
@@ -66,10 +66,13 @@ static PyObject *receive(PyObject *module, PyObject *args)
     count = epoll_wait(epoll_fd, events, EVENTS_MAX, 0);
     fault = errno;
     char *at = buffer.buf;
-    for (Py_ssize_t left = buffer.len; taken < count && left >= read_bytes; taken++) {
+    Py_ssize_t left = buffer.len;
+    for (int index = 0; index < count; index++) {
         ssize_t size = 0;
-        if (events[taken].events & ~EPOLLOUT) {
-            size = recv(events[taken].data.fd, at, (size_t)read_bytes, MSG_DONTWAIT);
+        if (events[index].events & ~EPOLLOUT) {
+            Py_ssize_t share = left / (count - index); /* never 0: see above */
+            size = recv(events[index].data.fd, at,
+                        (size_t)(share < read_bytes ? share : read_bytes), MSG_DONTWAIT);
             if (size < 0)
                 size = -errno;
             else {
@@ -77,7 +80,7 @@ static PyObject *receive(PyObject *module, PyObject *args)
                 left -= size;
             }
         }
-        sizes[taken] = size;
+        sizes[index] = size;
     }
     Py_END_ALLOW_THREADS
     if (count < 0 && fault != EINTR) {
@@ -87,7 +90,7 @@ static PyObject *receive(PyObject *module, PyObject *args)
     }
     PyObject *found = PyList_New(0);
     const char *from = buffer.buf;
-    for (int index = 0; found != NULL && index < taken; index++) {
+    for (int index = 0; found != NULL && index < count; index++) {
         if (append_found(found, &events[index], from, sizes[index]) < 0)
             Py_CLEAR(found);
         if (sizes[index] > 0)

@@ -13,12 +13,15 @@ import errno
 import os
 import select
 import sys
+from mmap import mmap
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from mqtt.broker.net._sockets import Library
 else:
     Library = object
+
+Buffer = bytearray | mmap
 
 __all__ = ["EVENTS_MAX", "VERSION", "WRITABLE", "Library", "native", "receive", "send"]
 
@@ -40,13 +43,14 @@ def _load() -> Library | None:
 native = _load()
 
 
-def _receive(epoll: select.epoll, buffer: bytearray, read_bytes: int) -> list[int | bytes]:
+def _receive(epoll: select.epoll, buffer: Buffer, read_bytes: int) -> list[int | bytes]:
     """Read every socket that is ready, without waiting for any.
 
     Args:
-        epoll: Level-triggered; whoever is not read in this call is in the next one.
-        buffer: Bounds what is read in all.
-        read_bytes: Read at most so much of one socket; not more than the buffer has.
+        epoll: Level-triggered; what is not read in this call is in the next one.
+        buffer: Bounds what is read in all. Each socket has its share of what is left, so that those
+            that send without end starve nobody; it has to have EVENTS_MAX bytes or more.
+        read_bytes: Read at most so much of one socket.
 
     Returns:
         `[descriptor, what, descriptor, what, ...]`, where `what` is the bytes that were read, none
@@ -55,16 +59,19 @@ def _receive(epoll: select.epoll, buffer: bytearray, read_bytes: int) -> list[in
 
     Raises:
         OSError: the epoll cannot be asked.
+        ValueError: the buffer is too small.
     """
     found: list[int | bytes] = []
     left = len(buffer)
-    for descriptor, events in epoll.poll(0, EVENTS_MAX):
-        if left < read_bytes:
-            break
+    if left < EVENTS_MAX or read_bytes <= 0:
+        raise ValueError("a byte for each event is needed")
+    ready = epoll.poll(0, EVENTS_MAX)
+    for index, (descriptor, events) in enumerate(ready):
         if events & ~WRITABLE:
             found.append(descriptor)
+            share = left // (len(ready) - index)
             try:
-                data = os.read(descriptor, read_bytes)
+                data = os.read(descriptor, min(read_bytes, share))
             except OSError as error:
                 found.append(-(error.errno or errno.EIO))
             else:
