@@ -108,6 +108,7 @@ class Batch:
     assigned: int  # the highest seq the gateway says it has assigned in this epoch
     mode: int
     resolution_us: int  # of `readings.times_us`: all are multiples of it
+    settled: int | None = None  # nothing up to here waits at the gateway; None: it does not say
 
 
 @dataclass(slots=True)
@@ -194,6 +195,7 @@ class Encoder:
         body: bytes | None = None,
         assigned: int | None = None,
         tombstones: Sequence[Tombstone] = (),
+        settled: int | None = None,
     ) -> bytes:
         """Return the next batch of the connection.
 
@@ -206,6 +208,8 @@ class Encoder:
                 `link_columns` and this encoder's `last_time`.
             assigned: Highest seq assigned; None leaves what the cloud knows.
             tombstones: Losses to report.
+            settled: Up to which seq, at most the highest assigned, no reading waits any more: the
+                cloud has it, or was told that it is given up. None: nothing is said.
 
         Raises:
             ValueError: seqs not past the lane's last one, or a time the link cannot carry.
@@ -234,6 +238,8 @@ class Encoder:
             fields[Key.ASSIGNED] = assigned - known
         if tombstones:
             fields[Key.TOMBSTONES] = tombstone_rows(tombstones)
+        if settled is not None:
+            fields[Key.SETTLED] = settled
         numbers = (context.epoch, lane, marks, context.resolution_us, assigned)
         check = header_check(self._gateway, numbers, ranges, tombstones)
         fields[Key.CHECK] = check if columns is None else check_columns(columns, check)
@@ -409,6 +415,9 @@ class Decoder:
             found = check_columns(columns, found, limits.content_bytes)
         if found != check:
             raise BatchError("check", "the content is not what was sent")
+        settled = None
+        if Key.SETTLED in fields:
+            settled = read_uint(fields, Key.SETTLED, None, assigned)
         readings = _readings(columns, ranges, context.resolution_us)
         _advance(context, lane, ranges, columns, assigned, batch.mode)
         return Batch(
@@ -422,6 +431,7 @@ class Decoder:
             assigned,
             batch.mode,
             context.resolution_us,
+            settled,
         )
 
     def _take_context(self, fields: dict[int, Any]) -> _Context:

@@ -43,7 +43,7 @@ _TIME_US_MAX = 1 << 62
 
 
 class Key(IntEnum):
-    """Core keys of the envelope."""
+    """Keys of the envelope: the core, and the extensions known here."""
 
     VERSION = 0
     EPOCH = 1
@@ -58,6 +58,7 @@ class Key(IntEnum):
     ASSIGNED = 10
     TOMBSTONES = 11
     MARKS = 12
+    SETTLED = 34
 
 
 class Mode(IntEnum):
@@ -94,7 +95,7 @@ class Tombstone:
     time_us: int
 
 
-_CORE = frozenset(int(key) for key in Key)
+_KNOWN = frozenset(int(key) for key in Key)
 
 
 def seal_envelope(fields: dict[int, Any]) -> bytes:
@@ -111,7 +112,7 @@ def open_envelope(data: bytes, bytes_max: int) -> dict[int, Any]:
     if len(data) > bytes_max:
         raise BatchError("too-large", f"{len(data)} bytes where {bytes_max} are accepted")
     fields = read_map(data)
-    for key in fields.keys() - _CORE:
+    for key in fields.keys() - _KNOWN:
         if key < _CORE_KEYS or key % 2:
             raise BatchError("extension", f"key {key} must be understood and is not")
         del fields[key]

@@ -26,7 +26,8 @@ from bridge.errors import BatchError
 from bridge.readings import Readings
 from bridge.select import joined
 from cloud.ingest_parts import PartEncoder
-from cloud.stream.contract import GivenUp, Part, Source, Stream, StreamError
+from cloud.stream.contract import GivenUp, Part, Source, Stream, StreamError, settled_stone
+from runtime.clock import Clock
 
 __all__ = ["Appends", "Waiting"]
 
@@ -56,13 +57,15 @@ class Appends:
     Args:
         stream: Where entries go.
         encoder: Makes them.
+        clock: Wall clock, for what gateways say.
 
     Attributes:
         entry_bytes: Of the entries appended.
     """
 
-    def __init__(self, stream: Stream, encoder: PartEncoder) -> None:
+    def __init__(self, stream: Stream, encoder: PartEncoder, clock: Clock) -> None:
         self.entry_bytes = 0
+        self._clock = clock
         self._stream = stream
         self._encoder = encoder
         self._queues: dict[Source, deque[Waiting]] = {}  # of sources with something under way
@@ -131,6 +134,9 @@ class Appends:
                 if not len(parts) % _TURN_PARTS:
                     await asyncio.sleep(0)
         stones = [_given_up(one.batch, stone) for one in group for stone in one.batch.tombstones]
+        said = [one.batch.settled for one in group if one.batch.settled is not None]
+        if said:
+            stones.append(settled_stone(group[0].source, max(said), self._clock.wall_us()))
         assigned = max(one.batch.assigned for one in group)
         await self._stream.append(parts, stones, {group[0].source: assigned})
         self.entry_bytes += sum(len(part.body) for part in parts)

@@ -158,7 +158,7 @@ class BatchIngest:
         self._released = released
         self._taken = taken
         self._held = HeldSeqs(stream)
-        self._appends = Appends(stream, PartEncoder(encoded))
+        self._appends = Appends(stream, PartEncoder(encoded), clock)
         self._lines: set[_Line] = set()  # with work to do
 
     def take(self, run: PublishRun) -> None:

@@ -4,7 +4,9 @@
 
 `missing` and what was counted twice are exact ranges; the ledger balances when there are none.
 Stored is counted in storage itself, never taken from the stream's word. What is waiting is shown
-to be there: in the edge's journal, or in an entry past storage's cursor.
+to be there: in the edge's journal, or in an entry past storage's cursor. Of a journal that is not
+in sight the gateway's word stands, which it gives with its batches: up to which seq nothing waits.
+What is past it may come, as long as the gateway has not begun another journal.
 
 What must be somewhere is what was assigned before the first look. The sources are then read in the
 way a reading goes, journal, stream, storage, so that one that moves on meanwhile is seen at least
@@ -124,7 +126,7 @@ class SourceBalance:
     stored: int
     given_up: int
     dead_letters: int
-    waiting_edge: int
+    waiting_edge: int  # seen in its journal, or by its word
     waiting_stream: int
     lost: tuple[Range, ...]  # missing, though the stream took them
     absent: tuple[Range, ...]  # missing, and never came
@@ -335,6 +337,7 @@ class _Account:
     at_edge: IntervalSet = field(default_factory=IntervalSet)
     in_stream: IntervalSet = field(default_factory=IntervalSet)
     tombstones: dict[tuple[str, int, str], GivenUp] = field(default_factory=dict)
+    settled: int | None = None  # past it readings may wait at the edge; None: nobody says so
     doubled: tuple[Range, ...] = ()
     sinks: list[SinkAccount] = field(default_factory=list)
 
@@ -362,7 +365,11 @@ class _Account:
         _take(lost, left)
         stones = IntervalSet((s.first_seq, s.last_seq) for s in self.tombstones.values())
         where["given-up"] = (*where["given-up"], *_common(left, stones))
-        given_up, unexplained = self._take_given_up(left)
+        given_up, unexplained, told = self._take_given_up(left)
+        if self.settled is not None:  # by its word
+            past = IntervalSet([(self.settled + 1, max(self.settled + 1, self.assigned))])
+            where["edge"] = (*where["edge"], *_common(left, past))
+            told += _take(left, past)
         where["missing"] = (*lost.ranges(), *left.ranges(), *(span for span, _ in unexplained))
         given_up += discarded
         storage = [SinkAccount("storage", stored, in_stream, dead)] if with_storage else []
@@ -374,7 +381,7 @@ class _Account:
             stored,
             given_up,
             dead,
-            at_edge,
+            at_edge + told,
             in_stream,
             tuple(lost.ranges()),
             tuple(left.ranges()),
@@ -395,23 +402,32 @@ class _Account:
             if stone.reason == DISCARDED and stone.lane == sink
         )
 
-    def _take_given_up(self, left: IntervalSet) -> tuple[int, tuple[tuple[Range, int], ...]]:
-        """Take what tombstones explain from `left`.
+    def _take_given_up(self, left: IntervalSet) -> tuple[int, tuple[tuple[Range, int], ...], int]:
+        """Take what lies in the ranges of tombstones from `left`.
 
         A tombstone gives up `count` seqs of its range without saying which: its lane's. Ranges
         that overlap are looked at together.
+
+        Returns:
+            How many are given up; how many more are missing in which range; and how many more may
+            wait at the edge, by its word.
         """
-        given_up = 0
+        given_up = told = 0
         unexplained: list[tuple[Range, int]] = []
         stones = [stone for stone in self.tombstones.values() if stone.reason != DISCARDED]
         for first, last in IntervalSet((s.first_seq, s.last_seq) for s in stones):
             count = sum(s.count for s in stones if first <= s.first_seq <= last)
             gone = sum(b - a + 1 for a, b in _inside(left, first, last))
             given_up += min(gone, count)
-            if gone > count:
-                unexplained.append(((first, last), gone - count))
+            may_wait = 0
+            if gone > count and self.settled is not None:
+                past = _inside(left, max(first, self.settled + 1), last)
+                may_wait = min(gone - count, sum(b - a + 1 for a, b in past))
+                told += may_wait
+            if gone > count + may_wait:
+                unexplained.append(((first, last), gone - count - may_wait))
             left.discard(first, last)
-        return given_up, tuple(unexplained)
+        return given_up, tuple(unexplained), told
 
 
 def _assigned(sources: Iterable[SourceLedger]) -> dict[Source, int]:
@@ -426,9 +442,14 @@ def _accounts(
 ) -> dict[Source, _Account]:
     """Return the accounts with what stream, journals and storage say of each source."""
     accounts: dict[Source, _Account] = {}
+    newest_us: dict[str, int] = {}  # of a gateway's journals the last that said something
+    for line in sources:
+        newest_us[line.gateway] = max(line.settled_us, newest_us.get(line.gateway, 0))
     for line in sources:
         account = accounts.setdefault((line.gateway, line.epoch), _Account())
         account.assigned = line.assigned
+        if line.settled_us == newest_us[line.gateway]:
+            account.settled = line.settled
         account.held.update(line.held)
         account.give_up(line.given_up)
     for source, ranges in stored.items():
@@ -440,6 +461,7 @@ def _accounts(
             continue
         account = accounts.setdefault((gateway, edge.epoch), _Account())
         account.assigned = max(before.get((gateway, edge.epoch), 0), edge.last_seq)
+        account.settled = None  # the journal itself says what waits
         account.at_edge.update(edge.waiting)
         account.give_up(edge.given_up)
     return accounts

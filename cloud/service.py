@@ -58,6 +58,7 @@ _SAMPLE_INTERVAL_S = 1.0
 RELOADABLE = ("access", "broker", "listeners", "host", "port")  # tables and keys
 _PROBE_INTERVAL_S = 5.0
 _PROBE_TIMEOUT_S = 5.0
+_PROVE_PAUSE_S = 0.5
 _DRAIN_S = 5.0  # how long an orderly stop waits for the sinks to catch up
 
 
@@ -116,9 +117,7 @@ class CloudService:
         register_stream_metrics(self.metrics, self.stream)
         if self.mqtt_cluster is not None:
             register_mqtt_cluster(self.metrics, self.mqtt_cluster)
-        await self._probe()  # 5. an append that is acknowledged; a full stream needs its sinks
-        if self._not_ready and not self._full:
-            raise StartError(f"stream: {self._not_ready}")
+        await self._prove()  # 5. an append that is acknowledged; a full stream needs its sinks
         for part in self._parts:  # 6. what is plugged in
             self._stops.append(part.stop)
             await part.start(self)
@@ -333,6 +332,24 @@ class CloudService:
             await self.sinks.stats(),
             self.stream.file_bytes,
         )
+
+    async def _prove(self) -> None:
+        """Return once the stream has taken an append, or is full.
+
+        A cluster's may be between two leaders: it is waited for as when it was opened.
+
+        Raises:
+            StartError: it takes none.
+        """
+        wait_s = self.config.stream.start_wait_s if self.config.stream.url else 0.0
+        give_up_at_s = self.clock.monotonic_s() + wait_s
+        while True:
+            await self._probe()
+            if not self._not_ready or self._full:
+                return
+            if self.clock.monotonic_s() >= give_up_at_s:
+                raise StartError(f"stream: {self._not_ready}")
+            await asyncio.sleep(_PROVE_PAUSE_S)
 
     async def _probe(self) -> None:
         before = self._not_ready

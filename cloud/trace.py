@@ -13,7 +13,7 @@ Nothing is derived from a neighbour: a hop that cannot show the reading says so.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from bridge.batch import Decoder
@@ -185,10 +185,13 @@ async def trace(places: Traced, gateway: str, seq: int, epoch: int | None = None
         of_gateway = [line for line in of_gateway if line.epoch == epoch]
         if not of_gateway:
             raise TraceError(f"{gateway} has no epoch {epoch_text(epoch)}; it has {epochs}")
+    newest_us = max(line.settled_us for line in lines if line.gateway == gateway)
     found = []
     ends = []
     for line in of_gateway:
         assigned, place = await _at_edge(places, line, seq)
+        if line.settled_us < newest_us:  # it has begun another journal: nothing comes of this one
+            line = replace(line, settled=None)  # noqa: PLW2901 - what the line is worth now
         if 0 < seq <= assigned:
             found.append(await _follow(places, line, seq, place))
         ends.append(f"{assigned} in epoch {epoch_text(line.epoch)}")
@@ -226,6 +229,10 @@ async def _follow(
     unclear = at_edge is None and not held and _gives_up_some(line, stones)
     if unclear:
         hops.append(Hop("gateway", None, "others of that range may still wait in its journal"))
+    told = at_edge is None and not held and line.settled is not None and seq > line.settled
+    if told and not stones:
+        text = f"waits in its journal, as far as it said: it is done with seq 1-{line.settled}"
+        hops.append(Hop("gateway", line.settled_us, text))
     arrival = await places.stream.arrival(*source, seq)
     in_stream, partition, position, event_us = await _in_stream(places, source, seq, arrival, row)
     if event_us is not None:
@@ -252,7 +259,9 @@ async def _follow(
     verdict = _verdict(
         stored=row is not None or expired,
         dead=dead_storage or (at_edge is not None and at_edge.state == "dead-letter"),
-        waiting=waiting or (at_edge is not None and at_edge.state == "waiting"),
+        waiting=waiting
+        or (told and not stones)
+        or (at_edge is not None and at_edge.state == "waiting"),
         given_up=bool(stones) or (at_edge is not None and at_edge.state == "given-up"),
         held=held,
     )

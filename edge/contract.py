@@ -56,6 +56,15 @@ class JournalReader(Protocol):
         """The highest seq made durable; 0 when nothing was ever captured."""
         ...
 
+    @property
+    def settled_seq(self) -> int | None:
+        """The seq up to which no reading waits any more; at most `last_seq`.
+
+        All up to it was trimmed, or given up with tombstones that are acknowledged; None while
+        some are not.
+        """
+        ...
+
     def pending(self, lane: Lane, after_seq: int) -> bool:
         """Return True when `lane` holds readings past `after_seq`. Never blocks."""
         ...

@@ -168,6 +168,11 @@ class Journal:
         """The highest seq made durable; 0 when nothing was ever captured."""
         return self._keeper.state.last_seq
 
+    @property
+    def settled_seq(self) -> int | None:
+        """The seq up to which no reading waits; None while a tombstone is unacknowledged."""
+        return self._keeper.state.settled_seq()
+
     def pending(self, lane: Lane, after_seq: int) -> bool:
         """Return True when `lane` holds readings past `after_seq`. Never blocks."""
         state = self._keeper.state.lanes[lane]

@@ -79,6 +79,12 @@ class LaneState:
             if last_seq > self.gone_seq:
                 self.read.add(max(commit.first_seq, self.gone_seq + 1), last_seq)
 
+    def first_waiting_seq(self) -> int | None:
+        """Return a seq below which no reading of the lane waits; None when none waits at all."""
+        if self.gone_seq >= self.last_seq:
+            return None
+        return max(self.gone_seq + 1, self.head.first_seq if self.head is not None else 0)
+
     def depth(self) -> int:
         """Return how many readings are not gone; rows about to be deleted may still count."""
         if self.gone_seq >= self.last_seq:
@@ -103,6 +109,13 @@ class JournalState:
         default_factory=lambda: {lane: LaneState() for lane in Lane}
     )
     tombstones: list[Tombstone] = field(default_factory=list)  # not acknowledged, oldest first
+
+    def settled_seq(self) -> int | None:
+        """Return the seq up to which no reading waits; None while a tombstone is unacknowledged."""
+        if self.tombstones:
+            return None
+        waiting = [lane.first_waiting_seq() for lane in self.lanes.values()]
+        return min((seq - 1 for seq in waiting if seq is not None), default=self.last_seq)
 
     def appended(self, lane: Lane, count: int, body_bytes: int, head: Head) -> None:
         """Take note of a row that is durable now."""

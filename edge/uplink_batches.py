@@ -25,6 +25,8 @@ from runtime.clock import Clock
 
 __all__ = ["BatchMaker"]
 
+_SETTLED_EVERY_S = 10.0  # a few bytes each
+
 
 class BatchMaker:
     """Makes the batches of one uplink.
@@ -58,6 +60,7 @@ class BatchMaker:
         self._encoder = Encoder(
             gateway, journal.epoch, resolution_us=self._resolution_us, level=self._level.level
         )
+        self._settled_due_s = 0.0  # when the cloud is told again what waits no more
         level = config.zstd_level or LEVELS[0]
         self.bodies = UplinkBodies(config.mode, self._resolution_us, level, clock, snapshot_path)
 
@@ -68,6 +71,7 @@ class BatchMaker:
 
     def reset(self) -> None:
         """Start a new context."""
+        self._settled_due_s = 0.0
         self._encoder.reset()
         self.bodies.reset()
 
@@ -115,8 +119,18 @@ class BatchMaker:
             body=body,
             assigned=self._journal.last_seq,
             tombstones=stones,
+            settled=self._settled(began_s),
         )
         if body is None and len(readings):
             took_s = self._clock.monotonic_s() - began_s
             self._level.encoded(took_s, len(payload), self._state.speed.rate_bytes_s)
         return payload
+
+    def _settled(self, now_s: float) -> int | None:
+        """Return what the cloud is told of that, if it is time to."""
+        if now_s < self._settled_due_s:
+            return None
+        settled = self._journal.settled_seq
+        if settled is not None:
+            self._settled_due_s = now_s + _SETTLED_EVERY_S
+        return settled

@@ -33,7 +33,7 @@ __all__ = ["ClusterProcesses", "TidegateProcess", "add_demo_arguments", "run_dem
 _MIB = 1 << 20
 _RESTART_S = 3.0
 _REPORT_S = 5.0
-_READY_S = 120.0
+_READY_S = 60.0
 _SETTLE_S = 90
 
 
@@ -204,7 +204,7 @@ class ClusterProcesses:
         """Return when a node takes gateways.
 
         Raises:
-            StartError: it does not, in two minutes.
+            StartError: it does not, in a minute.
         """
         deadline = time.monotonic() + _READY_S
         while time.monotonic() < deadline:

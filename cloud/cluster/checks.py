@@ -33,6 +33,7 @@ DURABLE = "r3-fsync"
 RELAXED = "relaxed"
 _DURABILITY_KEYS = ("num_replicas is", "max_age is", "max_msgs is", "discard is")
 _OPERATORS_KEYS = ("max_bytes is",)  # sizes are whoever applied the layout's to choose
+_SYNC_KEYS = frozenset(("sync_always", "sync_interval"))
 _PAGE_S = 5.0
 
 
@@ -107,6 +108,7 @@ async def _check_servers(monitors: Sequence[str]) -> list[str]:
     """Return what is weak about the servers, from their own pages.
 
     Raises:
+        Unreachable: the servers that answer are only just starting.
         ClusterError: none of the pages can be read, or the versions differ.
     """
     pages = await asyncio.gather(*(asyncio.to_thread(_varz, address) for address in monitors))
@@ -118,9 +120,13 @@ async def _check_servers(monitors: Sequence[str]) -> list[str]:
         raise ClusterError(
             f"the servers run different versions, {' and '.join(versions)}: finish the upgrade"
         )
+    configs = [(page, (page.get("jetstream") or {}).get("config") or {}) for page in known]
+    # a server that is only just starting does not say yet
+    configs = [(page, config) for page, config in configs if config.keys() & _SYNC_KEYS]
+    if not configs:
+        raise Unreachable(f"no server says yet how it runs JetStream: {', '.join(monitors)}")
     weak = []
-    for page in known:
-        config = (page.get("jetstream") or {}).get("config") or {}
+    for page, config in configs:
         if not config.get("sync_always"):
             seconds = int(config.get("sync_interval", 0)) / 1e9
             weak.append(
@@ -131,11 +137,21 @@ async def _check_servers(monitors: Sequence[str]) -> list[str]:
 
 
 def _varz(address: str) -> dict[str, Any] | None:
+    """Return a server's page with how it runs JetStream; None when it does not answer.
+
+    A server that was asked for /varz while it started leaves that out of it for good; /jsz has it.
+    """
+    page = _page(address, "varz")
+    config = ((_page(address, "jsz") or {}) if page is not None else {}).get("config")
+    return {**page, "jetstream": {"config": config}} if page is not None and config else page
+
+
+def _page(address: str, name: str) -> dict[str, Any] | None:
     if not address.startswith(("http://", "https://")):
         return None
     try:
         with urllib.request.urlopen(  # noqa: S310 - http or https, of the operator's own servers
-            f"{address.rstrip('/')}/varz", timeout=_PAGE_S
+            f"{address.rstrip('/')}/{name}", timeout=_PAGE_S
         ) as answer:
             found: dict[str, Any] = json.load(answer)
             return found

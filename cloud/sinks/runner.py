@@ -142,7 +142,7 @@ class SinkRunner:
         await self.sink.open(self._stream.epoch)
         try:
             await self._take_turns()
-        except (SinkUnavailable, SinkFenced) as error:
+        except (SinkUnavailable, SinkFenced, StreamError) as error:
             log.warning("sink_waits", sink=self.name, error=_cause(error))
             self._unavailable, self._unavailable_tries = _cause(error), 1
         self._task = asyncio.create_task(self._run(), name=f"sink-{self.name}")

@@ -11,7 +11,7 @@ of that outlives the entries themselves (DESIGN sections 3 and 6).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,7 @@ from bridge.partition import PARTITIONS
 
 __all__ = [
     "PARTITIONS",
+    "SETTLED",
     "Arrival",
     "Backlog",
     "DeadLetter",
@@ -36,9 +37,11 @@ __all__ = [
     "StreamLedger",
     "StreamLog",
     "StreamStats",
+    "settled_stone",
 ]
 
 Source = tuple[str, int]  # (gateway, epoch): whose seqs they are
+SETTLED = "settled"  # reason of what is no loss but a statement, see `settled_stone`
 
 
 class StreamError(Exception):
@@ -92,6 +95,15 @@ class GivenUp:
     time_us: int
 
 
+def settled_stone(source: Source, seq: int, time_us: int) -> GivenUp:
+    """Return the statement that up to a seq nothing waits at the gateway any more.
+
+    It is given to a stream like a tombstone, gives up nothing, and is kept like one: of several
+    the one that reaches furthest stands.
+    """
+    return GivenUp(*source, "", 1, seq, 0, SETTLED, time_us)
+
+
 @dataclass(slots=True, frozen=True)
 class SourceLedger:
     """What the stream knows of one gateway's epoch."""
@@ -101,6 +113,20 @@ class SourceLedger:
     assigned: int  # highest seq the edge said it has assigned; 0 when it never said
     held: tuple[Range, ...]  # every seq the stream ever took, trimmed or not
     given_up: tuple[GivenUp, ...]
+    settled: int | None = None  # up to here nothing waits at the edge; None: it never said
+    settled_us: int = 0  # cloud's wall clock when it said so
+
+    @classmethod
+    def of(
+        cls, source: Source, assigned: int, held: Iterable[Range], stones: Iterable[GivenUp]
+    ) -> SourceLedger:
+        """Return the line of a source, what was settled told apart from what was given up."""
+        kept = tuple(stones)
+        said = next((stone for stone in kept if stone.reason == SETTLED), None)
+        if said is None:
+            return cls(*source, assigned, tuple(held), kept)
+        losses = tuple(stone for stone in kept if stone is not said)
+        return cls(*source, assigned, tuple(held), losses, said.last_seq, said.time_us)
 
 
 @dataclass(slots=True, frozen=True)

@@ -117,12 +117,11 @@ def ledger(connection: sqlite3.Connection) -> list[SourceLedger]:
     finally:
         connection.execute("COMMIT")
     return [
-        SourceLedger(
-            source[0],
-            epoch_from_sql(source[1]),
+        SourceLedger.of(
+            (source[0], epoch_from_sql(source[1])),
             assigned.get(source, 0),
-            tuple(held.get(source, ())),
-            tuple(given_up.get(source, ())),
+            held.get(source, ()),
+            given_up.get(source, ()),
         )
         for source in sorted(held.keys() | given_up.keys() | assigned.keys())
     ]

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 
 from bridge.intervals import IntervalSet, Range
 from cloud.ledger import DISCARDED, Balance, JournalState, StorageState, balance
-from cloud.stream.contract import DeadLetter, Entry, GivenUp, Source, SourceLedger
+from cloud.stream.contract import (
+    DeadLetter,
+    Entry,
+    GivenUp,
+    Source,
+    SourceLedger,
+    settled_stone,
+)
 
 SOURCE = ("gw", 7)
 PARTITION = 1
@@ -37,6 +44,7 @@ class StreamSide:
     stones: list[GivenUp] = field(default_factory=list)
     entries: dict[int, set[int]] = field(default_factory=dict)  # by position
     end: int = 0
+    settled: int = 0
 
 
 class World:
@@ -95,6 +103,9 @@ class World:
         if seqs:
             stream.end += 1
             stream.entries[stream.end] = seqs
+        if not self.untold:
+            settled = min(self.waiting, default=self.last_seq + 1) - 1
+            stream.settled = max(stream.settled, settled)
         self.in_flight.append((seqs, len(self.untold)))
 
     def acknowledge(self) -> None:
@@ -173,7 +184,8 @@ class World:
         seen = self.seen
         if not seen.assigned:
             return []
-        return [SourceLedger(*SOURCE, seen.assigned, ranges(seen.held), tuple(seen.stones))]
+        stones = [*seen.stones, settled_stone(SOURCE, seen.settled, 5)]
+        return [SourceLedger.of(SOURCE, seen.assigned, ranges(seen.held), stones)]
 
     async def ranges_after(self, positions: dict[int, int]) -> dict[Source, list[Range]]:
         self.go_on()
@@ -215,20 +227,39 @@ class Storage:
 STEPS = st.lists(st.lists(st.integers(0, 11), max_size=16), min_size=9, max_size=9)
 
 
-def looked_at(steps: list[list[int]], *, lagging: bool, thorough: bool) -> tuple[World, Balance]:
-    world = World(steps, lagging=lagging)
-    world.go_on()
-    report = asyncio.run(balance(world, Storage(world), [Edge(world)], thorough=thorough))
-    return world, report
+def looked_at(world: World, *, remote: bool = False, thorough: bool = False) -> Balance:
+    journals = [] if remote else [Edge(world)]
+    return asyncio.run(balance(world, Storage(world), journals, thorough=thorough))
 
 
 @settings(max_examples=600)
-@given(STEPS, st.booleans(), st.booleans())
+@given(STEPS, st.booleans(), st.booleans(), st.booleans())
 def test_no_interleaving_of_looks_and_work_shows_a_gap(
-    steps: list[list[int]], lagging: bool, thorough: bool
+    steps: list[list[int]], lagging: bool, remote: bool, thorough: bool
 ) -> None:
-    _, report = looked_at(steps, lagging=lagging, thorough=thorough)
+    """Neither where the journal is in sight nor where only its gateway's word is."""
+    world = World(steps, lagging=lagging)
+    world.go_on()
+    report = looked_at(world, remote=remote, thorough=thorough)
     assert report.balanced, report.lines()
+
+
+@given(STEPS, st.booleans())
+def test_a_reading_that_a_gateway_out_of_sight_lost_is_shown_once_it_says_nothing_waits(
+    steps: list[list[int]], lagging: bool
+) -> None:
+    first = [0, 0, 2, 3]  # six assigned, the newest two sent, acknowledged
+    world = World([[*first]], lagging=lagging)
+    world.go_on()
+    world.look()
+    report = looked_at(world, remote=True)
+    assert (report.balanced, report.waiting) == (True, 6)  # four at the gateway, it says
+    world.waiting.discard(2)  # without a tombstone
+    world._steps = [[1, 3, 1, 3, 2, 3, *steps[0]], *steps[1:]]
+    world.go_on()
+    report = looked_at(world, remote=True)
+    (source,) = report.sources
+    assert source.absent == ((2, 2),), source.lines()
 
 
 @given(STEPS, st.booleans())
@@ -243,6 +274,6 @@ def test_a_reading_that_is_really_gone_is_shown_whatever_happens_meanwhile(
     gone = world.stored & {1}
     world.stored -= gone
     world.cursor = max(world.cursor, 1)
-    report = asyncio.run(balance(world, Storage(world), [Edge(world)]))
+    report = looked_at(world)
     assert sum(source.missing for source in report.sources) >= len(gone) == 1
     assert not report.balanced

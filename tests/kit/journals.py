@@ -87,6 +87,19 @@ class MemoryJournal:
 
     # ---- the contract
 
+    @property
+    def settled_seq(self) -> int | None:
+        if self.stones:
+            return None
+        waiting = [
+            seq
+            for lane, commits in self.commits.items()
+            for one in commits
+            for seq in range(one.first_seq, one.first_seq + one.count)
+            if seq not in self.gone[lane] and seq > self.trimmed[lane]
+        ]
+        return min(waiting, default=self.last_seq + 1) - 1
+
     def pending(self, lane: Lane, after_seq: int) -> bool:
         return any(c.first_seq + c.count - 1 > after_seq for c in self.commits[lane][-1:])
 

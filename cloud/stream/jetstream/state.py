@@ -256,9 +256,7 @@ class LedgerState:
     def ledger(self) -> list[SourceLedger]:
         """Return every source, sorted."""
         return [
-            SourceLedger(
-                *source, state.assigned, tuple(state.held.ranges()), tuple(state.given_up.values())
-            )
+            SourceLedger.of(source, state.assigned, state.held.ranges(), state.given_up.values())
             for source, state in sorted(self.sources.items())
         ]
 

@@ -1,0 +1,115 @@
+"""A node that starts while servers start or elect a leader waits for them; it does not end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud.cluster import checks
+from cloud.cluster.connection import Connection, Unreachable
+from cloud.config import StreamConfig
+from cloud.node import Node
+from cloud.stream.contract import StreamError
+from cloud.stream.jetstream.engine import JetStreamStream
+from runtime.clock import SystemClock
+from runtime.service import StartError
+from tests.kit.nats import NatsServers, connected, make_layout, nats_single
+from tests.kit.nodes import node_config
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
+    with nats_single(tmp_path_factory.mktemp("one"), disk_bytes_max=8 << 30) as servers:
+        yield servers
+
+
+async def node_on(server: NatsServers, cluster: str, data: Path, *, wait_s: float) -> Node:
+    layout = await make_layout(server, cluster)
+    stream = StreamConfig(
+        url=server.url, cluster=cluster, replicas=1, durability="relaxed", start_wait_s=wait_s,
+        file_bytes_max=layout.raw_bytes_max, monitors=tuple(server.monitors),
+    )  # fmt: skip
+    return Node(node_config(data, stream=stream), SystemClock())
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> list[int]:
+    """Have a method of the stream fail at first; return where its calls are counted."""
+    real = getattr(JetStreamStream, name)
+    calls = [0]
+
+    async def method(self: JetStreamStream, *arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] <= times:
+            raise StreamError("nobody serves it now")
+        return await real(self, *arguments, **options)
+
+    monkeypatch.setattr(JetStreamStream, name, method)
+    return calls
+
+
+async def test_between_two_leaders_it_waits_until_an_append_is_taken(
+    server: NatsServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await node_on(server, "waits", tmp_path, wait_s=60)
+    appends = failing(monkeypatch, "append", 3)
+    stats = failing(monkeypatch, "stats", 3)  # what the sinks ask first
+    await node.start()
+    try:
+        assert appends[0] > 3
+        assert stats[0] > 3
+        assert node.ready() == []
+        async with asyncio.timeout(20):
+            await node.sinks.drained()
+    finally:
+        await node.stop()
+
+
+async def test_it_ends_when_that_takes_longer_than_it_is_to_wait(
+    server: NatsServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await node_on(server, "ends", tmp_path, wait_s=0)
+    failing(monkeypatch, "append", 1000)
+    with pytest.raises(StartError, match="stream: nobody serves it now"):
+        await node.start()
+    await node.stop()
+
+
+async def test_how_a_server_syncs_is_known_though_its_first_page_leaves_it_out(
+    server: NatsServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of one that was asked for /varz before JetStream had begun: it keeps that page."""
+    real = checks._page
+
+    def page(address: str, name: str) -> dict[str, Any] | None:
+        found = real(address, name)
+        return {**found, "jetstream": {}} if found is not None and name == "varz" else found
+
+    monkeypatch.setattr(checks, "_page", page)
+    said = checks._varz(server.monitors[0])
+    assert said is not None
+    assert said["jetstream"]["config"]["sync_always"] is True
+
+
+async def test_a_server_that_does_not_say_yet_how_it_syncs_is_not_taken_for_a_weak_one(
+    server: NatsServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = await make_layout(server, "starting")
+    real = checks._varz(server.monitors[0])
+    assert real is not None
+    pages = {"http://old": real, "http://new": {**real, "jetstream": {}}, "http://none": None}
+    monkeypatch.setattr(checks, "_varz", pages.__getitem__)
+
+    async def weak(connection: Connection, *monitors: str) -> list[str]:
+        found = await checks.check_cluster(
+            connection, layout, monitors=monitors, servers_fsync=False
+        )
+        return [line for line in found.weak if "syncs" in line]
+
+    async with connected(server) as connection:
+        assert await weak(connection, "http://old", "http://new") == []
+        with pytest.raises(Unreachable, match="says yet how it runs JetStream"):
+            await weak(connection, "http://new", "http://none")
