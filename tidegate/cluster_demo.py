@@ -2,8 +2,10 @@
 
 Three NATS servers, three cloud nodes that share their streams, a gateway for each node with all
 three as endpoints, and simulated devices at the gateways. Every process is told with its id, so
-that any of them can be killed; one that ended is started again after a few seconds. Ctrl-C stops
-the devices, waits until nothing is under way, balances the ledger and ends everything.
+that any of them can be killed; one that ended is started again after a few seconds. Ctrl-C ends it
+in the order in which readings go: the devices; then all waits until every gateway is empty and the
+sinks have everything; the ledger is balanced; gateways, nodes and servers end. A second Ctrl-C ends
+everything at once.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,7 +137,7 @@ class ClusterProcesses:
         self.mqtt_ports = ports[:nodes]
         self.http_ports = ports[nodes : 2 * nodes]
         self.edge_ports = ports[2 * nodes : 2 * nodes + gateways]
-        edge_http = ports[2 * nodes + gateways :]
+        self.edge_http_ports = ports[2 * nodes + gateways :]
         self.nodes = [
             TidegateProcess(
                 f"node-{n}",
@@ -155,7 +158,7 @@ class ClusterProcesses:
                 f"gateway-{n}",
                 [
                     "edge", "--data", str(folder / f"gateway-{n}"), "--gateway", f"gateway-{n}",
-                    "--port", str(self.edge_ports[n]), "--http-port", str(edge_http[n]),
+                    "--port", str(self.edge_ports[n]), "--http-port", str(self.edge_http_ports[n]),
                     "--uplink-endpoints", ",".join(self._endpoints(n)),
                     *gateway_flags,
                 ],
@@ -191,6 +194,23 @@ class ClusterProcesses:
         for process in (*self.nodes, *self.gateways):
             process.start()
         await asyncio.gather(*(self.ready(n) for n in range(len(self.nodes))))
+
+    async def drained(self, *, timeout_s: float) -> None:
+        """Return once no gateway has readings that the cloud has not acknowledged.
+
+        Raises:
+            StartError: one still has some, in that time.
+        """
+        deadline = time.monotonic() + timeout_s
+        for gateway, port in zip(self.gateways, self.edge_http_ports, strict=True):
+            waiting = -1
+            while waiting:
+                if time.monotonic() > deadline:
+                    left = f"{waiting} readings" if waiting > 0 else "no answer"
+                    raise StartError(f"{gateway.name}: {left} after {timeout_s:g} s")
+                await asyncio.sleep(0.1)
+                with contextlib.suppress(StartError):
+                    waiting = await asyncio.to_thread(_waiting_at, f"http://127.0.0.1:{port}")
 
     async def apply(self) -> None:
         """Make the layout."""
@@ -351,6 +371,9 @@ class _Demo:
     async def _finish(self) -> int:
         """Stop the devices, wait until nothing is under way, and balance."""
         print("Stopping the devices; waiting until nothing is under way.", flush=True)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._end_at_once)
         for sim in self._sims:
             sim.ask_to_stop()
         for sim in self._sims:
@@ -360,13 +383,31 @@ class _Demo:
         for process in self._cluster.processes:
             if not process.running:
                 _start_again(process)
-        await self._cluster.ready(0)
+        for index in range(len(self._cluster.nodes)):
+            await self._cluster.ready(index)
+        await self._cluster.drained(timeout_s=_SETTLE_S)
         done = await asyncio.to_thread(
             subprocess.run, command, capture_output=True, text=True, check=False, env=os.environ
         )
         lines = (done.stdout + done.stderr).strip().splitlines()
         print("\n".join(line for line in lines if not line.startswith("  ")), flush=True)
         return done.returncode
+
+    def _end_at_once(self) -> None:
+        """Leave nothing behind: asked twice, the operator will not wait."""
+        for sim in self._sims:
+            sim.kill()
+        self._cluster.kill()
+        if self._options.data is None:
+            shutil.rmtree(self._cluster.folder, ignore_errors=True)
+        sys.stderr.write("tidegate: stopped at once\n")
+        os._exit(130)
+
+
+def _waiting_at(url: str) -> int:
+    """Return how many readings a gateway has that the cloud has not acknowledged."""
+    said = ask_service(url, "status")
+    return int(said["uplink"]["backlog_readings"])
 
 
 def _start_again(process: NatsServer | TidegateProcess) -> None:

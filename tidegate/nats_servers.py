@@ -127,6 +127,7 @@ class NatsServer:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C is for us; servers end after all that need them
             )
         if wait:
             self.wait_ready()

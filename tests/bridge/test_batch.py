@@ -354,6 +354,24 @@ def test_refused_with_its_reason(payload: bytes, reason: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_settled_travels_now_and_then() -> None:
+    encoder, decoder = Encoder("gw", 5), Decoder("gw")
+    said = [
+        decoder.decode(encoder.encode(one_per_row(5, first_seq=first), settled=settled)).settled
+        for first, settled in ((1, 0), (6, None), (11, 9), (16, 20))
+    ]
+    assert said == [0, None, 9, 20]
+
+
+@pytest.mark.parametrize(
+    ("value", "word"), [(41, "bounds"), (b"x", "malformed"), (-1, "malformed")]
+)
+def test_what_cannot_be_settled_is_refused(value: object, word: str) -> None:
+    payload = changed(Encoder("gw", 5).encode(one_per_row(40), settled=40), k34=value)
+    with pytest.raises(BatchError, match=word):
+        Decoder("gw").decode(payload)
+
+
 def test_even_extensions_are_ignored() -> None:
     payload = changed(SAMPLE, k32=b"anything", k1000=[1, [2, "x"]])
     same_readings(Decoder("gw").decode(payload).readings, one_per_row(20))

@@ -29,6 +29,7 @@ from cloud.stream.contract import (
     Part,
     Stream,
     StreamError,
+    settled_stone,
 )
 
 __all__ = ["Engine", "StreamContract", "part"]
@@ -346,6 +347,18 @@ class StreamContract:
         async with opened(engine) as stream:
             (line,) = await stream.ledger()
             assert line.given_up == (stone(1, 50),)
+
+    async def test_what_is_settled_rises_and_is_no_tombstone(self, engine: Engine) -> None:
+        source = ("gw", EPOCH)
+        async with opened(engine) as stream:
+            await stream.append([part(1, [1])], [stone(2, 3)])
+            (line,) = await stream.ledger()
+            assert line.settled is None
+            for seq, time_us in ((0, 10), (7, 20), (5, 30)):
+                await stream.append([], [settled_stone(source, seq, time_us)])
+        async with opened(engine) as stream:
+            (line,) = await stream.ledger()
+            assert (line.settled, line.settled_us, line.given_up) == (7, 20, (stone(2, 3),))
 
     async def test_the_ledger_is_sorted_and_names_every_source(self, stream: Stream) -> None:
         await stream.append([part(1, [1], gateway="b"), part(1, [1], gateway="a", epoch=9)])

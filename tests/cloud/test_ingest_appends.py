@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from bridge.readings import Readings
 from cloud.ingest_appends import Appends, Waiting
 from cloud.ingest_parts import PartEncoder
 from cloud.stream.contract import GivenUp, Part, Source, StreamError
+from runtime.clock import ManualClock
 from tests.kit.readings import one_per_row, rows
 
 
@@ -50,7 +52,8 @@ class Lab:
 
     def __init__(self) -> None:
         self.stream = Held()
-        self.appends = Appends(self.stream, PartEncoder())  # type: ignore[arg-type] # as much of one as is used
+        stream: Any = self.stream  # as much of one as is used
+        self.appends = Appends(stream, PartEncoder(), ManualClock())
         self.answers: list[tuple[int, str]] = []
 
     async def put(

@@ -49,6 +49,7 @@ class Places:
     stored: Ranges = ()
     edge: JournalState | None = None
     epoch: int = 1
+    settled: int | None = None
     asked: list[str] = field(default_factory=list)
 
     async def catch_up(self) -> None:
@@ -56,7 +57,9 @@ class Places:
 
     async def ledger(self) -> list[SourceLedger]:
         self.asked.append("stream")
-        line = SourceLedger(*SOURCE, self.assigned, tuple(self.held), tuple(self.given_up))
+        line = SourceLedger(
+            *SOURCE, self.assigned, tuple(self.held), tuple(self.given_up), self.settled
+        )
         return [line] if self.assigned or self.held else []
 
     async def ranges_after(self, positions: dict[int, int]) -> dict[Source, list[Range]]:
@@ -141,6 +144,40 @@ async def test_a_reading_that_never_came_is_absent_unless_its_journal_shows_it()
     assert (await one(places)).absent == ((91, 100),)
     places.edge = JournalState(EPOCH, 100, ((51, 100),), ())
     assert (await one(places)).balanced
+
+
+async def test_what_a_gateway_out_of_sight_says_tells_waiting_from_missing() -> None:
+    places = Places(100, [(1, 50), (61, 70)], [stone(71, 90, 15)], stored=[(1, 50), (61, 70)])
+    source = await one(places)
+    assert (source.absent, source.missing, source.waiting_edge) == (((51, 60), (91, 100)), 25, 0)
+    places.settled = 55
+    source = await one(places)
+    assert (source.absent, source.missing, source.waiting_edge) == (((51, 55),), 5, 20)
+    assert source.given_up == 15
+    assert dict(source.where)["edge"] == ((56, 60), (91, 100))
+    places.settled = 100
+    source = await one(places)
+    assert (source.absent, source.missing) == (((51, 60), (91, 100)), 25)
+    places.settled, places.edge = 0, JournalState(EPOCH, 100, ((91, 100),), ())
+    assert (await one(places)).absent == ((51, 60),)  # its journal is in sight
+
+
+async def test_nothing_comes_any_more_of_a_journal_that_was_replaced() -> None:
+    class Replaced(Places):
+        async def ledger(self) -> list[SourceLedger]:
+            return [
+                SourceLedger("gw", 1, 10, ((1, 8),), (), 8, 100),
+                SourceLedger("gw", 2, 10, ((1, 8),), (), 8, 200),
+                SourceLedger("other", 3, 10, ((1, 8),), (), 8, 50),
+            ]
+
+        async def state(self, *, count_rows: bool) -> StorageState:
+            sources = (("gw", 1), ("gw", 2), ("other", 3))
+            return StorageState(dict.fromkeys(sources, ((1, 8),)), {1: 1}, self.epoch)
+
+    report = await balanced(Replaced())
+    assert [source.absent for source in report.sources] == [((9, 10),), (), ()]
+    assert [source.waiting_edge for source in report.sources] == [0, 2, 2]
 
 
 async def test_a_journal_the_cloud_never_heard_of() -> None:

@@ -69,8 +69,11 @@ class Cluster:
 
     async def settle(self, *, asked: int = 0) -> int:
         """Wait until all is stored and balanced; check rows by themselves; return how many."""
+        await self.processes.drained(
+            timeout_s=90
+        )  # of what it has not told the cloud knows nothing
         async with asyncio.timeout(90):
-            while True:  # what is between gateway and cloud is nowhere to be seen
+            while True:
                 said = await run_command("audit", "--url", self.processes.urls[asked])
                 if said.code == 0 and "waiting (" not in said.out:
                     break

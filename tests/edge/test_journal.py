@@ -40,6 +40,30 @@ async def rows_on_disk(path: Path) -> list[tuple[int, int]]:
         return connection.execute("SELECT lane, first_seq FROM journal").fetchall()
 
 
+async def test_what_is_settled_lies_before_all_that_waits(tmp_path: Path) -> None:
+    async with journal_at(tmp_path) as journal:
+        assert journal.settled_seq == 0
+        await journal.append([(Lane.URGENT, 2, body_of([b"u1", b"u2"])), (Lane.LIVE, 1, b"l")])
+        await journal.append([(Lane.LIVE, 3, body_of([b"a", b"b", b"c"]))])
+        assert journal.settled_seq == 0
+        await journal.trim(Lane.LIVE, 6, after_seq=4)  # the newest first, as after an outage
+        await journal.trim(Lane.URGENT, 1)
+        assert journal.settled_seq == 1
+        await journal.trim(Lane.URGENT, 2)
+        assert journal.settled_seq == 2
+        await journal.trim(Lane.LIVE, 4)
+        assert journal.settled_seq == 6
+        await fill(journal, 1)
+        seq = journal.last_seq
+        await journal.set_aside(Lane.LIVE, seq, seq, "refused", b"letter")
+        assert journal.settled_seq is None  # the cloud has not heard of the tombstone
+        await journal.forget_tombstones(journal.tombstones())
+        await journal.trim(Lane.LIVE, seq)
+        assert journal.settled_seq == seq
+    async with journal_at(tmp_path) as journal:
+        assert journal.settled_seq == seq
+
+
 async def test_a_commit_gives_seqs_in_order_urgent_first(tmp_path: Path) -> None:
     async with journal_at(tmp_path) as journal:
         assert journal.last_seq == 0

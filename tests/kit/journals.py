@@ -91,13 +91,11 @@ class MemoryJournal:
     def settled_seq(self) -> int | None:
         if self.stones:
             return None
-        waiting = [
-            seq
-            for lane, commits in self.commits.items()
-            for one in commits
-            for seq in range(one.first_seq, one.first_seq + one.count)
-            if seq not in self.gone[lane] and seq > self.trimmed[lane]
-        ]
+        waiting = []
+        for lane, commits in self.commits.items():
+            for one in commits[:1]:  # those that are gone altogether are not kept
+                last = one.first_seq + one.count - 1
+                waiting += [first for first, _ in self.gone[lane].missing(one.first_seq, last)[:1]]
         return min(waiting, default=self.last_seq + 1) - 1
 
     def pending(self, lane: Lane, after_seq: int) -> bool:

@@ -3,7 +3,10 @@
     tidegate audit --data DIR            from the files, beside a running system or without one
     tidegate audit --url http://cloud:8080    asks a running cloud node
     tidegate audit --picture --hours 6   and draws where the readings of six hours stand
-    tidegate audit --data DIR --settled 30    also wait until nothing is under way
+    tidegate audit --data DIR --settled 30    wait until nothing is under way, then say
+
+While a system is at work some readings are always under way: those are waiting, not missing. Of a
+gateway whose journal is not in sight its own word counts, up to which seq nothing waits any more.
 
 For each gateway and epoch (a journal is an epoch, so a new card is a new account): assigned =
 stored + given up + dead letters + waiting; what the stream holds, what each sink took, and every
@@ -62,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="S",
-        help="wait up to so long until nothing waits any more; 1 when something still does",
+        help="wait up to so long until nothing waits and nothing is missing any more; 1 when"
+        " something still does or is, and the last line says which of the two",
     )
 
 
@@ -81,7 +85,8 @@ def run(options: argparse.Namespace) -> int:
             lines, balanced, waiting = _ask(options)
         except DatabaseError as error:
             raise StartError(str(error)) from None
-        if not (balanced and waiting and time.monotonic() < deadline):
+        # what is missing now may be on its way past a gateway that has not said so yet
+        if (balanced and not waiting) or time.monotonic() >= deadline:
             break
         time.sleep(_POLL_S)
     print("\n".join(lines))
