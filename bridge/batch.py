@@ -507,6 +507,7 @@ class EntryEncoder:
         lane: int = LinkLane.LIVE,
         historical: bool = False,
         resolution_us: int = 1,
+        ranges: Sequence[Range] | None = None,
     ) -> bytes:
         """Return one entry of one or more readings.
 
@@ -517,11 +518,13 @@ class EntryEncoder:
             lane: The lane they came by.
             historical: They waited through an outage.
             resolution_us: Times are cut down to multiples of it; the link has done so before.
+            ranges: Their seqs, where they are known.
 
         Raises:
             ValueError: no readings, or a time the format cannot carry.
         """
-        ranges = ranges_of(readings.seqs)
+        if ranges is None:
+            ranges = ranges_of(readings.seqs)
         if not ranges:
             raise ValueError("an entry holds at least one reading")
         columns = link_columns(readings, resolution_us)

