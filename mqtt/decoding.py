@@ -512,7 +512,8 @@ def _read_packet_id(body: bytes, pos: int, end: int) -> tuple[int, int]:
         raise TruncatedPacket("packet ends before its packet identifier", "MQTT-2.2.1")
     packet_id = body[pos] << 8 | body[pos + 1]
     if not packet_id:  # [MQTT-2.2.1-3] [MQTT-2.2.1-4] [MQTT-3.1.1:2.3.1-1]
-        raise MalformedPacket("packet identifier is 0", "MQTT-2.2.1-3")
+        # It can be parsed and says what is not allowed: a protocol error (section 4.13.1).
+        raise ProtocolError(ReasonCode.PROTOCOL_ERROR, "packet identifier is 0", "MQTT-2.2.1-3")
     return packet_id, after
 
 

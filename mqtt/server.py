@@ -801,5 +801,5 @@ def _check_utf8(payload: bytes) -> None:
         ) from None
 
 
-def _zero_packet_id() -> MalformedPacket:
-    return MalformedPacket("packet identifier is 0", "MQTT-2.2.1-3")
+def _zero_packet_id() -> ProtocolError:
+    return ProtocolError(ReasonCode.PROTOCOL_ERROR, "packet identifier is 0", "MQTT-2.2.1-3")

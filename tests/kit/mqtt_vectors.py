@@ -536,7 +536,7 @@ MALFORMED: list[Malformed] = [
     Malformed("no topic length", 4, "30 01 00", 0x81, "MQTT-1.5.6"),
     Malformed("topic runs out", 4, "30 03 0002 74", 0x81, "MQTT-1.5.6"),
     Malformed("packet id missing", 4, "32 03 0001 74", 0x81, "MQTT-2.2.1"),
-    Malformed("packet id 0", 4, "32 05 0001 74 0000", 0x81, "MQTT-2.2.1-3"),
+    Malformed("packet id 0", 4, "32 05 0001 74 0000", 0x82, "MQTT-2.2.1-3"),
     Malformed("topic with +", 4, "30 05 0003 612F2B", 0x90, "MQTT-3.3.2-2"),
     Malformed("topic with #", 5, "30 04 0001 23 00", 0x90, "MQTT-3.3.2-2"),
     Malformed("empty topic", 4, "30 02 0000", 0x90, "MQTT-4.7.3-1"),
@@ -569,7 +569,7 @@ MALFORMED: list[Malformed] = [
     Malformed("user property U+0000", 5, "30 0A 0001 74 06 26 0001 00 0000", 0x81, "MQTT-1.5.4-2"),
     # Acknowledgements
     Malformed("puback empty", 4, "40 00", 0x81, "MQTT-2.2.1"),
-    Malformed("puback id 0", 5, "40 02 0000", 0x81, "MQTT-2.2.1-3"),
+    Malformed("puback id 0", 5, "40 02 0000", 0x82, "MQTT-2.2.1-3"),
     Malformed("puback too long", 4, "40 03 0001 00", 0x81, "MQTT-2.1.4"),
     Malformed("puback reason code", 5, "40 03 0001 92", 0x82, "MQTT-3.4.2-1"),
     Malformed("puback after properties", 5, "40 05 0001 00 00 00", 0x81, "MQTT-2.1.4"),
@@ -582,7 +582,7 @@ MALFORMED: list[Malformed] = [
     # SUBSCRIBE, SUBACK
     Malformed("no filter", 4, "82 02 0001", 0x82, "MQTT-3.8.3-2"),
     Malformed("no filter", 5, "82 03 0001 00", 0x82, "MQTT-3.8.3-2"),
-    Malformed("packet id 0", 5, "82 07 0000 00 0001 61 00", 0x81, "MQTT-2.2.1-3"),
+    Malformed("packet id 0", 5, "82 07 0000 00 0001 61 00", 0x82, "MQTT-2.2.1-3"),
     Malformed("no options", 4, "82 05 0001 0001 61", 0x81, "MQTT-3.8.3-2"),
     Malformed("filter empty", 4, "82 05 0001 0000 00", 0x8F, "MQTT-4.7.3-1"),
     Malformed("# inside", 4, "82 08 0001 0003 232F61 00", 0x8F, "MQTT-4.7.1-1"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mqtt.broker.seams import PublishRun
 from mqtt.codec import encode
-from mqtt.errors import MalformedPacket, MqttError
+from mqtt.errors import MalformedPacket, MqttError, ProtocolError
 from mqtt.frames import parse_publishes
 from mqtt.packets import (
     PUBACK,
@@ -156,8 +156,8 @@ def test_nothing_behind_a_disconnect_is_read() -> None:
 FAULTS = [
     ("QoS 3", b"\x36\x06\x00\x01t\x00\x01\x00", 0x81),
     ("DUP with QoS 0", b"\x38\x04\x00\x01t\x00", 0x81),
-    ("packet id 0", b"\x32\x06\x00\x01t\x00\x00\x00", 0x81),
-    ("PUBACK of id 0", b"\x40\x02\x00\x00", 0x81),
+    ("packet id 0", b"\x32\x06\x00\x01t\x00\x00\x00", 0x82),
+    ("PUBACK of id 0", b"\x40\x02\x00\x00", 0x82),
     ("topic runs past the packet", b"\x30\x04\x00\x09t\x00", 0x81),
     ("no room for a topic length", b"\x30\x01\x00", 0x81),
     ("no room for a packet id", b"\x32\x04\x00\x01t\x00", 0x81),
@@ -274,7 +274,7 @@ def test_acknowledgements_that_come_together_are_one_event() -> None:
 @pytest.mark.parametrize(
     ("other", "expected"),
     [
-        (b"\x40\x02\x00\x00", MalformedPacket),
+        (b"\x40\x02\x00\x00", ProtocolError),
         (b"\x40\x03\x00\x01", None),
         (b"\x42\x02\x00\x01", MalformedPacket),
         (b"\x50\x02\x00\x01", Acknowledged),
@@ -325,7 +325,7 @@ def test_zero_packet_ids_are_caught_on_the_fast_path_too() -> None:
     data = encode(reading(1), V5)
     zero = data.replace(b"\x00\x01\x00", b"\x00\x00\x00")
     events = machine.connection.receive_data(data + data + zero, 0.0)
-    assert fault_of(events) == ReasonCode.MALFORMED_PACKET
+    assert fault_of(events) == ReasonCode.PROTOCOL_ERROR
     assert [run.count for run in runs_of(events)] == [2]
 
 
@@ -637,4 +637,4 @@ def test_a_lone_publish_like_the_last_is_checked_like_the_first() -> None:
     machine = Machine().connect(V5)
     machine.receive(Publish("t", b"x", 1, packet_id=1))
     data = encode(Publish("t", b"x", 1, packet_id=1), V5).replace(b"t\0\1", b"t\0\0")
-    assert fault_of(machine.connection.receive_data(data, 0.0)) == ReasonCode.MALFORMED_PACKET
+    assert fault_of(machine.connection.receive_data(data, 0.0)) == ReasonCode.PROTOCOL_ERROR
