@@ -13,6 +13,9 @@ from mqtt.frames import encode_publish
 
 __all__ = ["MemoryJournal", "publish_frame"]
 
+_STALLED_S = 15.0  # nothing moves: it is stuck
+_UNTIL_S = 120.0  # it moves, but will never be done
+
 
 def publish_frame(topic: str, payload: bytes, *, qos: int = 1, version: int = 4) -> bytes:
     """Return one PUBLISH packet."""
@@ -70,10 +73,11 @@ class MemoryJournal:
         """Wait until `done()` is true; looked at whenever the uplink changes something here."""
         assert callable(done)
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(_UNTIL_S):
                 while not done():
                     self._changes.clear()
-                    await self._changes.wait()
+                    async with asyncio.timeout(_STALLED_S):
+                        await self._changes.wait()
         except TimeoutError:
             raise AssertionError(f"{what}: not in time") from None
 

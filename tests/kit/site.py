@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -132,13 +133,19 @@ class Site:
         wait_for(f"{count} readings stored", lambda: self.count() >= count, timeout_s=timeout_s)
 
     def wait_drained(self, *, timeout_s: float = 60.0) -> None:
-        """Return once the gateway has nothing left that the cloud has not acknowledged."""
+        """Return once the gateway has nothing left that the cloud has not acknowledged.
 
-        def drained() -> bool:
+        Args:
+            timeout_s: So long may pass without fewer waiting: the rest is the machine's affair.
+        """
+        least, since_s = float("inf"), time.monotonic()
+        while least:
             status = get_json(f"http://127.0.0.1:{self.edge_http}/status")
-            return bool(status) and status["uplink"]["backlog_readings"] == 0
-
-        wait_for("backlog drained", drained, timeout_s=timeout_s)
+            waiting = status["uplink"]["backlog_readings"] if status else least
+            if waiting < least:
+                least, since_s = waiting, time.monotonic()
+            assert time.monotonic() < since_s + timeout_s, f"{least} readings wait, and no fewer"
+            time.sleep(0.02)
 
     def audit(self) -> subprocess.CompletedProcess[str]:
         """Run `tidegate audit` on the site's files."""
