@@ -294,6 +294,8 @@ class PostgresSink:
 async def _table_bytes(connection: Any) -> int:
     size: int = await connection.fetchval(
         "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class"
-        " WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
+        " WHERE relkind = 'r' AND (relnamespace = current_schema()::regnamespace"
+        # chunks of a hypertable are in a schema of their own
+        "  OR oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'readings'::regclass))"
     )
     return size
