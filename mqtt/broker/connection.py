@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mqtt.broker.authenticating import Authentication
     from mqtt.broker.core import Core
     from mqtt.broker.net.listener import Listener
+    from mqtt.broker.net.rates import Meter
     from mqtt.broker.retained import RetainedFeed
 
 __all__ = ["Connection"]
@@ -71,6 +72,7 @@ class Connection(asyncio.Protocol):
         "is_established",
         "listener",
         "machine",
+        "meter",
         "paused",
         "reason_code",
         "send_will",
@@ -95,6 +97,7 @@ class Connection(asyncio.Protocol):
         self.reason_code = int(ReasonCode.UNSPECIFIED_ERROR)  # why it ended
         self.slow_since_s = 0.0  # when the write buffer filled
         self.timer_tick = 0
+        self.meter: Meter | None = None  # None while its publishes have no rate
         self.paused = 0  # why nothing is read, by reason; 0 while it is
         self.auth: Authentication | None = None  # None without enhanced authentication
         self._held = False  # events wait in `_backlog` for a verdict on the one before them
@@ -140,6 +143,8 @@ class Connection(asyncio.Protocol):
         core.stats.bytes_received += len(data)
         machine = self.machine
         events = machine.receive_data(data, core.now_s)
+        if self.meter is not None:
+            events = self.meter.sift(self, events, len(data))
         if self._backlog is not None:
             self._backlog += events
         elif len(events) == 1 and machine.writable:

@@ -239,8 +239,11 @@ async def test_a_v5_client_that_does_not_heed_it_is_cut_off() -> None:
         assert (await client.receive(Disconnect)).reason_code == 0x96
 
 
-async def test_a_reload_changes_the_rate_of_clients_that_are_connected() -> None:
-    config = ListenerConfig(port=0, publish_rate_s=1)
+@pytest.mark.parametrize("publish_rate_s", [0, 1])
+async def test_a_reload_changes_the_rate_of_clients_that_are_connected(
+    publish_rate_s: float,
+) -> None:
+    config = ListenerConfig(port=0, publish_rate_s=publish_rate_s)
     clock = ManualClock()
     async with fronting(config, clock=clock) as front:
         client, _ = await front.ask_at("c")
@@ -253,11 +256,13 @@ async def test_a_reload_changes_the_rate_of_clients_that_are_connected() -> None
                 answers.append(await client.receive(Puback))
             return sum(answer.reason_code == 0x97 for answer in answers)
 
-        assert await refused(1) > 0
+        assert bool(await refused(1)) == bool(publish_rate_s)
         listener.reconfigure(replace(listener.config, publish_rate_s=1000))
         assert await refused(11) == 0
         listener.reconfigure(replace(listener.config, publish_rate_s=0.5))
         assert await refused(21) > 0
+        listener.reconfigure(replace(listener.config, publish_rate_s=0))
+        assert await refused(31) == 0
 
 
 async def test_a_3_1_1_client_over_its_rate_is_not_read_from() -> None:

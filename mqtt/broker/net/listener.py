@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 from mqtt.broker.connection import Connection
 from mqtt.broker.net.acceptor import Acceptor
 from mqtt.broker.net.config import ListenerConfig
-from mqtt.broker.net.rates import MeteredConnection, TokenBucket
+from mqtt.broker.net.rates import Meter, TokenBucket
 from mqtt.broker.net.tls import ServerTls, TlsError
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ class Listener:
     def reconfigure(self, config: ListenerConfig) -> None:
         """Take other settings for the same place; connections stay open.
 
-        Rates hold for those that have any; who came while there were none keeps none, and packet
-        sizes and windows stay what each client was told.
+        Rates hold for all clients from now on, with full buckets; packet sizes and windows stay
+        what each client was told.
 
         Raises:
             TlsError: certificate files cannot be used; everything stays as it was.
@@ -121,8 +121,11 @@ class Listener:
         self.config = config
         self._apply()
         for connection in self.core.connections if changed else ():
-            if isinstance(connection, MeteredConnection) and connection.listener is self:
-                connection.set_rates(*rates)
+            if connection.listener is self:
+                connection.meter = self._meter() if any(rates) else None
+
+    def _meter(self) -> Meter:
+        return Meter(self.config, self.core.clock.monotonic_s())
 
     def look_at_files(self) -> None:
         """Take certificates that have changed; say so, and say so when they cannot be used."""
@@ -155,12 +158,10 @@ class Listener:
             source: The client's address, as a load balancer tells it.
         """
         config = self.config
-        connection: Connection
-        if config.publish_rate_s or config.publish_bytes_s:
-            connection = MeteredConnection(self.core, self)
-        else:
-            connection = Connection(self.core, self)
+        connection = Connection(self.core, self)
         connection.source = source
+        if config.publish_rate_s or config.publish_bytes_s:
+            connection.meter = self._meter()
         if not config.websocket:
             return connection
         from mqtt.broker.net.websocket import (  # noqa: PLC0415 - only who listens for it loads it

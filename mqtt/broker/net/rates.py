@@ -1,4 +1,4 @@
-"""Token buckets, and connections that are held to a rate of publishes.
+"""Token buckets, and what holds a connection to a rate of publishes.
 
 A bucket may go into debt by what one read brings and takes nothing more until the debt is paid, so
 that the average holds whatever the reads are. A client over its rate is told so in MQTT 5 (0x97 for
@@ -11,17 +11,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from mqtt.broker.connection import Connection
 from mqtt.broker.seams import PublishRun
 from mqtt.broker.settling import answer
 from mqtt.reason_codes import ReasonCode
 from mqtt.server_events import Arrivals, Event
 
 if TYPE_CHECKING:
-    from mqtt.broker.core import Core
-    from mqtt.broker.net.listener import Listener
+    from mqtt.broker.connection import Connection
+    from mqtt.broker.net.config import ListenerConfig
 
-__all__ = ["BURST_S", "MeteredConnection", "TokenBucket"]
+__all__ = ["BURST_S", "Meter", "TokenBucket"]
 
 BURST_S: Final = 2.0
 _RATE: Final = 128  # a reason for not reading, beside those of `mqtt.broker.connection`
@@ -67,47 +66,31 @@ class TokenBucket:
         self._when_s = now_s
 
 
-class MeteredConnection(Connection):
-    """A connection whose publishes are counted: by number, and by bytes."""
+class Meter:
+    """Counts the publishes of one connection, by number and by bytes, and holds them to a rate.
 
-    __slots__ = ("_bytes", "_heedless", "_publishes")
+    Args:
+        config: Names the rates.
+        now_s: Monotonic time; the buckets are full then.
+    """
 
-    def __init__(self, core: Core, listener: Listener) -> None:
-        super().__init__(core, listener)
-        now_s = core.clock.monotonic_s()
-        self._publishes = TokenBucket(listener.config.publish_rate_s, now_s)
-        self._bytes = TokenBucket(listener.config.publish_bytes_s, now_s)
+    __slots__ = ("_bytes", "_heedless", "_patience", "_publishes")
+
+    def __init__(self, config: ListenerConfig, now_s: float) -> None:
+        self._publishes = TokenBucket(config.publish_rate_s, now_s)
+        self._bytes = TokenBucket(config.publish_bytes_s, now_s)
+        self._patience = max(1000.0, _HEEDLESS_S * config.publish_rate_s)
         self._heedless = 0  # refused publishes since the last one that was taken
 
-    def set_rates(self, publish_rate_s: float, publish_bytes_s: float) -> None:
-        """Take other rates from now on, with full buckets."""
-        now_s = self.core.clock.monotonic_s()
-        self._publishes = TokenBucket(publish_rate_s, now_s)
-        self._bytes = TokenBucket(publish_bytes_s, now_s)
-
-    def data_received(self, data: bytes) -> None:
-        """Take what the client sent, as far as its rate lets it through."""
-        if self.closed:
-            return
-        core = self.core
-        core.stats.bytes_received += len(data)
-        now_s = core.clock.monotonic_s()
-        events = self._within_rate(self.machine.receive_data(data, core.now_s), len(data), now_s)
-        if self._backlog is not None:
-            self._backlog += events
-        else:
-            self._handle(events)
-        if self.machine.version < 5 and not self._admits(now_s):
-            self._wait(now_s)
-
-    def _within_rate(self, events: list[Event], size: int, now_s: float) -> list[Event]:
+    def sift(self, connection: Connection, events: list[Event], size: int) -> list[Event]:
         """Charge the publishes of a read of `size` bytes; return what is not refused."""
+        now_s = connection.core.clock.monotonic_s()
         allowed: list[Event] = []
-        version = self.machine.version
+        version = connection.machine.version
         for event in events:
             count = _publishes_of(event)
             if count and version >= 5 and not self._admits(now_s):
-                if not self._refuse(event, count):
+                if not self._refuse(connection, event, count):
                     return []
                 continue
             if count:
@@ -116,21 +99,24 @@ class MeteredConnection(Connection):
                 self._bytes.take(size)  # all of the read: what is beside publishes is little
                 size = 0
             allowed.append(event)
+        if version < 5 and not self._admits(now_s):
+            self._wait(connection, now_s)
         return allowed
 
     def _admits(self, now_s: float) -> bool:
         return self._publishes.admits(now_s) and self._bytes.admits(now_s)
 
-    def _refuse(self, event: Event, count: int) -> bool:
+    def _refuse(self, connection: Connection, event: Event, count: int) -> bool:
         """Refuse publishes of an MQTT 5 client; when it goes on and on, cut it off: False."""
-        core = self.core
-        machine = self.machine
+        core = connection.core
+        machine = connection.machine
+        session = connection.session
         core.policy.dropped("rate", count)
         self._heedless += count
         core.log.warning(
             "mqtt_rate_exceeded",
-            client_id=self.session.client_id if self.session is not None else None,
-            peer=self.peer(),
+            client_id=session.client_id if session is not None else None,
+            peer=connection.peer(),
         )
         if isinstance(event, PublishRun):
             _, flags, ids, _ = event.token
@@ -141,19 +127,17 @@ class MeteredConnection(Connection):
                 if packet_id:
                     ids = [packet_id.to_bytes(2, "big")]
                     answer(machine, message.qos, ids, ReasonCode.QUOTA_EXCEEDED)
-        limits = self.listener.config if self.listener is not None else None
-        patience = max(1000.0, _HEEDLESS_S * (limits.publish_rate_s if limits else 0.0))
-        if self._heedless > patience:
-            self.disconnect(ReasonCode.MESSAGE_RATE_TOO_HIGH, "publishes too fast")
-        return not self.closed
+        if self._heedless > self._patience:
+            connection.disconnect(ReasonCode.MESSAGE_RATE_TOO_HIGH, "publishes too fast")
+        return not connection.closed
 
-    def _wait(self, now_s: float) -> None:
+    def _wait(self, connection: Connection, now_s: float) -> None:
         """Read nothing until the debt is paid."""
-        if self.closed or self.paused & _RATE:
+        if connection.closed or connection.paused & _RATE:
             return
-        self.pause(_RATE)
+        connection.pause(_RATE)
         wait_s = max(self._publishes.wait_s(now_s), self._bytes.wait_s(now_s))
-        asyncio.get_running_loop().call_later(wait_s, self.resume, _RATE)
+        asyncio.get_running_loop().call_later(wait_s, connection.resume, _RATE)
 
 
 def _publishes_of(event: Event) -> int:
