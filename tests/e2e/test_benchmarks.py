@@ -49,7 +49,7 @@ def test_a_comparison_runs_small_and_tells_a_figure_of_each_broker(name: str) ->
         assert row["mosquitto"] > floor
 
 
-@pytest.mark.parametrize("name", ["idle-connections", *COMPARISONS])
+@pytest.mark.parametrize("name", ["idle-connections", "rounds", *COMPARISONS])
 def test_its_help_says_what_it_measures_and_how_to_run_it(name: str) -> None:
     done = bench(name, "--", "--help")
     assert done.returncode == 0
@@ -62,3 +62,11 @@ def test_the_list_names_each_with_a_line() -> None:
     listed = {line.split()[0]: line for line in lines}
     assert {"idle-connections", *COMPARISONS} <= listed.keys()
     assert not {"load", "flow", "compare", "wire"} & listed.keys()
+
+
+def test_rounds_tells_what_a_message_costs_alone_and_one_to_one() -> None:
+    done = bench("rounds", "--", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert [row["case"] for row in rows] == ["fan-in", "pairs"]
+    assert all(0 < row["least_us"] <= row["median_us"] for row in rows)
