@@ -112,7 +112,7 @@ class Claims:
                 self._told_of(before.client_id, [], "")
             return
         try:
-            record = decode_record(state.value)
+            record = decode_record(state.value, head=True)
         except WireError as error:
             limited(log, "wire", _LOG_EVERY_S).warning("mqtt_record_not_read", error=str(error))
             return

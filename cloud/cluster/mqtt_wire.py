@@ -8,6 +8,7 @@ A *position* names one message of the log for good: the entry's number and its p
 
 from __future__ import annotations
 
+import struct
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,8 @@ __all__ = [
 ]
 
 SHARDS: Final = 16  # of lasting sessions; fixed once a cluster has a log
-_VERSION: Final = 1
+_VERSION: Final = 2
+_INFLIGHT: Final = struct.Struct("<HQBBB")  # packet id, position, QoS, progress, retain
 _KEY_BYTES_MAX: Final = 256
 _NOBODY: Final = SessionSaved("", 4, 0, 0, None, b"", b"", 0, 0, -1)
 
@@ -174,48 +176,74 @@ def decode_batch(data: bytes) -> Batch:
 
 
 def encode_record(record: Record) -> bytes:
-    """Return the state of a session."""
+    """Return the state of a session: a head that every node reads, and the rest in one piece."""
+    plain = [one for one in record.inflight if not one.identifiers and not one.share]
+    special = [list(one) for one in record.inflight if one.identifiers or one.share]
+    pack = _INFLIGHT.pack
+    rest = cbor2.dumps(
+        [
+            struct.pack(f"<{len(record.done)}Q", *record.done),
+            b"".join([pack(*one[:5]) for one in plain]),
+            special,
+            record.inbound,
+            [list(one) for one in record.messages],
+            [list(one) for one in record.deliveries],
+        ]
+    )
     return encode(
         [
             record.owner,
             list(record.saved),
             record.subscriptions,
             record.cursor,
-            record.done,
-            [list(one) for one in record.inflight],
-            record.inbound,
-            [list(one) for one in record.messages],
-            [list(one) for one in record.deliveries],
             record.next_packet_id,
             record.stamp,
             record.will_id,
+            rest,
         ]
     )
 
 
-def decode_record(data: bytes) -> Record:
+def decode_record(data: bytes, *, head: bool = False) -> Record:
     """Return what `encode_record` was given.
+
+    Args:
+        data: Of a state.
+        head: Leave out what only an owner needs: done, inflight, inbound, messages, deliveries.
 
     Raises:
         WireError: it cannot be read.
     """
     try:
-        fields = decode(data)
-        owner, saved, subscriptions, cursor, done, inflight, inbound = fields[:7]
-        messages, deliveries, *rest = fields[7:]
-        return Record(
+        owner, saved, subscriptions, cursor, next_packet_id, stamp, will_id, rest = decode(data)
+        record = Record(
             owner,
             SessionSaved(*saved),
             {name: (one[0], one[1], one[2]) for name, one in subscriptions.items()},
             cursor,
-            done,
-            [Inflight(*one) for one in inflight],
-            inbound,
-            [MessageSaved(*one) for one in messages],
-            [DeliverySaved(*one) for one in deliveries],
-            *rest,
+            next_packet_id=next_packet_id,
+            stamp=stamp,
+            will_id=will_id,
         )
+        if not head:
+            _decode_rest(record, rest)
     except WireError:
         raise
     except Exception as error:  # noqa: BLE001 - as above
         raise WireError(f"no record of a session: {error!r}") from None
+    return record
+
+
+def _decode_rest(record: Record, rest: bytes) -> None:
+    done, plain, special, inbound, messages, deliveries = cbor2.loads(rest)
+    record.done = list(struct.unpack(f"<{len(done) // 8}Q", done))
+    record.inflight = [
+        Inflight(packet_id, position, qos, progress, retain, b"", "")
+        for packet_id, position, qos, progress, retain in _INFLIGHT.iter_unpack(plain)
+    ]
+    if special:  # in the order in which they were given: by position
+        record.inflight += [Inflight(*one) for one in special]
+        record.inflight.sort(key=lambda one: one.position)
+    record.inbound = inbound
+    record.messages = [MessageSaved(*one) for one in messages]
+    record.deliveries = [DeliverySaved(*one) for one in deliveries]
