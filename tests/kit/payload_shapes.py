@@ -2,7 +2,8 @@
 
 Each generator gives `(time_ms, topic, payload)` in order of time. The signals are random walks; the
 shapes are JSON of smart plugs and LoRaWAN servers, Sparkplug B, Modbus-like frames, line protocol,
-CSV, full-precision floats, random key order, waveforms, syslog, odd spellings, and noise.
+CSV, full-precision floats, random key order, waveforms, syslog, odd spellings, OPC UA JSON, XML,
+NMEA sentences, nested arrays, base64 and hexadecimal texts, and noise.
 """
 
 from __future__ import annotations
@@ -276,6 +277,75 @@ def _modbus(rng: random.Random, count: int) -> Iterator[Message]:
         yield time, f"plant/bus{d % 3}/unit{d}/registers", frame + struct.pack("<H", crc)
 
 
+# ---- other texts ---------------------------------------------------------------------------------
+
+
+def _opc_ua(rng: random.Random, count: int) -> Iterator[Message]:
+    """PubSub JSON with a source timestamp of 100 ns and a value of full precision a variable."""
+    value = [rng.uniform(0, 100) for _ in range(20)]
+    for number, (time, d) in enumerate(_arrivals(rng, 20, 1_000, count)):
+        value[d] += rng.gauss(0, 0.3)
+        stamp = _iso(rng, time)[:-6]
+        variable = {
+            "Value": value[d],
+            "SourceTimestamp": f"{stamp}{rng.randrange(10)}Z",
+            "StatusCode": {"Code": 0, "Symbol": "Good"},
+        }
+        message = {
+            "DataSetWriterId": 1000 + d,
+            "SequenceNumber": number // 20,
+            "MetaDataVersion": {"MajorVersion": 1, "MinorVersion": 2},
+            "Payload": {f"ns=2;s=Line{d}.Temperature": variable},
+        }
+        yield time, f"opcua/json/data/pub/w{d}", _compact({"Messages": [message]})
+
+
+def _xml(rng: random.Random, count: int) -> Iterator[Message]:
+    for time, d in _arrivals(rng, 30, 5_000, count):
+        text = (
+            f'<?xml version="1.0"?><reading dev="dev{d}"><temp unit="C">{rng.gauss(20, 1):.2f}'
+            f"</temp><hum>{rng.randrange(40, 60)}</hum><state>{rng.choice(('on', 'off'))}</state>"
+            "</reading>"
+        )
+        yield time, f"legacy/{d}/xml", text.encode()
+
+
+def _nmea(rng: random.Random, count: int) -> Iterator[Message]:
+    """GGA sentences with their check byte, which follows from all the rest."""
+    place = [(rng.uniform(4700, 4800), rng.uniform(1100, 1200)) for _ in range(15)]
+    for time, d in _arrivals(rng, 15, 1_000, count):
+        place[d] = (place[d][0] + rng.gauss(0, 1e-3), place[d][1] + rng.gauss(0, 1e-3))
+        sentence = (
+            f"GPGGA,{_iso(rng, time)[11:19].replace(':', '')}.00,{place[d][0]:.4f},N,"
+            f"{place[d][1]:010.4f},E,1,{rng.randrange(6, 12):02},0.9,{rng.gauss(545, 1):.1f},M,"
+            "46.9,M,,"
+        )
+        check = 0
+        for byte in sentence.encode():
+            check ^= byte
+        yield time, f"boats/{d}/nmea", f"${sentence}*{check:02X}\r\n".encode()
+
+
+def _nested(rng: random.Random, count: int) -> Iterator[Message]:
+    for time, d in _arrivals(rng, 8, 2_000, count):
+        rows = [[round(rng.gauss(0, 1), 3) for _ in range(6)] for _ in range(5)]
+        yield time, f"rig/{d}/matrix", _compact({"m": rows, "ok": True})
+
+
+def _base64(rng: random.Random, count: int) -> Iterator[Message]:
+    for time, d in _arrivals(rng, 12, 3_000, count):
+        data = base64.b64encode(rng.randbytes(90)).decode()
+        yield time, f"relay/{d}/raw", _compact({"port": d, "data": data})
+
+
+def _hexadecimal(rng: random.Random, count: int) -> Iterator[Message]:
+    for time, d in _arrivals(rng, 12, 3_000, count):
+        yield time, f"relay/{d}/hex", rng.randbytes(60).hex().encode()
+
+
+# ---- protobuf, noise -----------------------------------------------------------------------------
+
+
 def _varint(value: int) -> bytes:
     out = bytearray()
     while value >= 0x80:
@@ -334,5 +404,11 @@ SHAPES: dict[str, Callable[[random.Random, int], Iterator[Message]]] = {
     "syslog": _syslog,
     "modbus": _modbus,
     "sparkplug": _sparkplug,
+    "opc-ua": _opc_ua,
+    "xml": _xml,
+    "nmea": _nmea,
+    "nested": _nested,
+    "base64": _base64,
+    "hexadecimal": _hexadecimal,
     "noise": _noise,
 }
