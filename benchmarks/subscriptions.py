@@ -49,7 +49,9 @@ def _measure(
     count = clients * each * len(_FILTERS)
     cores = report.broker_core_share, report.generator_core_share
     return {
-        "subscribe": Figure(count / report.subscribe_s),
+        "subscribe": figure_of(
+            count / report.subscribe_s, report.subscribe_broker_s / report.subscribe_s, 0.0
+        ),
         "memory": Figure(report.subscriptions_bytes / count),
         "rate": figure_of(report.deliveries_per_s, *cores),
     }
