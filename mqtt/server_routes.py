@@ -229,11 +229,10 @@ class RouteTable(dict[bytes, Route]):
 
     def subscriptions_changed(self, topic_filter: str) -> None:
         """Note that subscriptions to a filter came or went: its routes are found anew."""
-        _, plain = split_shared(topic_filter)
-        if "+" in plain or "#" in plain:
+        if "+" in topic_filter or "#" in topic_filter:  # a share name has no wildcard
             self.generation += 1
             return
-        topic = plain.encode()
+        topic = split_shared(topic_filter)[1].encode()
         route = self.get(topic) or self._older.get(topic)
         if route is not None:
             route.generation = -1

@@ -109,7 +109,7 @@ class Subscribed:
         self.no_local = subscription.no_local
         self.retain_as_published = subscription.retain_as_published
         self.identifier_number = identifier  # 0 for none
-        self.identifier = identifier_property(identifier)
+        self.identifier = identifier_property(identifier) if identifier else b""
         self.share: ShareGroup | None = None
 
     @property

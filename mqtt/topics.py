@@ -72,6 +72,15 @@ def topic_filter_fault(
         levels_max: Limit on the levels of the filter, `$share/{name}` not counted.
         bytes_max: Limit on the UTF-8 bytes of the whole.
     """
+    if (
+        0 < len(topic_filter) <= bytes_max >> 2  # at most 4 bytes a character
+        and topic_filter[0] != "$"
+        and "\0" not in topic_filter
+        and topic_filter.count("/") < levels_max
+        and ("#" not in topic_filter or _ends_in_hash(topic_filter))
+        and ("+" not in topic_filter or topic_filter.count("+") == _pluses(topic_filter))
+    ):
+        return None
     fault = _common_fault("topic filter", topic_filter, None, bytes_max)
     if fault is not None:
         return fault
@@ -100,6 +109,17 @@ def topic_filter_fault(
             f"topic filter {_shown(topic_filter)}: '+' must be a whole level", "MQTT-4.7.1-2"
         )
     return None
+
+
+def _ends_in_hash(topic_filter: str) -> bool:
+    """Return True when the only `#` is the whole last level."""
+    at = len(topic_filter) - 1
+    return topic_filter.find("#") == at and (not at or topic_filter[at - 1] == "/")
+
+
+def _pluses(topic_filter: str) -> int:
+    """Return how many levels are `+`."""
+    return topic_filter.split("/").count("+")
 
 
 def split_shared(topic_filter: str) -> tuple[str | None, str]:

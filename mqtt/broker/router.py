@@ -64,7 +64,7 @@ class Router:
         entry = Subscribed(session, subscription, identifier)
         share_name, plain = split_shared(topic_filter)
         if share_name is None:
-            self.tree.add(plain, session, entry)
+            self.tree.add(topic_filter, session, entry)
         else:
             group = self._groups.get(topic_filter)
             if group is None:
