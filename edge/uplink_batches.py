@@ -62,7 +62,15 @@ class BatchMaker:
         )
         self._settled_due_s = 0.0  # when the cloud is told again what waits no more
         level = config.zstd_level or LEVELS[0]
-        self.bodies = UplinkBodies(config.mode, self._resolution_us, level, clock, snapshot_path)
+        budget = config.budget
+        self.bodies = UplinkBodies(
+            config.mode,
+            self._resolution_us,
+            level,
+            clock,
+            snapshot_path,
+            metered=bool(budget.day_bytes or budget.month_bytes),
+        )
 
     @property
     def zstd_level(self) -> int:

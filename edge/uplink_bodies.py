@@ -50,6 +50,7 @@ class UplinkBodies:
         clock: Measures what encoding takes.
         snapshot: Where what both ends know is kept, to start the next connection from; None: it
             starts from nothing.
+        metered: Bytes are paid for: they are not given for a faster drain.
     """
 
     def __init__(
@@ -59,8 +60,11 @@ class UplinkBodies:
         level: int,
         clock: Clock,
         snapshot: Path | None = None,
+        *,
+        metered: bool = False,
     ) -> None:
         self._mode = mode
+        self._governed = mode == "auto" and not metered
         self._resolution_us = resolution_us
         self._level = level
         self._clock = clock
@@ -100,7 +104,7 @@ class UplinkBodies:
         """
         if self._mode == "columnar":
             return Mode.COLUMNAR
-        if self._mode == "structured" or not self._worker.running or self._warming is not None:
+        if not self._governed or not self._worker.running or self._warming is not None:
             return Mode.STRUCTURED
         structured = self.governor.structured(now_s, waiting, in_flight)
         return Mode.STRUCTURED if structured else Mode.COLUMNAR

@@ -188,7 +188,8 @@ class UplinkConfig:
         choices=("auto", "columnar", "structured"),
         help="How payloads are packed: 'structured' takes a fraction of the bytes and more CPU, "
         "'columnar' little of both; 'auto' is structured unless a backlog drains much faster "
-        "without. What the structured mode cannot make smaller always goes columnar.",
+        "without, and always under a byte budget. What the structured mode cannot make smaller "
+        "always goes columnar.",
     )
     zstd_level: int = setting(
         0,

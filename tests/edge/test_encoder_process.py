@@ -141,3 +141,19 @@ def test_a_file_that_cannot_be_written_is_none_at_all(tmp_path: Path) -> None:
     file.hold(b"n" * 16, b"data")
     file.acknowledged()
     assert file.read() is None
+
+
+@pytest.mark.parametrize(("metered", "least"), [(False, Mode.COLUMNAR), (True, Mode.STRUCTURED)])
+async def test_bytes_that_are_paid_for_are_not_given_for_speed(metered: bool, least: int) -> None:
+    bodies = UplinkBodies("auto", 1000, 3, SystemClock(), metered=metered)
+    batch = columns_of([(1000 + n, "plant/d/state", b'{"n":%d}' % n) for n in range(20)])
+    assert await bodies.encode(batch, 0) is None, "its process is only being started"
+    warming = bodies._warming
+    assert warming is not None
+    await warming
+    wanted = set()
+    for tenth in range(100):
+        wanted.add(bodies.wanted(tenth / 10, 1_000_000, 0))
+        bodies.acknowledged(Mode.COLUMNAR, 20, tenth / 10)
+    await bodies.close()
+    assert min(wanted) == least
