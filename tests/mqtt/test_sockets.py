@@ -136,6 +136,35 @@ async def test_what_is_written_in_one_turn_leaves_in_one_call(
     assert [sorted(call.values()) for call in calls] == [[b"ab", b"c"]]
 
 
+async def test_whatever_holds_bytes_can_be_written(lines: Any) -> None:
+    line = lines()
+    line.transport.write(bytearray(b"ab"))
+    line.transport.write(memoryview(b"cd"))
+    assert await line.read(4) == b"abcd"
+
+
+async def test_a_turn_whose_writing_fails_ends_those_who_wrote_and_nobody_else(
+    lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+    one, two, three = lines(), lines(), lines()
+
+    def fail(_outgoing: dict[int, bytes]) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket_calls, "send", fail)
+        one.transport.write(b"1")
+        two.transport.write(b"2")
+        await one.protocol.lost.wait()
+        await two.protocol.lost.wait()
+    three.transport.write(b"3")
+    assert await three.read(1) == b"3"
+    assert one.protocol.events == two.protocol.events == ["made", MemoryError]
+    assert len(told) == 2
+
+
 async def test_much_in_one_turn_keeps_its_order_and_does_not_wait(lines: Any) -> None:
     line = lines()
     parts = [bytes([index]) * size for index, size in enumerate((10, TOGETHER_BYTES, 7, 90_000))]

@@ -101,7 +101,12 @@ class Sockets:
 
     def _flush(self) -> None:
         outgoing = self.outgoing
-        rest = socket_calls.send(outgoing)
+        try:
+            rest = socket_calls.send(outgoing)
+        except Exception as error:  # noqa: BLE001 - no memory: who got how much is not known
+            for descriptor in list(outgoing):
+                self.broke(self.transports[descriptor], error)
+            return
         if rest is None:
             outgoing.clear()
             return
@@ -178,12 +183,17 @@ class SocketTransport(asyncio.Transport):
 
     # -- writing ------------------------------------------------------------------------------
 
-    def write(self, data: bytes) -> None:  # type: ignore[override] # nobody writes anything else
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         """Send bytes at the end of this turn of the loop, in order."""
         outgoing = self._outgoing
         fd = self._fd
-        if self._writes_late or fd in outgoing or len(data) > TOGETHER_BYTES:
-            self._write_more(data)
+        if (
+            self._writes_late
+            or fd in outgoing
+            or len(data) > TOGETHER_BYTES
+            or data.__class__ is not bytes
+        ):
+            self._write_more(bytes(data))
             return
         if not outgoing:
             self._sockets.flush_soon()
@@ -195,6 +205,8 @@ class SocketTransport(asyncio.Transport):
         if self._unsent is None:
             before = self._outgoing.get(self._fd, b"")
             if len(before) + len(data) <= TOGETHER_BYTES:
+                if not self._outgoing:
+                    self._sockets.flush_soon()
                 self._outgoing[self._fd] = before + data
                 return
             self._write_now()
