@@ -21,7 +21,7 @@ from edge.segments import Segment, SegmentError, unpack_body
 from mqtt.errors import MqttError
 from mqtt.frames import parse_publishes
 
-__all__ = ["CommitError", "ReadingsBuffer", "packet_bytes", "readings_of"]
+__all__ = ["CommitError", "ReadingsBuffer", "packet_bytes"]
 
 _SOURCES_MAX = 16_384  # past it a new table begins
 _FEW = 6  # publishes of a segment from which on columns at a time beat one at a time
@@ -214,19 +214,6 @@ class ReadingsBuffer:
             payloads,
             self._properties[start:end],
         )
-
-
-def readings_of(commits: Sequence[Commit], device_ids: DeviceIds) -> Readings:
-    """Return all readings of commits of one lane, oldest first.
-
-    Raises:
-        CommitError: a body cannot be read.
-    """
-    buffer = ReadingsBuffer(device_ids)
-    for commit in commits:
-        buffer.fill(commit, 0)
-    taken = buffer.take(max(1, len(buffer)), 1 << 62, -(1 << 62))
-    return taken if taken is not None else Readings(range(0), [], [], [], [], [], [])
 
 
 def packet_bytes(readings: Readings) -> int:

@@ -37,7 +37,6 @@ _CREDIT_PER_HIT = 0.125
 _COMPILE_AFTER = 4  # uses of a template before its matcher is compiled, which takes ms,
 _COMPILE_BYTES = 8  # and a use for so many bytes of it: only then will it have paid
 _COMPILES_PER_BATCH = 4
-_MATCHERS_MAX = 2048
 _FIRST_ROWS = 128  # of a new shape, from which its columns' coding is chosen
 _FIRST_READINGS = 16
 _SHAPES_MAX = 16_384

@@ -19,7 +19,6 @@ __all__ = ["Path", "Shape", "matcher", "shape_of"]
 
 Path = tuple[object, ...]
 
-_SPACE = rb"\s"
 # A string is matched to its end or, when it has none, to the payload's end: never scanned twice.
 _STRING = rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"'
 _BARE = rb'([^\s"\[\]{},:]++)'

@@ -237,11 +237,6 @@ class Connection:
         return url.netloc.rpartition("@")[2] if url is not None else ""
 
     @property
-    def server_version(self) -> str:
-        """Version of the server connected to."""
-        return str(self._nc.connected_server_version)
-
-    @property
     def payload_bytes_max(self) -> int:
         """Most bytes of one message, headers included."""
         return int(self._nc.max_payload)

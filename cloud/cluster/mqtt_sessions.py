@@ -158,13 +158,6 @@ class SessionRecords:
         held.deliveries[one.packet_id] = one
         held.two += one.qos == 2
 
-    def keep_will(self, saved: SessionSaved, will_id: str) -> None:
-        """Keep the will of a session that ends with its connection."""
-        held = self._fresh(saved.client_id)
-        held.record.saved = saved
-        held.record.will_id = will_id
-        self._write(held)
-
     def forget(self, client_id: str) -> None:
         """Another node has the session: nothing is written any more."""
         held = self.held.pop(client_id, None)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from bridge.devices import DeviceIds
 from bridge.readings import FLAG_PROPERTIES, FLAG_RETAIN
 from edge.contract import Commit, Lane
-from edge.readings import CommitError, ReadingsBuffer, packet_bytes, readings_of
+from edge.readings import CommitError, ReadingsBuffer, packet_bytes
 from edge.segments import Segment, pack_segment
 from mqtt.frames import encode_publish
+from tests.kit.journals import readings_in
 from tests.kit.readings import rows
 
 NEVER_LATE = -(1 << 62)
@@ -47,7 +48,7 @@ def test_each_publish_is_a_reading_with_its_own_source_and_time() -> None:
         segment([b"3"], topic="devices/d2/v", client_id="c9", time_us=300),
     )
     second = commit(20, 1, segment([b"4"], topic="plain", client_id="lamp", time_us=50))
-    assert rows(readings_of([first, second], DeviceIds())) == [
+    assert rows(readings_in([first, second], DeviceIds())) == [
         (10, "devices/d1/v", "d1", 100, 1, b"1", b""),
         (11, "devices/d1/v", "d1", 100, 1, b"2", b""),
         (12, "plain", "plug", 200, 1, b"on", b""),
@@ -68,7 +69,7 @@ def test_each_publish_is_a_reading_with_its_own_source_and_time() -> None:
     ],
 )
 def test_flags_are_qos_and_retain(first_byte: int, flags: int) -> None:
-    readings = readings_of([commit(1, 1, segment([b"x"], first_byte=first_byte))], DeviceIds())
+    readings = readings_in([commit(1, 1, segment([b"x"], first_byte=first_byte))], DeviceIds())
     assert readings.flags == [flags]
 
 
@@ -81,7 +82,7 @@ def test_v5_property_blocks_are_kept_and_flagged() -> None:
         segment([b"y"], version=5),
         segment([b"z"]),
     )
-    readings = readings_of([body], DeviceIds())
+    readings = readings_in([body], DeviceIds())
     assert readings.properties == [block, b"", b""]
     assert readings.flags == [1 | FLAG_PROPERTIES, 1, 1]
 
@@ -107,7 +108,7 @@ def test_takes_of_any_size_give_everything_once_in_order(
         payloads = [b"x" * (n % 17) for n in range(seq, seq + count)]
         commits.append(commit(seq, count, segment(payloads, topic=f"t/{seq % 3}")))
         seq += count + 1  # the other lane has one in between
-    whole = rows(readings_of(commits, DeviceIds()))
+    whole = rows(readings_in(commits, DeviceIds()))
     buffer = ReadingsBuffer(DeviceIds())
     given_out: list[tuple[object, ...]] = []
     left = list(commits)
@@ -172,7 +173,7 @@ def test_the_source_table_begins_anew_before_it_grows_for_ever(
 
 def test_packet_bytes_is_what_the_publishes_took() -> None:
     body = segment([b"x" * 200, b"", b"hello"], topic="a/b")
-    readings = readings_of([commit(1, 3, body)], DeviceIds())
+    readings = readings_in([commit(1, 3, body)], DeviceIds())
     frames = sum(
         len(encode_publish(0x32, b"a/b", 1, b"", payload, 4)) for payload in readings.payloads
     )

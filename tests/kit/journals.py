@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from bridge.devices import DeviceIds
 from bridge.intervals import IntervalSet
+from bridge.readings import Readings
 from edge.contract import Commit, Lane, Tombstone
+from edge.readings import ReadingsBuffer
 from edge.segments import Segment, pack_segment
 from mqtt.frames import encode_publish
 
-__all__ = ["MemoryJournal", "publish_frame"]
+__all__ = ["MemoryJournal", "publish_frame", "readings_in"]
 
 _STALLED_S = 15.0  # nothing moves: it is stuck
 _UNTIL_S = 120.0  # it moves, but will never be done
@@ -161,3 +164,16 @@ class MemoryJournal:
     async def forget_tombstones(self, up_to: Sequence[Tombstone]) -> None:
         self.stones = [stone for stone in self.stones if stone not in up_to]
         self._changes.set()
+
+
+def readings_in(commits: Sequence[Commit], device_ids: DeviceIds) -> Readings:
+    """Return all readings of commits of one lane, oldest first.
+
+    Raises:
+        CommitError: a body cannot be read.
+    """
+    buffer = ReadingsBuffer(device_ids)
+    for commit in commits:
+        buffer.fill(commit, 0)
+    taken = buffer.take(max(1, len(buffer)), 1 << 62, -(1 << 62))
+    return taken if taken is not None else Readings(range(0), [], [], [], [], [], [])

@@ -35,11 +35,10 @@ from edge.clock_repair import ClockRepair
 from edge.config import ClockConfig, JournalConfig, LaneConfig
 from edge.contract import Lane
 from edge.journal import Journal
-from edge.readings import readings_of
 from edge.segments import Segment, pack_segment
 from runtime.clock import ManualClock
 from tests.kit.cloud import RecordingSink, Uplink, query
-from tests.kit.journals import publish_frame
+from tests.kit.journals import publish_frame, readings_in
 
 __all__ = ["LIMITS", "Card", "LedgerSite", "Reading", "Traffic"]
 
@@ -238,13 +237,13 @@ class LedgerSite:
         for lane in Lane:
             some = (await journal.read(lane, 0, bytes_max=1 << 20))[:commits]
             if some:
-                readings = readings_of(some, DEVICE_IDS)
+                readings = readings_in(some, DEVICE_IDS)
                 batches.append(uplink.batch(readings, lane=lane, assigned=journal.last_seq))
                 trims.append((lane, readings.seqs))
         if stones:
             carried = [LinkTombstone(int(s.lane), s.first_seq, s.last_seq, s.count, s.reason,
                                      max(0, s.time_us)) for s in stones]  # fmt: skip
-            empty = readings_of([], DEVICE_IDS)
+            empty = readings_in([], DEVICE_IDS)
             batches.append(uplink.batch(empty, tombstones=carried, assigned=journal.last_seq))
         if not batches:
             return False

@@ -12,11 +12,10 @@ from cloud.stream.contract import GivenUp
 from edge.config import JournalConfig
 from edge.contract import Lane
 from edge.journal import Journal
-from edge.readings import readings_of
 from edge.segments import Segment, pack_segment
 from runtime.clock import SystemClock
 from tests.kit.cloud import EPOCH, append_readings, parts_of, query
-from tests.kit.journals import publish_frame
+from tests.kit.journals import publish_frame, readings_in
 from tests.kit.nodes import run_command, running_node
 from tests.kit.readings import one_per_row
 
@@ -89,7 +88,7 @@ async def refused_at_edge(data: Path, count: int) -> int:
     body = pack_segment(Segment(4, "c1", 1_700_000_000_000_000, count, frames))
     await journal.append([(Lane.LIVE, count, body)])
     commits = await journal.read(Lane.LIVE, 0, bytes_max=1 << 20)
-    readings = readings_of(commits, DeviceIds(("devices/{device}/#",)))
+    readings = readings_in(commits, DeviceIds(("devices/{device}/#",)))
     letter = EntryEncoder().encode("gw-1", journal.epoch, readings)
     await journal.set_aside(Lane.LIVE, 1, count, "refused with 0x99", letter)
     await journal.trim(Lane.LIVE, count)
