@@ -38,7 +38,10 @@ log = structlog.get_logger(component="cluster")
 _BATCH = 500
 _BATCH_BYTES = 4 << 20
 _AHEAD_MAX = 4096  # republished messages kept while a gap is read
-_BEHIND_MAX = 3  # a leader that was deposed and does not know it answers from the past
+# A leader that was deposed and does not know it, or is new and has not applied all, answers from
+# the past: so of a stream that was not made anew it must be said for long.
+_BEHIND_MAX = 3
+_BEHIND_S = 60.0
 _RETRY_S = 0.1
 _START_S = 60.0  # an election takes 4 to 9 s, and they come in rows
 _LOG_EVERY_S = 10.0
@@ -84,6 +87,8 @@ class Follower:
         self._altered = altered
         self._next_seq = 1
         self._behind = 0  # times in a row that the stream said it ends before what we have read
+        self._behind_since_s = 0.0
+        self._created = ""  # when the stream was made, as it said first
         self._ahead: dict[int, Message] = {}
         self._wake = asyncio.Event()
         self._reached: list[tuple[int, asyncio.Future[None]]] = []
@@ -118,7 +123,9 @@ class Follower:
         self._task = asyncio.create_task(self._work(), name=f"follow-{self.stream}")
 
     async def _load(self) -> None:
-        last = int((await self._connection.api(f"STREAM.INFO.{self.stream}"))["state"]["last_seq"])
+        info = await self._connection.api(f"STREAM.INFO.{self.stream}")
+        self._created = str(info.get("created"))
+        last = int(info["state"]["last_seq"])
         while self._next_seq <= last:
             if not await self._fill(last):
                 await asyncio.sleep(_RETRY_S)  # the replica that answered lags
@@ -213,20 +220,29 @@ class Follower:
             await self._fill(max(wanted, gap))
             return max(wanted, gap) >= self._next_seq and bool(wanted >= self._next_seq or gap)
         reached = self._next_seq - 1  # before the question: it goes on meanwhile
-        state = (await self._connection.api(f"STREAM.INFO.{self.stream}"))["state"]
-        last = int(state["last_seq"])
-        self._behind = self._behind + 1 if last < reached else 0
-        if self._behind >= _BEHIND_MAX:
-            self._altered(
-                f"{self.stream}: its last sequence went back from {reached} to {last}:"
-                " it was replaced or restored"
-            )
+        info = await self._connection.api(f"STREAM.INFO.{self.stream}")
+        last = int(info["state"]["last_seq"])
         if last < reached:
+            self._fell_behind(reached, last, str(info.get("created")))
             return False
+        self._behind = 0
         while self._next_seq <= last:
             if not await self._fill(last):
                 return True
         return False
+
+    def _fell_behind(self, reached: int, last: int, created: str) -> None:
+        """Judge an answer by which the stream ends before what was read from it."""
+        now_s = asyncio.get_running_loop().time()
+        if not self._behind:
+            self._behind_since_s = now_s
+        self._behind += 1
+        replaced = created != self._created
+        if self._behind >= _BEHIND_MAX and (replaced or now_s - self._behind_since_s >= _BEHIND_S):
+            self._altered(
+                f"{self.stream}: its last sequence went back from {reached} to {last}:"
+                " it was replaced or restored"
+            )
 
     async def _fill(self, up_to: int) -> bool:
         """Read on from the next sequence; return False when nothing could be learnt."""

@@ -1,0 +1,76 @@
+"""A follower's judgement of a stream that says it ends before what was read from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cloud.cluster import follower
+from cloud.cluster.follower import Follower
+
+
+class Servers:
+    """A stream of ten messages, all of them gone; leaders that answer what they are told to."""
+
+    def __init__(self) -> None:
+        self.last = 10
+        self.created = "2026-11-21T00:00:00Z"
+        self.asked = 0
+
+    async def subscribe(self, subject: str, callback: Callable[..., Any]) -> None:
+        return None
+
+    async def flush(self) -> None:
+        pass
+
+    def on_line(self, callback: Callable[[bool], None]) -> None:
+        pass
+
+    async def direct_get(self, stream: str, asked: dict[str, Any]) -> list[Any]:
+        return []
+
+    async def api(self, path: str, body: Any = None) -> dict[str, Any]:
+        if path.startswith("STREAM.MSG.GET"):
+            raise follower.ApiError(404, 10037, "no message found")
+        self.asked += 1
+        return {"created": self.created, "state": {"last_seq": self.last}}
+
+    async def until_asked(self, more: int) -> None:
+        wanted = self.asked + more
+        async with asyncio.timeout(20):
+            while self.asked < wanted:
+                await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("change", ["lags", "stays behind", "replaced"])
+async def test_a_leader_that_answers_from_the_past_is_not_a_stream_that_went_back(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a partition: a new leader has not applied all that was committed before it led."""
+    monkeypatch.setattr(follower, "_BEHIND_S", 0.2 if change == "stays behind" else 1e6)
+    servers: Any = Servers()
+    altered: list[str] = []
+    one = Follower(servers, "S", "live", lambda _message: None, poll_s=0.001,
+                   altered=altered.append)  # fmt: skip
+    await one.start()
+    assert one.next_seq == 11
+    servers.last = 6
+    if change == "replaced":
+        servers.created = "2026-11-21T09:00:00Z"
+    if change == "lags":
+        await servers.until_asked(20)
+        servers.last = 12
+        await servers.until_asked(3)
+        assert one.next_seq == 13
+        assert not altered
+    else:
+        async with asyncio.timeout(20):
+            while not altered:
+                await asyncio.sleep(0.001)
+        assert (
+            altered[0] == "S: its last sequence went back from 10 to 6: it was replaced or restored"
+        )
+    await one.stop()

@@ -1,0 +1,158 @@
+"""A network that falls apart: three machines with a server, a node and a gateway each.
+
+One of them is cut off: packets are lost, no connection is closed. Its gateway gets no PUBACK, the
+others go on, and once the cable is back everything is there once, in order.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tests.kit.networks import Machine, Switch, switch_with
+from tests.kit.processes import wait_for
+from tidegate.nats_servers import nats_server_program
+
+TIDEGATE = (sys.executable, "-m", "tidegate")
+NATS_CONF = """\
+server_name: {name}
+listen: {address}:4222
+http: {address}:8222
+jetstream {{ store_dir: "{store}", sync_interval: always, max_file_store: 32GB }}
+cluster {{ name: net, listen: {address}:6222, routes: [{routes}] }}
+"""
+
+
+class Site:
+    """The cluster on a switch."""
+
+    def __init__(self, switch: Switch, folder: Path) -> None:
+        self.switch = switch
+        self.machines = switch.machines
+        self._folder = folder
+        addresses = [machine.address for machine in self.machines]
+        self.stream = ("--stream", "nats://" + ",".join(f"{one}:4222" for one in addresses),
+                       "--stream-cluster", "net", "--stream-file-bytes-max", "64MiB")  # fmt: skip
+        self.monitors = ",".join(f"http://{one}:8222" for one in addresses)
+        self.endpoints = [f"mqtt://{one}:2883" for one in addresses]
+
+    def start(self) -> None:
+        """Start servers, make the layout, start nodes and gateways."""
+        for number, machine in enumerate(self.machines):
+            others = [m.address for m in self.machines if m is not machine]
+            conf = self._folder / f"nats-{number}.conf"
+            conf.write_text(
+                NATS_CONF.format(
+                    name=f"net-{number}", address=machine.address,
+                    store=self._folder / f"nats-{number}",
+                    routes=", ".join(f"nats-route://{one}:6222" for one in others),
+                )
+            )  # fmt: skip
+            machine.start(self._log("nats", number), nats_server_program(), "-c", conf)
+        first = self.machines[0]
+
+        def applied() -> bool:
+            return not first.run(*TIDEGATE, "cluster", "apply", *self.stream).returncode
+
+        wait_for("layout", applied, timeout_s=60, every_s=0.5)
+        for number, machine in enumerate(self.machines):
+            machine.start(
+                self._log("node", number), *TIDEGATE, "cloud", *self.stream,
+                "--data", self._folder / f"node-{number}", "--node-id", f"node-{number}",
+                "--host", "0.0.0.0", "--access-anonymous", "always",
+                "--stream-monitors", self.monitors,
+            )  # fmt: skip
+            endpoints = self.endpoints[number:] + self.endpoints[:number]
+            machine.start(
+                self._log("gateway", number), *TIDEGATE, "edge", "--gateway", f"gateway-{number}",
+                "--data", self._folder / f"gateway-{number}", "--http-port", "9090",
+                "--uplink-endpoints", ",".join(endpoints), "--uplink-ack-timeout-s", "5",
+                "--uplink-backoff-max-s", "1",
+            )  # fmt: skip
+        for machine in self.machines:
+            wait_for("ready", lambda at=machine: self.ready(at), timeout_s=60, every_s=0.3)
+
+    def _log(self, name: str, number: int) -> Path:
+        return self._folder / f"{name}-{number}.log"
+
+    def ask(self, machine: Machine, port: int, path: str) -> Any:
+        """Return what is answered on a machine's loopback; None when nothing is."""
+        code = (
+            "import sys, urllib.request as r\n"
+            "try: print(r.urlopen(sys.argv[1], timeout=5).read().decode())\n"
+            "except OSError: pass"
+        )
+        done = machine.run(sys.executable, "-c", code, f"http://127.0.0.1:{port}/{path}")
+        return json.loads(done.stdout) if done.stdout.strip() else None
+
+    def ready(self, machine: Machine) -> bool:
+        return bool((self.ask(machine, 8080, "readyz") or {}).get("ok"))
+
+    def sent(self, machine: Machine) -> int:
+        """Return how many batches of a machine's gateway were acknowledged."""
+        return int(self.ask(machine, 9090, "status")["uplink"]["batches_sent"])
+
+    def waiting(self, machine: Machine) -> int:
+        """Return how many readings wait at a machine's gateway."""
+        return int(self.ask(machine, 9090, "status")["uplink"]["backlog_readings"])
+
+    def load(self, number: int, count: int) -> subprocess.Popen[bytes]:
+        """Publish readings to a machine's gateway, 100 a second."""
+        return self.machines[number].start(
+            self._log("sim", number), *TIDEGATE, "sim", "--broker", "mqtt://127.0.0.1:1883",
+            "--devices", "4", "--rate", "100", "--count", str(count), "--seed", str(number),
+            "--client-prefix", f"m{number}-", "--drain-timeout-s", "30", "--quiet",
+        )  # fmt: skip
+
+
+def test_a_machine_that_is_cut_off_takes_nothing_and_catches_up(tmp_path: Path) -> None:
+    with switch_with(3) as switch:
+        site = Site(switch, tmp_path)
+        site.start()
+        alone, other, _ = site.machines
+        sims = [site.load(number, 4000) for number in range(3)]
+        wait_for("traffic", lambda: all(site.sent(one) > 3 for one in site.machines), every_s=0.3)
+
+        switch.pull(alone)
+        cut_s = time.monotonic()
+        wait_for("cut off", lambda: not site.ready(alone), timeout_s=30, every_s=0.2)
+        before = site.sent(alone), site.sent(other)
+        wait_for("the others go on", lambda: site.sent(other) > before[1] + 5, every_s=0.3)
+        print(f"the others wrote on {time.monotonic() - cut_s:.1f} s after the cut")
+        wait_for("they say so", lambda: site.ready(other), timeout_s=60, every_s=0.3)
+        assert site.sent(alone) == before[0]  # its node has no quorum: no PUBACK
+        assert site.waiting(alone) > 0
+
+        switch.plug(alone)
+        plugged_s = time.monotonic()
+        wait_for("back", lambda: site.ready(alone), timeout_s=60, every_s=0.3)
+        print(f"the machine took readings {time.monotonic() - plugged_s:.1f} s after the cut ended")
+        for sim in sims:
+            assert sim.wait(120) == 0
+        for machine in site.machines:
+            wait_for("drained", lambda at=machine: site.waiting(at) == 0, timeout_s=60, every_s=0.3)
+        for machine in site.machines:
+            said = machine.run(*TIDEGATE, "audit", "--url", "http://127.0.0.1:8080",
+                               "--settled", "60")  # fmt: skip
+            assert said.returncode == 0, said.stdout + said.stderr
+            assert sum(map(int, re.findall(r"(\d+) assigned", said.stdout))) >= 12_000
+        for number in range(3):
+            check_rows(tmp_path / f"node-{number}" / "cloud" / "storage.db")
+
+
+def check_rows(path: Path) -> None:
+    """Assert that each reading is there once, each device's in the order it published them."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        rows = database.execute("SELECT gateway, epoch, seq FROM readings").fetchall()
+        assert len(set(rows)) == len(rows) >= 12_000
+        times = database.execute(
+            "SELECT device, time_us FROM readings ORDER BY device, gateway, epoch, seq"
+        ).fetchall()
+    assert times == sorted(times)
