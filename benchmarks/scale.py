@@ -62,6 +62,7 @@ class Bench:
         self._servers = servers
         self._pids = [server.pid for server in servers.servers]
         self._number = 0
+        self._most = 2 if options.quick else None  # points of the axis
 
     async def points(self) -> list[dict[str, object]]:
         """Run the axis and return a row a point."""
@@ -71,12 +72,12 @@ class Bench:
         axis = self._options.axis
         rows = []
         if axis == "nodes":
-            for n in NODES:
+            for n in NODES[: self._most]:
                 found = [await self._nodes(n) for _ in range(self._options.rounds)]
                 rows.append(_row("nodes", n, found))
         else:
             points = GATEWAYS if axis == "gateways" else DEVICES
-            for n in points if self._options.at is None else [self._options.at]:
+            for n in points[: self._most] if self._options.at is None else [self._options.at]:
                 found = [await self._point(n) for _ in range(self._options.rounds)]
                 rows.append(_row(axis, n, found))
         least = min(float(str(row["us_a_reading"])) for row in rows)
@@ -220,11 +221,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", default="smart-plug", help="of the payloads [smart-plug]")
     parser.add_argument("--at", type=int, help="only this point of the axis")
     parser.add_argument("--profile", action="store_true", help="where the node's time goes")
+    parser.add_argument("--quick", action="store_true", help="one small round of two points")
     parser.add_argument("--json", action="store_true", help="rows as JSON on the last line")
     parser.add_argument("--node", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.node:
         return run_loop(_node(options))
+    if options.quick:
+        options.rounds, options.readings = 1, 2000
     rows: list[dict[str, object]] = []
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -49,12 +49,29 @@ def test_a_comparison_runs_small_and_tells_a_figure_of_each_broker(name: str) ->
         assert row["mosquitto"] > floor
 
 
-@pytest.mark.parametrize("name", ["idle-connections", "rounds", *COMPARISONS])
+@pytest.mark.parametrize("name", ["idle-connections", "rounds", "cluster", "scale", *COMPARISONS])
 def test_its_help_says_what_it_measures_and_how_to_run_it(name: str) -> None:
     done = bench(name, "--", "--help")
     assert done.returncode == 0
     assert f"tidegate bench {name}" in done.stdout
     assert "--quick" in done.stdout
+
+
+@pytest.mark.parametrize("axis", ["gateways", "devices", "nodes"])
+def test_scale_tells_what_a_reading_costs_at_each_point(axis: str) -> None:
+    done = bench("scale", "--", "--quick", "--json", "--axis", axis)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert [row["axis"] for row in rows] == [axis] * 2
+    assert all(row["node_us"] > 0 and row["ratio"] >= 1 for row in rows)
+
+
+def test_a_cluster_takes_readings_in_by_each_way() -> None:
+    done = bench("cluster", "--", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert [row["case"] for row in rows] == ["one by one", "columnar", "structured"]
+    assert all(row["client_us_a_reading"] > 0 for row in rows)
 
 
 def test_the_list_names_each_with_a_line() -> None:
