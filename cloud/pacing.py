@@ -31,9 +31,11 @@ from cloud.parts import CloudNode
 from cloud.sinks.contract import Sink
 from cloud.sinks.live import LivePublisher
 from cloud.sinks.runner import SinkStats
+from cloud.stream.contract import StreamError
 from mqtt.broker.broker import Outgoing
 from mqtt.broker.seams import ClientInfo
 from runtime.clock import Clock
+from runtime.logs import limited
 from runtime.metrics import Metrics
 
 __all__ = ["Pacing", "PacingPart"]
@@ -46,6 +48,7 @@ _BYTES_S_MIN = 50_000.0  # what ingest is taken to do at least: it may have had 
 _DRAINING_S = 5.0  # a gateway drains while its next backlog batch is overdue by no more
 _PERIOD_MAX_S = 120.0  # of the batches of a gateway with a small credit
 _SATURATED_S = 5.0  # after which a gateway should look again whether ingest takes more
+_LOG_EVERY_S = 10.0
 _GREET_S = 0.1  # how often the first limit follows the number of connections
 _GREET_CHANGE = 0.2  # and from which change on
 
@@ -155,6 +158,8 @@ class Pacing:
                 if self._clock.monotonic_s() >= look_at_s:
                     look_at_s += self._config.interval_s
                     await self.look()
+            except StreamError as error:
+                limited(log, "pacing", _LOG_EVERY_S).warning("pacing_waits", error=str(error))
             except Exception:  # the task's root: without it nobody is limited any more
                 log.exception("pacing_failed")
             await asyncio.sleep(_GREET_S)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.batch import Batch
 from bridge.envelope import LinkLane
@@ -17,7 +19,7 @@ from cloud.gateways import GatewaysSeen
 from cloud.ingest_batches import BatchStats, BatchTaken
 from cloud.pacing import Pacing
 from cloud.sinks.runner import SinkStats
-from cloud.stream.contract import Backlog
+from cloud.stream.contract import Backlog, StreamError
 from mqtt.broker.broker import Outgoing
 from mqtt.broker.seams import ClientInfo
 from runtime.clock import ManualClock
@@ -182,3 +184,27 @@ async def test_nobody_is_let_in_while_ingest_can_take_no_more() -> None:
     assert waits(node, "dashboard") == 0
     node.full = False
     assert waits(node, "tidegate-gw") == 0
+
+
+async def test_a_stream_that_cannot_be_read_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloud.pacing._GREET_S", 0.001)
+    node = Node()
+    looks = 0
+    again = asyncio.Event()
+
+    async def broken() -> Sequence[SinkStats]:
+        nonlocal looks
+        looks += 1
+        node.clock.advance(10)
+        if looks > 3:
+            again.set()
+            return []
+        raise StreamError("nobody serves it now")
+
+    monkeypatch.setattr(node.pacing, "_sinks", broken)
+    with capture_logs() as logs:
+        await node.pacing.start()
+        async with asyncio.timeout(10):
+            await again.wait()
+        await node.pacing.stop()
+    assert {(one["event"], one["log_level"]) for one in logs} == {("pacing_waits", "warning")}
