@@ -25,7 +25,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from math import ceil
 from typing import Protocol
 
@@ -50,6 +50,7 @@ from bridge.commands import (
 from bridge.errors import BatchError
 from edge.command_store import CommandStore, CommandStoreError, HeldCommand, held_of
 from edge.config import CommandsConfig
+from edge.journal_schema import JournalError
 from mqtt.broker.broker import Outgoing, Subscriber
 from mqtt.errors import MqttError
 from runtime.clock import Clock
@@ -64,6 +65,7 @@ _REPORTS_MAX = 16  # on their way to the cloud at once
 _NEVER_S = 1e10  # no clock is wrong by that much
 _LOG_EVERY_S = 10.0
 _RETRY_S = 1.0
+_WELCOME_S = 10.0  # how long the first readings of a process wait for the cloud's word
 _WAITING_MAX = 1_000  # messages from the link not looked at yet
 
 
@@ -127,6 +129,7 @@ class Commands:
         clock: Time.
         journal: Returns epoch and last seq of the journal, for the hello.
         repair: Told of connections, and of the time the cloud's welcome brings.
+        meet: Told what the cloud holds of the journal, before anything is sent to it.
     """
 
     def __init__(
@@ -136,12 +139,15 @@ class Commands:
         clock: Clock,
         journal: Callable[[], tuple[int, int]],
         repair: ClockRepairing | None = None,
+        meet: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self._store = store
         self._config = config
         self._clock = clock
         self._journal = journal
         self._repair = repair
+        self._meet = meet
+        self._met_by_s: float | None = None  # when readings no longer wait for the cloud's word
         self._hello_s = 0.0  # when the last hello was said
         self._broker: CommandBroker | None = None
         self._link: CommandLink | None = None
@@ -200,6 +206,8 @@ class Commands:
         """A connection to the cloud is up."""
         self._link = link
         self._hello_due = True
+        if self._met_by_s is None:
+            self._met_by_s = self._clock.monotonic_s() + _WELCOME_S
         self._reporting.clear()
         if self._repair is not None:
             self._repair.linked(link)
@@ -212,6 +220,15 @@ class Commands:
         self._strangers.clear()  # the cloud asks again
         if self._repair is not None:
             self._repair.unlinked()
+
+    def ready(self) -> bool:
+        """Return True once readings may go: the cloud has said what it holds, or keeps silent."""
+        if self._meet is None or self._met_by_s is None:
+            return True
+        if self._clock.monotonic_s() < self._met_by_s:
+            return False
+        self._meet = None  # a cloud that does not say
+        return True
 
     def received(self, payload: bytes) -> bool:
         """Take what came down; False when it is none of ours."""
@@ -274,8 +291,20 @@ class Commands:
         elif isinstance(message, HoldsCommands):
             for command_id in message.command_ids:
                 await self._answer_for(command_id)
-        elif isinstance(message, Welcome) and self._repair is not None:
-            self._repair.welcomed(message, self._hello_s)
+        elif isinstance(message, Welcome):
+            await self._welcomed(message)
+
+    async def _welcomed(self, welcome: Welcome) -> None:
+        if self._repair is not None:
+            self._repair.welcomed(welcome, self._hello_s)
+        if self._meet is None or welcome.epoch != self._journal()[0]:
+            return
+        try:
+            await self._meet(welcome.assigned)
+        except JournalError as error:  # until it can, readings wait, as long as they do
+            limited(log, "meet", _LOG_EVERY_S).error("journal_not_compared", error=str(error))
+        else:
+            self._meet = None
 
     async def _take_command(self, command: Command) -> None:
         known = self._held.get(command.command_id) or await self._store.find(command.command_id)

@@ -29,6 +29,7 @@ from edge.contract import Commit, Lane, Tombstone
 from edge.journal_commit import Committer, OnCommit, Part, row_of
 from edge.journal_file import JournalFile
 from edge.journal_keeper import NO_LIMIT, Keeper
+from edge.journal_older import go_past
 from edge.journal_open import Opened, lock_journal, open_journal
 from edge.journal_schema import ROW_BYTES, JournalError, key_of, row_crc32
 from edge.journal_state import JournalStats, LaneStats, us_since_boot
@@ -62,6 +63,8 @@ class Journal:
         self._writing = asyncio.Lock()
         self._reading = keeper.reading
         self._committer = Committer(path, clock, keeper, tail)
+        self._opened_seq = keeper.state.last_seq  # what is past it was captured since
+        self._met = False  # the cloud has said what it holds
         self._news = Bell()
         self._on_room: Callable[[], None] = lambda: None
         self._due = asyncio.Event()
@@ -121,6 +124,29 @@ class Journal:
                     await self._repair(error)
                 raise
         self._news.ring()
+
+    async def meet(self, held_seq: int) -> None:
+        """Hear up to which seq of this epoch the cloud holds some, before anything is sent to it.
+
+        The first word of a process counts: a journal that has given out less is an older copy, and
+        what was captured since its opening gets new seqs (journal_older.py).
+
+        Raises:
+            JournalError: the disk is full or fails.
+        """
+        if self._met:
+            return
+        async with self._writing:
+            keeper, opened_seq = self._keeper, self._opened_seq
+            if held_seq > opened_seq:
+                await go_past(
+                    self._path, keeper, self._committer, self._tail, self._clock,
+                    opened_seq, held_seq,
+                )  # fmt: skip
+            self._met = True
+        if held_seq > opened_seq:
+            await self.flush()
+            self._news.ring()
 
     def lane_room(self, lane: Lane) -> int:
         """Return how many bytes of rows `lane` takes now before it refuses."""

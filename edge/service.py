@@ -192,14 +192,13 @@ class EdgeService:
         self, broker: Broker, journal: Journal, uplink: Uplink, repair: ClockRepair | None
     ) -> None:
         """Begin to take what comes down: commands for devices' sessions, and the true time."""
-        if not self._config.commands.enabled and repair is None:
-            return
         commands = Commands(
             CommandStore(self._config.data / "edge" / "commands.db"),
             self._config.commands,
             self._clock,
             lambda: (journal.epoch, journal.last_seq),
             repair,
+            journal.meet,
         )
         try:
             await commands.start(broker)

@@ -52,6 +52,7 @@ from runtime.logs import limited
 
 __all__ = ["Uplink"]
 
+_READY_S = 0.02  # between two looks whether the first readings may go
 _STOP_S = 2.0  # how long a stop waits for answers
 _LOG_EVERY_S = 30.0
 
@@ -65,6 +66,10 @@ class Downlink(Protocol):
 
     def unlinked(self) -> None:
         """It is gone."""
+        ...
+
+    def ready(self) -> bool:
+        """Return True once readings may go on this connection."""
         ...
 
     def received(self, payload: bytes, /) -> bool:
@@ -288,6 +293,9 @@ class Uplink:
         while not connection.lost:
             if self._stopping and not self._state.batches_in_flight:
                 return
+            if not self._stopping and self._downlink is not None and not self._downlink.ready():
+                await self._wait(_READY_S)
+                continue
             await self._asides.finish()
             self._count_bytes()
             if self._lanes.parked() and not self._state.batches_in_flight:
