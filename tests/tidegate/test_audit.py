@@ -32,6 +32,34 @@ async def test_a_running_node_and_its_files_say_the_same(tmp_path: Path) -> None
         assert "  sink storage: 30 taken, 0 waiting" in read.out
 
 
+async def test_what_is_on_its_way_is_waited_for_and_told_from_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    async with running_node(tmp_path) as node:
+        url = f"http://127.0.0.1:{node.http_port}"
+        uplink = Uplink(node.capture)
+        uplink.send(uplink.batch(one_per_row(30), assigned=40))  # it does not say what waits
+        assert await uplink.answered() == [0]
+        await node.sinks.drained()
+        asked = await run_command("audit", "--url", url)
+        assert (asked.code, "seq 31-40" in asked.out) == (1, True)
+        waited = asyncio.create_task(run_command("audit", "--url", url, "--settled", 60))
+        uplink.send(uplink.batch(one_per_row(5, first_seq=36), settled=30))
+        assert await uplink.answered() == [0, 0]
+        await node.sinks.drained()
+        asked = await run_command("audit", "--url", url)
+        assert asked.code == 0
+        assert "35 stored + 0 given up + 5 waiting (5 at the edge, 0 in the stream)" in asked.out
+        uplink.encoder.reset()
+        uplink.send(uplink.batch(one_per_row(5, first_seq=31), settled=30))
+        assert (await waited).code == 0
+        uplink.send(uplink.batch(one_per_row(1, first_seq=43), settled=42))
+        await uplink.answered()
+        await node.sinks.drained()
+        asked = await run_command("audit", "--url", url, "--settled", 0.5)
+        assert (asked.code, "absent" in asked.out, "seq 41-42" in asked.out) == (1, True, True)
+
+
 async def test_a_row_that_is_gone_ends_with_1_either_way(tmp_path: Path) -> None:
     async with running_node(tmp_path) as node:
         uplink = Uplink(node.capture)
