@@ -5,6 +5,12 @@ included. So the window is what the link moves in IN_FLIGHT_S (or two round trip
 more), and one batch is what it moves in BATCH_S, within floors that let both grow again and the
 ceilings that are configured.
 
+A cloud that takes its time to answer (it is busy, or commits far away) looks like a slow link: the
+window is what is answered in IN_FLIGHT_S, that is less and less, down to nothing. What tells the
+two apart is the peer's TCP: as long as it has taken all bytes while the window is full, the window
+is what binds, and grows to IN_FLIGHT_MAX_S; where TCP ends before the link, it costs a live reading
+that much waiting at most.
+
 Speed is bytes acknowledged while something is in flight. A stretch that ended with nothing in
 flight was perhaps short of readings, not of link: it may raise the speed and never lowers it.
 """
@@ -16,6 +22,8 @@ import math
 __all__ = ["LinkSpeed"]
 
 IN_FLIGHT_S = 0.25
+IN_FLIGHT_MAX_S = 0.6  # while it is the answers that are slow, not the link
+_IN_FLIGHT_STEP = 1.25
 BATCH_S = 0.2
 WINDOW_BYTES_MIN = 4 * 1024
 WINDOW_BYTES_FIRST = 16 * 1024  # until the link's speed is known
@@ -42,6 +50,7 @@ class LinkSpeed:
     __slots__ = (
         "_busy_bytes",
         "_busy_since_s",
+        "_in_flight_s",
         "_rate_max",
         "_window_bytes_max",
         "rate_bytes_s",
@@ -60,6 +69,7 @@ class LinkSpeed:
         # a link that may carry so much a second is taken for one that can, until it is seen
         self.rate_bytes_s: float | None = None if self._rate_max == math.inf else self._rate_max
         self.round_trip_s = 0.0
+        self._in_flight_s = IN_FLIGHT_S
         self._busy_since_s = 0.0
         self._busy_bytes = 0
 
@@ -96,13 +106,24 @@ class LinkSpeed:
             self.rate_bytes_s = (known + rate) / 2
         self.began(now_s)
 
+    def full(self, *, idle: bool) -> None:
+        """Note that an answer comes while the window is full.
+
+        Args:
+            idle: The peer's TCP has all that was sent: nothing is on its way.
+        """
+        if idle:
+            self._in_flight_s = min(IN_FLIGHT_MAX_S, self._in_flight_s * _IN_FLIGHT_STEP)
+        else:
+            self._in_flight_s = max(IN_FLIGHT_S, self._in_flight_s / _IN_FLIGHT_STEP)
+
     @property
     def window_bytes(self) -> int:
         """How many bytes may be in flight; the batch that passes it still goes."""
         most = self._window_bytes_max
         if self.rate_bytes_s is None:
             return min(most, WINDOW_BYTES_FIRST)
-        wanted = self.rate_bytes_s * max(IN_FLIGHT_S, 2 * self.round_trip_s)
+        wanted = self.rate_bytes_s * max(self._in_flight_s, 2 * self.round_trip_s)
         return min(most, max(WINDOW_BYTES_MIN, int(wanted)))
 
     def batch_readings(self, most: int) -> int:

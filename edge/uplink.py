@@ -337,6 +337,9 @@ class Uplink:
     # ---- answers
 
     def _on_puback(self, packet_id: int, reason_code: int, reason: str) -> None:
+        state, connection = self._state, self._connection
+        if connection is not None and state.bytes_in_flight >= state.window_bytes:
+            state.speed.full(idle=not connection.link_bytes().outstanding)
         self._sender.answered(packet_id, reason_code, reason)
         self._wake.set()
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from collections import deque
+from collections.abc import Callable
+
 import pytest
 
 from bridge.link_speed import LinkSpeed
@@ -81,3 +85,47 @@ def test_another_connection_is_another_link() -> None:
     speed = measured(100_000)
     speed.reset()
     assert speed.rate_bytes_s is None
+
+
+def drained(link_bytes_s: float, answer_s: Callable[[], float], seconds: float = 30.0) -> float:
+    """Return the share of a link that is used while the cloud takes its time to answer."""
+    speed, now_s, free_s, last_s, sent, first = LinkSpeed(MOST), 0.0, 0.0, 0.0, 0, True
+    in_flight: deque[tuple[float, float, int]] = deque()
+    while now_s < seconds:
+        waiting = sum(size for *_, size in in_flight)
+        if not in_flight or (waiting < speed.window_bytes and len(in_flight) < 64):
+            size = 13 * speed.batch_readings(500)
+            if not in_flight:
+                speed.began(now_s)
+            free_s = max(now_s, free_s) + size / link_bytes_s
+            last_s = max(last_s, free_s + 0.06 + (0.01 if first else answer_s()))
+            in_flight.append((last_s, now_s, size))
+            first = False
+            speed.encoded(size, size // 13)
+            continue
+        now_s, sent_s, size = in_flight.popleft()
+        if waiting >= speed.window_bytes:
+            speed.full(idle=free_s <= now_s)
+        sent += size
+        speed.acknowledged(size, sent_s, now_s, idle=not in_flight)
+    return sent / seconds / link_bytes_s
+
+
+def test_a_cloud_that_becomes_slow_to_answer_does_not_close_the_window() -> None:
+    assert drained(1_250_000, lambda: 0.3) > 0.5
+    assert drained(125_000, lambda: 0.3) > 0.5
+
+
+def test_nor_does_one_that_answers_now_soon_now_late() -> None:
+    rng = random.Random(1)
+    assert drained(125_000, lambda: rng.uniform(0, 0.6)) > 0.3
+
+
+def test_a_link_that_binds_has_no_larger_window_for_that() -> None:
+    speed = measured(100_000)
+    for _ in range(20):
+        speed.full(idle=True)
+    assert speed.window_bytes == pytest.approx(60_000, rel=0.1)
+    for _ in range(20):
+        speed.full(idle=False)
+    assert speed.window_bytes == pytest.approx(25_000, rel=0.1)
