@@ -60,6 +60,14 @@ class UpConfig:
     cloud: CloudConfig = section(CloudConfig, help="The cloud node: see `tidegate cloud`.")
     sim: SimConfig = section(SimConfig, help="The simulated devices: see `tidegate sim`.")
 
+    def __post_init__(self) -> None:
+        if self.cloud.http.port != CloudConfig().http.port:
+            raise ValueError("'cloud.http.port' does nothing here: give 'http_port'")
+        if self.edge.uplink.endpoints:
+            raise ValueError(
+                "'edge.uplink.endpoints' does nothing here: the cloud node is this one"
+            )
+
 
 @dataclass(slots=True, frozen=True)
 class SiteFigures:

@@ -84,3 +84,17 @@ async def test_whatif_asks_the_gateway_of_a_site(
     assert code == 0
     assert found["full_s"] is None
     assert found["drain_s"] is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--cloud-http-port", "9"], "give 'http_port'"),
+        (["--edge-uplink-endpoints", "mqtt://h:1"], "the cloud node is this one"),
+    ],
+)
+def test_a_key_of_a_part_that_would_do_nothing_is_refused(
+    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["up", "--data", str(tmp_path / "data"), *flags]) == 2
+    assert said in capsys.readouterr().err
