@@ -144,7 +144,7 @@ class AlertNodes:
         await sink.write([entry], {self.partition: entry.entry.position})
 
     async def quiet(self) -> None:
-        """Return once the holder has told all it has to."""
+        """Return once the holder has told all it has to, and the next one would know."""
         assert self.holder is not None
         store = self.holder._store
         assert store is not None
@@ -152,6 +152,10 @@ class AlertNodes:
             await self.holder._tick()
             while await store.pending() or self.holder._changes.outbox:
                 await asyncio.sleep(0.002)
+                await self.holder._tick()
+            outbox = self.holder._outbox
+            assert outbox is not None
+            async with outbox.quiet(10):  # what was told is noted, and the next holder knows
                 await self.holder._tick()
 
     async def close(self) -> None:
