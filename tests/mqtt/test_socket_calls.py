@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mqtt.broker.net import socket_calls
-from mqtt.broker.net.socket_calls import WRITABLE
+from mqtt.broker.net.socket_calls import EVENTS_MAX, WRITABLE
 
 # Where nothing was built, Python is held to the same by itself.
 CALLS = {
@@ -128,7 +128,7 @@ def test_a_closed_epoll_and_other_objects_are_refused(receive: Any, send: Any) -
     with pytest.raises((OSError, ValueError)):
         receive(epoll, bytearray(512), 64)
     with select.epoll() as epoll, pytest.raises(ValueError, match="a byte"):
-        receive(epoll, bytearray(511), 64)
+        receive(epoll, bytearray(EVENTS_MAX - 1), 64)
     for wrong in ({"1": b""}, {1: "text"}):
         with pytest.raises(TypeError):
             send(wrong)

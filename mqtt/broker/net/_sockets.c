@@ -14,7 +14,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-#define EVENTS_MAX 512
+#define EVENTS_MAX 128
 
 static int append(PyObject *list, PyObject *item)
 {
@@ -179,7 +179,7 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__sockets(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    if (module != NULL && PyModule_AddIntConstant(module, "VERSION", 1) < 0)
+    if (module != NULL && PyModule_AddIntConstant(module, "VERSION", 2) < 0)
         Py_CLEAR(module);
     return module;
 }

@@ -25,8 +25,8 @@ Buffer = bytearray | mmap
 
 __all__ = ["EVENTS_MAX", "VERSION", "WRITABLE", "Library", "native", "receive", "send"]
 
-VERSION: Final = 1  # rises with every change of a function's arguments or meaning
-EVENTS_MAX: Final = 512  # sockets a call
+VERSION: Final = 2  # rises with every change of a function's arguments or meaning
+EVENTS_MAX: Final = 128  # sockets a call; the others come first in the next
 WRITABLE: Final = int(select.EPOLLOUT)
 
 

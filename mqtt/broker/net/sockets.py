@@ -32,7 +32,7 @@ __all__ = ["TOGETHER_BYTES", "SocketTransport", "Sockets"]
 
 TOGETHER_BYTES: Final = 64 << 10
 _READ_BYTES: Final = 64 << 10  # of one socket a turn, ...
-_BUFFER_BYTES: Final = 512 << 10  # ... and of all; touched as far as it is used
+_BUFFER_BYTES: Final = 128 << 10  # ... and of all, so that a turn takes some ms at most
 _HIGH_BYTES: Final = 64 << 10  # asyncio's own
 _READABLE: Final = int(select.EPOLLIN)
 _NOT_NOW: Final = (-errno.EAGAIN, -errno.EINTR)
