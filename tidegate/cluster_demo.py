@@ -295,6 +295,7 @@ class _Demo:
                 raise StartError(str(error)) from None
             self._start_devices()
             self._explain()
+            await self._first_readings()
             await self._watch()
             return await self._finish()
         finally:
@@ -318,6 +319,20 @@ class _Demo:
             )  # fmt: skip
             sim.start()
             self._sims.append(sim)
+
+    async def _first_readings(self) -> None:
+        """Return once each gateway has some: the time that was asked for begins then."""
+        waiting = list(self._cluster.edge_http_ports)
+        deadline = time.monotonic() + _SETTLE_S
+        while waiting and not self._stop.is_set() and time.monotonic() < deadline:
+            with contextlib.suppress(StartError):
+                said = await asyncio.to_thread(
+                    ask_service, f"http://127.0.0.1:{waiting[0]}", "status"
+                )
+                if said["journal"]["last_seq"]:
+                    del waiting[0]
+                    continue
+            await asyncio.sleep(0.1)
 
     def _explain(self) -> None:
         cluster = self._cluster

@@ -177,6 +177,9 @@ class Connection:
     def _options(self, access: NatsAccess, refusals: list[str]) -> dict[str, Any]:
         async def error_cb(error: Exception) -> None:
             refusals[:] = [_text(error)]
+            transport = self._nc._transport  # noqa: SLF001 - an attempt that failed leaves it open
+            if transport is not None and not self._nc.is_connected:
+                transport.close()  # type: ignore[no-untyped-call]  # nats-py has no types there
             if not self._closing:
                 limited(log, _text(error), _LOG_EVERY_S).warning("nats", error=_text(error))
 

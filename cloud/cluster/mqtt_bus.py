@@ -421,11 +421,13 @@ class MqttCluster:
         self.peers.members(topic_filter, sum(one.owner is not None for one in members))
 
     def when_spread(self, callback: Callable[[], None]) -> None:
-        """Call back when the other nodes know the subscriptions made so far."""
+        """Call back when the other nodes know the subscriptions made so far, and when what was
+        retained anywhere before is here."""
+        current = partial(self.retained.when_current, callback)
         if self.tickets:
-            self.tickets.when_done(lambda: self.peers.when_spread(callback))
+            self.tickets.when_done(lambda: self.peers.when_spread(current))
         else:
-            self.peers.when_spread(callback)
+            self.peers.when_spread(current)
 
     def claim(self, connect: Connect, proceed: Callable[[], None]) -> bool:
         """Make the client's session this node's: True if it is."""

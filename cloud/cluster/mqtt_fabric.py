@@ -127,6 +127,14 @@ class Fabric(Protocol):
         """Hand on every state there is, return, and hand on every change until `stop`."""
         ...
 
+    async def catch_up(self, kind: str) -> None:
+        """Return when every state of a kind that was durable before this call was handed on.
+
+        Raises:
+            FabricError: the engine cannot say what there is.
+        """
+        ...
+
     async def follow_log(self, after: int, on_entry: Callable[[LogEntry], None]) -> None:
         """Hand on the entries behind a number, in order, none left out, until `stop`."""
         ...

@@ -49,6 +49,7 @@ class NatsFabric:
         self._sessions = Bucket(connection, layout.bucket("sessions"))
         self._retained = Bucket(connection, layout.bucket("retained"))
         self._followers: list[Follower] = []
+        self._states: dict[str, Follower] = {}  # by bucket
         self._sending: deque[tuple[str, bytes]] = deque()
         self._sending_bytes = 0
         self._wake = asyncio.Event()
@@ -201,10 +202,20 @@ class NatsFabric:
             live = self._layout.live(bucket.stream)
             follower = Follower(self._connection, bucket.stream, live, deliver)
             self._followers.append(follower)
+            self._states[bucket.name] = follower
             try:
                 await follower.start()
             except ClusterError as error:
                 raise FabricError(f"{bucket.name}: {error}") from None
+
+    async def catch_up(self, kind: str) -> None:
+        """Return when every state of a kind that was durable before was handed on."""
+        bucket = self._bucket(f"{kind}.")
+        try:
+            said = await self._connection.api(f"STREAM.INFO.{bucket.stream}", {})
+            await self._states[bucket.name].reach(int(said["state"]["last_seq"]))
+        except ClusterError as error:
+            raise FabricError(f"{bucket.name}: {error}") from None
 
     def _bucket(self, key: str) -> Bucket:
         return self._retained if key.startswith("r.") else self._sessions

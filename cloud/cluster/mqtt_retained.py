@@ -27,6 +27,7 @@ __all__ = ["RetainedStates"]
 log = structlog.get_logger(component="mqtt-cluster")
 
 _RETRY_S: Final = 0.2
+_CURRENT_S: Final = 5.0  # longer than that nobody waits for SUBACK
 _LOG_EVERY_S: Final = 10.0
 
 
@@ -65,6 +66,8 @@ class RetainedStates:
         self._known: dict[str, tuple[str, int, int]] = {}  # key -> name, revision, expires_us
         self._writes: dict[str, _Write] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._wanting: list[Callable[[], None]] = []  # to be current
+        self._is_asking = False
 
     def put(self, change: RetainedSaved | RetainedEnded) -> None:
         """Write what was retained or forgotten here."""
@@ -105,6 +108,28 @@ class RetainedStates:
             return
         self._known[state.key] = (name, state.revision, change.expires_us)
         self._apply(name, change)
+
+    def when_current(self, callback: Callable[[], None]) -> None:
+        """Call back when what any node had retained before this call is here; all that ask
+        meanwhile are answered together. Where the cluster cannot say, after a few seconds."""
+        self._wanting.append(callback)
+        if not self._is_asking:
+            self._is_asking = True
+            self._spawn(self._become_current())
+
+    async def _become_current(self) -> None:
+        while self._wanting:
+            wanting, self._wanting = self._wanting, []
+            try:
+                async with asyncio.timeout(_CURRENT_S):
+                    await self._fabric.catch_up("r")
+            except (FabricError, TimeoutError) as error:
+                limited(log, "current", _LOG_EVERY_S).warning(
+                    "mqtt_retained_may_lag", error=str(error) or "no answer in time"
+                )
+            for callback in wanting:
+                callback()
+        self._is_asking = False
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work, name="mqtt-retained")

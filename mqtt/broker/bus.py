@@ -73,7 +73,8 @@ class Bus(Protocol):
         ...
 
     def when_spread(self, callback: Callable[[], None]) -> None:
-        """Call back when the other nodes know the subscriptions made so far."""
+        """Call back when the other nodes know the subscriptions made so far, and when what was
+        retained at any of them before is here."""
         ...
 
     def claim(self, connect: Connect, proceed: Callable[[], None]) -> bool:

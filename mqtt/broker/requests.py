@@ -351,7 +351,7 @@ def _subscribe(connection: Connection, packet: Subscribe) -> None:
     before = _position(connection)
     identifier = packet.properties.get(SUBSCRIPTION_IDENTIFIER, [0])[0]
     codes: list[int] = []
-    retained = []
+    wanting: list[Subscription] = []
     for subscription in packet.subscriptions:
         code = _refusal(connection, session, subscription)
         codes.append(code or subscription.qos)  # [MQTT-3.8.4-6] [MQTT-3.8.4-7]
@@ -367,22 +367,33 @@ def _subscribe(connection: Connection, packet: Subscribe) -> None:
             (handling == 0 or (handling == 1 and not existed))
             and entry is not None
             and entry.share is None
-            and core.router.retained.may_match(subscription.topic_filter)
         ):
-            retained.append(
-                RetainedFeed(core.router, session, subscription, identifier_property(identifier))
-            )
+            wanting.append(subscription)
+    retained = _feeds(connection, wanting, identifier) if core.bus is None else []
 
     def answer() -> None:
         connection.machine.send_packet(Suback(packet.packet_id, codes))  # [MQTT-3.8.4-1..2]
-        for source in retained:
+        for source in retained if core.bus is None else _feeds(connection, wanting, identifier):
             connection.feed(source)
 
     if core.bus is None:
         _when_safe(connection, before, answer)
-    else:  # what is published elsewhere from now on has to come here
+    else:  # what is published elsewhere from now on has to come here, and what is retained there
         safe = partial(_when_safe, connection, before, answer)
         core.bus.when_spread(partial(_answer_later, connection, safe))
+
+
+def _feeds(
+    connection: Connection, subscriptions: Sequence[Subscription], identifier: int
+) -> list[RetainedFeed]:
+    """Return what is retained for subscriptions, as it is now."""
+    router, session = connection.core.router, connection.session
+    assert session is not None
+    return [
+        RetainedFeed(router, session, one, identifier_property(identifier))
+        for one in subscriptions
+        if router.retained.may_match(one.topic_filter)
+    ]
 
 
 def _refusal(connection: Connection, session: Session, subscription: Subscription) -> int:

@@ -427,6 +427,31 @@ async def test_retained_messages_are_on_every_node_also_a_later_one() -> None:
         await three.broker.stop()
 
 
+@pytest.mark.parametrize("known_before", [False, True])
+async def test_what_is_retained_elsewhere_and_still_on_its_way_is_waited_for(
+    known_before: bool,
+) -> None:
+    async with mqtt_nodes(2) as (one, two):
+        publisher = await one.connect("p")
+        if known_before:
+            await publish(publisher, "a/0", b"old", 1, retain=True)
+        two.fabric.be_late(True)
+        await publish(publisher, "a/1", b"kept", 1, retain=True)
+        subscriber = await two.connect("s")
+        await subscriber.subscribe("a/+", qos=1)
+        expected = [b"old", b"kept"] if known_before else [b"kept"]
+        assert sorted(await payloads(subscriber)) == sorted(expected)
+
+
+async def test_a_cluster_that_cannot_say_what_is_retained_lets_a_client_subscribe() -> None:
+    engine = MemoryEngine()
+    async with mqtt_nodes(1, engine) as (one,):
+        subscriber = await one.connect("s")
+        engine.has_quorum = False
+        await subscriber.subscribe("a/+", qos=0)  # is answered
+        engine.has_quorum = True
+
+
 async def test_two_writers_of_a_retained_message_leave_one_for_all() -> None:
     engine = MemoryEngine()
     async with mqtt_nodes(3, engine) as nodes:

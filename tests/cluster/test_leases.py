@@ -165,8 +165,9 @@ class HangsInUpdates(Bucket):
 
 async def test_a_stop_in_the_midst_of_a_renewal_hands_over_at_once(bucket: Bucket) -> None:
     hangs = HangsInUpdates(bucket)
-    worker = Worker(Leases(hangs, "b", SystemClock(), TIMES))
-    async with asyncio.timeout(20):
+    patient = LeaseTimes(ttl_s=30.0, renew_s=0.2, moves_max=8)  # none runs out meanwhile
+    worker = Worker(Leases(hangs, "b", SystemClock(), patient))
+    async with asyncio.timeout(40):
         await worker.start()
         await until(lambda: shares([worker]) == [64])
         hangs.deaf = True

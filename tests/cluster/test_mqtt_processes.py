@@ -6,19 +6,17 @@ import asyncio
 import contextlib
 import itertools
 import json
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.request import urlopen
 
 import aiomqtt
 import pytest
 
+from tests.kit.mqtt_js import INTEROP, node_with_mqtt_js
 from tests.kit.mqtt_load import LoadPublisher, LoadSubscriber, client, running
 from tidegate.cluster_demo import ClusterProcesses
 
 TIMEOUT_S = 40.0
-INTEROP = Path(__file__).parent.parent / "interop"
 NUMBERS = itertools.count()  # every test has topics and client ids of its own
 
 
@@ -98,8 +96,7 @@ async def mosquitto_sub(port: int, client_id: str, topic: str, *arguments: str) 
 
 
 async def test_mqtt_js_keeps_its_session_over_nodes(cluster: ClusterProcesses) -> None:
-    node = shutil.which("node")
-    assert node is not None, "MQTT.js needs node"
+    node = node_with_mqtt_js()
     name = f"js-{next(NUMBERS)}"
     first, second, third = cluster.mqtt_ports
 

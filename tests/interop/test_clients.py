@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from pathlib import Path
 
 import aiomqtt
 import pytest
@@ -14,8 +13,7 @@ import pytest
 from mqtt.broker.net.config import ListenerConfig
 from tests.kit.certificates import Certificates, make_certificates
 from tests.kit.fronts import client_tls, fronting
-
-HERE = Path(__file__).parent
+from tests.kit.mqtt_js import INTEROP, node_with_mqtt_js
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +43,12 @@ def listener(transport: str, certificates: Certificates) -> ListenerConfig:
     ],
 )
 async def test_mqtt_js(transport: str, url: str, version: int, certificates: Certificates) -> None:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not installed on this machine")
-    if not (HERE / "node_modules" / "mqtt").is_dir():
-        pytest.skip("MQTT.js is not installed: run 'npm install' in tests/interop")
+    node = node_with_mqtt_js()
     async with fronting(listener(transport, certificates)) as front:
         ca = str(certificates.ca) if transport in ("tls", "wss") else ""
         process = await asyncio.create_subprocess_exec(
             node, "client.mjs", url.format(front.port), str(version), ca,
-            cwd=HERE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            cwd=INTEROP, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         async with asyncio.timeout(30):
             out, errors = await process.communicate()

@@ -89,6 +89,7 @@ class MemoryFabric:
         self._missed: list[LogEntry | State] = []
         self._is_cut = False
         self._stopped = False
+        self._late: list[State] | None = None  # states that are on their way
         self.dies_after_append = False  # after the next entry, before it hears that it is there
 
     @property
@@ -109,6 +110,12 @@ class MemoryFabric:
                 self.hear_entry(one)
             else:
                 self.hear_state(one)
+
+    def be_late(self, late: bool) -> None:
+        """Keep back states until told otherwise, or until they are asked for."""
+        kept, self._late = self._late or [], [] if late else None
+        for state in kept:
+            self.hear_state(state)
 
     def kill(self) -> None:
         """The process is gone: it hears and does nothing any more."""
@@ -185,6 +192,11 @@ class MemoryFabric:
             on_state(state)
         self._on_state = on_state
 
+    async def catch_up(self, kind: str) -> None:
+        await self._reach()
+        self.be_late(False)
+        await asyncio.sleep(0)
+
     async def follow_log(self, after: int, on_entry: Callable[[LogEntry], None]) -> None:
         for entry in self._engine.log:
             if entry.seq > after:
@@ -213,6 +225,8 @@ class MemoryFabric:
         """Take a state, now or when healed."""
         if self._is_cut:
             self._missed.append(state)
+        elif self._late is not None:
+            self._late.append(state)
         elif self._on_state is not None and not self._stopped:
             asyncio.get_running_loop().call_soon(self._on_state, state)
 
