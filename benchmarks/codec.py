@@ -29,7 +29,7 @@ from bridge.envelope import Mode
 from bridge.readings import FLAG_PROPERTIES, FLAG_RETAIN, Readings
 from bridge.structured import StructuredDecoder, StructuredEncoder
 from bridge.structured.kernel import native
-from device_sim.traces import Record, read_trace
+from device_sim.traces import Record, TraceError, read_trace
 from mqtt.packets import PUBLISH
 from mqtt.properties import encode_property_block
 from tests.kit.payload_shapes import SHAPES, messages
@@ -197,9 +197,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("inner loops in " + ("C" if native else "Python"))
     print(f"{'':14} batch  payload     body    batch   encode   decode    worst  target")
     print(f"{'':14}       bytes a reading                 us a reading      ms      us")
-    for name, records in _corpora(options):
-        for size in options.batch:
-            _print_row(name, size, measure(records, size, mode))
+    try:
+        for name, records in _corpora(options):
+            for size in options.batch:
+                _print_row(name, size, measure(records, size, mode))
+    except (TraceError, OSError) as error:
+        sys.stderr.write(f"codec: {error}\n")
+        return 2
     return 0
 
 
