@@ -124,18 +124,18 @@ def _place(connection: sqlite3.Connection, seq: int) -> tuple[int, JournalPlace]
         gone = dict(connection.execute("SELECT lane, gone_seq FROM lanes").fetchall())
         row = connection.execute(
             "SELECT lane, first_seq, count, time_us FROM journal"
-            " WHERE first_seq <= ?1 AND first_seq + count > ?1",
-            (seq,),
+            " WHERE first_seq <= ? AND first_seq + count > ?",
+            (seq, seq),
         ).fetchone()
         dead = connection.execute(
             "SELECT lane, time_us, cause FROM dead_letters"
-            " WHERE first_seq <= ?1 AND last_seq >= ?1 ORDER BY id DESC",
-            (seq,),
+            " WHERE first_seq <= ? AND last_seq >= ? ORDER BY id DESC",
+            (seq, seq),
         ).fetchone()
         stone = connection.execute(
             "SELECT lane, first_seq, last_seq, count, reason, time_us FROM tombstones"
-            " WHERE first_seq <= ?1 AND last_seq >= ?1",
-            (seq,),
+            " WHERE first_seq <= ? AND last_seq >= ?",
+            (seq, seq),
         ).fetchone()
         newest = connection.execute("SELECT max(first_seq + count - 1) FROM journal").fetchone()[0]
     finally:

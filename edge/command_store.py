@@ -119,10 +119,11 @@ class CommandStore:
     async def save(self, held: HeldCommand) -> None:
         """Keep a command's state; a final one lets its payload go. Durable on return."""
         sql = (
-            "UPDATE commands SET state = ?1, detail = ?2, changed_us = ?3, reported = ?4,"
-            " payload = CASE ?1 WHEN 'held' THEN payload ELSE x'' END WHERE id = ?5"
+            "UPDATE commands SET state = ?, detail = ?, changed_us = ?, reported = ?,"
+            " payload = CASE ? WHEN 'held' THEN payload ELSE x'' END WHERE id = ?"
         )
-        values = (held.state, held.detail, held.changed_us, held.reported, held.command_id)
+        state = held.state
+        values = (state, held.detail, held.changed_us, held.reported, state, held.command_id)
         await self._opened().query(sql, values)
 
     async def forget_old(self) -> None:

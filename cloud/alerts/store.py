@@ -226,9 +226,9 @@ class AlertStore:
         """Return messages for `target` to deliver now: of each thread the oldest only."""
         sql = (
             "SELECT id, target, message_id, thread, address, body, created_us, attempts "
-            "FROM outbox AS o WHERE target = ?1 AND next_us <= ?2 AND NOT EXISTS "
+            "FROM outbox AS o WHERE target = ? AND next_us <= ? AND NOT EXISTS "
             "(SELECT 1 FROM outbox AS e WHERE e.target = o.target AND e.thread = o.thread "
-            "AND e.id < o.id) ORDER BY next_us, id LIMIT ?3"
+            "AND e.id < o.id) ORDER BY next_us, id LIMIT ?"
         )
 
         def work(connection: sqlite3.Connection) -> list[QueuedMessage]:
@@ -240,7 +240,7 @@ class AlertStore:
     async def next_due_us(self, target: str) -> int | None:
         """Return when the next attempt for `target` is due; None when nothing waits for it."""
         sql = (
-            "SELECT min(next_us) FROM outbox AS o WHERE target = ?1 AND NOT EXISTS "
+            "SELECT min(next_us) FROM outbox AS o WHERE target = ? AND NOT EXISTS "
             "(SELECT 1 FROM outbox AS e WHERE e.target = o.target AND e.thread = o.thread "
             "AND e.id < o.id)"
         )
@@ -322,12 +322,13 @@ class AlertStore:
         """Return kept transitions, newest first, those with an id under `before` if it is given."""
         sql = (
             "SELECT id, state, alert_id, rule, severity, device, topic, at_us, decided_us, value, "
-            "reason, historical, flapping FROM history WHERE (?1 IS NULL OR rule = ?1) "
-            "AND (?2 IS NULL OR device = ?2) AND (?3 IS NULL OR id < ?3) ORDER BY id DESC LIMIT ?4"
+            "reason, historical, flapping FROM history WHERE (? IS NULL OR rule = ?) "
+            "AND (? IS NULL OR device = ?) AND (? IS NULL OR id < ?) ORDER BY id DESC LIMIT ?"
         )
 
         def work(connection: sqlite3.Connection) -> list[HistoryRow]:
-            rows = connection.execute(sql, (rule, device, before, limit)).fetchall()
+            values = (rule, rule, device, device, before, before, limit)
+            rows = connection.execute(sql, values).fetchall()
             return [HistoryRow(row[0], _transition(row[1:])) for row in rows]
 
         return await self._database.run(work)

@@ -125,10 +125,10 @@ class SqliteCommandStore:
     async def newest(self, device: str | None, state: str | None, limit: int) -> list[CommandRow]:
         """Return commands, the newest first."""
         where = (
-            "WHERE (?1 IS NULL OR device = ?1) AND (?2 IS NULL OR state = ?2)"
-            " ORDER BY created_us DESC, rowid DESC LIMIT ?3"
+            "WHERE (? IS NULL OR device = ?) AND (? IS NULL OR state = ?)"
+            " ORDER BY created_us DESC, rowid DESC LIMIT ?"
         )
-        return await self._rows(_SELECT + where, device, state, limit)
+        return await self._rows(_SELECT + where, device, device, state, state, limit)
 
     async def _rows(self, sql: str, *values: object) -> list[CommandRow]:
         rows = await self.run(lambda connection: connection.execute(sql, values).fetchall())

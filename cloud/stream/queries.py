@@ -149,8 +149,8 @@ def dead_letters(connection: sqlite3.Connection, sink: str | None) -> list[DeadL
     rows = connection.execute(
         "SELECT sink, cause, tries, time_us,"
         " partition, position, gateway, epoch, seqs, count, appended_us, body"
-        " FROM dead_letters WHERE ?1 IS NULL OR sink = ?1 ORDER BY time_us, rowid",
-        (sink,),
+        " FROM dead_letters WHERE ? IS NULL OR sink = ? ORDER BY time_us, rowid",
+        (sink, sink),
     )
     return [
         DeadLetter(name, _entry(rest), cause, tries, time_us)

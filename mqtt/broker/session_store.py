@@ -62,8 +62,9 @@ _STATEMENTS: Final[dict[type, tuple[str, ...]]] = {
         "INSERT OR REPLACE INTO sessions VALUES (?,?,?,?,?,?,?,?,?,?)",
         # The client is back: from now on what is UNSENT may be sent at any time.
         (
-            "UPDATE deliveries SET released = 0"
-            " WHERE client_id = ?1 AND released = 2 AND ?4 = 0 AND ?10 NOTNULL"
+            "WITH saved (client_id, b, c, d, e, f, g, h, i, j) AS (SELECT ?,?,?,?,?,?,?,?,?,?)"
+            " UPDATE deliveries SET released = 0 WHERE released = 2"
+            " AND client_id = (SELECT client_id FROM saved WHERE d = 0 AND j NOTNULL)"
         ),
     ),
     SessionEnded: (
