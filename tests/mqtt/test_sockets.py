@@ -243,6 +243,48 @@ async def test_a_reset_is_told_whether_it_reads_or_not(lines: Any, paused: bool)
     assert line.protocol.events == ["made", ConnectionResetError]
 
 
+async def test_what_came_before_the_end_is_read_although_reading_was_paused(lines: Any) -> None:
+    line = lines()
+    line.transport.pause_reading()
+    line.far.send(b"last words")
+    line.far.close()  # a Unix socket tells of that whether it is read or not
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert line.protocol.events == ["made"]
+    line.transport.resume_reading()
+    await line.protocol.lost.wait()
+    assert line.protocol.data == b"last words"
+    assert line.protocol.events == ["made", "eof", type(None)]
+
+
+async def test_a_client_that_went_while_reading_was_paused_can_be_closed(lines: Any) -> None:
+    one, two = lines(), lines()
+    for line in (one, two):
+        line.transport.pause_reading()
+        line.far.close()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    one.transport.abort()
+    two.transport.write(b"to nobody")
+    await one.protocol.lost.wait()
+    await two.protocol.lost.wait()
+    assert (one.protocol.events[1:], two.protocol.events[1:]) == ([type(None)], [BrokenPipeError])
+
+
+async def test_what_is_written_when_there_is_room_again_precedes_the_end(lines: Any) -> None:
+    line = lines()
+    line.transport.set_write_buffer_limits(high=0)
+    more = bytes(3_000_000)
+
+    def write_and_close() -> None:
+        line.transport.write(more)
+        line.transport.close()
+
+    line.protocol.resume_writing = write_and_close  # type: ignore[method-assign]
+    line.transport.write(more)
+    assert await line.read(len(more) * 2 + 1) == more * 2
+
+
 async def test_writing_to_one_who_has_gone_ends_only_that_connection(lines: Any) -> None:
     gone, stays = lines(), lines()
     gone.transport.pause_reading()

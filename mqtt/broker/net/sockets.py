@@ -7,7 +7,8 @@ what has TLS stays on those. docs/adr/0013-own-sockets.md says what it is for.
 
 Invariants:
 - a socket is watched for reading exactly while its transport is neither paused nor closing, and for
-  writing exactly while `_unsent` holds something;
+  writing exactly while `_unsent` holds something; one whose end comes while nothing is to be read
+  is not watched until something is, so that what was sent before the end is not lost;
 - what waits for the end of the turn is at most TOGETHER_BYTES a socket, what is written beyond that
   leaves at once; nothing of it waits behind `_unsent`, and nothing is in both;
 - a descriptor is closed in a turn of its own, after `connection_lost`: it can mean no other socket
@@ -149,6 +150,7 @@ class SocketTransport(asyncio.Transport):
         "_is_lost",
         "_is_paused",
         "_is_resuming",
+        "_is_unwatched",
         "_outgoing",
         "_peer",
         "_sock",
@@ -180,6 +182,7 @@ class SocketTransport(asyncio.Transport):
         self._is_closing = False
         self._is_ending = False  # our side is shut, or will be after what is unsent
         self._is_lost = False  # `connection_lost` is on its way
+        self._is_unwatched = False  # it has ended, which is for when reading goes on
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -269,7 +272,7 @@ class SocketTransport(asyncio.Transport):
         if self._is_blocked and len(unsent) <= self._high_bytes // 4:
             self._is_blocked = False
             self.protocol.resume_writing()
-        if not unsent and not self._is_lost:
+        if self._unsent is None and not self._is_lost:  # the protocol may have written more
             if self._is_closing:
                 self.lose(None)
             elif self._is_ending:
@@ -301,9 +304,12 @@ class SocketTransport(asyncio.Transport):
         elif self.takes_data:
             self.protocol.eof_received()
             self.close()
-        else:
-            # The system tells of the end of what it is not to read only if nobody is there.
+        elif self._is_closing:
             self.lose(None)
+        elif not self._is_unwatched:
+            # A Unix socket's end is told of although nothing is to be read, over and over.
+            self._sockets.epoll.unregister(self._fd)
+            self._is_unwatched = True
 
     def pause_reading(self) -> None:
         """Read nothing until `resume_reading`."""
@@ -340,7 +346,11 @@ class SocketTransport(asyncio.Transport):
             events = _READABLE if self.takes_data else 0
             if self._unsent is not None:
                 events |= WRITABLE
-            self._sockets.epoll.modify(self._fd, events)
+            if not self._is_unwatched:
+                self._sockets.epoll.modify(self._fd, events)
+            elif events:
+                self._is_unwatched = False
+                self._sockets.epoll.register(self._fd, events)
 
     # -- ending -------------------------------------------------------------------------------
 
@@ -386,7 +396,8 @@ class SocketTransport(asyncio.Transport):
         """Forget what is unsent, and tell the protocol in a turn of its own."""
         if self._is_lost:
             return
-        self._sockets.epoll.unregister(self._fd)
+        if not self._is_unwatched:
+            self._sockets.epoll.unregister(self._fd)
         self._is_lost = self._is_closing = self._writes_late = True
         self.takes_data = False
         self._unsent = None
