@@ -406,3 +406,28 @@ async def test_a_certificate_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(FrontError, match=r"none\.pem cannot be read: No such file"):
         async with fronting(config):
             pass
+
+
+async def test_an_address_that_is_taken_meanwhile_leaves_nobody_listening(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def bound(port: int = 0) -> socket.socket:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port))
+        return sock
+
+    async def two_of_one_name(_host: str, _port: int) -> list[socket.socket]:
+        return sockets
+
+    async with fronting() as front:
+        with bound() as rival:
+            sockets = [bound(), bound(rival.getsockname()[1])]
+            address = sockets[0].getsockname()
+            rival.listen()
+            monkeypatch.setattr("mqtt.broker.net.listener._tcp_sockets", two_of_one_name)
+            with pytest.raises(OSError, match="in use"):
+                await front.broker.open_listener(ListenerConfig(port=0))
+        assert [sock.fileno() for sock in sockets] == [-1, -1]
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)

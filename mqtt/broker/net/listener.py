@@ -1,8 +1,8 @@
 """One way in: its socket, its limits, and who is on it.
 
-Unix sockets are the event loop's own servers. All others are accepted in `acceptor.py`, so that
-they can be made to wait in the system's queue, handshakes are counted and limited, each gets the
-newest certificate, and one that fails costs one bounded line of log.
+Clients are accepted in `acceptor.py`, so that they can be made to wait in the system's queue,
+handshakes are counted and limited, each gets the newest certificate, and one that fails costs one
+bounded line of log.
 
 Invariants:
 - `half_open` holds the connections that have sent no CONNECT, in the order they came, and never
@@ -85,11 +85,18 @@ class Listener:
         """
         config = self.config
         if config.path is not None:
-            self._acceptors.append(Acceptor(self, _unix_socket(config.path, config.mode)))
+            sockets = [_unix_socket(config.path, config.mode)]
         else:
-            for sock in await _tcp_sockets(config.host, config.bound_port):
+            sockets = await _tcp_sockets(config.host, config.bound_port)
+            self.port = sockets[0].getsockname()[1]
+        try:
+            for sock in sockets:
                 self._acceptors.append(Acceptor(self, sock))
-            self.port = self._acceptors[0].sock.getsockname()[1]
+        except OSError:  # somebody else listens there since it was bound
+            self.close()
+            for sock in sockets:
+                sock.close()
+            raise
         self.core.log.info("mqtt_listening", listener=self.name, port=self.port)
         self.warn_of_certificates()
         return self.port
