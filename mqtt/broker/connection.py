@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
     def _handle(self, events: list[Event]) -> None:
         for index, event in enumerate(events):
             if self.closed:
-                self._forget(events[index:])
+                self.forget(events[index:])
                 return
             if type(event) is PublishRun:
                 left: Sequence[Event] | None = self._take(event)
@@ -653,9 +653,10 @@ class Connection(asyncio.Protocol):
         """What was read and not handled comes again: its QoS 2 identifiers are free."""
         backlog, self._backlog = self._backlog, None
         if backlog:
-            self._forget(backlog)
+            self.forget(backlog)
 
-    def _forget(self, events: Iterable[Event]) -> None:
+    def forget(self, events: Iterable[Event]) -> None:
+        """Free the QoS 2 identifiers of publishes that were read and come to nothing."""
         inbound = self.session.inbound if self.session is not None else None
         if not inbound:
             return

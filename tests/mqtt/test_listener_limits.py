@@ -22,6 +22,7 @@ from mqtt.broker.config import BrokerConfig
 from mqtt.broker.net.config import ListenerConfig
 from mqtt.broker.net.rates import TokenBucket
 from mqtt.packets import Disconnect, Puback, Publish, Pubrec, Subscribe, Subscription
+from mqtt.properties import SESSION_EXPIRY_INTERVAL
 from runtime.clock import ManualClock
 from tests.kit.brokers import ManualCapture, WireClient
 from tests.kit.certificates import Certificates, make_certificates
@@ -237,6 +238,30 @@ async def test_a_v5_client_that_does_not_heed_it_is_cut_off() -> None:
             client.send(*(Publish("t", b"x") for _ in range(100)))
             await asyncio.sleep(0)
         assert (await client.receive(Disconnect)).reason_code == 0x96
+
+
+@pytest.mark.parametrize("captured", [False, True])
+async def test_qos_2_publishes_that_came_with_the_cut_off_can_be_sent_again(captured: bool) -> None:
+    topic = "devices/t" if captured else "t"
+    capture = ManualCapture(automatic=True)
+    clock = ManualClock()
+    async with fronting(
+        ListenerConfig(port=0, publish_rate_s=1), clock=clock, capture=capture
+    ) as front:
+        lasting = {"properties": {SESSION_EXPIRY_INTERVAL: 600}}
+        client, _ = await front.ask_at("p", **lasting)
+        client.send(*(Publish("t", b"", 1, packet_id=number) for number in (1, 2)))
+        await client.receive(Puback)
+        await client.receive(Puback)
+        storm = [Publish("t", b"") for _ in range(1100)]
+        late = Publish(topic, b"kept", qos=2, packet_id=7)
+        client.send(*storm, Subscribe(1, [Subscription("a", 0)]), late)  # one read
+        assert (await client.receive(Disconnect)).reason_code == 0x96
+        clock.advance(60.0)
+        again, connack = await front.ask_at("p", clean_start=False, **lasting)
+        assert connack.session_present
+        again.send(replace(late, dup=True))
+        assert (await again.receive(Pubrec)).reason_code < 0x80
 
 
 @pytest.mark.parametrize("publish_rate_s", [0, 1])

@@ -87,10 +87,11 @@ class Meter:
         now_s = connection.core.clock.monotonic_s()
         allowed: list[Event] = []
         version = connection.machine.version
-        for event in events:
+        for index, event in enumerate(events):
             count = _publishes_of(event)
             if count and version >= 5 and not self._admits(now_s):
                 if not self._refuse(connection, event, count):
+                    connection.forget([*allowed, *events[index + 1 :]])
                     return []
                 continue
             if count:
