@@ -16,7 +16,7 @@ it again under the same id.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -117,7 +117,7 @@ class HandOver:
         self,
         changes: Changes,
         engines: Mapping[int, RuleEngine],
-        pending: Iterable[Message],
+        pending: Callable[[], Awaitable[Iterable[Message]]],
         now_us: int,
         wanted: Collection[int],
     ) -> frozenset[int]:
@@ -126,13 +126,32 @@ class HandOver:
         Args:
             changes: About to be committed.
             engines: By partition, as they stand with `changes`.
-            pending: Messages not told yet, besides those of `changes`.
+            pending: Asks for the messages not told yet, besides those of `changes`.
             now_us: Wall clock.
             wanted: Which; see `wanted`.
 
         Returns:
             Partitions that others have claimed since: nothing of them may be told.
         """
+        soon = self._soon.intersection(wanted)
+        self._soon -= soon  # before asking: what is told from here on is kept the next time
+        try:
+            waiting = await pending()
+            lost = await self._keep(changes, engines, waiting, now_us, wanted)
+        except BaseException:
+            self._soon |= soon
+            raise
+        self.fenced |= lost
+        return lost
+
+    async def _keep(
+        self,
+        changes: Changes,
+        engines: Mapping[int, RuleEngine],
+        pending: Iterable[Message],
+        now_us: int,
+        wanted: Collection[int],
+    ) -> frozenset[int]:
         messages: dict[int, dict[tuple[str, str], Message]] = {p: {} for p in wanted}
         for message in (*pending, *changes.outbox):
             of_partition = messages.get(partition_of_message(message))
@@ -148,9 +167,7 @@ class HandOver:
         }  # fmt: skip
         lost = await self._states.keep(states) if states else frozenset()
         self._dirty.difference_update(wanted)
-        self._soon.difference_update(wanted)
         self._kept.update({p: state.position for p, state in states.items() if p not in lost})
-        self.fenced |= lost
         return lost
 
     def wanted(self, changes: Changes, now_us: int) -> set[int]:

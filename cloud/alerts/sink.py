@@ -37,7 +37,8 @@ from cloud.alerts.handover import (
 )
 from cloud.alerts.outbox import MQTT, MqttTarget, Outbox, Publish, Target, WebhookTarget
 from cloud.alerts.rules import Bounds, Rule
-from cloud.alerts.series import FIRING, Series, Transition
+from cloud.alerts.series import Transition
+from cloud.alerts.shown import alert_view, event_view
 from cloud.alerts.store import AlertStore, Changes, Message
 from cloud.alerts.teller import Teller, webhook_target
 from cloud.sinks.contract import DecodedEntry, SinkUnavailable
@@ -226,8 +227,11 @@ class AlertSink:
                 await self._keep([p for p in partitions if p not in self._applied])
             except SinkUnavailable as error:  # the next holder reads the last minute again
                 log.warning("state_not_handed_over", error=str(error))
-            pending = await self._store.pending()
-            await self._store.drop(m for m in pending if partition_of_message(m) in partitions)
+            try:
+                pending = await self._store.pending()
+                await self._store.drop(m for m in pending if partition_of_message(m) in partitions)
+            except sqlite3.Error as error:  # both tell them, under the same ids
+                log.warning("messages_not_dropped", error=str(error))
             self._hand_over.forget(partitions)
             for partition in partitions:
                 self._let_go(partition)
@@ -247,10 +251,12 @@ class AlertSink:
             return
         assert self._hand_over is not None
         assert self._store is not None
-        pending = await self._store.pending()
-        lost = await self._hand_over.keep(
-            self._changes, self._engines, pending, self._clock.wall_us(), partitions
-        )
+        try:
+            lost = await self._hand_over.keep(
+                self._changes, self._engines, self._store.pending, self._clock.wall_us(), partitions
+            )
+        except sqlite3.Error as error:
+            raise SinkUnavailable(f"{self._path}: {error}") from error
         for partition in lost:
             log.warning("partition_fenced", partition=partition)
             self._let_go(partition)
@@ -317,7 +323,7 @@ class AlertSink:
 
     def active(self) -> list[AlertView]:
         """Return alerts pending or firing, the most severe and newest first."""
-        views = [self._view(series) for engine in self._ours() for series in engine.active()]
+        views = [alert_view(series) for engine in self._ours() for series in engine.active()]
         views.sort(key=lambda view: (-SEVERITIES.index(view.severity), -view.since_us, view.rule))
         return views
 
@@ -327,17 +333,7 @@ class AlertSink:
         """Return what happened, newest first."""
         assert self._store is not None
         rows = await self._store.history(rule=rule, device=device, before=before, limit=limit)
-        return [
-            AlertEventView(
-                event_id=row.id,
-                **{
-                    name: getattr(row.transition, name)
-                    for name in AlertEventView.__slots__
-                    if name != "event_id"
-                },
-            )
-            for row in rows
-        ]
+        return list(map(event_view, rows))
 
     async def acknowledge(self, alert_id: str, by: str, note: str) -> AlertView | None:
         """Note that somebody has taken a firing alert on; None when there is no such alert.
@@ -353,7 +349,7 @@ class AlertSink:
                     self._note(engine, [transition])
                     await self._commit()
                     key = (transition.rule, transition.device, transition.topic)
-                    return self._view(engine.series[key])
+                    return alert_view(engine.series[key])
         return None
 
     async def take_config(self, config: AlertsConfig) -> None:
@@ -383,7 +379,8 @@ class AlertSink:
             self._engines.clear()
             self.stats.series = 0
             self._load(kept, times)
-            await self._commit()
+            with contextlib.suppress(SinkUnavailable):  # the rules stand: it is tried again soon
+                await self._commit()
         self._wake.set()
 
     async def _change_targets(self, store: AlertStore) -> None:
@@ -564,27 +561,7 @@ class AlertSink:
         if changes.outbox and self._outbox is not None:
             self._outbox.wake()
 
-    # ---- views -----------------------------------------------------------------------------------
-
-    def _view(self, series: Series) -> AlertView:
-        firing = series.state == FIRING
-        return AlertView(
-            alert_id=series.alert_id,
-            state=series.state,
-            rule=series.rule.name,
-            severity=series.rule.config.severity,
-            device=series.device,
-            topic=series.topic,
-            value=series.value,
-            since_us=series.since_us,
-            fired_us=series.fired_us if firing else None,
-            clear_us=series.clear_us,
-            flapping=series.flapping,
-            acked_by=series.acked_by,
-            acked_us=series.acked_us or None,
-            note=series.note,
-            summary=series.rule.config.summary,
-        )
+    # ---- figures ---------------------------------------------------------------------------------
 
     def _count_active(self) -> dict[tuple[str, ...], float]:
         counts: dict[tuple[str, ...], float] = {("pending",): 0, ("firing",): 0}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cloud.alerts.sink import AlertSink
+from cloud.alerts.store import Message
 from cloud.sinks.contract import SinkFenced
 from tests.kit.alert_nodes import EPOCH, AlertNodes
 from tests.kit.alerts import hot, silent
@@ -70,6 +73,70 @@ async def test_an_alert_that_was_told_is_not_told_again_after_a_crash(lab: Alert
     await lab.reads(8, 20)
     await lab.quiet()
     assert states(lab) == ["firing", "resolved"]
+
+
+async def test_what_is_told_while_its_state_is_being_kept_is_not_told_again(
+    lab: AlertNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await opened(lab), await opened(lab)
+    await lab.hand_to(one)
+    assert one._store is not None
+    real = one._store.pending
+    seen: list[Message] = []
+
+    async def told_meanwhile() -> list[Message]:
+        waiting = await real()
+        for message in waiting:
+            while message in await real():
+                await asyncio.sleep(0.001)
+        seen.extend(waiting)
+        return waiting
+
+    await lab.reads(0, 99)
+    await lab.reads(6, 99)  # committed: the outbox is about to tell it
+    monkeypatch.setattr(one._store, "pending", told_meanwhile)
+    assert one._hand_over is not None
+    async with one._lock:
+        await one._keep([lab.partition])
+    monkeypatch.undo()
+    assert [message.target for message in seen] == ["mqtt"]
+    await lab.quiet()
+    await lab.hand_to(two, crash=True)
+    await lab.quiet()
+    assert states(lab) == ["firing"]
+
+
+async def test_a_file_that_cannot_be_written_does_not_hold_a_partition(
+    lab: AlertNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await opened(lab), await opened(lab)
+    await lab.hand_to(one)
+    await lab.reads(0, 99)
+    assert one._store is not None
+
+    async def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(one._store, "drop", full)
+    await lab.hand_to(two)
+    assert lab.partition not in one._engines
+    assert [view.state for view in two.active()] == ["pending"]
+
+
+async def test_a_file_that_cannot_be_read_is_closed_all_the_same(
+    lab: AlertNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await opened(lab)
+    await lab.hand_to(one)
+    await lab.reads(0, 99)
+    assert one._store is not None
+
+    async def broken() -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(one._store, "pending", broken)
+    await one.close()
+    assert one._store is None
 
 
 async def test_what_was_not_told_is_told_by_the_next_node(
