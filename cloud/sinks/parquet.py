@@ -94,6 +94,7 @@ class ParquetSink:
         self._node = node
         self._stream = ""
         self._ends: dict[int, int] = {}
+        self._day_folder: Path | None = None  # durable, as far as it was used last
 
     async def open(self, stream_epoch: int) -> None:
         """Make the folder and delete what a crash has left.
@@ -187,9 +188,10 @@ class ParquetSink:
                 file.flush()
                 os.fsync(file.fileno())
                 size = file.tell()
-            if not path.parent.exists():
+            if path.parent != self._day_folder:  # perhaps another made it, and has not synced yet
                 path.parent.mkdir(exist_ok=True)
                 _sync_folder(self.folder)
+                self._day_folder = path.parent
             try:
                 os.link(temporary, path)
             except FileExistsError:

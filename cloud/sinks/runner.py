@@ -25,6 +25,7 @@ import structlog
 
 from bridge.errors import BatchError
 from cloud.config import SinksConfig
+from cloud.sinks.chunk import Chunk
 from cloud.sinks.contract import (
     BulkSink,
     DecodedEntry,
@@ -45,9 +46,7 @@ __all__ = ["SinkRunner", "SinkStats"]
 log = structlog.get_logger(component="sinks")
 
 _WRITE_READINGS_MAX = 20_000
-_WRITE_PAYLOAD_BYTES_MAX = 32 << 20
 _READ_ENTRIES_MAX = 512
-_SLICE_READINGS = 1_000  # decoded between two turns of the event loop: about 3 ms
 _CURSOR_INTERVAL_S = 0.5  # between commits of cursors the stream keeps
 _MIRROR_INTERVAL_S = 5.0  # and of those it is only told, so that all nodes know what may be trimmed
 _NOTHING_S = 0.005
@@ -155,8 +154,10 @@ class SinkRunner:
             SinkUnavailable: nothing can be taken over now.
         """
         if self._ownership is None:
-            if not self._tokens:
-                await self._take_over(_ALWAYS)
+            if self._lacks_some():
+                await self._take_over(
+                    {p: token for p, token in _ALWAYS.items() if p not in self._tokens}
+                )
             return
         held = self._ownership.held()
         gone = [p for p, token in self._tokens.items() if held.get(p) != token]
@@ -174,6 +175,10 @@ class SinkRunner:
             self.sink.turns(self._worked.keys())
         if new:
             await self._take_over(new)
+
+    def _lacks_some(self) -> bool:
+        """Return whether a node that is alone does not work on all partitions."""
+        return self._ownership is None and len(self._tokens) < PARTITIONS
 
     async def _take_over(self, tokens: Mapping[int, int]) -> None:
         """Find where the sink stood in partitions and go on from there."""
@@ -199,14 +204,14 @@ class SinkRunner:
         self._moved.set()
 
     def _overtaken(self, error: SinkFenced) -> None:
-        """End with partitions that another holds, as it turned out."""
+        """End with partitions that another holds, as it turned out; alone, look at them anew."""
         log.warning("sink_fenced", sink=self.name, partitions=sorted(error.partitions))
         self._fenced += len(error.partitions)
         if self._ownership is not None:
             self._ownership.fenced({p: self._worked[p] for p in error.partitions})
-            self._forget(error.partitions)
-            if isinstance(self.sink, TurnSink):
-                self.sink.turns(self._tokens.keys())
+        self._forget(error.partitions)
+        if self._ownership is not None and isinstance(self.sink, TurnSink):
+            self.sink.turns(self._tokens.keys())
 
     async def _take_positions(self, kept: Mapping[int, int]) -> None:
         """Start at the cursors kept, unless the stream does not agree with them."""
@@ -235,7 +240,8 @@ class SinkRunner:
                 self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-            await self._commit_cursors(now=True)
+            with contextlib.suppress(StreamError):  # else the last moment comes again
+                await self._commit_cursors(now=True)
         await self.sink.close()
         if self._ownership is not None:
             self._ownership.working({})
@@ -304,7 +310,7 @@ class SinkRunner:
         full = False
         while not self._stopping:
             try:
-                if not full and (self._tokens or self._ownership is not None):
+                if not full and not self._lacks_some():
                     await self._wait()
                 await self._take_turns()
                 retries, chunk, full = await self._collect()
@@ -394,7 +400,7 @@ class SinkRunner:
             Entries to be tried again, each alone; the others; True when there is more to read.
         """
         now_s = asyncio.get_running_loop().time()
-        chunk = _Chunk(self._bounds)
+        chunk = Chunk(self._bounds)
         retries: list[DecodedEntry] = []
         partitions = range(self._first_partition, self._first_partition + PARTITIONS)
         for partition in (number % PARTITIONS for number in partitions):
@@ -411,7 +417,7 @@ class SinkRunner:
             await self._read_into(chunk, partition)
         return retries, chunk.entries, chunk.full
 
-    async def _read_into(self, chunk: _Chunk, partition: int) -> None:
+    async def _read_into(self, chunk: Chunk, partition: int) -> None:
         """Read what comes next of a partition; with a bulk sink all of it that fits."""
         after = self._positions[partition]
         bytes_max = self._bounds.bytes_max
@@ -429,7 +435,7 @@ class SinkRunner:
                 return
             after = entries[-1].position
 
-    async def _decode_into(self, chunk: _Chunk, entries: Sequence[Entry]) -> bool:
+    async def _decode_into(self, chunk: Chunk, entries: Sequence[Entry]) -> bool:
         """Add entries to a chunk; return False when one of them could not be taken."""
         for entry in entries:
             if chunk.full:
@@ -607,46 +613,6 @@ class SinkRunner:
             await self._stream.forget_dead_letter(self.name, entry.partition, entry.position)
             taken += 1
         return taken, len(letters) - taken
-
-
-class _Chunk:
-    """The entries of one write, within bounds."""
-
-    __slots__ = (
-        "_payload_bytes",
-        "_readings",
-        "_readings_max",
-        "_slice",
-        "bytes_left",
-        "entries",
-        "full",
-    )
-
-    def __init__(self, bounds: WriteBounds) -> None:
-        self.entries: list[DecodedEntry] = []
-        self.bytes_left = bounds.bytes_max
-        self._readings_max = bounds.readings_max
-        self.full = False
-        self._readings = 0
-        self._payload_bytes = 0
-        self._slice = 0
-
-    def add(self, decoded: DecodedEntry) -> bool:
-        """Take an entry; return True when it is time to let others have the event loop."""
-        self.entries.append(decoded)
-        self.bytes_left -= len(decoded.entry.body)
-        self._readings += decoded.entry.count
-        self._payload_bytes += sum(map(len, decoded.readings.payloads))
-        self.full = (
-            self.bytes_left <= 0
-            or self._readings >= self._readings_max
-            or self._payload_bytes >= _WRITE_PAYLOAD_BYTES_MAX
-        )
-        self._slice += decoded.entry.count
-        if self._slice < _SLICE_READINGS:
-            return False
-        self._slice = 0
-        return True
 
 
 def _ends(entries: Sequence[DecodedEntry]) -> dict[int, int]:

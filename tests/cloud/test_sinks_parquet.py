@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ import pytest
 from bridge.readings import FLAG_PROPERTIES, FLAG_RETAIN, Readings
 from cloud.config import ParquetConfig, SinksConfig, StreamConfig
 from cloud.database import DatabaseError
+from cloud.sinks import parquet
 from cloud.sinks.contract import BulkSink, FencedSink, SinkFenced, SinkUnavailable
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.parquet import ParquetSink
@@ -231,3 +233,33 @@ async def test_a_backlog_makes_few_files(tmp_path: Path) -> None:
     await stream.close()
     assert seqs(folder) == list(range(1, 24_001))
     assert sink.stats.files == partitions
+
+
+async def test_a_file_whose_folder_could_not_be_synced_is_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has its name all the same: a node that is alone finds it, and does not wait."""
+    stream = await EmbeddedStream.open(
+        tmp_path / "stream.db", StreamConfig(disk_reserve_bytes=0), ManualClock()
+    )
+    await append_readings(stream, one_per_row(40, devices=5))
+    folder = tmp_path / "parquet"
+    synced: list[Path] = []
+    real = parquet._sync_folder
+
+    def failing(path: Path) -> None:
+        synced.append(path)
+        if len(synced) in {1, 3}:  # the folder of folders, and a day's that has a file in it
+            raise OSError(5, "Input/output error")
+        real(path)
+
+    monkeypatch.setattr(parquet, "_sync_folder", failing)
+    sink = ParquetSink(folder, ParquetConfig(linger_s=0), "n")
+    runner = SinkRunner(sink, stream, DecodedEntries(0), SinksConfig(retry_s=0.001))
+    await runner.start()
+    async with asyncio.timeout(10):
+        await runner.drained()
+    await runner.stop()
+    await stream.close()
+    assert seqs(folder) == list(range(1, 41))
+    assert synced[:2] == [folder, folder], "until it is durable"

@@ -16,7 +16,7 @@ from cloud.ingest import CloudCapture
 from cloud.sinks.contract import DecodedEntry, SinkUnavailable
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.runner import SinkRunner
-from cloud.stream.contract import Entry, Stream
+from cloud.stream.contract import Entry, Stream, StreamError
 from cloud.stream.embedded import EmbeddedStream
 from mqtt.frames import encode_publish
 from runtime.clock import ManualClock
@@ -276,6 +276,20 @@ async def test_a_stream_older_than_the_sink_is_read_from_its_start(
     async with running(stream, sink) as runner:
         await runner.drained()
     assert len(sink.readings) == 20
+
+
+async def test_a_stream_that_is_away_at_the_end_does_not_keep_the_sink_open(
+    stream: EmbeddedStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise StreamError("no quorum")
+
+    await fill(stream, 1)
+    sink = RecordingSink()
+    async with running(stream, sink) as runner:
+        await runner.drained()
+        monkeypatch.setattr(stream, "commit_cursors", away)
+    assert sink.closed
 
 
 async def test_a_sink_that_comes_after_a_trim_takes_what_is_left(stream: EmbeddedStream) -> None:
