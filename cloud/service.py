@@ -432,8 +432,11 @@ class CloudService:
         return (await self.stream.stats()).last_positions
 
     async def stored_positions(self) -> Mapping[int, int]:
-        """Return how far storage has got by its own cursors, by partition."""
-        return (await self.sinks.positions()).get("storage", {})
+        """Return how far storage has got by its own cursors; nothing while that cannot be said."""
+        try:
+            return (await self.sinks.positions()).get("storage", {})
+        except StreamError:
+            return {}
 
     async def balance(self, *, thorough: bool = False) -> Balance:
         """Balance the ledger now, with the journal of a gateway in the same data folder.

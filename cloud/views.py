@@ -173,7 +173,7 @@ class NodeView(Protocol):
         ...
 
     async def stored_positions(self) -> Mapping[int, int]:
-        """Return how far storage has got, by partition; empty without storage."""
+        """Return how far storage has got, by partition; empty without storage, or if unknown."""
         ...
 
     def health(self) -> Sequence[str]:
