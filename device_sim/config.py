@@ -127,7 +127,10 @@ class SimConfig:
     )
     verify: str = setting("", help="Check what was stored: path of storage.db, or http(s) URL.")
     verify_timeout_s: float = setting(
-        60.0, minimum=0, unit="s", help="Wait for acknowledged readings to be stored."
+        60.0,
+        minimum=0,
+        unit="s",
+        help="Give up when no acknowledged reading was stored in.",
     )
     report: Path | None = setting(None, help="Write the report as JSON to this file.")
 

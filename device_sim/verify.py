@@ -1,8 +1,8 @@
 """Verification: wait until what was acknowledged is stored, then judge it.
 
 A run's last readings are still on their way when it ends, so the store is counted until it holds
-as many as were acknowledged, or the time is up; then it is read whole and judged. A verdict that
-is not good is looked at again while rows still arrive.
+as many as were acknowledged, or nothing has come for a while; then it is read whole and judged. A
+verdict that is not good is looked at again while rows still arrive.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ async def verify(
         truth: What the run did.
         source: Where its payloads came from.
         store: Where they should be now.
-        timeout_s: How long to wait for what is missing.
+        timeout_s: How long to wait for what is missing while no row comes; each begins it anew.
 
     Returns:
         The verdict, and the times from a stamped payload's sending to its taking by the cloud.
@@ -38,21 +38,27 @@ async def verify(
         VerifyError: the store cannot be read.
     """
     loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + timeout_s
     judge = await asyncio.to_thread(Judge, truth, source, store.canonical)
     acked = truth.acked()
     pause_s = _POLL_S
-    while await store.count() < acked and loop.time() < deadline_s:
+    found = await store.count()
+    grown_s = loop.time()
+    while found < acked and loop.time() < grown_s + timeout_s:
         await asyncio.sleep(pause_s)
         pause_s = min(_POLL_MAX_S, pause_s * 1.5)
+        before, found = found, await store.count()
+        if found > before:
+            grown_s = loop.time()
     while True:
-        before = await store.count()
         judge.begin()
         await store.feed(judge.observe)
         verdict = await asyncio.to_thread(judge.verdict)
-        left_s = deadline_s - loop.time()
+        left_s = grown_s + timeout_s - loop.time()
         if verdict.ok or left_s <= 0:
             return verdict, judge.store_latencies
         await asyncio.sleep(min(_POLL_MAX_S, left_s))
-        if not verdict.lost and await store.count() == before:
+        before, found = found, await store.count()
+        if found > before:
+            grown_s = loop.time()
+        elif not verdict.lost:
             return verdict, judge.store_latencies

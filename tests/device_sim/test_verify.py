@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from device_sim import verify as verify_module
-from device_sim.stores import VerifyError, open_store
+from device_sim.stores import SqliteStore, VerifyError, open_store
 from device_sim.verify import verify
 from tests.device_sim.test_judge import Run
 from tests.kit.stored_rows import add_rows, make_storage
@@ -37,6 +37,22 @@ async def test_what_never_comes_is_lost_when_the_time_is_up(tmp_path: Path) -> N
     path = make_storage(tmp_path / "storage.db", run.rows[:-2])
     verdict, _ = await verify(run.truth, run.source, open_store(str(path)), timeout_s=0.05)
     assert verdict.lost == 2
+
+
+async def test_rows_that_trickle_are_waited_for_past_the_time(tmp_path: Path) -> None:
+    run = Run()
+    path = make_storage(tmp_path / "storage.db", run.rows[:10])
+    late = list(enumerate(run.rows[10:], start=11))
+
+    class Trickle(SqliteStore):
+        async def count(self) -> int:
+            if late:
+                seq, row = late.pop(0)
+                add_rows(path, [row], first_seq=seq)
+            return await super().count()
+
+    verdict, _ = await verify(run.truth, run.source, Trickle(path), timeout_s=0.05)
+    assert verdict.ok
 
 
 async def test_a_fault_that_waiting_cannot_mend_is_told_without_waiting(tmp_path: Path) -> None:

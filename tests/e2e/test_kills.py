@@ -43,7 +43,7 @@ async def load(
         seed=seed,
         drain_timeout_s=20,
         verify=str(site.storage),
-        verify_timeout_s=180,  # on a busy machine the rows come late, and none may be missing
+        verify_timeout_s=60,
     )
     return await run_sim(config, stop=stop)
 
