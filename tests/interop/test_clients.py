@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 
 import aiomqtt
+import gmqtt
 import pytest
 
 from mqtt.broker.net.config import ListenerConfig
 from tests.kit.certificates import Certificates, make_certificates
 from tests.kit.fronts import client_tls, fronting
 from tests.kit.mqtt_js import INTEROP, node_with_mqtt_js
+from tests.kit.programs import program
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,6 @@ async def test_mqtt_js(transport: str, url: str, version: int, certificates: Cer
 @pytest.mark.parametrize("version", [4, 5])
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
 async def test_gmqtt(transport: str, version: int, certificates: Certificates) -> None:
-    gmqtt = pytest.importorskip("gmqtt", reason="gmqtt is not installed")
     async with fronting(listener(transport, certificates)) as front:
         got: asyncio.Queue[bytes] = asyncio.Queue()
         client = gmqtt.Client("gmqtt")
@@ -96,16 +96,15 @@ async def test_aiomqtt(transport: str, version: str, certificates: Certificates)
 
 @pytest.mark.parametrize("version", ["mqttv311", "mqttv5"])
 async def test_mosquitto_over_tls(version: str, certificates: Certificates) -> None:
-    if shutil.which("mosquitto_sub") is None:
-        pytest.skip("mosquitto's clients are not installed on this machine")
+    sub, pub = (program(f"mosquitto_{n}", "mosquitto-clients") for n in ("sub", "pub"))
     async with fronting(listener("tls", certificates)) as front:
         common = ["-h", "localhost", "-p", str(front.port), "-V", version, "-t", "m/1", "-q", "2"]
         common += ["--cafile", str(certificates.ca)]
         reader = await asyncio.create_subprocess_exec(
-            "mosquitto_sub", *common, "-C", "1", stdout=asyncio.subprocess.PIPE
+            sub, *common, "-C", "1", stdout=asyncio.subprocess.PIPE
         )
         await front.until(lambda: front.broker.stats().subscriptions == 1)
-        writer = await asyncio.create_subprocess_exec("mosquitto_pub", *common, "-m", "payload")
+        writer = await asyncio.create_subprocess_exec(pub, *common, "-m", "payload")
         async with asyncio.timeout(30):
             assert await writer.wait() == 0
             out, _ = await reader.communicate()

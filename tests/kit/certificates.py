@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from tests.kit.programs import program
 
 __all__ = ["Certificates", "make_certificates"]
 
@@ -25,12 +24,10 @@ class Certificates:
 
 def make_certificates(folder: Path) -> Certificates:
     """Make them in `folder`, valid for a day. Skips the calling test where openssl is absent."""
-    program = shutil.which("openssl")
-    if program is None:
-        pytest.skip("openssl is not installed on this machine")
+    openssl = program("openssl", "openssl")
 
     def run(*arguments: str) -> None:
-        subprocess.run([program, *arguments], cwd=folder, check=True, capture_output=True)
+        subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)
 
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     run("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "1",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.kit.processes import free_ports, wait_until_listening
+from tests.kit.programs import program
 
 __all__ = ["mosquitto", "mosquitto_program"]
 
@@ -24,21 +22,18 @@ max_queued_messages 0
 
 def mosquitto_program() -> str:
     """Return where mosquitto is. Skips the calling test where it is absent."""
-    program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
-    if program is None:
-        pytest.skip("mosquitto is not installed on this machine")
-    return program
+    return program("mosquitto", "mosquitto")
 
 
 @contextmanager
 def mosquitto(folder: Path) -> Iterator[int]:
     """Run mosquitto while entered; gives its port. Skips the calling test where it is absent."""
-    program = mosquitto_program()
+    broker = mosquitto_program()
     (port,) = free_ports(1)
     config = folder / "mosquitto.conf"
     config.write_text(_SETTINGS.format(port=port))
     with (folder / "mosquitto.log").open("wb") as log:
-        process = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log)
+        process = subprocess.Popen([broker, "-c", str(config)], stdout=log, stderr=log)
     try:
         wait_until_listening(port)
         yield port

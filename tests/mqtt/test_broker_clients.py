@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,6 +15,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from tests.kit.brokers import TIMEOUT_S, ManualCapture, Served, serving
+from tests.kit.programs import program
 
 VERSIONS = pytest.mark.parametrize(
     "version", [MQTTProtocolVersion.MQTTv311, MQTTProtocolVersion.MQTTv5]
@@ -197,18 +197,11 @@ async def test_aiomqtt_round_trip(version: aiomqtt.ProtocolVersion) -> None:
         assert got == [(f"t/{qos}", b"payload-%d" % qos) for qos in (0, 1, 2)]
 
 
-def program(name: str) -> str:
-    """Return the path of one of mosquitto's clients; skips where it is not installed."""
-    path = shutil.which(name)
-    if path is None:
-        pytest.skip(f"{name} is not installed on this machine")
-    return path
-
-
 async def run(name: str, *arguments: str) -> asyncio.subprocess.Process:
     """Start one of mosquitto's clients."""
+    path = program(name, "mosquitto-clients")
     return await asyncio.create_subprocess_exec(
-        program(name), *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        path, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
 
 

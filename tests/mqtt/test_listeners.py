@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import shutil
 import socket
 import stat
 import struct
@@ -26,6 +25,7 @@ from runtime.config import ConfigError, load
 from tests.kit.brokers import TIMEOUT_S
 from tests.kit.certificates import Certificates, make_certificates
 from tests.kit.fronts import client_tls, fronting, talk
+from tests.kit.programs import program
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +107,7 @@ async def test_a_closing_handshake_ends_in_order(
 
 
 async def test_mosquitto_over_tls(certificates: Certificates, tmp_path: Path) -> None:
-    programs = [shutil.which(f"mosquitto_{name}") for name in ("sub", "pub")]
-    if None in programs:
-        pytest.skip("mosquitto's clients are not installed on this machine")
+    programs = [program(f"mosquitto_{name}", "mosquitto-clients") for name in ("sub", "pub")]
     async with fronting(listener("tls", certificates, tmp_path)) as front:
         common = ["-h", "localhost", "-p", str(front.port), "--cafile", str(certificates.ca), "-q"]
         sub = await asyncio.create_subprocess_exec(
