@@ -348,7 +348,8 @@ class Broker:
         """After permissions have changed: forget verdicts, and take away what is not allowed now.
 
         Clients that are not known any more are disconnected with 0x87; of the others, those
-        subscriptions end that they may not have. All others notice nothing.
+        subscriptions end that they may not have. All others notice nothing, but for those whose
+        CONNECT was being answered: they are refused with 0x89 and ask again.
 
         Args:
             still_known: Whether a connected client would still get in.
@@ -357,6 +358,7 @@ class Broker:
             How many were disconnected, and how many subscriptions ended.
         """
         self.access_changed()
+        self._core.access_changes += 1  # who is being let in at this moment is to come again
         gone = ended = 0
         for connection in list(self._core.connections):
             client, session = connection.machine.client, connection.session

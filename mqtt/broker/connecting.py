@@ -153,6 +153,7 @@ async def _check_access(
     access = core.access
     assert access is not None
     refusal = int(ReasonCode.SERVER_UNAVAILABLE)
+    connection.let_in_by = core.access_changes
     try:
         async with asyncio.timeout(core.config.connect_timeout_s):
             refusal = await access.connect(client, connect.password)
@@ -282,6 +283,10 @@ def _established(
         return
     core = connection.core
     machine = connection.machine
+    if connection.let_in_by != core.access_changes and core.access is not None:
+        connection.send_will = False
+        _refuse(connection, ReasonCode.SERVER_BUSY, "access has changed meanwhile")
+        return
     if not machine.accept(client, session, connect, connack):
         connection.send_will = False  # it was never connected
         connection.close(ReasonCode.PACKET_TOO_LARGE)

@@ -70,6 +70,7 @@ class Connection(asyncio.Protocol):
         "closed",
         "core",
         "is_established",
+        "let_in_by",
         "listener",
         "machine",
         "meter",
@@ -100,6 +101,7 @@ class Connection(asyncio.Protocol):
         self.meter: Meter | None = None  # None while its publishes have no rate
         self.paused = 0  # why nothing is read, by reason; 0 while it is
         self.auth: Authentication | None = None  # None without enhanced authentication
+        self.let_in_by = 0  # `Core.access_changes` when the access was asked
         self._held = False  # events wait in `_backlog` for a verdict on the one before them
         self._backlog: list[Event] | None = None
         self._waits_for = 0  # the reason for a backlog that is to be offered again

@@ -149,6 +149,7 @@ class Core:
         self.slow: set[Connection] = set()  # whose write buffers are full
         self.tasks: set[asyncio.Task[None]] = set()
         self.stopping = False
+        self.access_changes = 0  # rises whenever who may connect has to be asked anew
         self.closed_bytes_sent = 0  # on connections that are gone
         # Event type -> what is done about it; set by the broker.
         self.auth_methods: Mapping[str, AuthMethod] = {}  # enhanced authentication, by name

@@ -18,7 +18,7 @@ from mqtt.packets import Connack, Connect, Disconnect, Puback, Publish, Pubrec, 
 from mqtt.properties import SESSION_EXPIRY_INTERVAL
 from mqtt.reason_codes import ReasonCode
 from tests.kit.amqtt_plugins import RecordingAuth, SlowTopics
-from tests.kit.brokers import ManualCapture, WireClient
+from tests.kit.brokers import ManualCapture, ManualStore, WireClient
 from tests.kit.fronts import Fronted, fronting, settings
 
 ALICE = hash_password("secret")
@@ -365,6 +365,23 @@ async def test_a_reload_takes_leave_away_and_gives_it(users: Path) -> None:
         assert front.broker.stats().subscriptions == 1
         await front.front.reload(replace(now, access=AccessConfig()))
         assert await client.subscribe("a/#") == [2]
+
+
+async def test_a_reload_counts_for_a_client_whose_connect_is_being_answered(users: Path) -> None:
+    store = ManualStore()
+    async with fronting(store=store) as front:
+        client = await front.open()
+        client.send(
+            Connect("c", properties={SESSION_EXPIRY_INTERVAL: 60}, will=Will("w", b"x", 0, True))
+        )
+        await front.until(lambda: len(store.changes) == 1)  # let in, and not yet told so
+        now = front.front._settings
+        await front.front.reload(replace(now, access=AccessConfig(anonymous="never")))
+        store.commit()
+        assert (await client.receive(Connack)).reason_code == ReasonCode.SERVER_BUSY
+        assert await client.closed()
+        assert await code(front) == 0x87
+        assert front.broker.stats().retained_messages == 0  # its will was not sent
 
 
 async def test_a_reload_ends_whoever_would_not_get_in_and_nobody_else(users: Path) -> None:
