@@ -23,7 +23,6 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable
-from struct import unpack
 from typing import Final
 
 from mqtt.broker.seams import ClientInfo, PublishRun
@@ -49,7 +48,6 @@ from mqtt.packets import (
     Subscribe,
     Unsubscribe,
 )
-from mqtt.primitives import read_variable_integer
 from mqtt.properties import SERVER_KEEP_ALIVE
 from mqtt.reason_codes import ReasonCode
 from mqtt.server_events import (
@@ -63,9 +61,20 @@ from mqtt.server_events import (
     State,
 )
 from mqtt.server_messages import Message, PropertyBlocks, PublishProperties
+from mqtt.server_publishes import (
+    AGAIN,
+    CAPTURED,
+    NEW,
+    ZERO,
+    check_utf8,
+    lone_pubacks,
+    note_qos_2,
+    publish_fields,
+    zero_packet_id,
+)
 from mqtt.server_routes import Route, VerdictPending
 from mqtt.server_sender import ServerSender
-from mqtt.session import PENDING, Session, publish_check
+from mqtt.session import Session, publish_check
 
 __all__ = ["ServerConnection"]
 
@@ -78,17 +87,12 @@ _RECEIVES: Final[dict[State, frozenset[int]]] = {
 _CONNECTED: Final = _RECEIVES[State.CONNECTED] | {0}
 _ACKNOWLEDGEMENTS: Final = {0x40: PUBACK, 0x50: PUBREC, 0x62: PUBREL, 0x70: PUBCOMP}
 _NO_PREFIX: Final = b"\xff" * 5  # begins no packet that is taken
-_ZERO: Final = b"\0\0"
 _PLAIN: Final = frozenset((0x30, 0x32))  # PUBLISH of QoS 0 and 1, neither retained nor again
 _NO_PROPERTIES: Final = (b"", b"\0")  # of a PUBLISH in 3.1.1, in 5.0
 # What comes in most reads that hold no publish, and the 3.1.1 CONNACK by session present.
 _PINGREQ: Final = Pingreq()
 _DISCONNECT: Final = Disconnect()
 _ACCEPTED: Final = (b"\x20\2\0\0", b"\x20\2\1\0")
-# Whether a QoS 2 publish came before.
-_NEW: Final = 0
-_AGAIN: Final = 1
-_CAPTURED: Final = 2
 
 
 class ServerConnection(ServerSender):
@@ -323,7 +327,7 @@ class ServerConnection(ServerSender):
         ids: list[bytes] = []
         if id_at:
             packet_id = data[id_at : id_at + 2]
-            if packet_id == _ZERO or self.unacknowledged >= self.limits.receive_maximum:
+            if packet_id == ZERO or self.unacknowledged >= self.limits.receive_maximum:
                 return None
             ids = [packet_id]
             self.unacknowledged += 1
@@ -372,7 +376,7 @@ class ServerConnection(ServerSender):
         function with everything in locals: benchmarks/fan_in.py pays for it.
         """
         if len(data) > 4 and data[0] == 0x40:
-            acknowledged = _pubacks(data)
+            acknowledged = lone_pubacks(data)
             if acknowledged is not None:
                 return [acknowledged]
         events: list[Event] = []
@@ -406,8 +410,8 @@ class ServerConnection(ServerSender):
                     while not block or startswith(block, pos + block_at):
                         if id_at:
                             packet_id = data[pos + id_at : pos + id_at + 2]
-                            if packet_id == _ZERO:
-                                raise _zero_packet_id()
+                            if packet_id == ZERO:
+                                raise zero_packet_id()
                             ids.append(packet_id)
                         count += 1
                         pos = after
@@ -444,23 +448,32 @@ class ServerConnection(ServerSender):
                     pos = after
                     continue
                 # -- a PUBLISH that does not look like the last one
-                topic, id_at, block_at, payload_at, known = self._publish_fields(
-                    first_byte, data, body, after
+                topic, id_at, block_at, payload_at, known = publish_fields(
+                    first_byte, data, body, after, self.version, self.blocks
                 )
+                if known is not None:
+                    if known.alias:
+                        topic = self._resolve_alias(known.alias, topic)
+                    if known.utf8 and self.limits.check_payload_format:
+                        check_utf8(data[payload_at:after])
                 route = self.routes[topic]
                 qos = first_byte >> 1 & 3
-                again = (
-                    self._came_before(data, id_at, first_byte, topic, payload_at, after)
-                    if qos == 2
-                    else _NEW
-                )
+                again = NEW
+                if qos == 2:
+                    assert self.session is not None
+                    number = data[id_at] << 8 | data[id_at + 1]
+                    again = note_qos_2(self.session, number, 4 * self.limits.receive_maximum)
+                    if again < 0:
+                        # Whoever sends it again says so [MQTT-3.3.1-1]; any other one is new.
+                        check = publish_check(topic, data[payload_at:after])
+                        again = CAPTURED if first_byte & 8 and ~again == check else NEW
                 if route.lane < 0 or again:
                     if kind >= 0:
                         parts.append(data[start:pos])
                         self._end_run(events, kind, parts, count, ids, routes)
                         kind, ids, routes, parts = -1, [], [], []
                     number = data[id_at] << 8 | data[id_at + 1] if qos else 0
-                    if again == _AGAIN:
+                    if again == AGAIN:
                         self.unacknowledged += 1
                         events.append(Acknowledged(PUBLISH, [number]))
                     else:
@@ -497,7 +510,10 @@ class ServerConnection(ServerSender):
                         encode_publish(first_byte, topic, number, known.received, payload, 5)
                     )
                     start = after
-                elif qos < 2:
+                elif qos < 2 and not (
+                    # each payload that says it is UTF-8 is to be looked at
+                    known is not None and known.utf8 and self.limits.check_payload_format
+                ):
                     shared = () if route.exclusive else (route,)
                     self._remember(data, pos, id_at, block_at, payload_at, after, kind, shared)
                 pos = after
@@ -552,52 +568,6 @@ class ServerConnection(ServerSender):
                 "MQTT-3.2.2-15",
             )
 
-    def _publish_fields(
-        self, first_byte: int, data: bytes, body: int, after: int
-    ) -> tuple[bytes, int, int, int, PublishProperties | None]:
-        """Check a PUBLISH and find its parts.
-
-        Returns:
-            `(topic, id_at, block_at, payload_at, properties)`: offsets in `data` of the packet
-            identifier, the property block with its length, and the payload; `topic` is the one
-            that a topic alias stands for, `properties` None when there are none.
-        """
-        qos = first_byte >> 1 & 3
-        if qos == 3:  # [MQTT-3.3.1-4]
-            raise MalformedPacket("PUBLISH with QoS 3", "MQTT-3.3.1-4")
-        if not qos and first_byte & 8:  # [MQTT-3.3.1-2]
-            raise MalformedPacket("PUBLISH with DUP and QoS 0", "MQTT-3.3.1-2")
-        if body + 2 > after:
-            raise MalformedPacket("PUBLISH ends inside its topic name", "MQTT-3.3.2-1")
-        id_at = body + 2 + (data[body] << 8 | data[body + 1])
-        at = id_at + 2 if qos else id_at
-        if at > after:
-            raise MalformedPacket("topic name runs past the packet", "MQTT-3.3.2-1")
-        if qos and data[id_at:at] == _ZERO:
-            raise _zero_packet_id()
-        topic = data[body + 2 : id_at]
-        if self.version < 5:
-            return topic, id_at, at, at, None
-        block_at = at
-        length, at = read_variable_integer(data, at, after)
-        known = None
-        if length:
-            if at + length > after:
-                raise MalformedPacket("property length runs past the packet", "MQTT-2.2.2.1")
-            known = self.blocks[data[at : at + length]]
-            at += length
-            if known.alias:
-                topic = self._resolve_alias(known.alias, topic)
-            if known.utf8 and self.limits.check_payload_format:
-                _check_utf8(data[at:after])
-        if not topic:
-            raise ProtocolError(
-                ReasonCode.PROTOCOL_ERROR,
-                "PUBLISH has neither topic name nor topic alias",
-                "MQTT-3.3.2.1",
-            )
-        return topic, id_at, block_at, at, known
-
     def _resolve_alias(self, alias: int, topic: bytes) -> bytes:
         """Return the topic of a PUBLISH with an alias; a topic beside it sets the alias."""
         if alias > self.limits.topic_alias_maximum:  # [MQTT-3.3.2-9]
@@ -618,36 +588,6 @@ class ServerConnection(ServerSender):
                 ReasonCode.PROTOCOL_ERROR, f"topic alias {alias} was not set", "MQTT-3.3.2-8"
             )
         return known
-
-    def _came_before(
-        self, data: bytes, id_at: int, first_byte: int, topic: bytes, payload_at: int, after: int
-    ) -> int:
-        """Return _AGAIN when a QoS 2 packet identifier is in use: the publish is not to be
-        delivered again [MQTT-4.3.3-10]; else take note of it.
-
-        _CAPTURED: it was captured before a crash that came before anything else was done.
-        """
-        packet_id = data[id_at] << 8 | data[id_at + 1]
-        assert self.session is not None
-        inbound = self.session.inbound
-        if inbound is None:
-            inbound = self.session.inbound = {}
-        state = inbound.get(packet_id)
-        if state is not None:
-            if state >= 0:
-                return _AGAIN
-            inbound[packet_id] = PENDING
-            # Whoever sends it again says so [MQTT-3.3.1-1]; any other publish is a new one.
-            is_same = first_byte & 8 and ~state == publish_check(topic, data[payload_at:after])
-            return _CAPTURED if is_same else _NEW
-        if len(inbound) >= 4 * self.limits.receive_maximum:
-            raise ProtocolError(
-                ReasonCode.RECEIVE_MAXIMUM_EXCEEDED,
-                f"{len(inbound)} QoS 2 publishes wait for their PUBREL",
-                "MQTT-3.3.4-7",
-            )
-        inbound[packet_id] = PENDING
-        return _NEW
 
     def _arrive(
         self,
@@ -702,7 +642,7 @@ class ServerConnection(ServerSender):
         if packet_type is not None and after - body == 2:
             packet_id = data[body] << 8 | data[body + 1]
             if not packet_id:
-                raise _zero_packet_id()
+                raise zero_packet_id()
             last = events[-1] if events else None
             if (
                 isinstance(last, Acknowledged)
@@ -781,25 +721,3 @@ class ServerConnection(ServerSender):
     def keeps_data(self) -> bool:
         """Return True while the start of a packet, or what came behind CONNECT, is kept."""
         return self._need > 0
-
-
-def _pubacks(data: bytes) -> Acknowledged | None:
-    """Return a read of nothing but short PUBACKs as one event; None when it is anything else."""
-    count, rest = divmod(len(data), 4)
-    if rest or data[::4] != b"\x40" * count or data[1::4] != b"\x02" * count:
-        return None
-    packet_ids = list(unpack(f">{2 * count}H", data)[1::2])
-    return None if 0 in packet_ids else Acknowledged(PUBACK, packet_ids)
-
-
-def _check_utf8(payload: bytes) -> None:
-    try:
-        payload.decode()
-    except UnicodeDecodeError:
-        raise ProtocolError(
-            ReasonCode.PAYLOAD_FORMAT_INVALID, "payload is not UTF-8", "MQTT-3.3.2.3.2"
-        ) from None
-
-
-def _zero_packet_id() -> ProtocolError:
-    return ProtocolError(ReasonCode.PROTOCOL_ERROR, "packet identifier is 0", "MQTT-2.2.1-3")

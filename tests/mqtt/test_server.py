@@ -51,6 +51,7 @@ from mqtt.properties import (
 from mqtt.reason_codes import ReasonCode
 from mqtt.server_events import Acknowledged, Arrivals, Event, ServerLimits, State
 from mqtt.server_messages import Message, publish_parts
+from mqtt.server_routes import ClientRoutes, RouteTable
 from mqtt.session import SETTLED
 from tests.kit.server_machines import Machine
 
@@ -242,6 +243,21 @@ def test_a_payload_that_is_not_the_utf_8_it_says_is_refused_if_asked_for() -> No
     assert isinstance(arrivals, Arrivals)
     strict = Machine(ServerLimits(check_payload_format=True)).connect()
     assert fault_of(strict.receive(publish)) == ReasonCode.PAYLOAD_FORMAT_INVALID
+
+
+@pytest.mark.parametrize("topic", ["t", "devices/d"])
+@pytest.mark.parametrize("reads", [1, 2])
+def test_every_payload_that_says_it_is_utf_8_is_looked_at(topic: str, reads: int) -> None:
+    utf_8 = {PAYLOAD_FORMAT_INDICATOR: 1}
+    publishes = [Publish(topic, payload, properties=utf_8) for payload in (b"x", b"\xff")]
+    machine = Machine(ServerLimits(check_payload_format=True)).connect()
+    events = [
+        event
+        for read in ([publishes] if reads == 1 else [[one] for one in publishes])
+        for event in machine.receive(*read)
+    ]
+    assert fault_of(events) == ReasonCode.PAYLOAD_FORMAT_INVALID
+    assert len(events) == 2
 
 
 def test_open_qos_2_exchanges_are_bounded_in_3_1_1_too() -> None:
@@ -638,3 +654,67 @@ def test_a_lone_publish_like_the_last_is_checked_like_the_first() -> None:
     machine.receive(Publish("t", b"x", 1, packet_id=1))
     data = encode(Publish("t", b"x", 1, packet_id=1), V5).replace(b"t\0\1", b"t\0\0")
     assert fault_of(machine.connection.receive_data(data, 0.0)) == ReasonCode.PROTOCOL_ERROR
+
+
+# What may happen between two publishes that look alike: what the client may publish changes, or it
+# sets an alias. (None for a change of leave) or (topic, first byte, property block, payload).
+TURNS = st.lists(
+    st.one_of(
+        st.none(),
+        st.tuples(
+            st.sampled_from([b"t", b"t", b"u", b"devices/d"]),
+            st.sampled_from([0x30, 0x32]),
+            st.sampled_from([b"\0", b"\0", b"\x03\x23\x00\x01"]),
+            st.sampled_from([b"x", b"y"]),
+        ),
+        st.just((b"", 0x30, b"\x03\x23\x00\x01", b"x")),
+    ),
+    max_size=16,
+)
+
+
+class Leave:
+    """What a client may publish: everything, until it changes."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.refused: set[str] = set()
+        self._shared = machine.connection.routes
+        self._machine = machine
+        self.change()
+
+    def change(self) -> None:
+        """Take or give leave for `t`, and have the machine ask again."""
+        self.refused ^= {"t"}
+        assert isinstance(self._shared, RouteTable)
+        routes = ClientRoutes(self._shared, lambda name: 0x87 * (name in self.refused))
+        self._machine.connection.forget_routes(routes)
+
+
+@given(TURNS)
+def test_a_publish_like_the_last_is_decided_as_if_it_were_the_first(
+    turns: list[tuple[bytes, int, bytes, bytes] | None],
+) -> None:
+    short, whole = Machine().connect(V5), Machine().connect(V5)
+    leaves = Leave(short), Leave(whole)
+    for number, turn in enumerate(turns, 1):
+        if turn is None:
+            for leave in leaves:
+                leave.change()
+            continue
+        topic, first, block, payload = turn
+        data = publish_bytes(V5, topic, first, number, block + payload, 0)
+        events = short.connection.receive_data(data, 0.0)
+        # a read that holds anything beside the publish never takes the short way
+        _, *expected = whole.connection.receive_data(b"\xc0\0" + data, 0.0)
+        if isinstance(expected[-1], MqttError):  # the alias was never set
+            assert fault_of(events) == fault_of(expected)
+            return
+        assert decided(events) == decided(expected)
+
+
+def decided(events: list[Event]) -> list[object]:
+    """Return what events say, and what the client is told of each publish."""
+    verdicts = [
+        route.verdict for event in events if isinstance(event, Arrivals) for route in event.routes
+    ]
+    return [*delivered(events), *verdicts]

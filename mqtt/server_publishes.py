@@ -1,0 +1,147 @@
+"""What one PUBLISH says to a server: its fields, checked, and whether it came before.
+
+Functions over the bytes as received; `mqtt.server` decides what a publish means for its connection.
+MQTT 5.0 sections 3.3.1, 3.3.2 and 4.3.3. Invariant: nothing here is kept, but for the packet
+identifiers of QoS 2, which are the session's.
+"""
+
+from __future__ import annotations
+
+from struct import unpack
+from typing import Final
+
+from mqtt.errors import MalformedPacket, ProtocolError
+from mqtt.packets import PUBACK
+from mqtt.primitives import read_variable_integer
+from mqtt.reason_codes import ReasonCode
+from mqtt.server_events import Acknowledged
+from mqtt.server_messages import PropertyBlocks, PublishProperties
+from mqtt.session import PENDING, Session
+
+__all__ = [
+    "AGAIN",
+    "CAPTURED",
+    "NEW",
+    "ZERO",
+    "check_utf8",
+    "lone_pubacks",
+    "note_qos_2",
+    "publish_fields",
+    "zero_packet_id",
+]
+
+ZERO: Final = b"\0\0"  # no packet identifier
+# Whether a QoS 2 publish came before.
+NEW: Final = 0
+AGAIN: Final = 1
+CAPTURED: Final = 2
+
+
+def publish_fields(
+    first_byte: int, data: bytes, body: int, after: int, version: int, blocks: PropertyBlocks
+) -> tuple[bytes, int, int, int, PublishProperties | None]:
+    """Check a PUBLISH and find its parts.
+
+    Args:
+        first_byte: Of the packet.
+        data: Holds it from `body` (its variable header) up to `after`.
+        body: Offset.
+        after: Offset.
+        version: 4 or 5.
+        blocks: Property blocks seen before.
+
+    Returns:
+        `(topic, id_at, block_at, payload_at, properties)`: offsets in `data` of the packet
+        identifier, the property block with its length, and the payload; `topic` is empty only when
+        a topic alias stands for it, `properties` None when there are none.
+
+    Raises:
+        MalformedPacket: 0x81, it cannot be read.
+        ProtocolError: 0x82, it says what a client must not.
+    """
+    qos = first_byte >> 1 & 3
+    if qos == 3:  # [MQTT-3.3.1-4]
+        raise MalformedPacket("PUBLISH with QoS 3", "MQTT-3.3.1-4")
+    if not qos and first_byte & 8:  # [MQTT-3.3.1-2]
+        raise MalformedPacket("PUBLISH with DUP and QoS 0", "MQTT-3.3.1-2")
+    if body + 2 > after:
+        raise MalformedPacket("PUBLISH ends inside its topic name", "MQTT-3.3.2-1")
+    id_at = body + 2 + (data[body] << 8 | data[body + 1])
+    at = id_at + 2 if qos else id_at
+    if at > after:
+        raise MalformedPacket("topic name runs past the packet", "MQTT-3.3.2-1")
+    if qos and data[id_at:at] == ZERO:
+        raise zero_packet_id()
+    topic = data[body + 2 : id_at]
+    if version < 5:
+        return topic, id_at, at, at, None
+    block_at = at
+    length, at = read_variable_integer(data, at, after)
+    known = None
+    if length:
+        if at + length > after:
+            raise MalformedPacket("property length runs past the packet", "MQTT-2.2.2.1")
+        known = blocks[data[at : at + length]]
+        at += length
+    if not topic and (known is None or not known.alias):
+        raise ProtocolError(
+            ReasonCode.PROTOCOL_ERROR,
+            "PUBLISH has neither topic name nor topic alias",
+            "MQTT-3.3.2.1",
+        )
+    return topic, id_at, block_at, at, known
+
+
+def note_qos_2(session: Session, packet_id: int, maximum: int) -> int:
+    """Take note of the packet identifier of a QoS 2 publish; return what was known of it.
+
+    That is AGAIN when it is in use: the publish is not to be delivered again [MQTT-4.3.3-10];
+    NEW; or below 0, `~publish_check` of what was captured under it before a crash that came before
+    anything else was done: if it is the same publish, it is CAPTURED.
+
+    Args:
+        session: Has the identifiers.
+        packet_id: Of the publish.
+        maximum: Identifiers that may be in use.
+
+    Raises:
+        ProtocolError: 0x93, there are as many.
+    """
+    inbound = session.inbound
+    if inbound is None:
+        inbound = session.inbound = {}
+    state = inbound.get(packet_id)
+    if state is not None and state >= 0:
+        return AGAIN
+    if state is None and len(inbound) >= maximum:
+        raise ProtocolError(
+            ReasonCode.RECEIVE_MAXIMUM_EXCEEDED,
+            f"{len(inbound)} QoS 2 publishes wait for their PUBREL",
+            "MQTT-3.3.4-7",
+        )
+    inbound[packet_id] = PENDING
+    return NEW if state is None else state
+
+
+def lone_pubacks(data: bytes) -> Acknowledged | None:
+    """Return a read of nothing but short PUBACKs as one event; None when it is anything else."""
+    count, rest = divmod(len(data), 4)
+    if rest or data[::4] != b"\x40" * count or data[1::4] != b"\x02" * count:
+        return None
+    packet_ids = list(unpack(f">{2 * count}H", data)[1::2])
+    return None if 0 in packet_ids else Acknowledged(PUBACK, packet_ids)
+
+
+def check_utf8(payload: bytes) -> None:
+    """Raise ProtocolError, 0x99, when a payload is not the UTF-8 that its publish says."""
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        raise ProtocolError(
+            ReasonCode.PAYLOAD_FORMAT_INVALID, "payload is not UTF-8", "MQTT-3.3.2.3.2"
+        ) from None
+
+
+def zero_packet_id() -> ProtocolError:
+    """Return the fault of a packet identifier that is 0: parsed, and not allowed (section 1.2)."""
+    return ProtocolError(ReasonCode.PROTOCOL_ERROR, "packet identifier is 0", "MQTT-2.2.1-3")
