@@ -65,7 +65,7 @@ _REPORTS_MAX = 16  # on their way to the cloud at once
 _NEVER_S = 1e10  # no clock is wrong by that much
 _LOG_EVERY_S = 10.0
 _RETRY_S = 1.0
-_WELCOME_S = 10.0  # how long the first readings of a process wait for the cloud's word
+_WELCOME_S = 10.0  # how long after its answer to the hello the cloud's word is waited for
 _WAITING_MAX = 1_000  # messages from the link not looked at yet
 
 
@@ -139,7 +139,7 @@ class Commands:
         clock: Clock,
         journal: Callable[[], tuple[int, int]],
         repair: ClockRepairing | None = None,
-        meet: Callable[[int], Awaitable[None]] | None = None,
+        meet: Callable[[int | None], Awaitable[None]] | None = None,
     ) -> None:
         self._store = store
         self._config = config
@@ -147,7 +147,8 @@ class Commands:
         self._journal = journal
         self._repair = repair
         self._meet = meet
-        self._met_by_s: float | None = None  # when readings no longer wait for the cloud's word
+        self._met_by_s: float | None = None  # then a cloud that has our hello will not say
+        self._word: tuple[int | None] | None = None  # what it holds, or that it does not say
         self._hello_s = 0.0  # when the last hello was said
         self._broker: CommandBroker | None = None
         self._link: CommandLink | None = None
@@ -206,8 +207,7 @@ class Commands:
         """A connection to the cloud is up."""
         self._link = link
         self._hello_due = True
-        if self._met_by_s is None:
-            self._met_by_s = self._clock.monotonic_s() + _WELCOME_S
+        self._met_by_s = None
         self._reporting.clear()
         if self._repair is not None:
             self._repair.linked(link)
@@ -223,12 +223,13 @@ class Commands:
 
     def ready(self) -> bool:
         """Return True once readings may go: the cloud has said what it holds, or keeps silent."""
-        if self._meet is None or self._met_by_s is None:
+        if self._meet is None:
             return True
-        if self._clock.monotonic_s() < self._met_by_s:
-            return False
-        self._meet = None  # a cloud that does not say
-        return True
+        silent = self._met_by_s is not None and self._clock.monotonic_s() >= self._met_by_s
+        if silent and self._word is None:
+            self._word = (None,)
+            self._wake.set()
+        return False
 
     def received(self, payload: bytes) -> bool:
         """Take what came down; False when it is none of ours."""
@@ -255,6 +256,10 @@ class Commands:
                 limited(log, "commands", _LOG_EVERY_S).error("commands_failed", error=str(error))
                 await asyncio.sleep(_RETRY_S)
                 self._wake.set()
+            except JournalError as error:
+                limited(log, "meet", _LOG_EVERY_S).error("journal_not_compared", error=str(error))
+                await asyncio.sleep(_RETRY_S)
+                self._wake.set()
             except Exception:  # noqa: BLE001 - the task's root: commands go on
                 limited(log, "commands_broke", _LOG_EVERY_S).exception("commands_broke")
                 await asyncio.sleep(_RETRY_S)
@@ -265,9 +270,7 @@ class Commands:
     async def _turn(self) -> None:
         if self._hello_due and self._link is not None:
             self._hello_s = self._clock.monotonic_s()
-            self._hello_due = not self._link.say(
-                seal_message(Hello(*self._journal())), lambda _code: None
-            )
+            self._hello_due = not self._link.say(seal_message(Hello(*self._journal())), self._heard)
         while self._inbox:
             await self._take(self._inbox[0])
             self._inbox.popleft()
@@ -276,6 +279,13 @@ class Commands:
             await self._deliver(held)
         await self._note_answers()
         self._report()
+        if self._meet is not None and self._word is not None:
+            await self._meet(*self._word)
+            self._meet = None
+
+    def _heard(self, _code: int) -> None:
+        """The cloud has answered the hello, or refused it: its word comes now or never."""
+        self._met_by_s = self._clock.monotonic_s() + _WELCOME_S
 
     async def _take(self, payload: bytes) -> None:
         try:
@@ -292,19 +302,10 @@ class Commands:
             for command_id in message.command_ids:
                 await self._answer_for(command_id)
         elif isinstance(message, Welcome):
-            await self._welcomed(message)
-
-    async def _welcomed(self, welcome: Welcome) -> None:
-        if self._repair is not None:
-            self._repair.welcomed(welcome, self._hello_s)
-        if self._meet is None or welcome.epoch != self._journal()[0]:
-            return
-        try:
-            await self._meet(welcome.assigned)
-        except JournalError as error:  # until it can, readings wait, as long as they do
-            limited(log, "meet", _LOG_EVERY_S).error("journal_not_compared", error=str(error))
-        else:
-            self._meet = None
+            if self._repair is not None:
+                self._repair.welcomed(message, self._hello_s)
+            if message.epoch == self._journal()[0]:
+                self._word = (message.assigned,)
 
     async def _take_command(self, command: Command) -> None:
         known = self._held.get(command.command_id) or await self._store.find(command.command_id)

@@ -63,8 +63,6 @@ class Journal:
         self._writing = asyncio.Lock()
         self._reading = keeper.reading
         self._committer = Committer(path, clock, keeper, tail)
-        self._opened_seq = keeper.state.last_seq  # what is past it was captured since
-        self._met = False  # the cloud has said what it holds
         self._news = Bell()
         self._on_room: Callable[[], None] = lambda: None
         self._due = asyncio.Event()
@@ -125,27 +123,33 @@ class Journal:
                 raise
         self._news.ring()
 
-    async def meet(self, held_seq: int) -> None:
+    async def meet(self, held_seq: int | None) -> None:
         """Hear up to which seq of this epoch the cloud holds some, before anything is sent to it.
 
-        The first word of a process counts: a journal that has given out less is an older copy, and
-        what was captured since its opening gets new seqs (journal_older.py).
+        The first word of a process counts: a journal that had given out less before is an older
+        copy, and what was captured since gets new seqs (journal_older.py).
+
+        Args:
+            held_seq: The highest; None for a cloud that does not say.
 
         Raises:
-            JournalError: the disk is full or fails.
+            JournalError: the disk is full or fails: nothing may be sent before it is done.
         """
-        if self._met:
-            return
         async with self._writing:
-            keeper, opened_seq = self._keeper, self._opened_seq
-            if held_seq > opened_seq:
+            keeper = self._keeper
+            unmet_seq = keeper.state.unmet_seq
+            if unmet_seq is None:
+                return
+            older = held_seq is not None and held_seq > unmet_seq
+            if older:
+                assert held_seq is not None
                 await go_past(
-                    self._path, keeper, self._committer, self._tail, self._clock,
-                    opened_seq, held_seq,
+                    self._path, keeper, self._tail, self._clock, self._committer.on_commit,
+                    held_seq,
                 )  # fmt: skip
-            self._met = True
-        if held_seq > opened_seq:
-            await self.flush()
+            await keeper.file.met()
+            keeper.state.unmet_seq = None
+        if older:
             self._news.ring()
 
     def lane_room(self, lane: Lane) -> int:

@@ -39,8 +39,10 @@ __all__ = [
     "build_empty",
     "build_salvaged",
     "is_complete",
+    "keep_unmet",
     "new_path",
     "read_meta",
+    "read_unmet",
     "swap_in",
     "sync_path",
 ]
@@ -50,6 +52,11 @@ log = structlog.get_logger(component="journal")
 BOOTS_KEPT = 1000
 DAMAGED_KEPT = 3
 SALVAGE_FREE_BYTES_MIN = 64 * 1024 * 1024
+# made when it is first needed: a journal of before has none, and reads the same without
+_MAKE_UNMET = (
+    "CREATE TABLE IF NOT EXISTS unmet (id INTEGER PRIMARY KEY CHECK (id = 1),"
+    " after_seq INTEGER NOT NULL, inode INTEGER NOT NULL) STRICT"
+)
 
 
 @dataclass(slots=True)
@@ -128,6 +135,9 @@ def build_salvaged(
             room=lambda: shutil.disk_usage(path.parent).free > SALVAGE_FREE_BYTES_MIN,
         )
         _copy_small_tables(old, new)
+        unmet_seq = known.unmet_seq if known else read_unmet(old, path)
+        if unmet_seq is not None:
+            keep_unmet(new, new_path(path), unmet_seq)
         lost = lost_tombstones(new, done, meta.reserved_seq, now_us)
         for tombstone in lost:
             new.execute(INSERT_TOMBSTONE, tombstone_row(tombstone))
@@ -137,6 +147,30 @@ def build_salvaged(
         _complete_new(path, new, meta, gone)
     log.error("journal_salvaged", path=str(path), rows=done.rows, readings=done.readings)
     return lost
+
+
+def read_unmet(connection: sqlite3.Connection, path: Path) -> int | None:
+    """Return past which seq nothing in the file at `path` was compared with the cloud.
+
+    None when all was, or when the file is a copy of the one in which this was noted, or too old
+    or damaged to say.
+    """
+    try:
+        row = connection.execute("SELECT after_seq, inode FROM unmet").fetchone()
+    except sqlite3.DatabaseError:
+        return None
+    return int(row[0]) if row is not None and row[1] == _inode_of(path) else None
+
+
+def keep_unmet(connection: sqlite3.Connection, path: Path, seq: int) -> None:
+    """Note past which seq nothing in the file at `path` was compared with the cloud."""
+    connection.execute(_MAKE_UNMET)
+    connection.execute("INSERT OR REPLACE INTO unmet VALUES (1, ?, ?)", (seq, _inode_of(path)))
+
+
+def _inode_of(path: Path) -> int:
+    """Return what tells a file from a copy of it, as far as anything does."""
+    return path.stat().st_ino & (1 << 63) - 1
 
 
 def _gone(old: sqlite3.Connection) -> dict[Lane, int]:

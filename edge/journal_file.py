@@ -64,6 +64,7 @@ _MAKE_THINNED = (
     "CREATE TABLE IF NOT EXISTS thinned"
     " (lane INTEGER PRIMARY KEY, through_seq INTEGER NOT NULL) STRICT"
 )
+_RAISE_LAST_SEQ = "UPDATE meta SET last_seq = max(last_seq, ?)"
 _SET_LANE = "UPDATE lanes SET gone_seq = ?, counted_seq = ?, readings = ?, bytes = ? WHERE lane = ?"
 
 
@@ -210,7 +211,7 @@ class JournalFile:
         low, high = lane_keys(lane)
         bounds = (low + rows[0].head.first_seq, low + rows[-1].head.first_seq)
         statements: list[Statement] = [
-            ("UPDATE meta SET last_seq = max(last_seq, ?)", (last_seq,)),
+            (_RAISE_LAST_SEQ, (last_seq,)),
             ("DELETE FROM commits WHERE key BETWEEN ? AND ?", bounds),
             self._set_lane(lane, state),
             (_OUTLINE, (low, high, 1)),
@@ -270,19 +271,62 @@ class JournalFile:
         Returns:
             The oldest row that is left.
         """
+        thinned: list[Statement] = [
+            (_MAKE_THINNED, ()),
+            (INSERT_TOMBSTONE, tombstone_row(tombstone)),
+            ("INSERT OR REPLACE INTO thinned VALUES (?, ?)", (int(lane), through_seq)),
+        ]
+        return await self._replace(lane, gone, rows, state, thinned)
+
+    async def move_rows(
+        self, lane: Lane, gone: Sequence[int], rows: Sequence[Row], state: LaneState
+    ) -> Head | None:
+        """Put the readings of rows under new seqs, all of them or none.
+
+        Args:
+            lane: Which lane.
+            gone: Keys of the rows as they were.
+            rows: As they are to be.
+            state: The lane as it is afterwards.
+
+        Returns:
+            The oldest row that is left.
+        """
+        return await self._replace(lane, gone, rows, state, ())
+
+    async def _replace(
+        self,
+        lane: Lane,
+        gone: Sequence[int],
+        rows: Sequence[Row],
+        state: LaneState,
+        also: Sequence[Statement],
+    ) -> Head | None:
         low, high = lane_keys(lane)
-        statements: list[Statement] = [(_MAKE_THINNED, ())]
+        statements: list[Statement] = [*also]
         statements += [("DELETE FROM commits WHERE key = ?", (key,)) for key in gone]
         statements += [(_INSERTS[1], row) for row in rows]
         statements += [
-            (INSERT_TOMBSTONE, tombstone_row(tombstone)),
-            ("INSERT OR REPLACE INTO thinned VALUES (?, ?)", (int(lane), through_seq)),
-            ("UPDATE meta SET last_seq = max(last_seq, ?)", (state.last_seq,)),
+            (_RAISE_LAST_SEQ, (state.last_seq,)),
             self._set_lane(lane, state),
             (_OUTLINE, (low, high, 1)),
         ]
         *_, left = await self._say(0, self._writer.transact(statements))
         return _head(low, left)
+
+    async def go_past(self, tombstone: Tombstone, reserved_seq: int) -> None:
+        """Give out nothing any more up to the end of a tombstone; durable when this returns."""
+        statements: list[Statement] = [
+            (INSERT_TOMBSTONE, tombstone_row(tombstone)),
+            (_RAISE_LAST_SEQ, (tombstone.last_seq,)),
+            ("UPDATE meta SET reserved_seq = max(reserved_seq, ?)", (reserved_seq,)),
+        ]
+        await self._say(tombstone.last_seq, self._writer.transact(statements, durable=True))
+
+    async def met(self) -> None:
+        """Record that what is in the file was compared with the cloud; durable."""
+        statement: Statement = ("DELETE FROM unmet", ())
+        await self._say(0, self._writer.transact([statement], durable=True))
 
     async def give_up_row(self, lane: Lane, state: LaneState, tombstone: Tombstone) -> Head | None:
         """Move one row that does not check to the dead letters, with its tombstone."""

@@ -29,8 +29,10 @@ from edge.journal_build import (
     build_empty,
     build_salvaged,
     is_complete,
+    keep_unmet,
     new_path,
     read_meta,
+    read_unmet,
     swap_in,
     sync_path,
 )
@@ -264,8 +266,12 @@ def _resume(
                 Tombstone(Lane.LIVE, last_seq + 1, meta.reserved_seq, count, "damaged", now_us)
             )
             last_seq = meta.reserved_seq
+        unmet_seq = read_unmet(connection, path)
         if not salvaged:
-            last_seq = _past_backup(path, meta, last_seq, now_us, lost)
+            found_seq, last_seq = last_seq, _past_backup(path, meta, last_seq, now_us, lost)
+            if unmet_seq is None or last_seq != found_seq:  # what a copy has is as it was copied
+                unmet_seq = last_seq
+                keep_unmet(connection, path, unmet_seq)
         for tombstone in lost:
             connection.execute(INSERT_TOMBSTONE, tombstone_row(tombstone))
         # one more at each opening: a copy made in an earlier session has reserved less than `high`
@@ -285,6 +291,7 @@ def _resume(
         reserved_seq=reserved_seq,
         last_seq=last_seq,
         boot=boot,
+        unmet_seq=unmet_seq,
         lanes=lanes,
         tombstones=tombstones,
     )

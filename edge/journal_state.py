@@ -105,6 +105,7 @@ class JournalState:
     reserved_seq: int
     last_seq: int  # the highest made durable
     boot: int  # this boot's row in `boots`
+    unmet_seq: int | None = None  # past it nothing was compared with the cloud; None: all was
     lanes: dict[Lane, LaneState] = field(
         default_factory=lambda: {lane: LaneState() for lane in Lane}
     )

@@ -94,6 +94,11 @@ class Tail:
             self._pop(lane)
         return readings
 
+    def restart(self, lane: Lane, after_seq: int) -> None:
+        """Begin a lane anew: what is there up to a seq is on the disk only."""
+        self.forget(lane, after_seq)
+        self._after[lane] = after_seq
+
     def __iter__(self) -> Iterator[Commit]:
         """Iterate over all commits, lane by lane, oldest first."""
         for lane in Lane:

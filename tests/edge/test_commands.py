@@ -1,0 +1,122 @@
+"""When the first readings of a process may go: the cloud has said what it holds, or will not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from bridge.commands import Hello, Welcome, open_message, seal_message
+from edge.command_store import CommandStore
+from edge.commands import Commands
+from edge.config import CommandsConfig
+from edge.journal_schema import JournalError
+from runtime.clock import ManualClock
+from tests.kit.command_devices import Devices
+
+EPOCH = 7
+
+
+class Gateway:
+    """Commands with a link that keeps hellos and a journal that notes what it is told."""
+
+    def __init__(self, path: Path) -> None:
+        self.clock = ManualClock()
+        self.hellos: list[Callable[[int], None]] = []  # unanswered
+        self.told: list[int | None] = []
+        self.fault: JournalError | None = None
+        self.was_told = asyncio.Event()
+        self.commands = Commands(
+            CommandStore(path), CommandsConfig(), self.clock, lambda: (EPOCH, 3), meet=self.meet
+        )
+
+    def say(self, payload: bytes, answered: Callable[[int], None]) -> bool:
+        assert isinstance(open_message(payload), Hello)
+        self.hellos.append(answered)
+        return True
+
+    async def meet(self, held_seq: int | None) -> None:
+        self.told.append(held_seq)
+        self.was_told.set()
+        if self.fault is not None:
+            raise self.fault
+
+    async def greets(self) -> Callable[[int], None]:
+        """Connect; return what answers the hello."""
+        self.hellos.clear()
+        self.commands.linked(self)
+        async with asyncio.timeout(10):
+            while not self.hellos:
+                await asyncio.sleep(0)
+        return self.hellos[0]
+
+    async def ready(self) -> None:
+        """Wait until readings may go."""
+        async with asyncio.timeout(10):
+            while not self.commands.ready():
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
+    gateway = Gateway(tmp_path / "commands.db")
+    await gateway.commands.start(Devices())
+    yield gateway
+    await gateway.commands.stop()
+
+
+def welcome(held_seq: int, epoch: int = EPOCH) -> bytes:
+    return seal_message(Welcome(epoch, held_seq))
+
+
+async def test_readings_wait_for_the_clouds_word(gateway: Gateway) -> None:
+    await gateway.greets()
+    assert not gateway.commands.ready()
+    gateway.commands.received(welcome(9))
+    await gateway.ready()
+    assert gateway.told == [9]
+
+
+async def test_a_line_that_dies_before_the_word_is_no_silent_cloud(gateway: Gateway) -> None:
+    for _ in range(3):
+        await gateway.greets()
+        gateway.clock.advance(3600)
+        assert not gateway.commands.ready()
+        gateway.commands.unlinked()
+    answered = await gateway.greets()
+    answered(0)
+    gateway.clock.advance(9)
+    assert not gateway.commands.ready()
+    gateway.commands.unlinked()
+    await gateway.greets()  # its answer counts on its own connection only
+    gateway.clock.advance(2)
+    assert not gateway.commands.ready()
+    assert gateway.told == []
+
+
+async def test_a_cloud_that_has_the_hello_and_says_nothing_is_sent_to(gateway: Gateway) -> None:
+    answered = await gateway.greets()
+    answered(0)
+    gateway.commands.received(welcome(9, EPOCH + 1))  # of another journal
+    gateway.clock.advance(11)
+    await gateway.ready()
+    assert gateway.told == [None]
+
+
+async def test_nothing_goes_while_the_journal_cannot_be_compared(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.commands._RETRY_S", 0.0)
+    gateway.fault = JournalError(Path("journal.db"), 4, "the disk is full", "full")
+    answered = await gateway.greets()
+    answered(0)
+    gateway.commands.received(welcome(9))
+    async with asyncio.timeout(10):
+        await gateway.was_told.wait()
+    gateway.clock.advance(3600)
+    assert not gateway.commands.ready()
+    gateway.fault = None
+    await gateway.ready()
+    assert set(gateway.told) == {9}
