@@ -6,10 +6,8 @@ import io
 import json
 import logging
 import threading
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import structlog
 
 from runtime import logs
@@ -32,15 +30,6 @@ class Written:
 
     def values(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.lines()]
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield
-    structlog.reset_defaults()
-    root.handlers, root.level = handlers, level
 
 
 def test_fixed_keys_come_first() -> None:
