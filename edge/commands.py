@@ -41,6 +41,7 @@ from bridge.commands import (
     Command,
     Hello,
     HoldsCommands,
+    Message,
     Outcome,
     Recall,
     Welcome,
@@ -159,7 +160,7 @@ class Commands:
         self._unreported: dict[str, HeldCommand] = {}
         self._reporting: set[str] = set()
         self._strangers: set[str] = set()  # the cloud believes them here, and they are not
-        self._inbox: deque[bytes] = deque()
+        self._inbox: deque[Message] = deque()
         self._done: deque[tuple[str, bool]] = deque()
         self._answers: deque[tuple[str, str, int]] = deque()  # id, state said, reason code
         self._wake = asyncio.Event()
@@ -236,11 +237,23 @@ class Commands:
         # a map, its first key 0, whose value of 16 or more is a message of bridge/commands.py
         if len(payload) < 3 or payload[0] >> 5 != 5 or payload[1] != 0 or payload[2] < 16:
             return False
-        if len(self._inbox) >= _WAITING_MAX:
-            return True  # the cloud sends it again
-        self._inbox.append(payload)
+        try:
+            message = open_message(payload)
+        except BatchError as error:
+            limited(log, "bad_message", _LOG_EVERY_S).warning("bad_message", error=str(error))
+            return True
+        if isinstance(message, Welcome):  # waits for no command: readings wait for it
+            self._welcomed(message)
+        elif len(self._inbox) < _WAITING_MAX:  # else the cloud sends it again
+            self._inbox.append(message)
         self._wake.set()
         return True
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        if self._repair is not None:
+            self._repair.welcomed(welcome, self._hello_s)
+        if welcome.epoch == self._journal()[0]:
+            self._word = (welcome.assigned,)
 
     # ---- the loop --------------------------------------------------------------------------------
 
@@ -250,22 +263,32 @@ class Commands:
                 async with asyncio.timeout(_LOOK_S if self._held else None):
                     await self._wake.wait()
             self._wake.clear()
-            try:
-                await self._turn()
-            except (sqlite3.Error, CommandStoreError) as error:
-                limited(log, "commands", _LOG_EVERY_S).error("commands_failed", error=str(error))
-                await asyncio.sleep(_RETRY_S)
-                self._wake.set()
-            except JournalError as error:
-                limited(log, "meet", _LOG_EVERY_S).error("journal_not_compared", error=str(error))
-                await asyncio.sleep(_RETRY_S)
-                self._wake.set()
-            except Exception:  # noqa: BLE001 - the task's root: commands go on
-                limited(log, "commands_broke", _LOG_EVERY_S).exception("commands_broke")
+            done = [await self._tried(step) for step in (self._compare, self._turn)]
+            if not all(done):
                 await asyncio.sleep(_RETRY_S)
                 self._wake.set()
         with contextlib.suppress(sqlite3.Error, CommandStoreError):
             await self._note_done()
+
+    async def _tried(self, step: Callable[[], Awaitable[None]]) -> bool:
+        """Return False when a step has to be tried again; it keeps no other from being made."""
+        try:
+            await step()
+        except (sqlite3.Error, CommandStoreError) as error:
+            limited(log, "commands", _LOG_EVERY_S).error("commands_failed", error=str(error))
+        except JournalError as error:
+            limited(log, "meet", _LOG_EVERY_S).error("journal_not_compared", error=str(error))
+        except Exception:  # noqa: BLE001 - the task's root: commands go on
+            limited(log, "commands_broke", _LOG_EVERY_S).exception("commands_broke")
+        else:
+            return True
+        return False
+
+    async def _compare(self) -> None:
+        """Tell the journal what the cloud holds of it, once that is known."""
+        if self._meet is not None and self._word is not None:
+            await self._meet(*self._word)
+            self._meet = None
 
     async def _turn(self) -> None:
         if self._hello_due and self._link is not None:
@@ -279,20 +302,12 @@ class Commands:
             await self._deliver(held)
         await self._note_answers()
         self._report()
-        if self._meet is not None and self._word is not None:
-            await self._meet(*self._word)
-            self._meet = None
 
     def _heard(self, _code: int) -> None:
         """The cloud has answered the hello, or refused it: its word comes now or never."""
         self._met_by_s = self._clock.monotonic_s() + _WELCOME_S
 
-    async def _take(self, payload: bytes) -> None:
-        try:
-            message = open_message(payload)
-        except BatchError as error:
-            limited(log, "bad_message", _LOG_EVERY_S).warning("bad_message", error=str(error))
-            return
+    async def _take(self, message: Message) -> None:
         if isinstance(message, Command):
             if self._config.enabled:  # else the cloud keeps it until it expires
                 await self._take_command(message)
@@ -301,11 +316,6 @@ class Commands:
         elif isinstance(message, HoldsCommands):
             for command_id in message.command_ids:
                 await self._answer_for(command_id)
-        elif isinstance(message, Welcome):
-            if self._repair is not None:
-                self._repair.welcomed(message, self._hello_s)
-            if message.epoch == self._journal()[0]:
-                self._word = (message.assigned,)
 
     async def _take_command(self, command: Command) -> None:
         known = self._held.get(command.command_id) or await self._store.find(command.command_id)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.commands import Hello, Welcome, open_message, seal_message
-from edge.command_store import CommandStore
+from bridge.commands import Command, Hello, Welcome, open_message, seal_message
+from edge.command_store import CommandStore, CommandStoreError
 from edge.commands import Commands
 from edge.config import CommandsConfig
 from edge.journal_schema import JournalError
@@ -28,8 +28,9 @@ class Gateway:
         self.told: list[int | None] = []
         self.fault: JournalError | None = None
         self.was_told = asyncio.Event()
+        self.store = CommandStore(path)
         self.commands = Commands(
-            CommandStore(path), CommandsConfig(), self.clock, lambda: (EPOCH, 3), meet=self.meet
+            self.store, CommandsConfig(), self.clock, lambda: (EPOCH, 3), meet=self.meet
         )
 
     def say(self, payload: bytes, answered: Callable[[int], None]) -> bool:
@@ -120,3 +121,19 @@ async def test_nothing_goes_while_the_journal_cannot_be_compared(
     gateway.fault = None
     await gateway.ready()
     assert set(gateway.told) == {9}
+
+
+async def test_commands_that_cannot_be_kept_hold_up_no_readings(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(_command_id: str) -> None:
+        raise CommandStoreError("the disk is full")
+
+    monkeypatch.setattr("edge.commands._RETRY_S", 0.0)
+    monkeypatch.setattr(gateway.store, "find", full)
+    await gateway.greets()
+    command = Command("c-1", "d1", "devices/d1/cmd", b"x", 1, b"", 60)
+    gateway.commands.received(seal_message(command))
+    gateway.commands.received(welcome(9))
+    await gateway.ready()
+    assert gateway.told == [9]
