@@ -85,7 +85,7 @@ class Clocks:
 
         One for readings that nobody has seen is kept all the same: they may yet come.
         """
-        if not await self._stream.held(gateway, correction.epoch):
+        if not await self._stream.highest_seq(gateway, correction.epoch):
             log.warning("correction_of_unknown_epoch", gateway=gateway,
                         epoch=f"{correction.epoch:016x}", first_seq=correction.first_seq,
                         last_seq=correction.last_seq)  # fmt: skip

@@ -341,8 +341,7 @@ class CommandsPart:
     async def _welcome(self, gateway: str, hello: Hello) -> None:
         """A gateway listens: tell it what is known of its journal; all it lacks goes out again."""
         assert self._node is not None
-        held = await self._node.stream.held(gateway, hello.epoch)
-        highest = held[-1][1] if held else 0
+        highest = await self._node.stream.highest_seq(gateway, hello.epoch)
         if highest > hello.last_seq:
             log.error("journal_is_older", gateway=gateway, epoch=f"{hello.epoch:016x}",
                       last_seq=hello.last_seq, held_seq=highest)  # fmt: skip

@@ -275,7 +275,15 @@ class StreamLedger(Protocol):
     """What the stream took, by source, for dedup, lag and audit."""
 
     async def held(self, gateway: str, epoch: int) -> Sequence[Range]:
-        """Return the seq ranges (inclusive) the stream has taken, for dedup."""
+        """Return the seq ranges (inclusive) the stream has taken, for dedup.
+
+        Only for whoever appends what this gateway sends: where several nodes append, the appends
+        that follow stand on this answer. All others ask `highest_seq`.
+        """
+        ...
+
+    async def highest_seq(self, gateway: str, epoch: int) -> int:
+        """Return the highest seq the stream has taken, 0 for none; no append stands on it."""
         ...
 
     async def catch_up(self) -> None:

@@ -299,6 +299,9 @@ class EmbeddedStream:
     async def held(self, gateway: str, epoch: int) -> Sequence[Range]:
         return await self._ask(lambda connection: queries.held(connection, gateway, epoch))
 
+    async def highest_seq(self, gateway: str, epoch: int) -> int:
+        return await self._ask(lambda connection: queries.highest_seq(connection, gateway, epoch))
+
     async def catch_up(self) -> None:
         """Do nothing: what was acknowledged is in the file."""
 

@@ -61,6 +61,15 @@ def held(connection: sqlite3.Connection, gateway: str, epoch: int) -> list[Range
     ).fetchall()
 
 
+def highest_seq(connection: sqlite3.Connection, gateway: str, epoch: int) -> int:
+    """Return the highest seq held of a source, 0 for none."""
+    ((highest,),) = connection.execute(
+        "SELECT coalesce(max(last_seq), 0) FROM held WHERE gateway = ? AND epoch = ?",
+        (gateway, epoch_to_sql(epoch)),
+    )
+    return int(highest)
+
+
 def first_unread(
     connection: sqlite3.Connection, positions: Mapping[int, int]
 ) -> dict[int, tuple[int, int, int]]:

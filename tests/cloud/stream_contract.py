@@ -318,6 +318,8 @@ class StreamContract:
             assert list(await stream.held("gw", EPOCH)) == truth.ranges()
         async with opened(engine) as stream:
             assert list(await stream.held("gw", EPOCH)) == truth.ranges()
+            assert await stream.highest_seq("gw", EPOCH) == truth.ranges()[-1][1]
+            assert await stream.highest_seq("gw", EPOCH + 1) == 0
             (line,) = await stream.ledger()
             assert list(line.held) == truth.ranges()
 

@@ -138,6 +138,18 @@ async def test_a_node_that_was_passed_by_asks_anew_before_it_stores(
         assert [e.seq_ranges for e in await read_all(two, 1)] == [((1, 2),), ((3, 4),), ((5, 5),)]
 
 
+async def test_a_question_of_another_is_no_leave_to_store(engine: JetStreamEngine) -> None:
+    """What the node's commands ask when a gateway says hello, its ingest does not know of."""
+    async with opened(engine) as one, opened(engine) as two:
+        await one.held("gw", EPOCH)
+        await two.held("gw", EPOCH)
+        await two.append([part(1, [1, 2])])  # late: the gateway is at the first node by now
+        assert await one.highest_seq("gw", EPOCH) == 2
+        with pytest.raises(StreamError, match="another node took readings"):
+            await one.append([part(1, [1, 2, 3])])
+        assert await one.held("gw", EPOCH) == [(1, 2)]
+
+
 async def test_two_nodes_that_write_one_gateways_readings_at_once_store_them_once(
     engine: JetStreamEngine,
 ) -> None:

@@ -322,6 +322,13 @@ class JetStreamStream:
         self._lines.looked((gateway, epoch))
         return self._state.held((gateway, epoch)).ranges()
 
+    async def highest_seq(self, gateway: str, epoch: int) -> int:
+        self._check_open()
+        await self._reach_the_end()
+        self._check_open()
+        ranges = self._state.held((gateway, epoch)).ranges()
+        return ranges[-1][1] if ranges else 0
+
     async def _reach_the_end(self) -> None:
         """Return when all that was in the ledger at the call was read; callers share the asking."""
         if self._barrier is None:
