@@ -1,19 +1,21 @@
 """States of alerts by partition, for whoever holds it next: the bucket `alerts`.
 
-    {partition}                 the newest state, with the token of who claimed it last
-    {partition}.{turn}.{n}      the pieces of one that does not fit into a message
+    {partition}                       the newest state, with the token of who claimed it last
+    {partition}.{token}.{id}.{n}      the pieces of one that does not fit into a message
 
-A state is zstd over CBOR. Its pieces are written first, under the other of two turns than those of
-the state before, so that a state is there whole or not at all.
+A state is zstd over CBOR. Its pieces are written first, under the token of who keeps it and an id
+of their own: so a state is there whole or not at all, and a former holder that wakes writes beside
+what counts. Once the state is kept, the pieces of all before it are removed.
 
 Invariant: `{partition}` changes only from the revision at which its claimer has seen it last.
 """
 
 from __future__ import annotations
 
-import asyncio
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import cbor2
@@ -25,7 +27,7 @@ from cloud.alerts.handover import PartitionState
 from cloud.alerts.store import Message
 from cloud.cluster.bucket import Bucket, Conflict, Value
 from cloud.cluster.connection import ClusterError
-from cloud.cluster.reading import insist
+from cloud.cluster.reading import all_at_once, insist
 from cloud.sinks.contract import SinkFenced, SinkUnavailable
 
 __all__ = ["ClusterAlertStates"]
@@ -44,7 +46,7 @@ class _Head:
 
     revision: int
     token: int
-    turn: int
+    pieces_left: bool = True  # of former states some may be there
 
 
 class ClusterAlertStates:
@@ -75,7 +77,7 @@ class ClusterAlertStates:
                 lost.add(partition)
 
         try:
-            await asyncio.gather(*(one(*item) for item in tokens.items()))
+            await all_at_once([partial(one, *item) for item in tokens.items()])
         except ClusterError as error:
             raise SinkUnavailable(f"alerts: {error}") from None
         if lost:
@@ -96,7 +98,7 @@ class ClusterAlertStates:
                 )
             except Conflict:
                 continue  # the holder before has kept a newer state, or another claims it too
-            self._heads[partition] = _Head(revision, token, int(head.get("turn", 0)))
+            self._heads[partition] = _Head(revision, token)
             return _unpacked(packed) if packed else None
         raise SinkUnavailable(f"alerts: partition {partition} is kept by its last holder still")
 
@@ -105,7 +107,7 @@ class ClusterAlertStates:
             return bytes(head.get("state", b""))
         found = b""
         for number in range(int(head["pieces"])):
-            key = f"{partition}.{head['turn']}.{number}"
+            key = f"{partition}.{head['under']}.{number}"
             piece = await insist(lambda key=key: self._bucket.get(key))  # type: ignore[misc]
             if piece is None:
                 log.error("alert_state_torn", partition=partition, piece=number)
@@ -124,7 +126,7 @@ class ClusterAlertStates:
                 lost.add(partition)
 
         try:
-            await asyncio.gather(*(one(*item) for item in states.items()))
+            await all_at_once([partial(one, *item) for item in states.items()])
         except ClusterError as error:
             raise SinkUnavailable(f"alerts: {error}") from None
         return frozenset(lost)
@@ -132,19 +134,48 @@ class ClusterAlertStates:
     async def _keep(self, partition: int, state: PartitionState) -> None:
         known = self._heads[partition]
         packed = _packed(state)
-        head: dict[str, Any] = {"token": known.token, "turn": known.turn}
+        head: dict[str, Any] = {"token": known.token}
+        unique = ""
         if len(packed) <= _PIECE_BYTES:
             head["state"] = packed
         else:
-            head["turn"] = known.turn ^ 1
+            unique = secrets.token_hex(8)
             pieces = [packed[at : at + _PIECE_BYTES] for at in range(0, len(packed), _PIECE_BYTES)]
-            head["pieces"] = len(pieces)
+            head |= {"under": f"{known.token}.{unique}", "pieces": len(pieces)}
+            known.pieces_left = True
             for number, piece in enumerate(pieces):
-                await self._bucket.put(f"{partition}.{head['turn']}.{number}", piece)
-        known.revision = await self._bucket.update(
-            str(partition), cbor2.dumps(head), known.revision
-        )
-        known.turn = head["turn"]
+                await self._bucket.put(f"{partition}.{head['under']}.{number}", piece)
+        await self._replace(partition, known, head)
+        if known.pieces_left:
+            await self._remove_pieces(partition, known.token, unique)
+            known.pieces_left = bool(unique)
+
+    async def _replace(self, partition: int, known: _Head, head: Mapping[str, Any]) -> None:
+        """Set a partition's key; raises Conflict when another has claimed it since."""
+        data = cbor2.dumps(head)
+        try:
+            known.revision = await self._bucket.update(str(partition), data, known.revision)
+        except Conflict:
+            value = await insist(lambda: self._bucket.get(str(partition)))
+            if value is None or int(_head_of(value).get("token", 0)) != known.token:
+                raise
+            # what stands is our own: the answer to the write before was never heard
+            known.revision = await self._bucket.update(str(partition), data, value.revision)
+
+    async def _remove_pieces(self, partition: int, token: int, needed: str) -> None:
+        """Remove the pieces of all states up to a token but of the one with an id."""
+        for keeper in await self._below(str(partition)):
+            if int(keeper) < token:
+                await self._purge(f"{partition}.{keeper}")
+            elif int(keeper) == token:
+                for unique in await self._below(f"{partition}.{keeper}") - {needed}:
+                    await self._purge(f"{partition}.{keeper}.{unique}")
+
+    async def _below(self, key: str) -> set[str]:
+        return await insist(lambda: self._bucket.tokens_below(key))
+
+    async def _purge(self, key: str) -> None:
+        await insist(lambda: self._bucket.purge_below(key))
 
 
 def _head_of(value: Value | None) -> dict[str, Any]:

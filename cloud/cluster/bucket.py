@@ -134,6 +134,27 @@ class Bucket:
             headers[_EXPECTED] = str(revision)
         return await self._change(key, b"", headers)
 
+    async def tokens_below(self, key: str) -> set[str]:
+        """Return the tokens that follow `key` in keys that are longer; of values gone too.
+
+        Raises:
+            ClusterError.
+        """
+        prefix = f"{self._prefix}{key}."
+        asked = {"subjects_filter": f"{prefix}>"}
+        said = await self._connection.api(f"STREAM.INFO.{self.stream}", asked)
+        subjects = said["state"].get("subjects") or {}
+        return {subject[len(prefix) :].partition(".")[0] for subject in subjects}
+
+    async def purge_below(self, key: str) -> None:
+        """Remove every key that begins with the tokens of `key` and is longer, without a trace.
+
+        Raises:
+            ClusterError: some may be left.
+        """
+        asked = {"filter": f"{self._prefix}{key}.>"}
+        await self._connection.api(f"STREAM.PURGE.{self.stream}", asked)
+
     async def _change(self, key: str, value: bytes, headers: dict[str, str]) -> int:
         """Publish until it is known what became of it; `headers` decide when it may happen."""
         subject = self._prefix + key

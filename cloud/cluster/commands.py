@@ -17,10 +17,9 @@ Invariant: a command's body is durable before the command is.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import astuple, replace
 from typing import Any, TypeVar
 
@@ -33,7 +32,7 @@ from cloud.cluster.bucket import Bucket, Conflict, is_deleted, key_token
 from cloud.cluster.connection import ApiError, ClusterError, Connection
 from cloud.cluster.control import Control
 from cloud.cluster.layout import Layout
-from cloud.cluster.reading import insist, read_subject
+from cloud.cluster.reading import all_at_once, insist, read_subject
 from cloud.commands.contract import (
     CommandBody,
     CommandChanged,
@@ -50,7 +49,6 @@ log = structlog.get_logger(component="commands")
 
 T = TypeVar("T")
 
-_AT_ONCE = 64  # writes under way
 _SHOWN_MAX = 10_000  # outcomes kept in memory for lists
 _TOKEN_MAX = 512  # longer names are keys by their hash
 _FULL = 10077
@@ -111,9 +109,9 @@ class ClusterCommandStore:
         self, rows: Sequence[tuple[CommandRow, CommandBody]]
     ) -> list[tuple[CommandRow, bool]]:
         """Keep commands; durable on return. False for one whose id is there already."""
-        await _at_once([lambda one=one: self._put_body(*one) for one in rows])  # type: ignore[misc]
+        await all_at_once([lambda one=one: self._put_body(*one) for one in rows])  # type: ignore[misc]
         # begun in their order, on one connection: so the bucket has them in that order
-        return await _at_once([lambda one=one: self._create(one[0]) for one in rows])  # type: ignore[misc]
+        return await all_at_once([lambda one=one: self._create(one[0]) for one in rows])  # type: ignore[misc]
 
     async def _put_body(self, row: CommandRow, body: CommandBody) -> None:
         ttl_s = (row.expires_us - row.created_us) / 1e6 + 2 * self._kept_s + _LATE_S
@@ -201,7 +199,7 @@ class ClusterCommandStore:
     async def carriers(self, partitions: Collection[int]) -> dict[str, str]:
         """Return the gateway that last carried each device of some partitions."""
         found: dict[str, str] = {}
-        for messages in await _at_once(
+        for messages in await all_at_once(
             [lambda one=one: self._of_partition(one) for one in sorted(partitions)]  # type: ignore[misc]
         ):
             found.update(messages)
@@ -233,7 +231,7 @@ class ClusterCommandStore:
 
     async def follow(self, carriers: Mapping[str, str], cursors: Mapping[int, int]) -> None:  # noqa: ARG002
         """Keep who carries which device."""
-        await _at_once(
+        await all_at_once(
             [lambda one=one: self._carried(*one) for one in carriers.items()]  # type: ignore[misc]
         )
 
@@ -301,21 +299,6 @@ async def _said(call: Awaitable[T]) -> T:
         raise DatabaseError(f"commands: {error}") from error
     except ClusterError as error:
         raise DatabaseError(f"commands: {error}") from error
-
-
-async def _at_once(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """Return what all calls return, some under way at a time; the first failure after all ended."""
-    turn = asyncio.Semaphore(_AT_ONCE)
-
-    async def one(call: Callable[[], Awaitable[T]]) -> T:
-        async with turn:
-            return await call()
-
-    found = await asyncio.gather(*(one(call) for call in calls), return_exceptions=True)
-    for outcome in found:
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return [outcome for outcome in found if not isinstance(outcome, BaseException)]
 
 
 def _name(text: str) -> str:

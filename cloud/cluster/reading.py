@@ -1,15 +1,15 @@
-"""Reading whole streams, and calls that are repeated while the cluster changes leaders."""
+"""Reading whole streams; calls that are repeated while leaders change, or made many at once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from cloud.cluster.connection import ApiError, ClusterError, Connection, NoResponders, Unanswered
 from cloud.cluster.follower import Message, message_of
 
-__all__ = ["insist", "read_everything", "read_subject"]
+__all__ = ["all_at_once", "insist", "read_everything", "read_subject"]
 
 T = TypeVar("T")
 
@@ -18,6 +18,7 @@ _PAUSE_S = 0.1
 _BATCH = 500
 _BATCH_BYTES = 4 << 20
 _NO_MESSAGE = 10037
+_AT_ONCE = 64  # calls under way
 
 
 async def insist(call: Callable[[], Awaitable[T]], *, timeout_s: float = 15.0) -> T:
@@ -43,6 +44,21 @@ async def insist(call: Callable[[], Awaitable[T]], *, timeout_s: float = 15.0) -
                 await asyncio.sleep(_PAUSE_S)
     except TimeoutError:
         raise Unanswered(f"no answer in {timeout_s:g} s: {cause}") from None
+
+
+async def all_at_once(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """Return what all calls return, some under way at a time; the first failure after all ended."""
+    turn = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(call: Callable[[], Awaitable[T]]) -> T:
+        async with turn:
+            return await call()
+
+    found = await asyncio.gather(*(one(call) for call in calls), return_exceptions=True)
+    for outcome in found:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [outcome for outcome in found if not isinstance(outcome, BaseException)]
 
 
 async def read_everything(connection: Connection, stream: str) -> list[Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,7 +17,8 @@ from cloud.alerts.handover import PartitionState
 from cloud.alerts.store import Message
 from cloud.cluster.alerts import ClusterAlertStates
 from cloud.cluster.bucket import Bucket
-from cloud.sinks.contract import SinkFenced
+from cloud.cluster.connection import Unanswered
+from cloud.sinks.contract import SinkFenced, SinkUnavailable
 from tests.kit.alert_nodes import EPOCH, AlertNodes
 from tests.kit.alerts import hot
 from tests.kit.cluster_nodes import cluster_nodes, shares
@@ -71,6 +73,69 @@ async def test_whoever_claimed_last_is_the_only_one_that_keeps(servers: NatsServ
             await one.claim({3: 11, 4: 13})
         assert fenced.value.partitions == {3}
         assert await two.claim({3: 14, 4: 14}) == {3: state_of(7), 4: state_of(2)}
+
+
+class Stalls(Bucket):
+    """A bucket whose `put` waits to be let on, while it is told to."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__(bucket._connection, bucket.name)
+        self.go_on = asyncio.Event()
+        self.stalled = asyncio.Event()
+
+    async def put(self, key: str, value: bytes, *, ttl_s: float | None = None) -> int:
+        self.stalled.set()
+        await self.go_on.wait()
+        return await super().put(key, value, ttl_s=ttl_s)
+
+
+async def test_a_former_holder_that_wakes_tears_nothing(servers: NatsServers) -> None:
+    """It stalled before it wrote the pieces of a state that did not fit into a message."""
+    noise = random.Random(2).randbytes(900_000).hex()
+    async with states_of(servers, 2) as (one, two):
+        await one.claim({3: 10})
+        stalls = one._bucket = Stalls(one._bucket)
+        keeping = asyncio.create_task(one.keep({3: state_of(5, noise)}))
+        await stalls.stalled.wait()
+        await two.claim({3: 12})
+        newer = state_of(6, noise[::-1])
+        assert await two.keep({3: newer}) == frozenset()
+        stalls.go_on.set()
+        assert await keeping == {3}
+        assert await two.claim({3: 14}) == {3: newer}
+        assert await two.keep({3: newer}) == frozenset()
+        assert len(await two._bucket.tokens_below("3.14")) == 1
+        assert await two.claim({3: 16}) == {3: newer}
+        assert await two.keep({3: state_of(7)}) == frozenset()
+        assert await two._bucket.tokens_below("3") == set()  # of nobody anything is left
+
+
+class Unheard(Bucket):
+    """A bucket whose next update is stored, and its answer lost."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__(bucket._connection, bucket.name)
+        self.lose = True
+
+    async def update(
+        self, key: str, value: bytes, revision: int, *, ttl_s: float | None = None
+    ) -> int:
+        found = await super().update(key, value, revision, ttl_s=ttl_s)
+        if self.lose:
+            self.lose = False
+            raise Unanswered("lost")
+        return found
+
+
+async def test_an_unheard_answer_is_no_loss_of_the_partition(servers: NatsServers) -> None:
+    async with states_of(servers, 2) as (one, two):
+        await one.claim({3: 10})
+        one._bucket = Unheard(one._bucket)
+        with pytest.raises(SinkUnavailable):
+            await one.keep({3: state_of(5)})
+        assert await one.keep({3: state_of(6)}) == frozenset()
+        assert await two.claim({3: 12}) == {3: state_of(6)}
+        assert await one.keep({3: state_of(7)}) == {3}
 
 
 async def test_an_alert_goes_on_over_nodes_that_crash(servers: NatsServers, tmp_path: Path) -> None:
