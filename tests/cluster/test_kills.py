@@ -1,51 +1,76 @@
-"""Three NATS servers, three nodes, two gateways, real processes: each kind is killed under load.
+"""Three NATS servers, three nodes, two gateways, PostgreSQL: each kind is killed under load.
 
-After each attack: every reading a gateway acknowledged is there once, in its device's order, and
-the ledger balances. How long writes stood still is printed, not judged.
+After each attack: every reading a gateway acknowledged is there once, in its device's order, in
+the stream and in the nodes' PostgreSQL, and the ledger balances. How long writes stood still is
+printed, not judged.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
-import urllib.request
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from device_sim.config import SimConfig
 from device_sim.report import SimReport
 from device_sim.run import run_sim
-from tests.kit.cluster import Witness, witness_of
-from tidegate.cluster_demo import ClusterProcesses
+from tests.kit.cluster import Witness, check_stored, note_order, witness_of
+from tests.kit.postgres import PostgresServer, postgres_server
+from tests.kit.processes import get_json
+from tidegate.cluster_demo import ClusterProcesses, TidegateProcess
+from tidegate.nats_servers import NatsServer
 
 RATE = 250.0  # readings a second at each gateway
 _EDGE_FLAGS = ("--uplink-backoff-max-s", "0.5", "--uplink-ack-timeout-s", "5")
 
-Attack = Callable[[ClusterProcesses, Witness], Awaitable[None]]
+
+class Site(ClusterProcesses):
+    """Three nodes that store in one PostgreSQL, and two gateways.
+
+    Attributes:
+        postgres: The database server.
+        storage_url: The database.
+    """
+
+    def __init__(self, folder: Path, postgres: PostgresServer, storage_url: str) -> None:
+        super().__init__(
+            folder, nodes=3, gateways=2, gateway_flags=_EDGE_FLAGS,
+            node_flags=("--storage-url", storage_url),
+        )  # fmt: skip
+        self.postgres = postgres
+        self.storage_url = storage_url
+
+
+Attack = Callable[[Site, Witness], Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterProcesses]:
-    processes = ClusterProcesses(
-        tmp_path_factory.mktemp("cluster"), nodes=3, gateways=2, gateway_flags=_EDGE_FLAGS
-    )
-    try:
-        asyncio.run(processes.start())
-        yield processes
-    finally:
-        processes.kill()
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with postgres_server() as postgres:
+        site = Site(
+            tmp_path_factory.mktemp("cluster"), postgres, asyncio.run(postgres.new_database())
+        )
+        try:
+            asyncio.run(site.start())
+            asyncio.run(note_order(postgres, site.storage_url))
+            yield site
+        finally:
+            site.kill()
 
 
 async def load(
-    cluster: ClusterProcesses, gateway: int, witness: Witness, stop: asyncio.Event, name: str
+    cluster: Site, gateway: int, witness: Witness, stop: asyncio.Event, name: str
 ) -> SimReport:
     """Publish through a gateway until `stop`, then wait until all that was acked is stored."""
     config = SimConfig(
@@ -62,9 +87,7 @@ async def load(
     return await run_sim(config, stop=stop)
 
 
-async def attacked(
-    cluster: ClusterProcesses, folder: Path, name: str, attack: Attack, *, after_s: float = 1.0
-) -> None:
+async def attacked(cluster: Site, folder: Path, name: str, attack: Attack) -> None:
     """Run load, attack it, and check what is left."""
     async with witness_of(cluster, folder / "witness") as witness:
         stop = asyncio.Event()
@@ -73,11 +96,10 @@ async def attacked(
             for gateway in range(len(cluster.gateways))
         ]
         await witness.appends_after(time.monotonic())
-        await asyncio.sleep(after_s)  # under way: batches, records, sinks
+        await witness.appends_more(20)  # under way: batches, records, sinks
         began_s = time.monotonic()
         await attack(cluster, witness)
-        await witness.appends_after(time.monotonic())
-        await asyncio.sleep(after_s)
+        await witness.appends_more(20)
         stop.set()
         async with asyncio.timeout(180):
             reports = await asyncio.gather(*loading)
@@ -90,9 +112,10 @@ async def attacked(
         await witness.check_stream()
         assert witness.check_rows() > 0
         await asyncio.to_thread(check_audit, cluster)
+        await check_stored(cluster.postgres, cluster.storage_url, witness)
 
 
-def check_audit(cluster: ClusterProcesses) -> None:
+def check_audit(cluster: Site) -> None:
     """Assert that a node's ledger balances and nothing is under way."""
     done = subprocess.run(
         [sys.executable, "-m", "tidegate", "audit", "--url", cluster.urls[0], "--settled", "60"],
@@ -103,7 +126,7 @@ def check_audit(cluster: ClusterProcesses) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def leader_index(cluster: ClusterProcesses, stream: str) -> int:
+def leader_index(cluster: Site, stream: str) -> int:
     """Return which server leads a stream."""
     leader = cluster.servers.stream_leader(stream)
     assert leader is not None
@@ -113,35 +136,36 @@ def leader_index(cluster: ClusterProcesses, stream: str) -> int:
 # ---- attacks -------------------------------------------------------------------------------------
 
 
-async def kill_a_node(cluster: ClusterProcesses, witness: Witness) -> None:
+async def kill_a_node(cluster: Site, witness: Witness) -> None:
     """The one that the first gateway is connected to."""
-    await asyncio.to_thread(cluster.nodes[0].kill)
+    node = await asyncio.to_thread(node_of, cluster, 0)
+    await asyncio.to_thread(node.kill)
     await witness.appends_after(time.monotonic())
-    cluster.nodes[0].start()
+    node.start()
 
 
-async def pause_a_node(cluster: ClusterProcesses, witness: Witness) -> None:
+async def pause_a_node(cluster: Site, witness: Witness) -> None:
     """Its gateway goes elsewhere; when it wakes it still believes that the gateway is its own."""
-    node = cluster.nodes[1]
+    node = await asyncio.to_thread(node_of, cluster, 1)
     os.kill(node.pid, signal.SIGSTOP)
     try:
-        await asyncio.sleep(8.0)  # past the gateway's wait for an acknowledgement
+        await until_linked_elsewhere(cluster, 1)
         await witness.appends_after(time.monotonic())
     finally:
         os.kill(node.pid, signal.SIGCONT)
 
 
-async def pause_the_ledgers_leader(cluster: ClusterProcesses, witness: Witness) -> None:
+async def pause_the_ledgers_leader(cluster: Site, witness: Witness) -> None:
     """It hangs, others elect another, and it wakes as one who does not know that yet."""
     index = await asyncio.to_thread(leader_index, cluster, cluster.layout.ledger_stream)
     cluster.servers[index].pause()
     try:
-        await witness.appends_after(time.monotonic() + 3.0)
+        await witness.appends_after(time.monotonic() + 3.0)  # past what it had begun
     finally:
         cluster.servers[index].resume()
 
 
-async def kill_the_ledgers_leader(cluster: ClusterProcesses, witness: Witness) -> None:
+async def kill_the_ledgers_leader(cluster: Site, witness: Witness) -> None:
     index = await asyncio.to_thread(leader_index, cluster, cluster.layout.ledger_stream)
     killed_s = time.monotonic()
     await asyncio.to_thread(cluster.servers[index].kill)
@@ -149,7 +173,7 @@ async def kill_the_ledgers_leader(cluster: ClusterProcesses, witness: Witness) -
     await asyncio.to_thread(cluster.servers[index].start)
 
 
-async def kill_a_follower(cluster: ClusterProcesses, witness: Witness) -> None:
+async def kill_a_follower(cluster: Site, witness: Witness) -> None:
     index = await asyncio.to_thread(leader_index, cluster, cluster.layout.ledger_stream)
     victim = cluster.servers[(index + 1) % 3]
     await asyncio.to_thread(victim.kill)
@@ -157,26 +181,63 @@ async def kill_a_follower(cluster: ClusterProcesses, witness: Witness) -> None:
     await asyncio.to_thread(victim.start)
 
 
-async def kill_two_servers(cluster: ClusterProcesses, witness: Witness) -> None:
+async def kill_two_servers(cluster: Site, witness: Witness) -> None:
     """Without a quorum nothing is acknowledged; gateways keep their readings."""
     for index in (0, 1):
         await asyncio.to_thread(cluster.servers[index].kill)
-    await asyncio.sleep(1.0)  # what was committed before has been read
+    await kept_at_gateways(cluster, 250)  # what was committed before has been read
     taken = len(witness.appended_s)
-    sent = [await asyncio.to_thread(_acked_batches, url) for url in cluster.urls]
-    await asyncio.sleep(3.0)
+    sent = [await asyncio.to_thread(_readings_taken, url) for url in cluster.urls]
+    await kept_at_gateways(cluster, 750)
     assert len(witness.appended_s) == taken
-    assert [await asyncio.to_thread(_acked_batches, url) for url in cluster.urls] == sent
+    assert [await asyncio.to_thread(_readings_taken, url) for url in cluster.urls] == sent
     await asyncio.to_thread(cluster.servers.start)
 
 
-def _acked_batches(url: str) -> int:
-    """Return how many readings a node says it has taken."""
-    with urllib.request.urlopen(f"{url}/status", timeout=10) as answer:
-        return int(json.load(answer)["readings_taken"])
+async def kept_at_gateways(cluster: Site, count: int) -> None:
+    """Return once each gateway keeps so many readings more than it does now."""
+    before = [backlog(cluster, number) for number in range(len(cluster.gateways))]
+    async with asyncio.timeout(60):
+        for number, kept in enumerate(before):
+            while await asyncio.to_thread(backlog, cluster, number) < kept + count:
+                await asyncio.sleep(0.05)
 
 
-async def cut_the_power(cluster: ClusterProcesses, _witness: Witness) -> None:
+async def until_linked_elsewhere(cluster: Site, number: int) -> None:
+    """Return once a gateway is connected to another node than now."""
+    before = uplink(cluster, number)["endpoint"]
+    async with asyncio.timeout(60):
+        while True:
+            said = await asyncio.to_thread(uplink, cluster, number)
+            if said["link"] == "online" and said["endpoint"] != before:
+                return
+            await asyncio.sleep(0.05)
+
+
+def node_of(cluster: Site, number: int) -> TidegateProcess:
+    """Return the node that a gateway is connected to."""
+    port = int(uplink(cluster, number)["endpoint"].rpartition(":")[2])
+    return cluster.nodes[cluster.mqtt_ports.index(port)]
+
+
+def backlog(cluster: Site, number: int) -> int:
+    """Return how many readings a gateway keeps."""
+    return int(uplink(cluster, number)["backlog_readings"])
+
+
+def uplink(cluster: Site, number: int) -> dict[str, Any]:
+    """Return a gateway's figures of its uplink."""
+    found: dict[str, Any] = get_json(f"http://127.0.0.1:{cluster.edge_http_ports[number]}/status")[
+        "uplink"
+    ]
+    return found
+
+
+def _readings_taken(url: str) -> int:
+    return int(get_json(f"{url}/status")["readings_taken"])
+
+
+async def cut_the_power(cluster: Site, _witness: Witness) -> None:
     """Of everything but the witness and the devices."""
     cluster.servers.kill()
     for process in (*cluster.nodes, *cluster.gateways):
@@ -187,7 +248,7 @@ async def cut_the_power(cluster: ClusterProcesses, _witness: Witness) -> None:
     await asyncio.gather(*(cluster.ready(n) for n in range(len(cluster.nodes))))
 
 
-async def ask_a_server_to_leave(cluster: ClusterProcesses, witness: Witness) -> None:
+async def ask_a_server_to_leave(cluster: Site, witness: Witness) -> None:
     """Lame duck: it moves its leaders and clients away."""
     index = await asyncio.to_thread(leader_index, cluster, cluster.layout.ledger_stream)
     cluster.servers[index].lame_duck()
@@ -210,26 +271,66 @@ async def ask_a_server_to_leave(cluster: ClusterProcesses, witness: Witness) -> 
     ],
 )
 async def test_nothing_is_lost_doubled_or_out_of_order(
-    cluster: ClusterProcesses, tmp_path: Path, attack: Attack
+    cluster: Site, tmp_path: Path, attack: Attack
 ) -> None:
     await attacked(cluster, tmp_path, attack.__name__.replace("_", "-"), attack)
 
 
-async def test_random_kills(cluster: ClusterProcesses, tmp_path: Path) -> None:
-    """One of each for a few seconds, or as long as TIDEGATE_TEST_KILLS_S says (600 at night)."""
+async def test_random_kills(cluster: Site, tmp_path: Path) -> None:
+    """Some for a few seconds, or as long as TIDEGATE_TEST_KILLS_S says (600 at night)."""
     seed = int(os.environ.get("TIDEGATE_TEST_SEED", "6"))
     print(f"\nseed {seed}")
     rng = random.Random(seed)
-    until_s = time.monotonic() + float(os.environ.get("TIDEGATE_TEST_KILLS_S", "5"))
+    lasts_s = float(os.environ.get("TIDEGATE_TEST_KILLS_S", "5"))
+    killed: list[tuple[float, str]] = []
+    stored_s: list[float] = []
 
-    async def kills(cluster: ClusterProcesses, _witness: Witness) -> None:
-        while True:
-            victim = rng.choice(cluster.processes)
-            await asyncio.to_thread(victim.kill)
+    async def kills(cluster: Site, witness: Witness) -> None:
+        everything = [*cluster.processes, cluster.postgres]
+        until_s = time.monotonic() + lasts_s
+        while time.monotonic() < until_s:
+            victims = rng.sample(everything, rng.choice((1, 1, 1, 2)))
+            killed.append((time.monotonic(), " and ".join(sorted(map(kind_of, victims)))))
+            for victim in victims:
+                await asyncio.to_thread(victim.kill)
             await asyncio.sleep(rng.uniform(0.0, 4.0))
-            await asyncio.to_thread(victim.start)
+            for victim in victims:
+                await asyncio.to_thread(victim.start)
+            if cluster.postgres in victims:
+                stored_s.append(await stored_again(cluster))
             await asyncio.sleep(rng.uniform(0.0, 6.0))
-            if time.monotonic() >= until_s:
-                return
+        ends_s = [at_s for at_s, _ in killed[1:]] + [time.monotonic()]
+        await witness.appends_after(ends_s[-1])
+        print_stalls(witness, killed, ends_s)
+        if stored_s:
+            print(f"  rows again after PostgreSQL answered: {max(stored_s):.1f} s at most")
 
     await attacked(cluster, tmp_path, "random", kills)
+
+
+def kind_of(victim: NatsServer | TidegateProcess | PostgresServer) -> str:
+    """Return what a process is."""
+    if isinstance(victim, TidegateProcess):
+        return victim.name.partition("-")[0]
+    return "server" if isinstance(victim, NatsServer) else "postgres"
+
+
+async def stored_again(cluster: Site) -> float:
+    """Return how long until PostgreSQL has new rows, seconds."""
+    began_s = time.monotonic()
+    count = "SELECT count(*) FROM tidegate.readings"
+    before = await cluster.postgres.rows(cluster.storage_url, count)
+    async with asyncio.timeout(60):
+        while await cluster.postgres.rows(cluster.storage_url, count) == before:
+            await asyncio.sleep(0.1)
+    return time.monotonic() - began_s
+
+
+def print_stalls(witness: Witness, killed: list[tuple[float, str]], ends_s: list[float]) -> None:
+    """Print how long nothing was appended after each kind of kill."""
+    stalls: dict[str, list[float]] = defaultdict(list)
+    for (at_s, what), end_s in zip(killed, ends_s, strict=True):
+        stalls[what].append(witness.longest_gap_s(at_s, end_s))
+    for what, found in sorted(stalls.items()):
+        middle = statistics.median(found)
+        print(f"  {what}: {len(found)}, no append for {middle:.1f} s, {max(found):.1f} s at most")

@@ -11,7 +11,7 @@ import asyncio
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, closing
 from itertools import pairwise
 from pathlib import Path
@@ -25,9 +25,12 @@ from cloud.sinks.group import Sinks
 from cloud.sinks.storage import StorageSink
 from cloud.stream.jetstream.engine import JetStreamStream
 from runtime.clock import SystemClock
+from tests.kit.postgres import PostgresServer
 from tidegate.cluster_demo import ClusterProcesses
 
-__all__ = ["Witness", "witness_of"]
+__all__ = ["Witness", "check_stored", "note_order", "witness_of"]
+
+StoredRow = tuple[str, int, int, str]  # gateway, epoch, seq, device
 
 
 class Witness:
@@ -60,21 +63,32 @@ class Witness:
                 await asyncio.sleep(0.02)
         return next(at for at in self.appended_s if at > since_s) - since_s
 
-    def longest_gap_s(self, since_s: float) -> float:
-        """Return the longest time without an append since a moment."""
+    async def appends_more(self, count: int, *, timeout_s: float = 60.0) -> None:
+        """Return once appends have been seen so many times more."""
+        wanted = len(self.appended_s) + count
+        async with asyncio.timeout(timeout_s):
+            while len(self.appended_s) < wanted:
+                await asyncio.sleep(0.02)
+
+    def longest_gap_s(self, since_s: float, until_s: float = float("inf")) -> float:
+        """Return the longest time without an append that began between two moments."""
         times = [since_s, *(at for at in self.appended_s if at > since_s)]
-        return max((b - a for a, b in pairwise(times)), default=0.0)
+        return max((b - a for a, b in pairwise(times) if a < until_s), default=0.0)
 
     def close(self) -> None:
         """Look no more."""
         self._task.cancel()
 
-    def check_rows(self) -> int:
-        """Assert one row a reading and seq in order within each source; return the rows."""
+    def rows(self) -> list[StoredRow]:
+        """Return what it has read, each device's in the order of the stream."""
         with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as database:
-            rows = database.execute(
-                "SELECT gateway, epoch, seq, device FROM readings ORDER BY gateway, epoch, seq"
+            return database.execute(
+                "SELECT gateway, epoch, seq, device FROM readings ORDER BY rowid"
             ).fetchall()
+
+    def check_rows(self) -> int:
+        """Assert one row a reading; return the rows."""
+        rows = self.rows()
         assert len({row[:3] for row in rows}) == len(rows)
         return len(rows)
 
@@ -100,6 +114,29 @@ class Witness:
                     line = (entry.gateway, entry.epoch, batch.lane)
                     assert entry.seq_ranges[0][0] > last[line]
                     last[line] = entry.seq_ranges[-1][1]
+
+
+async def note_order(server: PostgresServer, url: str) -> None:
+    """Have the nodes' PostgreSQL note in which order rows are written, for `check_stored`."""
+    await server.rows(url, "ALTER TABLE tidegate.readings ADD COLUMN written bigserial")
+
+
+async def check_stored(server: PostgresServer, url: str, witness: Witness) -> None:
+    """Assert that PostgreSQL has what the witness has read: a row a reading, devices in order."""
+    rows: list[StoredRow] = await server.rows(
+        url, "SELECT gateway, epoch, seq, device FROM tidegate.readings ORDER BY written"
+    )
+    read = witness.rows()
+    known = {row[:3] for row in read}
+    assert len({row[:3] for row in rows}) == len(rows)
+    assert _by_device(row for row in rows if row[:3] in known) == _by_device(read)
+
+
+def _by_device(rows: Iterable[StoredRow]) -> dict[str, list[StoredRow]]:
+    found: dict[str, list[StoredRow]] = defaultdict(list)
+    for row in rows:
+        found[row[3]].append(row)
+    return found
 
 
 @asynccontextmanager
