@@ -21,12 +21,13 @@ __all__ = ["HeldSeqs", "SourceState"]
 class SourceState:
     """One (gateway, epoch)."""
 
-    __slots__ = ("answered", "assigned", "held", "under_way", "users")
+    __slots__ = ("answered", "asking", "assigned", "held", "under_way", "users")
 
     def __init__(self) -> None:
         self.held: IntervalSet | None = None  # None: ask the stream
         self.under_way = IntervalSet()
         self.assigned = 0  # highest the stream was told of
+        self.asking = asyncio.Lock()  # a later question must not outdate the answer in use
         self.users = 0  # calls that rely on this object being the only one of its source
         self.answered: asyncio.Future[None] | None = None  # resolved at the next answer
 
@@ -90,11 +91,11 @@ class HeldSeqs:
             state.users -= 1
 
     async def _ask(self, source: Source, state: SourceState) -> None:
-        while state.under_way:  # an answer that comes meanwhile might be missed
-            await state.wait_for_answer()
-        held = await self._stream.held(*source)
-        if state.held is None and not state.under_way:  # nobody was quicker
-            state.held = IntervalSet(held)
+        async with state.asking:
+            while state.under_way:  # an answer that comes meanwhile might be missed
+                await state.wait_for_answer()
+            if state.held is None:  # nobody was quicker
+                state.held = IntervalSet(await self._stream.held(*source))
 
     def _get(self, source: Source) -> SourceState:
         state = self._sources.get(source)

@@ -278,7 +278,8 @@ class StreamLedger(Protocol):
         """Return the seq ranges (inclusive) the stream has taken, for dedup.
 
         Only for whoever appends what this gateway sends: where several nodes append, the appends
-        that follow stand on this answer. All others ask `highest_seq`.
+        that follow stand on this answer, and after one that failed it has to be asked again. All
+        others ask `highest_seq`.
         """
         ...
 

@@ -150,6 +150,23 @@ async def test_a_question_of_another_is_no_leave_to_store(engine: JetStreamEngin
         assert await one.held("gw", EPOCH) == [(1, 2)]
 
 
+async def test_after_a_failure_nothing_is_stored_before_it_was_asked_again(
+    engine: JetStreamEngine,
+) -> None:
+    """What a gateway's other lane or connection had under way stands on the same old answer."""
+    async with opened(engine) as one, opened(engine) as two:
+        await one.held("gw", EPOCH)
+        await two.held("gw", EPOCH)
+        await two.append([part(1, [1, 2])])
+        for _ in range(2):
+            await one.catch_up()
+            with pytest.raises(StreamError, match="asked anew"):
+                await one.append([part(1, [2, 3])])
+        assert await one.held("gw", EPOCH) == [(1, 2)]
+        await one.append([part(1, [3])])
+        assert [e.seq_ranges for e in await read_all(two, 1)] == [((1, 2),), ((3, 3),)]
+
+
 async def test_two_nodes_that_write_one_gateways_readings_at_once_store_them_once(
     engine: JetStreamEngine,
 ) -> None:

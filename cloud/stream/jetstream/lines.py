@@ -8,6 +8,8 @@ Invariants:
 - When one fails, those of its sources behind it fail too: a gap is never filled by what came after.
 - The version an append claims is that of what its caller knew: when another node took readings of
   the source in between, the append is void, and the caller asks anew what is held.
+- Of a source whose caller asks, nothing is begun after a failure before it has asked again: what
+  it made meanwhile stands on an answer that may be too old.
 """
 
 from __future__ import annotations
@@ -83,6 +85,8 @@ class Lines:
         self._number = 0
         self._lines: dict[Source, _Line] = {}
         self._views: dict[Source, Version] = {}  # version as the callers know it
+        self._asking: set[Source] = set()  # whose callers ask what is held
+        self._stale: set[Source] = set()  # those that have to, before anything is begun
         self._under_way: set[asyncio.Future[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -90,6 +94,8 @@ class Lines:
         """Note that a caller has just been told what is held of a source."""
         if source not in self._lines:
             self._views[source] = self._state().version(source)
+            self._asking.add(source)
+            self._stale.discard(source)
 
     def begin(
         self, parts: Sequence[Part], given_up: Sequence[GivenUp], assigned: Mapping[Source, int]
@@ -133,6 +139,8 @@ class Lines:
             if line.failed:
                 raise StreamError(f"gateway {source[0]}: an append before this one failed")
             return
+        if source in self._stale:
+            raise _foreign(source)
         view = self._views.get(source)
         if view is not None and view != self._state().version(source):
             self._conflict(source)
@@ -140,7 +148,12 @@ class Lines:
 
     def _conflict(self, source: Source) -> None:
         self.conflicts += 1
+        self._outdate(source)
+
+    def _outdate(self, source: Source) -> None:
         self._views.pop(source, None)
+        if source in self._asking:
+            self._stale.add(source)
 
     def _line(self, source: Source) -> _Line:
         line = self._lines.get(source)
@@ -229,7 +242,7 @@ class Lines:
             for body in one.bodies:
                 body.cancel()
             for source, line in one.lines.items():
-                self._views.pop(source, None)
+                self._outdate(source)
                 line.failed = True
                 if one in line.waiting:
                     line.waiting.remove(one)
@@ -293,6 +306,6 @@ def _record(append: _Append, number: int) -> AppendRecord:
 
 def _foreign(source: Source) -> StreamError:
     return StreamError(
-        f"gateway {source[0]}: another node took readings of it meanwhile; what is held is asked"
-        " anew"
+        f"gateway {source[0]}: another node took readings of it meanwhile, or may have; what is"
+        " held is asked anew"
     )
