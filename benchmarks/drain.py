@@ -18,7 +18,6 @@ import contextlib
 import json
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,8 +30,9 @@ from typing import Any
 
 from benchmarks.slow_link import Link
 from benchmarks.wire import connect_frame, cpu_s_of, frame_of
+from tidegate.nats_servers import free_ports
 
-__all__ = ["free_ports", "listening", "main", "rss_mb", "running"]
+__all__ = ["listening", "main", "rss_mb", "running"]
 
 _CONNECTIONS = 20
 _BACKLOG_TOPIC = "devices/sensor-%d/state"
@@ -115,15 +115,6 @@ class Drained:
 
 
 # ---- processes -----------------------------------------------------------------------------------
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that were free on loopback a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 @contextlib.contextmanager

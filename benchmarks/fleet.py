@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.drain import free_ports, listening, rss_mb, running
+from benchmarks.drain import listening, rss_mb, running
 from bridge.batch import Encoder
 from bridge.envelope import LinkLane
 from bridge.link_pacing import (
@@ -42,6 +42,7 @@ from mqtt.decoding import decode
 from mqtt.frames import encode_publish, parse_publishes, split
 from mqtt.packets import Connack
 from mqtt.properties import USER_PROPERTY
+from tidegate.nats_servers import free_ports
 
 __all__ = ["Fleet", "FleetReport", "jain", "main"]
 

@@ -32,7 +32,7 @@ from pathlib import Path
 import structlog
 
 from benchmarks.counting_proxy import CountingProxy, Wire
-from benchmarks.drain import free_ports, listening, running
+from benchmarks.drain import listening, running
 from benchmarks.wire import connect_frame
 from bridge.devices import DeviceIds
 from device_sim.traces import Record, read_trace
@@ -48,6 +48,7 @@ from mqtt.properties import encode_property_block
 from runtime.clock import SystemClock
 from runtime.service import run
 from tests.kit.certificates import Certificates, make_certificates
+from tidegate.nats_servers import free_ports
 
 __all__ = ["main"]
 

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from benchmarks.load import LoadSpec, spawn_load
 from benchmarks.wire import cpu_s_of
+from tidegate.nats_servers import free_ports
 
 __all__ = ["main"]
 
@@ -43,16 +44,6 @@ class PathReport:
     stored_per_s: float  # rows, from the first publish to the last row
     gateway_cores: float
     cloud_cores: float
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @contextmanager
@@ -91,7 +82,7 @@ def _rows(storage: Path) -> int:
 
 
 def _run(options: argparse.Namespace, folder: Path, *, profile: bool) -> PathReport:
-    edge_port, edge_http, cloud_port, cloud_http = _free_ports(4)
+    edge_port, edge_http, cloud_port, cloud_http = free_ports(4)
     cloud = ["cloud", "--data", str(folder), "--port", str(cloud_port)]
     edge = ["edge", "--data", str(folder), "--host", "127.0.0.1", "--port", str(edge_port)]
     edge += ["--http-port", str(edge_http), "--gateway", "bench"]

@@ -13,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +29,8 @@ __all__ = ["NatsServer", "NatsServers", "free_ports", "nats_server_program"]
 
 _READY_S = 30.0
 _STOP_S = 20.0
+_RESERVED: deque[int] = deque()  # sockets that keep the ports given out
+_RESERVED_MAX = 256
 
 _CONFIG = """\
 server_name: {name}
@@ -67,12 +71,22 @@ def nats_server_program() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` TCP ports that were free on loopback a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
+    """Return `count` TCP ports of loopback that only a server told of them can have.
+
+    A port that was merely free a moment ago may be some client's own by the time a server listens
+    there. So each stays bound here, without listening, for as long as this process lives: a
+    server, which sets SO_REUSEADDR, can listen beside that, and nobody else gets the port.
+    """
+    ports = []
+    for _ in range(count):
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+            ports.append(int(one.getsockname()[1]))
+            _RESERVED.append(one.detach())
+    while len(_RESERVED) > _RESERVED_MAX:
+        os.close(_RESERVED.popleft())
+    return ports
 
 
 class NatsServer:
