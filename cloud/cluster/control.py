@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import structlog
+
 from cloud.cluster.bucket import Bucket, is_deleted
 from cloud.cluster.connection import Connection
 from cloud.cluster.follower import Follower, Message
@@ -15,7 +17,10 @@ from cloud.cluster.layout import Layout
 
 __all__ = ["Control", "Taker"]
 
-# called with the key, the value or None when it has gone, and the revision; must not raise
+log = structlog.get_logger(component="cluster")
+
+# called with the key, the value or None when it has gone, and the revision; what it raises is
+# logged, and the value passed over: somebody altered it
 Taker = Callable[[str, bytes | None, int], None]
 
 
@@ -56,6 +61,9 @@ class Control:
     def _take(self, message: Message) -> None:
         key = message.subject[self._skip :]
         taker = self._takers.get(key.partition(".")[0])
-        if taker is not None:
-            gone = is_deleted(message.headers)
-            taker(key, None if gone else message.data, message.seq)
+        if taker is None:
+            return
+        try:
+            taker(key, None if is_deleted(message.headers) else message.data, message.seq)
+        except Exception as error:  # noqa: BLE001 - a value of another's must not end the following
+            log.error("control_not_read", key=key, error=repr(error))  # noqa: TRY400 - one line

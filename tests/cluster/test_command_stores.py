@@ -15,6 +15,7 @@ from bridge.commands import DELIVERED, HELD
 from bridge.partition import partition_of
 from cloud.cluster.commands import ClusterCommandStore
 from cloud.cluster.control import Control
+from cloud.cluster.corrections import ClusterCorrections
 from cloud.commands.contract import (
     WAITING,
     CommandBody,
@@ -203,3 +204,25 @@ async def test_a_full_cluster_refuses_commands_and_keeps_what_it_has(servers: Na
         assert row is not None
         assert await one.body(row) == large
         assert await one.find("c") is None
+
+
+async def test_values_that_somebody_altered_are_passed_over(servers: NatsServers) -> None:
+    """Each kind, at start and while it runs: one line, and what comes after them is heard."""
+    layout = await make_layout(servers, f"s{next(NUMBERS)}")
+    async with connected(servers) as connection:
+        bucket = Control(connection, layout).bucket
+        await bucket.put("c.before", b"no command")
+        control = Control(connection, layout)
+        store = ClusterCommandStore(connection, layout, control, "node-1", 60)
+        corrections = ClusterCorrections(control)
+        await control.start()
+        try:
+            await store.open(1)
+            for key in ("c.x", "r.x.y", "n.x", "x.gw.1.1"):
+                await bucket.put(key, b"\xff not ours")
+            await store.add([(row_of("a"), BODY)])
+            await until("it is heard of", lambda: "c.a" in store._rows)
+            assert [row.command_id for row in await store.unfinished()] == ["a"]
+            assert await corrections.all(lambda _gateway, _correction: None) == []
+        finally:
+            await control.stop()
