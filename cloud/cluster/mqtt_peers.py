@@ -2,7 +2,8 @@
 
 A node sends what has changed, numbered; whoever misses a number asks for everything. A beat a
 second shows the number to those who missed the last message, and who is there. SUBACK waits until
-each node that is there has said that it knows: what is published anywhere afterwards comes.
+each node that is there has said that it knows, and that what it had retained before it knew is
+durable: so what is published anywhere comes, live or as retained.
 
 Invariants:
 - what is known of a node is what it had told up to its number `version`, no more and no less;
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -67,6 +69,7 @@ class Peers:
         revisions: Gives the revision of this node's newest record of a session, and the one up
             to which it has seen the records of all.
         position: Gives the number of the log up to which this node has read.
+        when_written: Calls back when what this node has retained until now is durable.
         other: Called with every other message: its kind, who sent it, its fields.
     """
 
@@ -77,6 +80,7 @@ class Peers:
         interest: Interest,
         revisions: Callable[[], tuple[int, int]],
         position: Callable[[], int],
+        when_written: Callable[[Callable[[], object]], None],
         other: Callable[[str, str, list[Any]], None],
     ) -> None:
         self.instance = ""
@@ -87,6 +91,7 @@ class Peers:
         self._interest = interest
         self._revisions = revisions
         self._position = position
+        self._when_written = when_written
         self._other = other
         self._wants: dict[str, int] = {}  # of this node
         self._members: dict[str, int] = {}
@@ -315,7 +320,7 @@ class Peers:
     def _answer_barrier(self, instance: str, number: int, version: int, revision: int) -> None:
         peer = self.known.get(instance)
         if peer is not None and peer.version >= version and self._revisions()[1] >= revision:
-            self.tell("reached", number, to=instance)
+            self._when_written(partial(self.tell, "reached", number, to=instance))
         else:
             self._asked.append((instance, number, version, revision))
 

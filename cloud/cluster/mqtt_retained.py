@@ -4,6 +4,10 @@ The order of the states decides: whatever was written last is what all nodes end
 too, after any restart. A node shows its own write at once, and what the cluster made of it when it
 is told; so two nodes that write at the same time differ for a moment and then agree.
 
+A node that subscribes has to know what is retained before its SUBACK: it asks the others, each of
+which answers once its own writes are durable (`when_written`), and then reads the states up to the
+cluster's present end (`when_current`).
+
 Invariant: when nothing of this node is under way for a topic, its router has the newest state seen.
 """
 
@@ -38,7 +42,7 @@ class _Write:
 
     def __init__(self) -> None:
         self.change: RetainedSaved | RetainedEnded | None = None  # not begun yet
-        self.tickets: list[int] = []
+        self.tickets: list[tuple[int, int]] = []  # of the answers, of our own
         self.seen: State | None = None  # the newest that came meanwhile
 
 
@@ -61,6 +65,7 @@ class RetainedStates:
     ) -> None:
         self._fabric = fabric
         self._tickets = tickets
+        self._own = Tickets()  # of what is written here
         self._clock = clock
         self._apply = apply
         self._known: dict[str, tuple[str, int, int]] = {}  # key -> name, revision, expires_us
@@ -84,7 +89,7 @@ class RetainedStates:
             write = self._writes[key] = _Write()
             self._spawn(self._run(key, write))
         write.change = change
-        write.tickets.append(self._tickets.open())
+        write.tickets.append((self._tickets.open(), self._own.open()))
 
     def seen(self, state: State) -> None:
         """Take what the cluster has for one topic."""
@@ -103,11 +108,15 @@ class RetainedStates:
         try:
             change = RetainedSaved(*decode(state.value))
             name = change.topic.decode()
-        except (WireError, ValueError, TypeError) as error:
+        except (WireError, AttributeError, TypeError, ValueError) as error:
             limited(log, "wire", _LOG_EVERY_S).warning("mqtt_retained_not_read", error=str(error))
             return
         self._known[state.key] = (name, state.revision, change.expires_us)
         self._apply(name, change)
+
+    def when_written(self, callback: Callable[[], object]) -> None:
+        """Call back when what was retained or forgotten here until now is durable."""
+        self._own.when_done(callback)
 
     def when_current(self, callback: Callable[[], None]) -> None:
         """Call back when what any node had retained before this call is here; all that ask
@@ -145,8 +154,9 @@ class RetainedStates:
             tickets, write.tickets = write.tickets, []
             value = encode(list(change)) if isinstance(change, RetainedSaved) else None
             revision = await self._insist(key, value)
-            for ticket in tickets:
-                self._tickets.close(ticket)
+            for answers, own in tickets:
+                self._tickets.close(answers)
+                self._own.close(own)
         del self._writes[key]
         if isinstance(change, RetainedSaved):
             name = change.topic.decode()

@@ -15,6 +15,7 @@ from mqtt.packets import (
     Publish,
     Pubrec,
     Pubrel,
+    Suback,
     Subscribe,
     Subscription,
     Unsubscribe,
@@ -441,6 +442,29 @@ async def test_what_is_retained_elsewhere_and_still_on_its_way_is_waited_for(
         await subscriber.subscribe("a/+", qos=1)
         expected = [b"old", b"kept"] if known_before else [b"kept"]
         assert sorted(await payloads(subscriber)) == sorted(expected)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+async def test_what_another_node_has_under_way_is_waited_for(removed: bool) -> None:
+    """It was published before that node knew of the subscription: it does not come live."""
+    engine = MemoryEngine()
+    async with mqtt_nodes(2, engine) as (one, two):
+        publisher = await one.connect("p")
+        if removed:
+            await publish(publisher, "a/1", b"old", 1, retain=True)
+        let_on = one.fabric.hold_puts("r.")
+        await publish(publisher, "a/1", b"" if removed else b"kept", 0, retain=True)
+        await until(lambda: not let_on.is_set() and one.fabric.held_puts > 0)
+        subscriber = await two.connect("s")
+        subscriber.send(Subscribe(1, [Subscription("a/+", 1)]))
+        await until(lambda: two.cluster.peers.wanted("a/+") == 1)
+        await publish(publisher, "b/x", b"", 1)  # the first node has heard of it by now
+        await until(lambda: one.cluster.reach("a/1") is not None)
+        let_on.set()
+        found = [await subscriber.next()]
+        found += await subscriber.settled()
+        kinds = [type(one) for one in found]
+        assert kinds == ([Suback] if removed else [Suback, Publish])
 
 
 async def test_a_cluster_that_cannot_say_what_is_retained_lets_a_client_subscribe() -> None:
