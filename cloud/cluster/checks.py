@@ -74,7 +74,11 @@ async def check_cluster(
         if step.action == "conflict" or "subjects is" in step.detail:
             raise ClusterError(f"{step.stream} was altered: {step.detail}")
         parts = step.detail.split("; ")
-        weak += [f"{step.stream}: {part}" for part in parts if part.startswith(_DURABILITY_KEYS)]
+        weak += [
+            f"{step.stream}: {part} ('tidegate cluster apply' sets it)"
+            for part in parts
+            if part.startswith(_DURABILITY_KEYS)
+        ]
         notes += [
             f"{step.stream}: {part}"
             for part in parts

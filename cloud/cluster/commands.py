@@ -51,7 +51,6 @@ T = TypeVar("T")
 
 _SHOWN_MAX = 10_000  # outcomes kept in memory for lists
 _TOKEN_MAX = 512  # longer names are keys by their hash
-_FULL = 10077
 _LATE_S = 86_400.0
 
 
@@ -294,7 +293,7 @@ async def _said(call: Awaitable[T]) -> T:
     try:
         return await call
     except ApiError as error:
-        if error.err_code == _FULL:
+        if error.is_full:
             raise _FullError("no more room for commands in the cluster") from error
         raise DatabaseError(f"commands: {error}") from error
     except ClusterError as error:

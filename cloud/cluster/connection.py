@@ -50,6 +50,7 @@ _BUFFER_BYTES = 16 << 20  # nats-py's; a publish that finds it full waits and sw
 _IN_FLIGHT_BYTES_MAX = 8 << 20
 _CONNECT_S = 10.0
 _LOG_EVERY_S = 5.0
+_FULL_CODES = frozenset({10077, 10023, 10047, 10028})  # bytes, resources, storage, memory exceeded
 
 
 class ClusterError(Exception):
@@ -82,6 +83,11 @@ class ApiError(ClusterError):
         self.code = code
         self.err_code = err_code
         self.description = description
+
+    @property
+    def is_full(self) -> bool:
+        """True when a stream, or what it may use, has no room."""
+        return self.err_code in _FULL_CODES
 
 
 @dataclass(slots=True, frozen=True)

@@ -51,7 +51,6 @@ BUCKETS = (
 _LAYOUT_VERSION = "1"
 _NS = 1_000_000_000
 _MIB = 1 << 20
-_MQTT_AGE_S = 7 * 86_400
 _NOT_FOUND = (10059,)
 _EXISTS = 10058
 _READY_S = 30.0
@@ -81,7 +80,8 @@ class Layout:
         raw_bytes_max: Bytes of all RAW streams together; beyond it appends are refused.
         ledger_bytes_max: Bytes of the ledger and of its checkpoints, each.
         bucket_bytes_max: Bytes of each bucket, and of the dead letters.
-        mqtt_bytes_max: Bytes of MQTT messages for sessions that are away; the oldest go first.
+        mqtt_bytes_max: Bytes of MQTT messages for sessions that are away; before it is full nodes
+            count and remove the oldest (cloud/cluster/mqtt_shedding.py).
     """
 
     cluster: str = "tidegate"
@@ -165,9 +165,7 @@ class Layout:
         mqtt = self._stream(
             self.mqtt_stream, [self.mqtt_subject(">")], self.mqtt_bytes_max, republish=True
         )
-        # A client that stays away must not stop all others: docs/adr/0009-mqtt-across-nodes.md
-        shed = {"discard": "old", "max_age": _MQTT_AGE_S * _NS, "duplicate_window": 120 * _NS}
-        yield replace(mqtt, config={**mqtt.config, **shed})
+        yield replace(mqtt, config={**mqtt.config, "duplicate_window": 120 * _NS})
         for bucket in BUCKETS:
             yield self._bucket(self.bucket(bucket))
 

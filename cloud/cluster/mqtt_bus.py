@@ -3,7 +3,7 @@
     cluster = MqttCluster(fabric, "node-1", clock)
     broker = Broker(config, store=cluster, bus=cluster, clock=clock)
 
-What carries what (docs/adr/0007-mqtt-across-nodes.md):
+What carries what (docs/adr/0009-mqtt-across-nodes.md):
 
     to.{instance}      core message   QoS 0, to a node that wants it
     all, ctl.{inst}    core message   subscriptions, beats, asking for a session
@@ -20,6 +20,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -67,6 +68,7 @@ log = structlog.get_logger(component="mqtt-cluster")
 _TOLD_S: Final = 2.0  # how long a node that joins waits for the others' subscriptions
 _HOUSEKEEPING_S: Final = 15.0
 _SHED_S: Final = 2.0
+_SHED_PAUSE_S: Final = 0.1
 _LEAVE_S: Final = 2.0
 _LOG_EVERY_S: Final = 10.0
 _OVERHEAD: Final = 2048  # bytes of a batch and a message besides topic, payload and properties
@@ -88,6 +90,7 @@ class MqttClusterStats:
     sessions_behind: int  # of those, that have more in the log than in memory
     dropped_messages: int  # QoS 0 messages that other nodes did not get
     lost_messages: int  # of the log, that went before their sessions came for them
+    unguarded_messages: int  # of shared subscriptions, that went before they were acknowledged
     log_fill: float  # 0 to 1, seen by the node that keeps house
     taken_over: int  # sessions that came from other nodes
     shares_moved: int
@@ -115,7 +118,7 @@ class MqttCluster:
         self.salvages = 0
         self.message_bytes_max = fabric.payload_bytes_max - 2 * _OVERHEAD
         self.tickets = Tickets()
-        self.outbox = Outbox(fabric, self.tickets)
+        self.outbox = Outbox(fabric, self.tickets, self._log_is_full)
         self.interest = Interest(self._interest_changed)
         self.position = 0  # of the log: up to here all was handed on
         self.read = 0
@@ -143,21 +146,27 @@ class MqttCluster:
             lambda instance, client_id: self.peers.tell("release", client_id, to=instance),
             self._fire,
         )
+        self.retained = RetainedStates(fabric, self.tickets, clock, self._apply_retained)
         self.peers = Peers(
             fabric,
             clock,
             self.interest,
             lambda: (self.records.revision, self.claims.revision),
             lambda: self.position,
+            self.retained.when_written,
             self._told,
         )
         self.presence = Presence(
             fabric, clock, node, self._settle, self.peers.came, self._gone, self._fenced
         )
         self.shedding = Shedding(
-            fabric, self.claims, clock, lambda: min(self.peers.read_by_all, self.position)
+            fabric,
+            self.claims,
+            clock,
+            lambda: min(self.peers.read_by_all, self.position),
+            self.presence.acknowledged,
         )
-        self.retained = RetainedStates(fabric, self.tickets, clock, self._apply_retained)
+        self._shed_soon = asyncio.Event()
         self._wills: dict[str, Message] = {}  # by client id, of connected clients
         self._numbers: dict[tuple[str, str], int] = {}  # last batch by instance and subject
         self._recent: dict[str, int] = {}  # client id -> when it connected here, lately
@@ -474,6 +483,8 @@ class MqttCluster:
         elif kind == "release":
             log.debug("mqtt_session_wanted", client_id=fields[0], node=instance)
             self.claims.release(fields[0])
+        elif kind == "full":
+            self._shed_soon.set()
 
     def _connected_elsewhere(self, instance: str, client_id: str, stamp: int) -> None:
         """A session without a record is where its client was last; the others end."""
@@ -675,19 +686,36 @@ class MqttCluster:
             await asyncio.sleep(_HOUSEKEEPING_S)
             try:
                 await self.keep_house()
-            except FabricError as error:
+            except (FabricError, WireError) as error:
                 limited(log, "house", _LOG_EVERY_S).warning("mqtt_not_tidied", error=str(error))
 
     async def _shed(self) -> None:
         """Make room in the log before the engine does, until cancelled."""
         while True:
-            await asyncio.sleep(_SHED_S)
-            there = self.presence.there
-            if there and min(there) == self.presence.instance:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SHED_S):
+                    await self._shed_soon.wait()
+            self._shed_soon.clear()
+            if self._keeper == self.presence.instance:
                 try:
                     await self.shedding.look()
-                except FabricError as error:
-                    limited(log, "shed", _LOG_EVERY_S).warning("mqtt_log_full", error=str(error))
+                except (FabricError, WireError) as error:
+                    limited(log, "shed", _LOG_EVERY_S).warning(
+                        "mqtt_log_not_shed", error=str(error)
+                    )
+                await asyncio.sleep(_SHED_PAUSE_S)  # what was removed shows
+
+    @property
+    def _keeper(self) -> str:
+        """The instance that keeps house; empty while none is known."""
+        return min(self.presence.there, default="")
+
+    def _log_is_full(self) -> None:
+        """Have room made without delay."""
+        if self._keeper == self.presence.instance:
+            self._shed_soon.set()
+        elif self._keeper:
+            self.peers.tell("full", to=self._keeper)
 
     async def keep_house(self) -> None:
         """Forget entries of the log and records that nobody needs; raises FabricError."""
@@ -698,9 +726,8 @@ class MqttCluster:
         recent_us = self._clock.wall_us() - _RECENT_US
         for client_id in [c for c, at in self._recent.items() if at < recent_us]:
             del self._recent[client_id]
-        there = self.presence.there
         await self._fabric.purge(f"g.{self.presence.instance}", self.presence.settled + 1)
-        if not there or min(there) != self.presence.instance:
+        if self._keeper != self.presence.instance:
             return
         read = min(self.peers.read_by_all, self.position)
         await self._fabric.purge("a.>", read)
@@ -723,6 +750,7 @@ class MqttCluster:
             sessions_behind=sum(1 for held in self.records.held.values() if held.behind),
             dropped_messages=self.outbox.dropped,
             lost_messages=self.shedding.lost_messages,
+            unguarded_messages=self.shedding.unguarded_messages,
             log_fill=self.shedding.fill,
             taken_over=self.claims.taken_over,
             shares_moved=self.shares.moved,

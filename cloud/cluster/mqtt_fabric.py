@@ -17,11 +17,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-__all__ = ["Conflict", "Fabric", "FabricError", "LogEntry", "LogState", "State"]
+__all__ = ["Conflict", "Fabric", "FabricError", "FabricFull", "LogEntry", "LogState", "State"]
 
 
 class FabricError(Exception):
     """The engine did not answer, or has no quorum; trying again is right. One line."""
+
+
+class FabricFull(FabricError):  # noqa: N818 - a state, like queue.Full
+    """There is no room in the log now; nothing was appended."""
 
 
 class Conflict(Exception):  # noqa: N818 - an outcome, not a fault
@@ -74,9 +78,10 @@ class Fabric(Protocol):
     async def append(self, subject: str, data: bytes, message_id: str) -> int:
         """Append to the log; return the entry's number once it is durable.
 
-        The same id within two minutes is the same entry.
+        The same id within two minutes is the same entry. The engine itself removes nothing.
 
         Raises:
+            FabricFull: there is no room.
             FabricError: the outcome is not known.
         """
         ...
@@ -89,6 +94,10 @@ class Fabric(Protocol):
         """Return the log's size; raises FabricError."""
         ...
 
+    async def log_before(self, time_us: int) -> int:
+        """Return a number at and below which all entries are older; raises FabricError."""
+        ...
+
     async def scan(
         self, subject: str, after: int, until: int, limit: int = 0
     ) -> Sequence[LogEntry]:
@@ -99,7 +108,11 @@ class Fabric(Protocol):
         ...
 
     async def purge(self, subject: str, below: int) -> None:
-        """Forget the entries of one subject with smaller numbers; raises FabricError."""
+        """Forget the entries of a subject, `>` for any rest, with smaller numbers.
+
+        Raises:
+            FabricError: some may be left.
+        """
         ...
 
     async def put(

@@ -24,6 +24,7 @@ _COUNTERS = {
     "read_entries": "Entries of the log that this node has read.",
     "dropped_messages": "QoS 0 messages that other nodes did not get.",
     "lost_messages": "Messages that went from the full or old log before their sessions came.",
+    "unguarded_messages": "Messages of shared subscriptions that went from it unacknowledged.",
     "taken_over": "Sessions that this node took from another one.",
     "shares_moved": "Messages of shared subscriptions that found another member.",
 }

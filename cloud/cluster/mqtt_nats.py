@@ -14,15 +14,22 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from cloud.cluster import bucket as buckets
 from cloud.cluster.bucket import Bucket, is_deleted
-from cloud.cluster.connection import ClusterError, Connection
-from cloud.cluster.follower import Follower, Message
+from cloud.cluster.connection import ApiError, ClusterError, Connection
+from cloud.cluster.follower import Follower, Message, message_of
 from cloud.cluster.layout import Layout
-from cloud.cluster.mqtt_fabric import Conflict, FabricError, LogEntry, LogState, State
+from cloud.cluster.mqtt_fabric import (
+    Conflict,
+    FabricError,
+    FabricFull,
+    LogEntry,
+    LogState,
+    State,
+)
 from cloud.cluster.reading import read_subject
 
 if TYPE_CHECKING:
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["NatsFabric"]
 
 _SENDING_BYTES_MAX: Final = 8 << 20  # core messages that wait for the socket
+_LOG_AGE_MAX_US: Final = 7 * 86_400 * 1_000_000
 
 
 class NatsFabric:
@@ -106,7 +114,8 @@ class NatsFabric:
                 self._log + subject, data, {"Nats-Msg-Id": message_id}
             )
         except ClusterError as error:
-            raise FabricError(f"mqtt log: {error}") from None
+            full = isinstance(error, ApiError) and error.is_full
+            raise (FabricFull if full else FabricError)(f"mqtt log: {error}") from None
         return ack.seq
 
     async def log_end(self) -> int:
@@ -125,9 +134,18 @@ class NatsFabric:
             oldest_us = round(first.timestamp() * 1e6)
         return LogState(
             first_seq, int(state["last_seq"]), int(state["bytes"]),
-            max(0, int(config.get("max_bytes", 0))), oldest_us,
-            max(0, int(config.get("max_age", 0)) // 1000),
+            max(0, int(config.get("max_bytes", 0))), oldest_us, _LOG_AGE_MAX_US,
         )  # fmt: skip
+
+    async def log_before(self, time_us: int) -> int:
+        """Return a number at and below which all entries are older."""
+        stream = self._layout.mqtt_stream
+        at = datetime.fromtimestamp(time_us / 1e6, UTC).isoformat()
+        try:
+            found = await self._connection.direct_get(stream, {"start_time": at, "batch": 1})
+        except ClusterError as error:
+            raise FabricError(f"mqtt log: {error}") from None
+        return message_of(found[0]).seq - 1 if found else await self.log_end()
 
     async def scan(
         self, subject: str, after: int, until: int, limit: int = 0

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import structlog
 
-from cloud.cluster.mqtt_fabric import Fabric, FabricError
+from cloud.cluster.mqtt_fabric import Fabric, FabricError, FabricFull
 from cloud.cluster.mqtt_tickets import Tickets
 from cloud.cluster.mqtt_wire import encode_batch
 from runtime.logs import limited
@@ -50,10 +50,17 @@ class Outbox:
     Args:
         fabric: The engine.
         tickets: What answers wait for.
+        full: Called when the log has no room; what waits is tried again until it has.
         waiting_bytes_max: Of what is not in the log yet, before the broker stops reading.
     """
 
-    def __init__(self, fabric: Fabric, tickets: Tickets, waiting_bytes_max: int = 16 << 20) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        tickets: Tickets,
+        full: Callable[[], None],
+        waiting_bytes_max: int = 16 << 20,
+    ) -> None:
         self.instance = ""
         self.dropped = 0  # QoS 0 messages that other nodes did not get
         self.logged = 0  # messages appended
@@ -61,6 +68,7 @@ class Outbox:
         self.waiting_bytes = 0
         self._fabric = fabric
         self._tickets = tickets
+        self._full = full
         self._waiting_bytes_max = waiting_bytes_max
         self._direct: dict[str, list[bytes]] = {}
         self._direct_number = 0
@@ -68,7 +76,6 @@ class Outbox:
         self._lanes: dict[str, _Lane] = {}
         self._relieved: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failing = False
 
     @property
     def saturated(self) -> bool:
@@ -168,6 +175,8 @@ class Outbox:
             try:
                 await self._fabric.append(subject, data, message_id)
             except FabricError as error:
+                if isinstance(error, FabricFull):
+                    self._full()
                 limited(log, "append", _LOG_EVERY_S).warning(
                     "mqtt_log_takes_nothing", error=str(error)
                 )

@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -128,6 +129,14 @@ class Presence:
         """The number noted by `done` that an heir would know."""
         return self._done_written
 
+    def acknowledged(self) -> dict[str, int]:
+        """Return, of each instance with an estate, the number it has noted by `done`."""
+        found: dict[str, int] = {}
+        for instance, state in self._estates.items():
+            with contextlib.suppress(WireError):
+                found[instance] = _done_of(state)
+        return found
+
     def look(self) -> None:
         """Settle the estates that have fallen to this instance."""
         if not self._joined or self.instance not in self.there:
@@ -199,9 +208,8 @@ class Presence:
     async def _settle_one(self, instance: str) -> None:
         """Claim an estate, settle it, remove it; whoever looks next tries again after a fault."""
         state = self._estates[instance]
-        assert state.value is not None
         try:
-            done, _ = decode(state.value)
+            done = _done_of(state)
             revision = await self._fabric.put(
                 state.key, encode([done, self.instance]), state.revision
             )
@@ -215,6 +223,15 @@ class Presence:
             )
         else:
             log.info("mqtt_estate_settled", instance=instance)
+
+
+def _done_of(state: State) -> int:
+    """Return the number that an estate has noted; raises WireError."""
+    try:
+        done, _ = decode(state.value or b"")
+        return int(done)
+    except (TypeError, ValueError) as error:
+        raise WireError(f"no estate: {error}") from None
 
 
 def _weight(heir: str, instance: str) -> bytes:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 from cloud.cluster.connection import Connection
+from cloud.cluster.mqtt_fabric import FabricFull
 from cloud.cluster.mqtt_nats import NatsFabric
 from tests.kit.nats import make_layout, nats_single
 
@@ -26,7 +29,26 @@ async def test_the_log_says_how_large_and_how_old_it_is(tmp_path: Path) -> None:
         assert (state.first_seq, state.last_seq) == (1, 3)
         assert state.bytes > 3_000
         assert abs(state.oldest_us - before_us) < 5_000_000
+        assert await fabric.log_before(before_us - 60_000_000) == 0
+        assert await fabric.log_before(before_us + 60_000_000) == 3
         await fabric.purge("s.1", 3)
         assert (await fabric.log_state()).first_seq == 3
         assert [one.seq for one in await fabric.scan("s.1", 0, 9)] == [3]
+        await fabric.stop()
+
+
+async def test_a_full_log_takes_nothing_and_keeps_all_it_has(tmp_path: Path) -> None:
+    with nats_single(tmp_path) as servers:
+        layout = await make_layout(servers, mqtt_bytes_max=1 << 20)
+        fabric = NatsFabric(await Connection.open(servers.url, name="test"), layout)
+        count = 0
+        with pytest.raises(FabricFull):  # noqa: PT012 - which of them it is depends on the size
+            while True:
+                await fabric.append("s.1", bytes(100_000), f"id-{count}")
+                count += 1
+        state = await fabric.log_state()
+        assert (state.first_seq, state.last_seq) == (1, count)
+        await fabric.purge(">", 3)
+        assert (await fabric.log_state()).first_seq == 3
+        await fabric.append("s.1", bytes(100_000), f"id-{count}")
         await fabric.stop()

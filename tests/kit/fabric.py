@@ -13,7 +13,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from cloud.cluster.mqtt_fabric import Conflict, FabricError, LogEntry, LogState, State
+from cloud.cluster.mqtt_fabric import (
+    Conflict,
+    FabricError,
+    FabricFull,
+    LogEntry,
+    LogState,
+    State,
+)
 
 __all__ = ["MemoryEngine", "MemoryFabric"]
 
@@ -26,6 +33,7 @@ class MemoryEngine:
         self.log_bytes_max = 0  # no limit
         self.oldest_us = 0
         self.age_max_us = 0
+        self.old_seq = 0  # up to here entries are older than that
         self.log: list[LogEntry] = []
         self.last_seq = 0
         self.states: dict[str, State] = {}
@@ -43,6 +51,10 @@ class MemoryEngine:
     def expire_lease(self, instance: str) -> None:
         """Let an instance's lease run out."""
         self.change(f"n.{instance}", None)
+
+    def log_bytes(self) -> int:
+        """Return how large the log is."""
+        return sum(len(entry.data) for entry in self.log)
 
     def append(self, subject: str, data: bytes, message_id: str) -> int:
         """Append an entry, or find the one with the same id."""
@@ -90,6 +102,8 @@ class MemoryFabric:
         self._is_cut = False
         self._stopped = False
         self._late: list[State] | None = None  # states that are on their way
+        self.held_puts = 0  # that wait to be let on
+        self._hold: tuple[str, asyncio.Event] | None = None
         self.dies_after_append = False  # after the next entry, before it hears that it is there
 
     @property
@@ -117,6 +131,12 @@ class MemoryFabric:
         for state in kept:
             self.hear_state(state)
 
+    def hold_puts(self, prefix: str) -> asyncio.Event:
+        """Keep changes of states from the engine until the event returned is set."""
+        let_on = asyncio.Event()
+        self._hold = (prefix, let_on)
+        return let_on
+
     def kill(self) -> None:
         """The process is gone: it hears and does nothing any more."""
         self._is_cut = self._stopped = True
@@ -136,6 +156,9 @@ class MemoryFabric:
 
     async def append(self, subject: str, data: bytes, message_id: str) -> int:
         await self._reach()
+        engine = self._engine
+        if 0 < engine.log_bytes_max < engine.log_bytes() + len(data):
+            raise FabricFull("no room")
         seq = self._engine.append(subject, data, message_id)
         if self.dies_after_append:
             self.kill()
@@ -150,10 +173,18 @@ class MemoryFabric:
         await self._reach()
         engine = self._engine
         first = engine.log[0].seq if engine.log else engine.last_seq + 1
-        size = sum(len(entry.data) for entry in engine.log)
         return LogState(
-            first, engine.last_seq, size, engine.log_bytes_max, engine.oldest_us, engine.age_max_us
+            first,
+            engine.last_seq,
+            engine.log_bytes(),
+            engine.log_bytes_max,
+            engine.oldest_us,
+            engine.age_max_us,
         )
+
+    async def log_before(self, time_us: int) -> int:
+        await self._reach()
+        return self._engine.old_seq
 
     async def scan(
         self, subject: str, after: int, until: int, limit: int = 0
@@ -178,6 +209,9 @@ class MemoryFabric:
         revision: int | None,
         ttl_s: float = 0,  # leases run out when a test says so
     ) -> int:
+        if self._hold is not None and key.startswith(self._hold[0]):
+            self.held_puts += 1
+            await self._hold[1].wait()
         await self._reach()
         if revision is not None and revision != self._engine.revision(key):
             raise Conflict(key)

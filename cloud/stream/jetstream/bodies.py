@@ -31,11 +31,10 @@ from cloud.stream.jetstream.records import Extent
 from cloud.stream.jetstream.rounds import Rounds
 from runtime.logs import limited
 
-__all__ = ["FULL_CODES", "RETRY_CODES", "BodyReader", "BodyWriter", "Messages"]
+__all__ = ["RETRY_CODES", "BodyReader", "BodyWriter", "Messages"]
 
 log = structlog.get_logger(component="stream")
 
-FULL_CODES = frozenset({10077, 10023, 10047, 10028})  # bytes, resources, storage, memory exceeded
 RETRY_CODES = frozenset({10158, 10164, 10210, 10008, 10009})  # under way, or not available yet
 _GROUP_BYTES = 256 << 10
 _HEADROOM_BYTES = 4096  # of a message, for what the protocol adds
@@ -200,7 +199,7 @@ class BodyWriter:
             except (NoResponders, Unanswered) as error:
                 cause: ClusterError = error
             except ApiError as error:
-                if error.err_code in FULL_CODES:
+                if error.is_full:
                     raise StreamFull(f"{self._layout.raw_stream(partition)}: {error}") from None
                 if error.err_code not in RETRY_CODES:
                     raise StreamError(f"{subject}: {error}") from None

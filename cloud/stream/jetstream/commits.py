@@ -20,7 +20,7 @@ from cloud.cluster.connection import ApiError, ClusterError, Connection, NoRespo
 from cloud.cluster.follower import Follower
 from cloud.cluster.layout import Layout
 from cloud.stream.contract import StreamError, StreamFull
-from cloud.stream.jetstream.bodies import FULL_CODES, RETRY_CODES
+from cloud.stream.jetstream.bodies import RETRY_CODES
 from cloud.stream.jetstream.records import AppendRecord, Record, encode
 from cloud.stream.jetstream.state import PARTS_MAX
 from runtime.clock import Clock
@@ -212,7 +212,7 @@ class Commits:
             except TimeoutError:
                 cause = Unanswered("stored, but not read back")
             except ApiError as error:
-                if error.err_code in FULL_CODES:
+                if error.is_full:
                     raise StreamFull(f"{self._layout.ledger_stream}: {error}") from None
                 if error.err_code not in RETRY_CODES:
                     raise StreamError(f"{subject}: {error}") from None
