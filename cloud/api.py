@@ -26,6 +26,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from cloud.alerts.shown import urgency
 from cloud.api_config import HttpConfig
 from cloud.api_guard import json_body
 from cloud.api_latest import latest_routes, value_json
@@ -40,6 +41,7 @@ from cloud.api_models import (
     Problem,
     Readings,
 )
+from cloud.cluster.alert_peers import AlertPeers
 from cloud.console import console_routes
 from cloud.database import DatabaseError
 from cloud.latest import Latest
@@ -78,6 +80,7 @@ class ApiParts:
     metrics: Metrics
     clock: Clock
     alerts: AlertsView | None = None  # None = the node has no alerts part
+    alert_peers: AlertPeers | None = None  # None = there are no other nodes
     figures: Callable[[], Mapping[str, Any]] = dict  # more for `/status`, by part
     routers: Sequence[APIRouter] = ()  # more paths below /api/v1
 
@@ -252,11 +255,19 @@ def _alerts(parts: ApiParts) -> APIRouter:
         before: Annotated[int | None, Query(description="`next` of the page before.")] = None,
         limit: Annotated[int, Query(ge=1, le=EVENTS_PER_PAGE_MAX)] = 100,
     ) -> Alerts:
-        """Return alerts that are pending or firing, or the history of alerts, newest first."""
+        """Return alerts that are pending or firing, or the history of alerts, newest first.
+
+        In a cluster: the alerts of all nodes, and the history of this one.
+        """
         if parts.alerts is None:
             return Alerts(alerts=[]) if view == "active" else Alerts(events=[])
         if view == "active":
-            return Alerts(alerts=_wanted(parts.alerts.active(), rule, device, limit))
+            found = parts.alerts.active(rule, device)
+            silent: list[str] = []
+            if parts.alert_peers is not None:
+                others, silent = await parts.alert_peers.active(rule, device, limit)
+                found = sorted((*found, *others), key=urgency)
+            return Alerts(alerts=found[:limit], silent=silent)
         events = list(
             await parts.alerts.history(rule=rule, device=device, before=before, limit=limit + 1)
         )
@@ -269,9 +280,10 @@ def _alerts(parts: ApiParts) -> APIRouter:
         done = None
         if parts.alerts is not None:
             try:
-                done = await parts.alerts.acknowledge(
-                    alert_id, acknowledgement.by, acknowledgement.note
-                )
+                said = (alert_id, acknowledgement.by, acknowledgement.note)
+                done = await parts.alerts.acknowledge(*said)
+                if done is None and parts.alert_peers is not None:
+                    done = await parts.alert_peers.acknowledge(*said)
             except SinkUnavailable as error:
                 raise HTTPException(503, str(error)) from None
         if done is None:
@@ -279,14 +291,6 @@ def _alerts(parts: ApiParts) -> APIRouter:
         return done
 
     return router
-
-
-def _wanted(
-    views: Sequence[AlertView], rule: str | None, device: str | None, limit: int
-) -> list[AlertView]:
-    return [one for one in views if rule in {None, one.rule} and device in {None, one.device}][
-        :limit
-    ]
 
 
 # ---- telemetry -----------------------------------------------------------------------------------

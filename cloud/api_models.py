@@ -124,12 +124,14 @@ class Partitions(BaseModel):
 class Alerts(BaseModel):
     """Alerts that are on, or with `view=history` what happened to alerts.
 
-    `next` is for the next page of events: give it as `before`.
+    `next` is for the next page of events: give it as `before`. `silent` are nodes of the cluster
+    that did not answer: what stands there is missing.
     """
 
     alerts: list[AlertView] | None = None
     events: list[AlertEventView] | None = None
     next: int | None = None
+    silent: list[str] = []
 
 
 class Acknowledgement(BaseModel):

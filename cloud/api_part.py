@@ -84,6 +84,7 @@ class ApiPart:
             metrics=node.metrics,
             clock=node.clock,
             alerts=self._alerts.sink if self._alerts is not None else None,
+            alert_peers=self._alerts.peers if self._alerts is not None else None,
             figures=lambda: self._figures(node),
             routers=self._routers(node),
         )

@@ -142,8 +142,13 @@ class AlertEventView:
 class AlertsView(Protocol):
     """What the API asks of the alerts part."""
 
-    def active(self) -> Sequence[AlertView]:
-        """Return alerts pending or firing, the most severe and newest first."""
+    def active(self, rule: str | None = None, device: str | None = None) -> list[AlertView]:
+        """Return alerts pending or firing, the most severe and newest first.
+
+        Args:
+            rule: Only of this rule.
+            device: Only of this device.
+        """
         ...
 
     async def history(

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 
 from cloud.alerts.config import AlertsConfig
 from cloud.alerts.sink import AlertSink
+from cloud.cluster.alert_peers import AlertPeers
 from cloud.cluster.alerts import ClusterAlertStates
 from cloud.cluster.bucket import Bucket
+from cloud.cluster.connection import ClusterError
 from cloud.parts import CloudNode
 from cloud.sinks.contract import Sink
 from cloud.stream.jetstream.engine import JetStreamStream
 from mqtt.broker.broker import Outgoing
+from runtime.service import StartError
 
 __all__ = ["AlertsPart"]
 
@@ -21,10 +24,13 @@ class AlertsPart:
 
     Attributes:
         sink: What watches the stream; None before the node asked for it.
+        peers: The alerts of a cluster's other nodes; None where there are none, and before the
+            start.
     """
 
     def __init__(self) -> None:
         self.sink: AlertSink | None = None
+        self.peers: AlertPeers | None = None
 
     def sinks(self, node: CloudNode) -> Sequence[Sink]:
         """Return the alerts sink; it opens DIR/cloud/alerts.db when it is started."""
@@ -43,9 +49,18 @@ class AlertsPart:
         return [self.sink]
 
     async def start(self, node: CloudNode) -> None:
-        """Show the figures; the sink runs already."""
+        """Show the figures; the sink runs already. Raises StartError."""
         assert self.sink is not None
         self.sink.register(node.metrics)
+        if isinstance(node.stream, JetStreamStream) and node.sinks.leases is not None:
+            connection, layout = node.stream.connection, node.stream.layout
+            peers = AlertPeers(self.sink, connection, layout, node.sinks.leases, self.sink.name)
+            try:
+                await peers.start()
+            except ClusterError as error:
+                await peers.stop()
+                raise StartError(f"alerts: {error}") from None
+            self.peers = peers
 
     async def take_config(self, config: AlertsConfig) -> None:
         """Go on with other rules, limits and webhooks; raises SinkUnavailable."""
@@ -53,4 +68,7 @@ class AlertsPart:
         await self.sink.take_config(config)
 
     async def stop(self) -> None:
-        """Do nothing: the sink is closed with the others."""
+        """Answer no other nodes; the sink is closed with the others."""
+        if self.peers is not None:
+            await self.peers.stop()
+            self.peers = None

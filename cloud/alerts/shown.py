@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from cloud.alerts.config import SEVERITIES
 from cloud.alerts.series import FIRING, Series
 from cloud.alerts.store import HistoryRow
 from cloud.views import AlertEventView, AlertView
 
-__all__ = ["alert_view", "event_view"]
+__all__ = ["alert_view", "event_view", "urgency"]
+
+
+def urgency(view: AlertView) -> tuple[int, int, str]:
+    """Return what alerts are sorted by: the most severe and newest first."""
+    return -SEVERITIES.index(view.severity), -view.since_us, view.rule
 
 
 def alert_view(series: Series) -> AlertView:

@@ -26,7 +26,7 @@ import httpx
 import structlog
 
 from bridge.partition import partition_of
-from cloud.alerts.config import SEVERITIES, AlertsConfig
+from cloud.alerts.config import AlertsConfig
 from cloud.alerts.engine import Batch, EngineStats, RuleEngine, StoredSeries
 from cloud.alerts.handover import (
     KEEP_EVERY_US,
@@ -38,7 +38,7 @@ from cloud.alerts.handover import (
 from cloud.alerts.outbox import MQTT, MqttTarget, Outbox, Publish, Target, WebhookTarget
 from cloud.alerts.rules import Bounds, Rule
 from cloud.alerts.series import Transition
-from cloud.alerts.shown import alert_view, event_view
+from cloud.alerts.shown import alert_view, event_view, urgency
 from cloud.alerts.store import AlertStore, Changes, Message
 from cloud.alerts.teller import Teller, webhook_target
 from cloud.sinks.contract import DecodedEntry, SinkUnavailable
@@ -321,11 +321,11 @@ class AlertSink:
 
     # ---- for the API -----------------------------------------------------------------------------
 
-    def active(self) -> list[AlertView]:
-        """Return alerts pending or firing, the most severe and newest first."""
-        views = [alert_view(series) for engine in self._ours() for series in engine.active()]
-        views.sort(key=lambda view: (-SEVERITIES.index(view.severity), -view.since_us, view.rule))
-        return views
+    def active(self, rule: str | None = None, device: str | None = None) -> list[AlertView]:
+        """Return alerts pending or firing here, the most severe and newest first."""
+        views = (alert_view(series) for engine in self._ours() for series in engine.active())
+        wanted = (v for v in views if rule in (None, v.rule) and device in (None, v.device))
+        return sorted(wanted, key=urgency)
 
     async def history(
         self, *, rule: str | None, device: str | None, before: int | None, limit: int

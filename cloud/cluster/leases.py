@@ -200,7 +200,7 @@ class Leases:
         self.draining = False
         self._due_s = 0.0  # when to renew and announce next
         self._stopping = False
-        self._instance = secrets.token_hex(8)
+        self.instance = secrets.token_hex(8)
 
     def of(self, sink: str) -> _Held:
         """Return the ownership of a sink's partitions on this node."""
@@ -311,7 +311,7 @@ class Leases:
             str(said.get("instance")),
         )  # fmt: skip
         self._view.nodes[seen.node] = seen
-        if seen.node == self.node and seen.instance != self._instance and self._task is not None:
+        if seen.node == self.node and seen.instance != self.instance and self._task is not None:
             limited(log, "twice", _LOG_EVERY_S).error(
                 "node_id_twice", node=self.node, hint="give each cloud node a node_id of its own"
             )
@@ -488,7 +488,7 @@ class Leases:
             "node": self.node,
             "draining": self.draining,
             "sinks": sorted({*self._groups, *self._others}),
-            "instance": self._instance,
+            "instance": self.instance,
         }
         value = json.dumps(said).encode()
         await self._bucket.put(self._node_key, value, ttl_s=self._times.ttl_s)

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
 
+import httpx
 import pytest
 
 from cloud.alerts.config import AlertsConfig, LimitsConfig
@@ -175,3 +176,48 @@ async def test_nodes_tell_an_alert_once_whoever_has_its_partition(
         await until("all are well", lambda: len(box.messages) >= 2 * len(devices), timeout_s=30)
         told = [one["state"] for one in box.json()]
         assert sorted(told) == ["firing"] * len(devices) + ["resolved"] * len(devices)
+
+
+async def test_every_node_shows_the_alerts_of_all_and_takes_them_on(
+    servers: NatsServers, tmp_path: Path
+) -> None:
+    alerts = AlertsConfig(rule=(hot(field="t"),), limits=LimitsConfig(grace_s=0.0))
+    async with (
+        cluster_nodes(servers, tmp_path, 2, "alerts", keys=lambda _: {"alerts": alerts}) as nodes,
+        httpx.AsyncClient(timeout=20) as web,
+    ):
+        devices = [f"d{number}" for number in range(6)]  # of both nodes' partitions
+        for device in devices:
+            async with client_at(nodes[0].port, device) as (client, _):
+                await client.publish(f"devices/{device}/state", b'{"t": 99}', 1)
+        sinks = [node._alerts.sink for node in nodes]
+        await until(
+            "all fire",
+            lambda: sum(len(sink.active()) for sink in sinks if sink) == len(devices),
+            timeout_s=30,
+        )
+        assert all(sink is not None and sink.active() for sink in sinks)
+        urls = [f"http://127.0.0.1:{node.http_port}/api/v1/alerts" for node in nodes]
+        shown = [(await web.get(url)).json() for url in urls]
+        assert shown[0] == shown[1]
+        assert sorted(one["device"] for one in shown[0]["alerts"]) == devices
+        assert shown[0]["silent"] == []
+        some = (await web.get(urls[0], params={"limit": "2"})).json()["alerts"]
+        assert some == shown[0]["alerts"][:2]
+        (one,) = (await web.get(urls[1], params={"device": "d3"})).json()["alerts"]
+        for url in urls:  # one of the two has it
+            said = {"by": url, "note": "on it"}
+            answer = await web.post(f"{url}/{one['alert_id']}/ack", json=said)
+            assert (answer.status_code, answer.json()["acked_by"]) == (200, url)
+        answer = await web.post(f"{urls[0]}/nothing/ack", json={"by": "ann"})
+        assert answer.status_code == 404
+
+        await nodes[1]._alerts.stop()  # it is there, and does not answer
+        left = (await web.get(urls[0])).json()
+        assert left["silent"] == ["node-1"]
+        assert [a["device"] for a in left["alerts"]] == [
+            a.device
+            for a in nodes[0]._alerts.sink.active()  # type: ignore[union-attr]
+        ]
+        answer = await web.post(f"{urls[0]}/nothing/ack", json={"by": "ann"})
+        assert (answer.status_code, "node-1" in answer.text) == (503, True)

@@ -129,8 +129,10 @@ class FakeAlerts:
     views: list[AlertView] = field(default_factory=lambda: [alert()])
     events: list[AlertEventView] = field(default_factory=list)
 
-    def active(self) -> Sequence[AlertView]:
-        return self.views
+    def active(self, rule: str | None = None, device: str | None = None) -> list[AlertView]:
+        return [
+            one for one in self.views if rule in {None, one.rule} and device in {None, one.device}
+        ]
 
     async def history(
         self, *, rule: str | None, device: str | None, before: int | None, limit: int
