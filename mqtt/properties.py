@@ -212,8 +212,9 @@ def decode_properties(
         The properties and the position after them.
 
     Raises:
-        ProtocolError: 0x81 malformed; 0x82 for a property that is not allowed there, comes twice
-            or is out of bounds; 0x94 for topic alias 0; 0x97 for too many user properties.
+        ProtocolError: 0x81 malformed, or with a property that is not allowed there; 0x82 for one
+            that comes twice or is out of bounds; 0x94 for topic alias 0; 0x97 for too many user
+            properties.
     """
     length, pos = read_variable_integer(data, pos, end)
     if not length:
@@ -228,11 +229,7 @@ def decode_properties(
         if row is None:
             raise MalformedPacket(f"unknown property 0x{identifier:02X}", "MQTT-2.2.2.2")
         if packet not in row.packets:
-            raise ProtocolError(
-                ReasonCode.PROTOCOL_ERROR,
-                f"property {row.name} is not allowed here",
-                "MQTT-2.2.2.2",
-            )
+            raise MalformedPacket(f"property {row.name} is not allowed here", "MQTT-2.2.2.2")
         value, pos = _read_value(identifier, row, data, pos, after)
         if identifier in _REPEATED:
             values = properties.setdefault(identifier, [])

@@ -515,7 +515,7 @@ MALFORMED: list[Malformed] = [
         "will property among connect properties",
         5,
         f"10 12 {_CONNECT_5} 02 0000 05 18 00000001 0000",
-        0x82,
+        0x81,
         "MQTT-2.2.2.2",
     ),
     # CONNACK
@@ -551,7 +551,7 @@ MALFORMED: list[Malformed] = [
     Malformed("property length too long", 5, "30 05 0001 74 02 01", 0x81, "MQTT-2.2.2.1"),
     Malformed("property length over-long", 5, "30 05 0001 74 8000", 0x81, "MQTT-1.5.5-1"),
     Malformed("property unknown", 5, "30 06 0001 74 02 04 00", 0x81, "MQTT-2.2.2.2"),
-    Malformed("property of CONNECT", 5, "30 07 0001 74 03 21 0001", 0x82, "MQTT-2.2.2.2"),
+    Malformed("property of CONNECT", 5, "30 07 0001 74 03 21 0001", 0x81, "MQTT-2.2.2.2"),
     Malformed("property cut", 5, "30 06 0001 74 02 23 00", 0x81, "MQTT-1.5.2"),
     Malformed("property without value", 5, "30 05 0001 74 01 01", 0x81, "MQTT-1.5.1"),
     Malformed("expiry cut", 5, "30 08 0001 74 04 02 000000", 0x81, "MQTT-1.5.3"),

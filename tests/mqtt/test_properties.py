@@ -77,7 +77,7 @@ def test_a_property_is_allowed_exactly_where_the_table_says(identifier: int, pac
         encode_properties({identifier: value}, packet)
     with pytest.raises(ProtocolError) as fault:
         decode_properties(data, 0, len(data), packet)
-    assert fault.value.reason_code == 0x82
+    assert fault.value.reason_code == 0x81  # section 2.2.2.2 of MQTT 5
 
 
 @pytest.mark.parametrize("identifier", sorted(set(TABLE_2_4) - {p.USER_PROPERTY}), ids=hex)
