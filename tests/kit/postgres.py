@@ -24,7 +24,7 @@ from typing import Any
 
 import asyncpg
 
-from tests.kit.processes import free_ports, wait_for
+from tests.kit.processes import cpu_ticks, free_ports, wait_for
 
 __all__ = ["PostgresServer", "postgres_server"]
 
@@ -75,7 +75,8 @@ class PostgresServer:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, user=self._user,
                 cwd=self._folder,
             )  # fmt: skip
-        wait_for("PostgreSQL", self._answers)
+        pid = self._child.pid
+        wait_for("PostgreSQL", self._answers, progress=lambda: cpu_ticks(pid))
 
     def kill(self) -> None:
         """SIGKILL the server and every process of it, as a power cut would."""

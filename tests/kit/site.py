@@ -9,7 +9,6 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -129,8 +128,13 @@ class Site:
             return 0
 
     def wait_stored(self, count: int, *, timeout_s: float = 60.0) -> None:
-        """Return once at least `count` readings are stored."""
-        wait_for(f"{count} readings stored", lambda: self.count() >= count, timeout_s=timeout_s)
+        """Return once at least `count` readings are stored; `timeout_s` may pass without one."""
+        wait_for(
+            f"{count} readings stored",
+            lambda: self.count() >= count,
+            timeout_s=timeout_s,
+            progress=self.count,
+        )
 
     def wait_drained(self, *, timeout_s: float = 60.0) -> None:
         """Return once the gateway has nothing left that the cloud has not acknowledged.
@@ -138,14 +142,16 @@ class Site:
         Args:
             timeout_s: So long may pass without fewer waiting: the rest is the machine's affair.
         """
-        least, since_s = float("inf"), time.monotonic()
-        while least:
+        least = float("inf")
+
+        def drained() -> bool:
+            nonlocal least
             status = get_json(f"http://127.0.0.1:{self.edge_http}/status")
-            waiting = status["uplink"]["backlog_readings"] if status else least
-            if waiting < least:
-                least, since_s = waiting, time.monotonic()
-            assert time.monotonic() < since_s + timeout_s, f"{least} readings wait, and no fewer"
-            time.sleep(0.02)
+            if status:
+                least = min(least, status["uplink"]["backlog_readings"])
+            return least == 0
+
+        wait_for("backlog drained", drained, timeout_s=timeout_s, progress=lambda: least)
 
     def audit(self) -> subprocess.CompletedProcess[str]:
         """Run `tidegate audit` on the site's files."""
