@@ -20,7 +20,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,48 +29,35 @@ import structlog
 
 from cloud.cluster.mqtt_backlog import Backlogs
 from cloud.cluster.mqtt_claims import Claims
-from cloud.cluster.mqtt_fabric import Fabric, FabricError, LogEntry, State
-from cloud.cluster.mqtt_interest import Group, Interest, Reach
+from cloud.cluster.mqtt_fabric import Fabric, FabricError, State
+from cloud.cluster.mqtt_house import House
+from cloud.cluster.mqtt_interest import Interest, Reach
 from cloud.cluster.mqtt_outbox import Outbox
 from cloud.cluster.mqtt_peers import Peers
 from cloud.cluster.mqtt_presence import Presence
+from cloud.cluster.mqtt_receiving import Receiving
 from cloud.cluster.mqtt_retained import RetainedStates
+from cloud.cluster.mqtt_sending import Sending
 from cloud.cluster.mqtt_sessions import SessionRecords
 from cloud.cluster.mqtt_shares import Shares
 from cloud.cluster.mqtt_shedding import Shedding
 from cloud.cluster.mqtt_tickets import Tickets
-from cloud.cluster.mqtt_wire import (
-    SHARDS,
-    Carried,
-    Record,
-    WireError,
-    decode_batch,
-    encode_message,
-    position_of,
-    shard_of,
-)
+from cloud.cluster.mqtt_wire import WireError, decode_batch
 from mqtt.broker.bus import BusRouter
 from mqtt.broker.changes import Change, RetainedEnded, RetainedSaved, StoredState
 from mqtt.broker.core import Core
-from mqtt.errors import MqttError
 from mqtt.packets import Connect
 from mqtt.server_messages import Message
 from mqtt.session import Session, ShareGroup, Subscribed
 from mqtt.topics import split_shared
 from runtime.clock import Clock
-from runtime.logs import limited
 
 __all__ = ["MqttCluster", "MqttClusterStats"]
 
 log = structlog.get_logger(component="mqtt-cluster")
 
 _TOLD_S: Final = 2.0  # how long a node that joins waits for the others' subscriptions
-_HOUSEKEEPING_S: Final = 15.0
-_SHED_S: Final = 2.0
-_SHED_PAUSE_S: Final = 0.1
 _LEAVE_S: Final = 2.0
-_LOG_EVERY_S: Final = 10.0
-_OVERHEAD: Final = 2048  # bytes of a batch and a message besides topic, payload and properties
 _LOCAL_PREFIX: Final = "$SYS/"
 _RECENT_US: Final = 5_000_000
 
@@ -116,12 +102,9 @@ class MqttCluster:
         self, fabric: Fabric, node: str, clock: Clock, local_topics: frozenset[str] = frozenset()
     ) -> None:
         self.salvages = 0
-        self.message_bytes_max = fabric.payload_bytes_max - 2 * _OVERHEAD
         self.tickets = Tickets()
         self.outbox = Outbox(fabric, self.tickets, self._log_is_full)
         self.interest = Interest(self._interest_changed)
-        self.position = 0  # of the log: up to here all was handed on
-        self.read = 0
         self._fabric = fabric
         self._clock = clock
         self._local_topics = local_topics
@@ -136,7 +119,14 @@ class MqttCluster:
             self.interest.lasting,
             self._look_at_backlog,
         )
-        self.backlogs = Backlogs(fabric, self.records, lambda: self.position, self._message)
+        self.sending = Sending(
+            fabric.payload_bytes_max, self.outbox, self.tickets, self.interest, self.records
+        )
+        self.receiving = Receiving(self.sending)
+        self.message_bytes_max = self.sending.message_bytes_max
+        self.backlogs = Backlogs(
+            fabric, self.records, lambda: self.position, self.receiving.message
+        )
         self.claims = Claims(
             fabric,
             clock,
@@ -144,9 +134,9 @@ class MqttCluster:
             self.interest.lasting,
             self._is_there,
             lambda instance, client_id: self.peers.tell("release", client_id, to=instance),
-            self._fire,
+            self.sending.fire,
         )
-        self.retained = RetainedStates(fabric, self.tickets, clock, self._apply_retained)
+        self.retained = RetainedStates(fabric, self.tickets, clock, self.receiving.apply_retained)
         self.peers = Peers(
             fabric,
             clock,
@@ -166,12 +156,24 @@ class MqttCluster:
             lambda: min(self.peers.read_by_all, self.position),
             self.presence.acknowledged,
         )
-        self._shed_soon = asyncio.Event()
-        self._wills: dict[str, Message] = {}  # by client id, of connected clients
-        self._numbers: dict[tuple[str, str], int] = {}  # last batch by instance and subject
+        self.house = House(
+            fabric,
+            self.claims,
+            self.peers,
+            self.presence,
+            self.backlogs,
+            self.shedding,
+            lambda: self.position,
+            self._forget_connects,
+        )
         self._recent: dict[str, int] = {}  # client id -> when it connected here, lately
         self._tasks: list[asyncio.Task[None]] = []
         self._rejoining: asyncio.Task[None] | None = None
+
+    @property
+    def position(self) -> int:
+        """The number of the log up to which all was handed on."""
+        return self.receiving.position
 
     # -- SessionStore -------------------------------------------------------------------------
 
@@ -183,16 +185,16 @@ class MqttCluster:
         """
         self._take_name()
         await self._fabric.follow_states(self._seen)
-        self.position = await self._fabric.log_end()
-        await self._fabric.follow_log(self.position, self._read)
+        self.receiving.position = await self._fabric.log_end()
+        await self._fabric.follow_log(self.position, self.receiving.read)
         await self._join()
         loop = asyncio.get_running_loop()
         for name, work in (
             ("beats", self.peers.run),
             ("lease", self.presence.run),
             ("records", self.records.keep_up),
-            ("housekeeping", self._keep_house),
-            ("shedding", self._shed),
+            ("housekeeping", self.house.run),
+            ("shedding", self.house.make_room),
         ):
             self._tasks.append(loop.create_task(work(), name=f"mqtt-cluster-{name}"))
         return StoredState()
@@ -203,10 +205,11 @@ class MqttCluster:
         instance = self.presence.new_instance()
         self.records.instance = self.claims.instance = instance
         self.outbox.instance = self.peers.instance = instance
+        self.sending.instance = self.receiving.instance = instance
 
     async def _join(self) -> None:
         instance = self.presence.instance
-        await self._fabric.listen(f"to.{instance}", self._received)
+        await self._fabric.listen(f"to.{instance}", self.receiving.received)
         await self.peers.start()
         try:
             async with asyncio.timeout(_TOLD_S):
@@ -266,7 +269,9 @@ class MqttCluster:
         assert isinstance(core.router, BusRouter)
         self._core = self.claims.core = self.backlogs.core = core
         self._router = core.router
-        self.shares = Shares(core.router, self._elsewhere, self.presence.done)
+        self.shares = Shares(core.router, self.sending.elsewhere, self.presence.done)
+        self.sending.attach(core, core.router)
+        self.receiving.attach(core, core.router, self.shares, self.backlogs)
 
     def reach(self, topic_name: str) -> Reach | None:
         """Return where else a topic's messages go."""
@@ -277,135 +282,13 @@ class MqttCluster:
     def publish(self, message: Message, reach: object) -> bool:
         """Send a message to where `reach` says; True when its answer has to wait for the log."""
         assert isinstance(reach, Reach)
-        data = self._encoded(message)
-        if len(data) > self.message_bytes_max + _OVERHEAD:  # no client's: those were refused
-            self.outbox.dropped += 1
-            limited(log, "large", _LOG_EVERY_S).warning(
-                "mqtt_message_too_large", topic=message.topic.decode(), size=len(data)
-            )
-            return False
-        if message.publisher in self._wills and self._wills[message.publisher] is message:
-            self._publish_will(message, reach, data)
-            return True
-        waits = False
-        if message.qos:
-            for shard in reach.shards:
-                self.outbox.to_log(f"s.{shard}", data)
-                waits = True
-        if message.qos and reach.logged:
-            self.outbox.to_log(f"a.{self.presence.instance}", data)
-            waits = True
-        else:
-            for instance in reach.nodes:
-                self.outbox.to_node(instance, data)
-        for group in reach.groups:
-            waits = self._share(message, group) or waits
-        return waits
-
-    def _publish_will(self, message: Message, reach: Reach, data: bytes) -> None:
-        """As `publish`, but under the will's own id: an heir may try too."""
-        held = self.records.held.get(message.publisher or "")
-        will_id = held.record.will_id if held is not None else ""
-        subjects = [(f"s.{shard}", f"s{shard}") for shard in reach.shards if message.qos]
-        if reach.nodes:
-            subjects.append((f"a.{self.presence.instance}", "a"))
-        for subject, word in subjects:
-            self.outbox.once(subject, data, f"will:{will_id}:{word}")
-        for group in reach.groups:
-            self._share(message, group)
-
-    def _share(self, message: Message, group: Group, *, waiting: bool = True) -> bool:
-        """Send a message to one member of a group; True when it is in the log's hands."""
-        instance = group.choose()
-        name = group.topic_filter
-        if instance is None:
-            client_id = group.choose_waiting() if waiting and message.qos else None
-            if client_id is None:
-                return False
-            data = self._encoded(message, name, client_id)
-            self.outbox.to_log(f"s.{shard_of(client_id)}", data)
-            return True
-        if message.qos:
-            self.outbox.to_log(f"g.{instance}", self._encoded(message, name))
-            return True
-        if instance != self.presence.instance:
-            self.outbox.to_node(instance, self._encoded(message, name))
-        else:
-            self._give_unlogged(message, name)
-        return False
-
-    def _give_unlogged(self, message: Message, group: str) -> None:
-        members = self._router.group(group)
-        if members is not None:
-            self._router.deliver_shared(message, members, self._core.now_s)
+        return self.sending.publish(message, reach)
 
     def reroute(
         self, message: Message, group: ShareGroup, done: Callable[[], object], *, waiting: bool
     ) -> bool:
         """Put a shared message into the log for another member."""
-        known = self.interest.group(group.topic_filter)
-        if known is None or not message.qos or not self._share(message, known, waiting=waiting):
-            return False
-        self.tickets.when_done(done)
-        return True
-
-    def _elsewhere(self, group: str, message: Message, done: Callable[[], object]) -> bool:
-        known = self.interest.group(group)
-        if known is None or not self._share(message, known):
-            return False
-        self.tickets.when_done(done)
-        return True
-
-    def _encoded(self, message: Message, group: str = "", client_id: str = "") -> bytes:
-        recorder = self._core.recorder
-        assert recorder is not None
-        return encode_message(
-            Carried(
-                message.topic,
-                message.payload,
-                message.qos,
-                message.retain,
-                message.properties,
-                recorder.wall_expiry_us(message.expires_s),
-                message.publisher,
-                group,
-                client_id,
-            )
-        )
-
-    async def _fire(self, record: Record) -> None:
-        """Publish the will of a record that is this node's now; the log has it when it returns."""
-        saved = record.saved
-        assert saved.will_topic is not None
-        expires_s = float(saved.will_expiry_s) if saved.will_expiry_s > 0 else 0.0
-        will = Message(
-            saved.will_topic,
-            saved.will_payload,
-            saved.will_flags & 3,
-            bool(saved.will_flags & 4),
-            saved.will_properties,
-            expires_s,
-            saved.client_id,
-        )
-        core = self._core
-        route = self._router.routes[will.topic]
-        if route.lane >= 0 and core.capture is not None:
-            core.publish_will(_nobody(core, saved.client_id, saved.version), will, None)
-        else:
-            if expires_s:
-                will.expires_s += core.refresh()
-            if will.retain:
-                self._router.retain(will, route.name)
-            data = self._encoded(will)
-            reach = self.interest.reach(route.name)
-            for shard in reach.shards if reach is not None and will.qos else ():
-                self.outbox.once(f"s.{shard}", data, f"will:{record.will_id}:s{shard}")
-            self.outbox.once("a.all", data, f"will:{record.will_id}:a")
-            for group in reach.groups if reach is not None else ():
-                self._share(will, group)
-        durable = asyncio.Event()
-        self.tickets.when_done(durable.set)
-        await durable.wait()
+        return self.sending.reroute(message, group, done, waiting=waiting)
 
     # -- Bus: subscriptions and sessions ------------------------------------------------------
 
@@ -453,9 +336,9 @@ class MqttCluster:
             if here or topic_filter.startswith("$share/"):
                 self.subscribed(session, topic_filter)
         if session.will is None:
-            self._wills.pop(client_id, None)
+            self.sending.wills.pop(client_id, None)
         elif here:
-            self._wills[client_id] = session.will
+            self.sending.wills[client_id] = session.will
             if session.recorder is None and self._core.recorder is not None:
                 self._core.recorder.session_saved(session, away=False)
         if here:
@@ -477,6 +360,11 @@ class MqttCluster:
         else:
             self.presence.seen(state)
 
+    def _forget_connects(self) -> None:
+        recent_us = self._clock.wall_us() - _RECENT_US
+        for client_id in [c for c, at in self._recent.items() if at < recent_us]:
+            del self._recent[client_id]
+
     def _told(self, kind: str, instance: str, fields: list[Any]) -> None:
         if kind == "connected":
             self._connected_elsewhere(instance, *fields)
@@ -484,7 +372,7 @@ class MqttCluster:
             log.debug("mqtt_session_wanted", client_id=fields[0], node=instance)
             self.claims.release(fields[0])
         elif kind == "full":
-            self._shed_soon.set()
+            self.house.log_is_full()
 
     def _connected_elsewhere(self, instance: str, client_id: str, stamp: int) -> None:
         """A session without a record is where its client was last; the others end."""
@@ -494,131 +382,6 @@ class MqttCluster:
         if (self._recent.get(client_id, 0), self.presence.instance) > (stamp, instance):
             return  # both at once: one of the two stays
         session.owner.disconnect(0x8E)
-
-    def _received(self, data: bytes) -> None:
-        """Take QoS 0 messages of another node."""
-        try:
-            batch = decode_batch(data)
-        except WireError as error:
-            limited(log, "wire", _LOG_EVERY_S).warning("mqtt_batch_not_read", error=str(error))
-            return
-        self._core.refresh()
-        for carried in batch.messages:
-            self._give(carried, 0, 0)
-
-    def _read(self, entry: LogEntry) -> None:
-        """Take an entry of the log."""
-        self.read += 1
-        kind, _, word = entry.subject.partition(".")
-        mine = word == self.presence.instance
-        if (kind == "g") == mine or kind == "s":  # others' `a`, our own `g`, every shard
-            try:
-                batch = decode_batch(entry.data)
-            except WireError as error:
-                limited(log, "wire", _LOG_EVERY_S).warning("mqtt_batch_not_read", error=str(error))
-            else:
-                if self._is_new(batch.instance, entry.subject, batch.number):
-                    try:
-                        self._hand_on(entry, kind, word, batch.messages)
-                    except Exception:  # one message's fault must not end the reading
-                        log.exception("mqtt_entry_not_handed_on", seq=entry.seq)
-        self.position = entry.seq
-        self.shares.passed(entry.seq)
-
-    def _is_new(self, instance: str, subject: str, number: int) -> bool:
-        """Return False for a batch that is in the log twice."""
-        if not instance:
-            return True
-        key = (instance, subject)
-        if number <= self._numbers.get(key, 0):
-            return False
-        self._numbers[key] = number
-        return True
-
-    def _hand_on(self, entry: LogEntry, kind: str, word: str, messages: list[Carried]) -> None:
-        self._core.refresh()
-        if kind == "s":
-            shard = int(word)
-            for index, carried in enumerate(messages):
-                self._give_lasting(carried, shard, -position_of(entry.seq, index))
-        else:
-            for index, carried in enumerate(messages):
-                self._give(carried, entry.seq, index)
-
-    def _message(self, carried: Carried) -> Message | None:
-        recorder = self._core.recorder
-        assert recorder is not None
-        expires_s = recorder.monotonic_expiry_s(carried.expires_us)
-        if expires_s and expires_s <= self._core.now_s:
-            return None
-        return Message(
-            carried.topic,
-            carried.payload,
-            carried.qos,
-            carried.retain,
-            carried.properties,
-            expires_s,
-            carried.publisher,
-        )
-
-    def _give(self, carried: Carried, seq: int, index: int) -> None:
-        message = self._message(carried)
-        if message is None:
-            return
-        if carried.group:
-            if carried.qos:
-                self.shares.give(seq, index, carried.group, message, self._core.now_s)
-            else:
-                self._give_unlogged(message, carried.group)
-            return
-        try:
-            route = self._router.routes[carried.topic]
-        except MqttError as error:
-            limited(log, "topic", _LOG_EVERY_S).warning("mqtt_topic_refused", error=str(error))
-            return
-        self._router.deliver_here(message, route, self._core.now_s)
-
-    def _give_lasting(self, carried: Carried, shard: int, store_id: int) -> None:
-        message = self._message(carried)
-        if message is None:
-            return
-        message.store_id = store_id
-        now_s = self._core.now_s
-        if carried.client_id:
-            session = self._core.registry.sessions.get(carried.client_id)
-            if session is None or session.recorder is None:
-                return
-            if not self.backlogs.takes(session, message.size, -store_id):
-                return
-            entry = (session.subscriptions or {}).get(carried.group)
-            qos = min(message.qos, entry.qos) if entry is not None else message.qos
-            identifier = entry.identifier if entry is not None else b""
-            group = self._router.group(carried.group)
-            session.offer(message, qos, False, identifier, now_s, group)
-            return
-        try:
-            route = self._router.routes[carried.topic]
-        except MqttError:
-            return
-        takes = partial(self.backlogs.takes, position=-store_id)
-        self._router.deliver_logged(message, route, shard, shard_of, now_s, takes)
-
-    def _apply_retained(self, name: str, change: RetainedSaved | None) -> None:
-        if change is None:
-            self._router.apply_retained(name, None)
-            return
-        recorder = self._core.recorder
-        assert recorder is not None
-        message = Message(
-            change.topic,
-            change.payload,
-            change.qos,
-            True,
-            change.properties,
-            recorder.monotonic_expiry_s(change.expires_us),
-            change.publisher,
-        )
-        self._router.apply_retained(name, message)
 
     # -- the life of the node -----------------------------------------------------------------
 
@@ -634,13 +397,15 @@ class MqttCluster:
     def _look_at_backlog(self, client_id: str) -> None:
         self.backlogs.look(client_id)
 
+    def _log_is_full(self) -> None:
+        self.house.log_is_full()
+
     def _lost(self, client_id: str) -> None:
         self.claims.lost(client_id)
 
     def _gone(self, instance: str) -> None:
         self.peers.gone(instance)
-        for key in [key for key in self._numbers if key[0] == instance]:
-            del self._numbers[key]
+        self.receiving.forget(instance)
 
     async def _settle(self, instance: str, done: int) -> None:
         """Settle a dead instance's estate: wills, and shared messages without a PUBACK."""
@@ -648,11 +413,16 @@ class MqttCluster:
         subject = f"g.{instance}"
         end = await self._fabric.log_end()
         for entry in await self._fabric.scan(subject, done, end):
-            for carried in decode_batch(entry.data).messages:
-                message = self._message(carried)
+            try:
+                batch = decode_batch(entry.data)
+            except WireError as error:  # altered: the rest is settled all the same
+                log.warning("mqtt_batch_not_read", seq=entry.seq, error=str(error))
+                continue
+            for carried in batch.messages:
+                message = self.receiving.message(carried)
                 group = self.interest.group(carried.group)
                 if message is not None and group is not None:
-                    self._share(message, group)
+                    self.sending.share(message, group)
         durable = asyncio.Event()
         self.tickets.when_done(durable.set)
         await durable.wait()
@@ -680,63 +450,6 @@ class MqttCluster:
             else:
                 return
 
-    async def _keep_house(self) -> None:
-        """Forget what nobody needs any more, now and then, until cancelled."""
-        while True:
-            await asyncio.sleep(_HOUSEKEEPING_S)
-            try:
-                await self.keep_house()
-            except (FabricError, WireError) as error:
-                limited(log, "house", _LOG_EVERY_S).warning("mqtt_not_tidied", error=str(error))
-
-    async def _shed(self) -> None:
-        """Make room in the log before the engine does, until cancelled."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SHED_S):
-                    await self._shed_soon.wait()
-            self._shed_soon.clear()
-            if self._keeper == self.presence.instance:
-                try:
-                    await self.shedding.look()
-                except (FabricError, WireError) as error:
-                    limited(log, "shed", _LOG_EVERY_S).warning(
-                        "mqtt_log_not_shed", error=str(error)
-                    )
-                await asyncio.sleep(_SHED_PAUSE_S)  # what was removed shows
-
-    @property
-    def _keeper(self) -> str:
-        """The instance that keeps house; empty while none is known."""
-        return min(self.presence.there, default="")
-
-    def _log_is_full(self) -> None:
-        """Have room made without delay."""
-        if self._keeper == self.presence.instance:
-            self._shed_soon.set()
-        elif self._keeper:
-            self.peers.tell("full", to=self._keeper)
-
-    async def keep_house(self) -> None:
-        """Forget entries of the log and records that nobody needs; raises FabricError."""
-        self.backlogs.look_at_all()
-        for instance in list(self.peers.known):
-            if instance not in self.presence.there and not self.peers.is_there(instance):
-                self.peers.gone(instance)  # a last word came after its lease was over
-        recent_us = self._clock.wall_us() - _RECENT_US
-        for client_id in [c for c, at in self._recent.items() if at < recent_us]:
-            del self._recent[client_id]
-        await self._fabric.purge(f"g.{self.presence.instance}", self.presence.settled + 1)
-        if self._keeper != self.presence.instance:
-            return
-        read = min(self.peers.read_by_all, self.position)
-        await self._fabric.purge("a.>", read)
-        for shard in range(SHARDS):
-            await self._fabric.purge(
-                f"s.{shard}", min(read, self.claims.lowest_cursor(shard, read))
-            )
-        await self.claims.expire()
-
     def stats(self) -> MqttClusterStats:
         """Return the figures of this moment."""
         return MqttClusterStats(
@@ -746,7 +459,7 @@ class MqttCluster:
             held_sessions=len(self.records.held),
             logged_messages=self.outbox.logged,
             log_entries=self.outbox.batches,
-            read_entries=self.read,
+            read_entries=self.receiving.entries,
             sessions_behind=sum(1 for held in self.records.held.values() if held.behind),
             dropped_messages=self.outbox.dropped,
             lost_messages=self.shedding.lost_messages,
@@ -757,9 +470,3 @@ class MqttCluster:
             waiting_bytes=self.outbox.waiting_bytes,
             not_durable=len(self.tickets),
         )
-
-
-def _nobody(core: Core, client_id: str, version: int) -> Session:
-    session = Session(client_id, core.policy)
-    session.version = version
-    return session

@@ -644,7 +644,7 @@ async def test_the_log_keeps_only_what_somebody_needs() -> None:
             node.cluster.peers.beat()
         await other.settled()
         for node in (one, two):
-            await node.cluster.keep_house()
+            await node.cluster.house.tidy()
         assert not [entry for entry in engine.log if entry.subject.startswith("a.")][1:]
         assert len(engine.log) < kept
         back = await two.connect(
