@@ -261,6 +261,7 @@ class Uplink:
         self._connection = connection
         self._acked_mark = 0
         self._pace.reset()
+        self._batches.bodies.linked(str(endpoint))
         self._sender.connected()
         status.connections += 1
         self._meter.set_link("online")

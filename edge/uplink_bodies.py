@@ -79,6 +79,8 @@ class UplinkBodies:
         self._kept = 0  # number of the one that asked for the snapshot in question; 0: none
         self._confirmed = False  # that one is acknowledged, and the process is to know
         self._cold = False
+        self._endpoint = ""  # connected to now
+        self._kept_at = ""  # where the snapshot was acknowledged; empty: before this process
         self._warming: asyncio.Task[None] | None = None
         self._fresh = True  # the process is to start a new context
         self.governor = ModeGovernor()
@@ -109,6 +111,10 @@ class UplinkBodies:
         structured = self.governor.structured(now_s, waiting, in_flight)
         return Mode.STRUCTURED if structured else Mode.COLUMNAR
 
+    def linked(self, endpoint: str) -> None:
+        """Note which cloud node is at the other end: what another one keeps, it does not have."""
+        self._endpoint = endpoint
+
     def reset(self) -> None:
         """Start a new context, with the connection's."""
         self._made = self._acked = self._kept = 0
@@ -131,6 +137,7 @@ class UplinkBodies:
         self._acked += 1
         if 0 < self._kept <= self._acked:
             self._kept, self._confirmed = 0, True
+            self._kept_at = self._endpoint
 
     def refused(self) -> None:
         """Note that the cloud refused a body: the next context starts from nothing."""
@@ -157,7 +164,7 @@ class UplinkBodies:
             | COLD * (self._fresh and self._cold)
             | ACKNOWLEDGED * self._confirmed
             | MAY_KEEP * (not self._kept)
-            | FIRST * (not self._made)
+            | FIRST * (not self._made and self._kept_at in ("", self._endpoint))
         )
         request = REQUEST.pack(flags, reference, len(columns)) + pack(columns, reference)
         self._confirmed = False

@@ -74,6 +74,26 @@ async def test_a_connection_goes_on_from_the_snapshot_the_cloud_acknowledged(lin
     assert not await link.send() & WARM, "named once"
 
 
+async def test_what_one_node_keeps_is_not_offered_to_another(link: Link) -> None:
+    link.bodies.linked("mqtt://one:2883")
+    for _ in range(5):
+        await link.send()
+    link.cut()
+    link.bodies.linked("mqtt://two:2883")
+    assert not await link.send(acknowledged=False) & WARM
+    link.cut()
+    link.bodies.linked("mqtt://one:2883")
+    assert await link.send() & WARM, "it is still there"
+    for _ in range(5):
+        await link.send()
+    link.cut()
+    link.bodies.linked("mqtt://two:2883")
+    for _ in range(5):
+        await link.send()
+    link.cut()
+    assert await link.send() & WARM, "the second has one of its own by now"
+
+
 async def test_a_process_that_was_started_again_goes_on_from_the_file(link: Link) -> None:
     for _ in range(5):
         await link.send()
