@@ -75,7 +75,6 @@ class EdgeService:
         repair = await self._start_clock_repair(journal)  # it is told of each commit
         self._stops.append(self._take_last_status)
         uplink = self._make_uplink(journal)  # 2. the way out of it
-        await uplink.start()
         self._stops.append(uplink.stop)
         capture = Capture(journal, config.capture, config.journal, clock)  # 3. the way into it
         self._stops.append(capture.close)
@@ -92,8 +91,9 @@ class EdgeService:
         self._parts.repair = repair
         self.metrics = edge_metrics(self._parts)
         await self._start_commands(front.broker, journal, uplink, repair)
-        await self._serve_http()  # 5. metrics and health
-        try:  # 6. devices
+        await uplink.start()  # 5. out: not before it has whom to ask what the cloud holds
+        await self._serve_http()  # 6. metrics and health
+        try:  # 7. devices
             self.port = await front.listen()
         except FrontError as error:
             raise StartError(str(error)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ import pytest
 from edge.config import CaptureConfig, EdgeConfig, EdgeHttpConfig, JournalConfig
 from edge.service import EdgeService
 from edge.uplink_config import UplinkConfig
+from mqtt.broker.front import Front
 from mqtt.packets import Connack, Connect, Will
 from runtime.clock import SystemClock
 from runtime.service import StartError
@@ -65,6 +67,27 @@ async def get(service: EdgeService, path: str) -> tuple[int, bytes]:
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     return int(head.split()[1]), body
+
+
+async def test_the_cloud_is_asked_before_anything_goes_up_however_long_the_start_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what it takes meanwhile makes this journal look like an older copy of itself."""
+    async with running(gateway(tmp_path)) as service:
+        await publish(service, "devices/d1/t", numbered(50))
+    start = Front.start
+    async with CloudPeer() as cloud:
+
+        async def slow(front: Front) -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await cloud.until("something goes up", lambda: cloud.topics)
+            await start(front)
+
+        monkeypatch.setattr(Front, "start", slow)
+        async with running(gateway(tmp_path, cloud.url)):
+            await cloud.until("all taken", lambda: len(cloud.rows) >= 50)
+    assert cloud.topics[0] == "tidegate/v1/ctl/gw-1"
 
 
 async def test_what_devices_publish_reaches_the_cloud(tmp_path: Path) -> None:

@@ -14,12 +14,16 @@ from typing import Self
 
 from bridge.batch import Batch, Decoder
 from bridge.columnar import Limits
+from bridge.commands import CTL_PREFIX, Hello, Welcome, open_message, seal_message
 from bridge.envelope import Mode
 from bridge.errors import BatchError
 from bridge.intervals import IntervalSet
+from bridge.link_pacing import DOWN_PREFIX
 from bridge.structured import StructuredDecoder
 from bridge.structured_bodies import LINK_LIMITS
+from mqtt.codec import encode
 from mqtt.frames import parse_publishes, split
+from mqtt.packets import Publish
 from mqtt.primitives import encode_variable_integer
 
 __all__ = ["Answer", "CloudPeer"]
@@ -157,7 +161,11 @@ class CloudPeer:
                     answers += b"\xd0\x00"
                 elif first >> 4 == 3:
                     topic = self._topic(packet, aliases)
-                    decoder = decoder or self._decoder(topic.rsplit("/", 1)[1])
+                    gateway = topic.rsplit("/", 1)[1]
+                    if topic.startswith(CTL_PREFIX):
+                        answers += self._told(packet, gateway)
+                        continue
+                    decoder = decoder or self._decoder(gateway)
                     answers += self._publish(packet, decoder)
             self._changes.set()
             if answers:
@@ -178,6 +186,17 @@ class CloudPeer:
             alias = int.from_bytes(properties[place + 1 : place + 3], "big")
             topic = aliases.setdefault(alias, topic)
         return topic
+
+    def _told(self, packet: bytes, gateway: str) -> bytes:
+        """Take what is no batch; a hello is answered with what is held of its journal."""
+        ((_, _, packet_id, _, payload),) = parse_publishes(packet, 5)
+        answer = _puback(packet_id, 0, "")
+        message = open_message(payload)
+        if isinstance(message, Hello):
+            highest = max((last for _, last in self._held.ranges()), default=0)
+            welcome = Publish(DOWN_PREFIX + gateway, seal_message(Welcome(message.epoch, highest)))
+            answer += encode(welcome, 5)
+        return answer
 
     def _publish(self, packet: bytes, decoder: Decoder) -> bytes:
         ((_, _, packet_id, _, payload),) = parse_publishes(packet, 5)
