@@ -224,10 +224,14 @@ class ClusterProcesses:
         """Return when a node takes gateways.
 
         Raises:
-            StartError: it does not, in a minute.
+            StartError: it does not, in a minute, or has ended.
         """
+        node = self.nodes[number]
         deadline = time.monotonic() + _READY_S
         while time.monotonic() < deadline:
+            if not node.running:
+                said_last = node.log.read_text("utf-8", "replace").splitlines()[-1:]
+                raise StartError(f"{node.name} has ended: {''.join(said_last)}")
             with contextlib.suppress(StartError):
                 said = await asyncio.to_thread(
                     partial(ask_service, self.urls[number], "readyz", also=503)
@@ -235,7 +239,6 @@ class ClusterProcesses:
                 if said.get("ok"):
                     return
             await asyncio.sleep(0.1)
-        node = self.nodes[number]
         raise StartError(f"{node.name} is not ready in {_READY_S:g} s; see {node.log}")
 
     def stop(self) -> None:

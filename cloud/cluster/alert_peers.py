@@ -21,8 +21,10 @@ import cbor2
 import structlog
 
 from cloud.cluster.connection import ClusterError, Connection
+from cloud.cluster.follower import START_S
 from cloud.cluster.layout import Layout
 from cloud.cluster.leases import Leases
+from cloud.cluster.reading import insist
 from cloud.sinks.contract import SinkUnavailable
 from cloud.views import AlertsView, AlertView
 from runtime.logs import limited
@@ -72,7 +74,7 @@ class AlertPeers:
         """Answer the others from now on; raises ClusterError."""
         subject = self._prefix + self._leases.instance
         self._subscription = await self._connection.subscribe(subject, self._asked)
-        await self._connection.flush()
+        await insist(self._connection.flush, timeout_s=START_S)
 
     async def stop(self) -> None:
         """Answer nobody; harmless when not started."""

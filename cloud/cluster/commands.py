@@ -31,6 +31,7 @@ from bridge.partition import partition_of
 from cloud.cluster.bucket import Bucket, Conflict, is_deleted, key_token
 from cloud.cluster.connection import ApiError, ClusterError, Connection
 from cloud.cluster.control import Control
+from cloud.cluster.follower import START_S
 from cloud.cluster.layout import Layout
 from cloud.cluster.reading import all_at_once, insist, read_subject
 from cloud.commands.contract import (
@@ -88,7 +89,8 @@ class ClusterCommandStore:
     async def open(self, stream_epoch: int) -> None:  # noqa: ARG002 - cursors are the stream's
         """Tell the others that devices may be connected to this node."""
         name = self._node_id.encode()
-        await _said(self._control.put(f"n.{key_token(self._node_id)}", name))
+        key = f"n.{key_token(self._node_id)}"
+        await _said(insist(lambda: self._control.put(key, name), timeout_s=START_S))
 
     async def watch(self, watcher: CommandWatcher) -> None:
         """Tell `watcher` what is there, and from here on what changes."""

@@ -31,7 +31,7 @@ from runtime.logs import limited
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
-__all__ = ["Follower", "Message", "message_of"]
+__all__ = ["START_S", "Follower", "Message", "message_of"]
 
 log = structlog.get_logger(component="cluster")
 
@@ -43,7 +43,7 @@ _AHEAD_MAX = 4096  # republished messages kept while a gap is read
 _BEHIND_MAX = 3
 _BEHIND_S = 60.0
 _RETRY_S = 0.1
-_START_S = 60.0  # an election takes 4 to 9 s, and they come in rows
+START_S = 60.0  # how long what a node needs at its start is tried: elections come in rows
 _LOG_EVERY_S = 10.0
 
 
@@ -108,11 +108,11 @@ class Follower:
         """
         self._next_seq = first_seq
         self._subscription = await self._connection.subscribe(self._live, self._republished)
-        await self._connection.flush()
         loop = asyncio.get_running_loop()
-        give_up_at_s = loop.time() + _START_S
+        give_up_at_s = loop.time() + START_S
         while True:
             try:
+                await self._connection.flush()
                 await self._load()
                 break
             except (NoResponders, Unanswered):  # between two leaders

@@ -35,6 +35,8 @@ import structlog
 from bridge.partition import PARTITIONS
 from cloud.cluster.bucket import Bucket, BucketWatch, Conflict, Value, key_token
 from cloud.cluster.connection import ClusterError
+from cloud.cluster.follower import START_S
+from cloud.cluster.reading import insist
 from runtime.clock import Clock
 from runtime.logs import limited
 
@@ -218,8 +220,8 @@ class Leases:
         Raises:
             ClusterError: the bucket cannot be read or written.
         """
-        await self._bucket.delete(drain_key(self.node))
-        await self._announce()
+        await insist(lambda: self._bucket.delete(drain_key(self.node)), timeout_s=START_S)
+        await insist(self._announce, timeout_s=START_S)
         self._watch = await self._bucket.watch(self._changed, poll_s=self._times.renew_s / 2)
         self._task = asyncio.create_task(self._run(), name="leases")
 

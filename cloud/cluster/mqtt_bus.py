@@ -20,10 +20,11 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -56,8 +57,12 @@ __all__ = ["MqttCluster", "MqttClusterStats"]
 
 log = structlog.get_logger(component="mqtt-cluster")
 
+T = TypeVar("T")
+
 _TOLD_S: Final = 2.0  # how long a node that joins waits for the others' subscriptions
 _LEAVE_S: Final = 2.0
+_START_S: Final = 60.0  # as long as a node's other parts try to begin
+_PAUSE_S: Final = 1.0
 _LOCAL_PREFIX: Final = "$SYS/"
 _RECENT_US: Final = 5_000_000
 
@@ -185,9 +190,9 @@ class MqttCluster:
         """
         self._take_name()
         await self._fabric.follow_states(self._seen)
-        self.receiving.position = await self._fabric.log_end()
+        self.receiving.position = await self._patiently(self._fabric.log_end, _START_S)
         await self._fabric.follow_log(self.position, self.receiving.read)
-        await self._join()
+        await self._patiently(self._join, _START_S)
         loop = asyncio.get_running_loop()
         for name, work in (
             ("beats", self.peers.run),
@@ -206,6 +211,18 @@ class MqttCluster:
         self.records.instance = self.claims.instance = instance
         self.outbox.instance = self.peers.instance = instance
         self.sending.instance = self.receiving.instance = instance
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]], give_up_s: float) -> T:
+        """Return what a call returns, made again while the engine does not answer for so long."""
+        give_up_at_s = self._clock.monotonic_s() + give_up_s
+        while True:
+            try:
+                return await call()
+            except FabricError as error:
+                if self._clock.monotonic_s() >= give_up_at_s:
+                    raise
+                log.warning("mqtt_cluster_not_joined", error=str(error))
+            await asyncio.sleep(_PAUSE_S)
 
     async def _join(self) -> None:
         instance = self.presence.instance
@@ -441,14 +458,7 @@ class MqttCluster:
         for connection in list(self._core.connections):
             connection.disconnect(0x8B)
         self._take_name()
-        while True:
-            try:
-                await self._join()
-            except FabricError as error:
-                log.warning("mqtt_cluster_not_joined", error=str(error))
-                await asyncio.sleep(1.0)
-            else:
-                return
+        await self._patiently(self._join, math.inf)
 
     def stats(self) -> MqttClusterStats:
         """Return the figures of this moment."""

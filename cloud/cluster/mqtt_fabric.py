@@ -72,7 +72,11 @@ class Fabric(Protocol):
         ...
 
     async def listen(self, subject: str, handler: Callable[[bytes], None]) -> None:
-        """Hand on what is sent to a subject, on the loop, until `stop`."""
+        """Hand on what is sent to a subject, on the loop, until `stop`; asked again, still once.
+
+        Raises:
+            FabricError: it is not known whether that has begun.
+        """
         ...
 
     async def append(self, subject: str, data: bytes, message_id: str) -> int:

@@ -56,6 +56,7 @@ class NatsFabric:
         self._log = layout.mqtt_subject("")
         self._sessions = Bucket(connection, layout.bucket("sessions"))
         self._retained = Bucket(connection, layout.bucket("retained"))
+        self._handlers: dict[str, Callable[[bytes], None]] = {}  # by subject listened to
         self._followers: list[Follower] = []
         self._states: dict[str, Follower] = {}  # by bucket
         self._sending: deque[tuple[str, bytes]] = deque()
@@ -94,13 +95,16 @@ class NatsFabric:
                 continue  # at most once
 
     async def listen(self, subject: str, handler: Callable[[bytes], None]) -> None:
-        """Hand on what is sent to a subject; raises FabricError."""
+        """Hand on what is sent to a subject, once however often it is asked; raises FabricError."""
+        known = subject in self._handlers
+        self._handlers[subject] = handler
 
         async def received(message: Msg) -> None:
-            handler(message.data)
+            self._handlers[subject](message.data)
 
         try:
-            await self._connection.subscribe(self._subject + subject, received)
+            if not known:
+                await self._connection.subscribe(self._subject + subject, received)
             await self._connection.flush()
         except ClusterError as error:
             raise FabricError(str(error)) from None

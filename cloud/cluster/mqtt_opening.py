@@ -6,9 +6,11 @@ import re
 
 from bridge.link_pacing import DOWN_ALL
 from cloud.cluster.connection import ClusterError, Connection
+from cloud.cluster.follower import START_S
 from cloud.cluster.mqtt_bus import MqttCluster
 from cloud.cluster.mqtt_fabric import FabricError
 from cloud.cluster.mqtt_nats import NatsFabric
+from cloud.cluster.reading import insist
 from cloud.config import StreamConfig
 from cloud.stream.opening import access_of, layout_of
 from runtime.clock import Clock
@@ -27,8 +29,9 @@ async def open_mqtt_cluster(config: StreamConfig, clock: Clock, *, node_id: str)
         FabricError: no server can be had; one line.
     """
     try:
-        connection = await Connection.open(
-            config.url, name=f"{node_id}-mqtt", access=access_of(config)
+        connection = await insist(
+            lambda: Connection.open(config.url, name=f"{node_id}-mqtt", access=access_of(config)),
+            timeout_s=START_S,
         )
     except ClusterError as error:
         raise FabricError(str(error)) from None

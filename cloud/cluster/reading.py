@@ -6,7 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from cloud.cluster.connection import ApiError, ClusterError, Connection, NoResponders, Unanswered
+from cloud.cluster.connection import (
+    ApiError,
+    ClusterError,
+    Connection,
+    NoResponders,
+    Unanswered,
+    Unreachable,
+)
 from cloud.cluster.follower import Message, message_of
 
 __all__ = ["all_at_once", "insist", "read_everything", "read_subject"]
@@ -39,7 +46,7 @@ async def insist(call: Callable[[], Awaitable[T]], *, timeout_s: float = 15.0) -
                     if error.err_code not in NOT_YET:
                         raise
                     cause = error
-                except (NoResponders, Unanswered) as error:
+                except (NoResponders, Unanswered, Unreachable) as error:
                     cause = error
                 await asyncio.sleep(_PAUSE_S)
     except TimeoutError:

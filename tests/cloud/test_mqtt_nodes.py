@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from cloud.cluster.mqtt_wire import encode
@@ -405,6 +407,18 @@ async def test_messages_wait_for_a_lasting_member_when_nobody_is_connected() -> 
         found = [await received(back) for _ in range(2)]
         assert sorted(packet.payload for packet in found) == [b"1", b"2"]
         assert await back.settled() == []
+
+
+async def test_a_node_that_starts_between_two_leaders_joins_once_there_is_one() -> None:
+    engine = MemoryEngine()
+    engine.has_quorum = False
+    starting = asyncio.create_task(start_node(engine, "n0"))
+    await until(lambda: bool(engine.nodes) and engine.nodes[0].failed > 0)
+    assert not starting.done()
+    engine.has_quorum = True
+    node = await starting
+    assert node.instance in node.cluster.presence.there
+    await node.broker.stop()
 
 
 # -- retained ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 from bridge.commands import DELIVERED, HELD
 from bridge.partition import partition_of
 from cloud.cluster.commands import ClusterCommandStore
+from cloud.cluster.connection import Unanswered
 from cloud.cluster.control import Control
 from cloud.cluster.corrections import ClusterCorrections
 from cloud.commands.contract import (
@@ -226,3 +227,21 @@ async def test_values_that_somebody_altered_are_passed_over(servers: NatsServers
             assert await corrections.all(lambda _gateway, _correction: None) == []
         finally:
             await control.stop()
+
+
+async def test_a_store_that_opens_between_two_leaders_waits_for_one(servers: NatsServers) -> None:
+    layout = await make_layout(servers, f"s{next(NUMBERS)}")
+    async with connected(servers) as connection:
+        control = Control(connection, layout)
+        put, failed = control.bucket.put, []
+
+        async def fails_once(key: str, value: bytes, *, ttl_s: float | None = None) -> int:
+            if not failed:
+                failed.append(key)
+                raise Unanswered("between two leaders")
+            return await put(key, value, ttl_s=ttl_s)
+
+        control.bucket.put = fails_once  # type: ignore[method-assign]
+        store = ClusterCommandStore(connection, layout, control, "node-1", 60)
+        await store.open(1)
+        assert await control.bucket.get(failed[0]) is not None

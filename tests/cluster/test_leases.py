@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloud.cluster.bucket import Bucket
-from cloud.cluster.connection import Connection
+from cloud.cluster.connection import Connection, NoResponders, Unanswered
 from cloud.cluster.layout import Layout
 from cloud.cluster.leases import Leases, LeaseTimes
 from runtime.clock import Clock, ManualClock, SystemClock
@@ -154,6 +154,33 @@ async def test_an_orderly_stop_hands_over_at_once(bucket: Bucket) -> None:
         await until(lambda: shares([first]) == [64])
         assert [one.node for one in first.leases.nodes()] == ["a"]
         assert second.leases.stats()["storage"].given_up >= 32
+
+
+class BetweenLeaders(Bucket):
+    """A bucket whose next changes of either kind nobody answers."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__(bucket._connection, bucket.name)
+        self.failing = {"put", "delete"}
+
+    async def put(self, key: str, value: bytes, *, ttl_s: float | None = None) -> int:
+        if "put" in self.failing:
+            self.failing.discard("put")
+            raise Unanswered("between two leaders")
+        return await super().put(key, value, ttl_s=ttl_s)
+
+    async def delete(self, key: str, *, revision: int | None = None) -> int:
+        if "delete" in self.failing:
+            self.failing.discard("delete")
+            raise NoResponders("between two leaders")
+        return await super().delete(key, revision=revision)
+
+
+async def test_a_node_that_starts_between_two_leaders_waits_for_one(bucket: Bucket) -> None:
+    between = BetweenLeaders(bucket)
+    async with nodes(between, "a") as workers:
+        assert not between.failing
+        await until(lambda: shares(workers) == [64])
 
 
 class HangsInUpdates(Bucket):

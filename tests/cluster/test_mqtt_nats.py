@@ -11,6 +11,7 @@ from cloud.cluster.connection import Connection
 from cloud.cluster.mqtt_fabric import FabricFull
 from cloud.cluster.mqtt_nats import NatsFabric
 from tests.kit.nats import make_layout, nats_single
+from tests.kit.sites import until
 
 
 async def test_the_log_says_how_large_and_how_old_it_is(tmp_path: Path) -> None:
@@ -51,4 +52,20 @@ async def test_a_full_log_takes_nothing_and_keeps_all_it_has(tmp_path: Path) -> 
         await fabric.purge(">", 3)
         assert (await fabric.log_state()).first_seq == 3
         await fabric.append("s.1", bytes(100_000), f"id-{count}")
+        await fabric.stop()
+
+
+async def test_a_subject_listened_to_again_is_heard_once(tmp_path: Path) -> None:
+    """As a node does that joins again and again until there is a quorum."""
+    with nats_single(tmp_path) as servers:
+        layout = await make_layout(servers)
+        fabric = NatsFabric(await Connection.open(servers.url, name="test"), layout)
+        first: list[bytes] = []
+        heard: list[bytes] = []
+        await fabric.listen("to.me", first.append)
+        await fabric.listen("to.me", heard.append)
+        fabric.send("to.me", b"1")
+        fabric.send("to.me", b"2")
+        await until("it is heard", lambda: heard[-1:] == [b"2"])
+        assert (first, heard) == ([], [b"1", b"2"])
         await fabric.stop()

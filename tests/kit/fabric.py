@@ -103,6 +103,7 @@ class MemoryFabric:
         self._stopped = False
         self._late: list[State] | None = None  # states that are on their way
         self.held_puts = 0  # that wait to be let on
+        self.failed = 0  # calls that could not be done
         self._hold: tuple[str, asyncio.Event] | None = None
         self.dies_after_append = False  # after the next entry, before it hears that it is there
 
@@ -268,6 +269,7 @@ class MemoryFabric:
         await asyncio.sleep(0)
         if self._is_cut or self._stopped or not self._engine.has_quorum:
             await asyncio.sleep(0.01)
+            self.failed += 1
             raise FabricError("no quorum")
 
 
