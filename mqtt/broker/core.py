@@ -17,6 +17,7 @@ from mqtt.broker.bus import Bus, BusRouter
 from mqtt.broker.config import BrokerConfig
 from mqtt.broker.full_queues import FullQueues
 from mqtt.broker.logs import BoundedLog
+from mqtt.broker.net.readiness import Readiness
 from mqtt.broker.net.sockets import Sockets
 from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.registry import SessionRegistry
@@ -159,7 +160,8 @@ class Core:
         # One object for all machines, which each keep it.
         self.flush_soon: Callable[[ServerSender], None] = self._flush_soon
         self._unflushed: list[ServerSender] = []
-        self._sockets: Sockets | None = None  # None before the first plain listener
+        self._sockets: Sockets | None = None  # None before the first plain connection
+        self._readiness: Readiness | None = None  # None before the first TLS connection
         self._waiting_for_capture: list[Callable[[], None]] = []
         self._waiting_for_store: list[Callable[[], None]] = []
         if bus is not None:
@@ -212,11 +214,19 @@ class Core:
             self._sockets = Sockets(asyncio.get_running_loop())
         return self._sockets
 
+    @property
+    def readiness(self) -> Readiness:
+        """What watches the TLS sockets of the running loop."""
+        if self._readiness is None:
+            self._readiness = Readiness(asyncio.get_running_loop())
+        return self._readiness
+
     def close_sockets(self) -> None:
-        """Cut off who is left on plain sockets."""
-        if self._sockets is not None:
-            self._sockets.close()
-            self._sockets = None
+        """Cut off who is left."""
+        for each in (self._sockets, self._readiness):
+            if each is not None:
+                each.close()
+        self._sockets = self._readiness = None
 
     # -- writing ------------------------------------------------------------------------------
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import shutil
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pytest
 import structlog
 
 from mqtt.broker.access.config import AccessConfig
-from mqtt.broker.net.certificates import read_chain
+from mqtt.broker.net.certificates import read_chain, with_issuers
 from mqtt.broker.net.config import ListenerConfig
 from mqtt.broker.net.tls import ServerTls, certificate_name
 from tests.kit.fronts import Fronted, client_tls, fronting, talk
@@ -230,6 +232,52 @@ async def test_a_chain_that_lost_its_end_changes_nothing(pki: Pki, tmp_path: Pat
         with structlog.testing.capture_logs() as logs:
             look(front)
         assert [line["event"] for line in logs] == ["mqtt_certificates_renewed"]
+
+
+@pytest.mark.parametrize("key_beside", [False, True])
+def test_the_issuer_is_sent_with_a_lone_certificate(pki: Pki, key_beside: bool) -> None:
+    leaf, ca = pki.file("broker.pem"), pki.file("ca.pem")
+    if key_beside:
+        leaf.write_bytes(pki.file("broker.key").read_bytes() + leaf.read_bytes())
+    changes = {"tls_key_file": None} if key_beside else {}
+    sent = chain_sent(ServerTls(pki.listener(**changes)).context)
+    assert sent == [certificate.subject for certificate in read_chain(leaf) + read_chain(ca)]
+
+
+def chain_sent(context: ssl.SSLContext) -> list[bytes]:
+    """Return the subjects of the certificates that a server shows."""
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client_context.check_hostname = False
+    client_context.verify_mode = ssl.CERT_NONE
+    client = client_context.wrap_bio(back, there)
+    server = context.wrap_bio(there, back, server_side=True)
+    for side in (client, server, client):
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    chain = client._sslobj.get_unverified_chain()  # type: ignore[attr-defined] # public from 3.13
+    with NamedTemporaryFile() as file:
+        file.write("".join(one.public_bytes() for one in chain).encode())
+        file.flush()
+        return [certificate.subject for certificate in read_chain(Path(file.name))]
+
+
+def test_issuers_are_found_by_name_and_not_guessed(pki: Pki, tmp_path: Path) -> None:
+    leaf, ca = pki.file("broker.pem"), pki.file("ca.pem")
+    other = Authority(tmp_path / "other")
+    other_ca = other.create("another authority")[0]
+    same_name = Authority(tmp_path / "same").create("test authority")[0]
+    both = tmp_path / "both.pem"
+    both.write_bytes(other_ca.read_bytes() + ca.read_bytes())
+    assert with_issuers(leaf, both) == with_issuers(leaf, ca) != b""
+    assert with_issuers(leaf, other_ca) == b""
+    both.write_bytes(same_name.read_bytes() + ca.read_bytes())
+    assert with_issuers(leaf, both) == b""
+    assert with_issuers(ca, ca) == b""  # it is its own issuer
+    both.write_bytes(leaf.read_bytes() + other_ca.read_bytes())
+    assert with_issuers(both, ca) == b""  # it has a chain
+    pki.file("empty.pem").write_bytes(b"")
+    assert with_issuers(pki.file("empty.pem"), ca) == b""
 
 
 def test_what_is_no_certificate_is_left_to_ssl(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mqtt.broker.net.config import ListenerConfig
+from mqtt.broker.net.readiness import Readiness
 from mqtt.broker.net.tls import ServerTls
 from mqtt.broker.net.tls_transport import Handshake, TlsTransport
 from tests.kit.fronts import client_tls
@@ -136,7 +137,9 @@ class Client:
 class Line:
     """A socket pair: a server's handshake on one end, and a client on the other."""
 
-    def __init__(self, server: ServerTls, context: ssl.SSLContext, **session: Any) -> None:
+    def __init__(
+        self, readiness: Readiness, server: ServerTls, context: ssl.SSLContext, **session: Any
+    ) -> None:
         ours, theirs = socket.socketpair()
         for sock in (ours, theirs):  # soon full
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
@@ -144,7 +147,7 @@ class Line:
         self.protocol = Told()
         self.shaken: list[Exception | None] = []
         self.client = Client(context, theirs, **session)
-        self.handshake = Handshake(asyncio.get_running_loop(), ours, server.context, self._done)
+        self.handshake = Handshake(readiness, ours, server.context, self._done)
         self.handshake.step()
 
     def _done(self, handshake: Handshake, error: Exception | None) -> None:
@@ -174,13 +177,20 @@ class Line:
 
 
 @pytest.fixture
-async def lines(server: ServerTls, files: Path) -> AsyncIterator[Any]:
+async def readiness() -> AsyncIterator[Readiness]:
+    watching = Readiness(asyncio.get_running_loop())
+    yield watching
+    watching.close()
+
+
+@pytest.fixture
+async def lines(readiness: Readiness, server: ServerTls, files: Path) -> AsyncIterator[Any]:
     """Make lines, with a client's context that trusts the server; they close with the test."""
     made: list[Line] = []
     context = client_tls(files / "ca.pem")
 
     def make(**session: Any) -> Line:
-        made.append(Line(server, context, **session))
+        made.append(Line(readiness, server, context, **session))
         return made[-1]
 
     yield make
@@ -206,7 +216,8 @@ async def test_a_handshake_comes_in_any_pieces(lines: Any, piece_bytes: int) -> 
     await line.until(lambda: line.shaken)
     assert line.shaken == [None]
     assert line.transport.get_extra_info("peername") == ("1.2.3.4", 5)
-    assert line.transport.get_extra_info("ssl_object").version() == "TLSv1.3"
+    tls = line.transport.get_extra_info("ssl_object")
+    assert (tls.version(), tls.getpeercert(binary_form=True)) == ("TLSv1.3", None)
     assert line.transport.get_extra_info("sockname", "none") == "none"
 
 
@@ -258,7 +269,7 @@ async def test_a_cancelled_handshake_hangs_up_and_says_nothing(lines: Any) -> No
     assert line.shaken == []
 
 
-async def test_a_client_that_has_gone_before_it_begins() -> None:
+async def test_a_client_that_has_gone_before_it_begins(readiness: Readiness) -> None:
     listening = socket.create_server(("127.0.0.1", 0))
     client = socket.create_connection(listening.getsockname())
     ours, _ = listening.accept()
@@ -269,9 +280,7 @@ async def test_a_client_that_has_gone_before_it_begins() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     told: list[Exception | None] = []
     try:
-        handshake = Handshake(
-            asyncio.get_running_loop(), ours, context, lambda _, error: told.append(error)
-        )
+        handshake = Handshake(readiness, ours, context, lambda _, error: told.append(error))
     except (OSError, ValueError) as error:
         told.append(error)
     else:

@@ -136,9 +136,12 @@ class Acceptor:
         assert listener.tls is not None
         try:
             handshake = Handshake(
-                self._loop, sock, listener.tls.context, partial(self._shook_hands, address, source)
+                listener.core.readiness,
+                sock,
+                listener.tls.context,
+                partial(self._shook_hands, address, source),
             )
-        except (OSError, ValueError) as error:
+        except OSError as error:
             self._failed(address, error)
             return
         self._shaking.add(handshake)

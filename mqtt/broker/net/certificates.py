@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Certificate", "chain_fault", "read_chain", "time_fault"]
+__all__ = ["Certificate", "chain_fault", "read_chain", "time_fault", "with_issuers"]
 
 _PEM: Final = re.compile(
     rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.ASCII | re.DOTALL
@@ -36,13 +36,49 @@ class Certificate:
 
 def read_chain(file: Path) -> list[Certificate]:
     """Return the certificates of a PEM file in order, those that can be read."""
-    chain = []
+    return [certificate for _, certificate in _read(file)]
+
+
+def with_issuers(file: Path, authorities: Path) -> bytes:
+    """Return the chain to send of a PEM file with nothing but the server's own certificate.
+
+    It is what OpenSSL sends too. But OpenSSL looks for it and verifies it in each handshake, a
+    quarter of a handshake's work, unless it is given a chain (docs/adr/0014-tls-transport.md).
+
+    Args:
+        file: The server's certificate.
+        authorities: PEM file of those it may be from.
+
+    Returns:
+        PEM; b"" when the file has a chain, or no issuer is found, or a name stands for several.
+    """
+    own = _read(file)
+    if len(own) != 1:
+        return b""
+    issuers: dict[bytes, tuple[bytes, Certificate]] = {}
+    for block, certificate in _read(authorities):
+        if certificate.subject in issuers:
+            return b""
+        issuers[certificate.subject] = block, certificate
+    chain, last = own[0]
+    has_issuers = False
+    while last.issuer != last.subject and last.issuer in issuers:
+        block, last = issuers.pop(last.issuer)
+        chain += b"\n" + block
+        has_issuers = True
+    return chain if has_issuers else b""
+
+
+def _read(file: Path) -> list[tuple[bytes, Certificate]]:
+    """Return PEM and contents of the certificates of a file in order, those that can be read."""
+    found = []
     for block in _PEM.findall(file.read_bytes()):
         try:
-            chain.append(_certificate(ssl.PEM_cert_to_DER_cert(block.decode("ascii"))))
+            certificate = _certificate(ssl.PEM_cert_to_DER_cert(block.decode("ascii")))
         except (ValueError, IndexError):
             continue
-    return chain
+        found.append((block, certificate))
+    return found
 
 
 def time_fault(chain: Sequence[Certificate], now: datetime) -> str:

@@ -7,13 +7,21 @@ context stays, and one line says so for each state of the files. PAINS P20.
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, Final
 
-from mqtt.broker.net.certificates import Certificate, chain_fault, read_chain, time_fault
+from mqtt.broker.net.certificates import (
+    Certificate,
+    chain_fault,
+    read_chain,
+    time_fault,
+    with_issuers,
+)
 from mqtt.broker.net.config import ListenerConfig
 
 __all__ = ["ServerTls", "TlsError", "certificate_name", "file_signature", "server_context"]
@@ -63,6 +71,7 @@ def server_context(config: ListenerConfig) -> ssl.SSLContext:
     _load(context, config.tls_cert_file, config.tls_key_file)
     if config.tls_ca_file is not None:
         _trust(context, config.tls_ca_file, "authorities")
+        _load_issuers(context, config.tls_cert_file, config.tls_key_file, config.tls_ca_file)
     if config.tls_crl_file is not None:
         _trust(context, config.tls_crl_file, "revocations")
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
@@ -80,6 +89,17 @@ def _load(context: ssl.SSLContext, cert: Path, key: Path | None) -> None:
         raise TlsError(
             f"certificate {cert} with key {key or cert} cannot be used: {_reason(error)}"
         ) from None
+
+
+def _load_issuers(context: ssl.SSLContext, cert: Path, key: Path | None, ca: Path) -> None:
+    """Have the issuers of a lone certificate sent without looking for them in each handshake."""
+    chain = with_issuers(cert, ca)
+    if not chain:
+        return
+    with contextlib.suppress(OSError), NamedTemporaryFile(suffix=".pem") as file:
+        file.write(chain)  # `ssl` takes certificates from files only
+        file.flush()
+        context.load_cert_chain(file.name, key or cert, password="")
 
 
 def _trust(context: ssl.SSLContext, file: Path, what: str) -> None:

@@ -1,8 +1,9 @@
 """TLS on a socket of our own: the handshake, and the transport that a connection then speaks by.
 
 OpenSSL reads and writes the socket itself, so a connection has no buffers beside OpenSSL's own,
-which it gives back between records. The event loops' TLS layers keep some, and a task, a timer
-and futures for each handshake (benchmarks/tls_connections.py, docs/adr/0014-tls-transport.md).
+which it gives back between records; `Readiness` tells when. The event loops' TLS layers keep some,
+and a task, a timer and futures for each handshake (benchmarks/tls_connections.py,
+docs/adr/0014-tls-transport.md).
 
 Invariants:
 - a socket belongs to its `Handshake` until `done` is called, once, and to its `TlsTransport` from
@@ -22,6 +23,8 @@ from fcntl import ioctl
 from termios import FIONREAD
 from typing import Any, Final
 
+from mqtt.broker.net.readiness import READABLE, WRITABLE, Readiness
+
 __all__ = ["Handshake", "TlsTransport"]
 
 _RECORD_BYTES: Final = 1 << 14  # of plain text: RFC 8446 section 5.1
@@ -34,98 +37,95 @@ class Handshake:
     """The server's side of one TLS handshake.
 
     Args:
-        loop: Watches the socket.
+        readiness: Watches the socket.
         sock: Connected and not blocking; it is taken over.
         context: What to show and to ask for.
         done: Called with this object and None when it went well, else with what was wrong and the
-            socket closed. Not before `step` is called first, and not after `cancel`.
+            socket closed. Not before `step` is called first, and not after `abort`.
 
     Raises:
-        OSError: the client has gone already; the socket is closed.
-        ValueError: the same.
+        OSError: the socket cannot be watched; it is closed.
     """
 
-    __slots__ = ("_done", "_fd", "_is_over", "_loop", "_watches_write", "sock", "timer_tick")
+    __slots__ = ("_done", "_fd", "_is_over", "_readiness", "_tls", "_wanted", "sock", "timer_tick")
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        readiness: Readiness,
         sock: socket.socket,
         context: ssl.SSLContext,
         done: Callable[[Handshake, Exception | None], None],
     ) -> None:
-        self._loop = loop
+        self._readiness = readiness
+        self._fd = sock.fileno()
+        self.sock = sock
         self._done = done
         self.timer_tick = 0
         self._is_over = False
-        self._watches_write = False
+        self._wanted = READABLE
         try:
-            sock.getpeername()  # of a client that has gone, ssl would forget the descriptor
-            self.sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            # Private, and the same in all of 3.11 to 3.13: `wrap_socket` puts another socket around
+            # it, at 25 us, five system calls and 400 bytes (docs/adr/0014-tls-transport.md).
+            self._tls = context._wrap_socket(sock, True)  # type: ignore[attr-defined] # noqa: SLF001
+            readiness.watch(self._fd, self)
         except BaseException:
             sock.close()
             raise
-        self._fd = self.sock.fileno()
-        loop.add_reader(self._fd, self.step)
+
+    def on_ready(self, _events: int) -> None:
+        """The client has sent something, or takes something, or has gone."""
+        self.step()
 
     def step(self) -> None:
         """Go as far as what the client has sent allows."""
         if self._is_over:
             return
         try:
-            self.sock.do_handshake()
+            self._tls.do_handshake()
         except ssl.SSLWantReadError:
-            self._watch_write(wanted=False)
+            self._want(READABLE)
         except ssl.SSLWantWriteError:
-            self._watch_write(wanted=True)
-        except (OSError, ValueError) as error:  # ValueError: never connected
-            self._end(error)
+            self._want(READABLE | WRITABLE)
+        except OSError as error:
+            self.abort()
+            self._done(self, error)
         else:
-            self._end(None)
+            self._is_over = True
+            self._want(READABLE)
+            self._done(self, None)
 
     def on_timer(self, _now_s: float) -> None:
         """The client has taken too long."""
         if not self._is_over:
-            self._end(TimeoutError())
+            self.abort()
+            self._done(self, TimeoutError())
 
-    def cancel(self) -> None:
+    def abort(self) -> None:
         """Hang up; `done` is not called."""
         if not self._is_over:
-            self._release()
+            self._is_over = True
+            self._readiness.forget(self._fd, self._wanted)
+            self.sock.close()
+
+    cancel = abort  # as a task's
 
     def transport(self, peer: object, protocol: asyncio.Protocol) -> TlsTransport:
         """Return what speaks on after a handshake that went well; its `begin` takes the socket."""
-        return TlsTransport(self._loop, self.sock, peer, protocol)
+        return TlsTransport(self._readiness, self.sock, self._tls, peer, protocol)
 
-    def _end(self, error: Exception | None) -> None:
-        if error is not None:
-            self._release()
-        else:  # the transport puts its own reader in the place of this one
-            self._is_over = True
-            self._watch_write(wanted=False)
-        self._done(self, error)
-
-    def _release(self) -> None:
-        self._is_over = True
-        self._watch_write(wanted=False)
-        self._loop.remove_reader(self._fd)
-        self.sock.close()
-
-    def _watch_write(self, *, wanted: bool) -> None:
-        if wanted != self._watches_write:
-            self._watches_write = wanted
-            if wanted:
-                self._loop.add_writer(self._fd, self.step)
-            else:
-                self._loop.remove_writer(self._fd)
+    def _want(self, events: int) -> None:
+        if events != self._wanted:
+            self._readiness.change(self._fd, self._wanted, events)
+            self._wanted = events
 
 
 class TlsTransport(asyncio.Transport):
     """What a connection reads and writes through, as asyncio's transports are.
 
     Args:
-        loop: Watches the socket.
-        sock: Past its handshake and not blocking; it is taken over.
+        readiness: Watches the socket.
+        sock: Not blocking; it is taken over.
+        tls: What `ssl` has below its sockets, past the handshake on this one.
         peer: The client's address.
         protocol: Given this transport by `begin`.
     """
@@ -135,32 +135,35 @@ class TlsTransport(asyncio.Transport):
         "_high",
         "_is_closing",
         "_is_paused",
-        "_is_reading",
         "_is_shut",
         "_lingers",
-        "_loop",
         "_lost",
         "_peer",
         "_protocol",
+        "_readiness",
         "_sock",
+        "_tls",
         "_unsent",
+        "_wanted",
     )
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
-        sock: ssl.SSLSocket,
+        readiness: Readiness,
+        sock: socket.socket,
+        tls: Any,
         peer: object,
         protocol: asyncio.Protocol,
     ) -> None:
-        self._loop = loop
+        self._readiness = readiness
         self._sock = sock
+        self._tls = tls
         self._fd = sock.fileno()
         self._peer = peer
         self._protocol = protocol
         self._high = 1 << 16  # of `_unsent`, when the protocol is told to pause
         self._unsent: bytearray | None = None  # and the socket is watched for writing
-        self._is_reading = False
+        self._wanted = READABLE  # since its handshake
         self._is_paused = False  # the protocol was told so
         self._is_closing = False  # nothing more is taken to write
         self._is_shut = False  # close_notify has gone out
@@ -169,32 +172,39 @@ class TlsTransport(asyncio.Transport):
 
     def begin(self) -> None:
         """Introduce the protocol and read what the client has sent behind its handshake."""
-        self._is_reading = True
-        self._loop.add_reader(self._fd, self._on_readable)
+        self._readiness.hand_over(self._fd, self)
         try:
             self._protocol.connection_made(self)
         except Exception as fault:  # noqa: BLE001 - a callback's root: it ends this client only
             self._failed(fault)
-        if self._is_reading and ioctl(self._fd, FIONREAD, _NOTHING) != _NOTHING:
+        if self._wanted & READABLE and ioctl(self._fd, FIONREAD, _NOTHING) != _NOTHING:
             self._on_readable()
 
     # -- reading ------------------------------------------------------------------------------
 
     def pause_reading(self) -> None:
         """Read nothing until `resume_reading`."""
-        if self._is_reading:
-            self._is_reading = False
-            self._loop.remove_reader(self._fd)
+        self._want(self._wanted & ~READABLE)
 
     def resume_reading(self) -> None:
         """Read again."""
-        if not self._is_reading and not self._lost:
-            self._is_reading = True
-            self._loop.add_reader(self._fd, self._on_readable)
+        self._want(self._wanted | READABLE)
 
     def is_reading(self) -> bool:
         """Return True while the socket is watched for reading."""
-        return self._is_reading
+        return bool(self._wanted & READABLE)
+
+    def on_ready(self, events: int) -> None:
+        """The socket has something, takes something, or is at its end."""
+        if events & WRITABLE or not self._wanted & READABLE:
+            self._on_writable()
+        if events & ~WRITABLE and self._wanted & READABLE:
+            self._on_readable()
+
+    def _want(self, events: int) -> None:
+        if events != self._wanted and not self._lost:
+            self._readiness.change(self._fd, self._wanted, events)
+            self._wanted = events
 
     def _on_readable(self) -> None:
         if self._is_shut:
@@ -206,7 +216,7 @@ class TlsTransport(asyncio.Transport):
         error: OSError | None = None
         try:
             while size < _TOGETHER_BYTES:
-                data = self._sock.recv(_RECORD_BYTES)
+                data = self._tls.read(_RECORD_BYTES)
                 if not data:
                     ended = True
                     break
@@ -217,6 +227,8 @@ class TlsTransport(asyncio.Transport):
                     break
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass  # the rest of a record is on its way, or what TLS itself has to say
+        except ssl.SSLEOFError:
+            ended = True  # without a close_notify, as many clients do
         except OSError as failure:
             error = failure
         try:
@@ -232,7 +244,7 @@ class TlsTransport(asyncio.Transport):
     def _discard(self) -> None:
         """Our side is shut: read until the client's is, and forget what comes."""
         try:
-            ended = not socket.socket.recv(self._sock, _SEND_BYTES)
+            ended = not self._sock.recv(_SEND_BYTES)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -252,7 +264,7 @@ class TlsTransport(asyncio.Transport):
             if sent == len(data) or self._lost:
                 return
             unsent = self._unsent = bytearray(memoryview(data)[sent:])
-            self._loop.add_writer(self._fd, self._on_writable)
+            self._want(self._wanted | WRITABLE)
         else:
             unsent += data
         if not self._is_paused and len(unsent) > self._high:
@@ -264,10 +276,10 @@ class TlsTransport(asyncio.Transport):
         sent = 0
         size = len(data)
         try:
-            sent = self._sock.send(data)
+            sent = self._tls.write(data)
             with memoryview(data) as view:
                 while sent < size:  # a record at a time
-                    sent += self._sock.send(view[sent : sent + _SEND_BYTES])
+                    sent += self._tls.write(view[sent : sent + _SEND_BYTES])
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
         except OSError as error:
@@ -284,7 +296,7 @@ class TlsTransport(asyncio.Transport):
         del unsent[:sent]
         if not unsent:
             self._unsent = None
-            self._loop.remove_writer(self._fd)
+            self._want(self._wanted & ~WRITABLE)
         if self._is_paused and len(unsent) <= self._high // 4:
             self._is_paused = False
             self._protocol.resume_writing()
@@ -336,8 +348,8 @@ class TlsTransport(asyncio.Transport):
         if not self._is_shut:
             self._is_shut = True
             # It goes out in the first of two steps; the second misses the client's own.
-            with contextlib.suppress(OSError, ValueError):
-                self._sock.unwrap()
+            with contextlib.suppress(OSError):
+                self._tls.shutdown()
         if not self._lingers:
             self._end(None)
             return
@@ -347,7 +359,7 @@ class TlsTransport(asyncio.Transport):
             self._end(None)
 
     def _failed(self, fault: Exception) -> None:
-        self._loop.call_exception_handler(
+        self._readiness.loop.call_exception_handler(
             {"message": "a connection failed", "exception": fault, "transport": self}
         )
         self._end(fault)
@@ -356,11 +368,10 @@ class TlsTransport(asyncio.Transport):
         if self._lost:
             return
         self._lost = self._is_closing = True
-        self.pause_reading()
-        if self._unsent is not None:
-            self._unsent = None
-            self._loop.remove_writer(self._fd)
-        self._loop.call_soon(self._close, error)
+        self._readiness.forget(self._fd, self._wanted)
+        self._wanted = 0
+        self._unsent = None
+        self._readiness.loop.call_soon(self._close, error)
 
     def _close(self, error: Exception | None) -> None:
         try:
@@ -371,7 +382,11 @@ class TlsTransport(asyncio.Transport):
     # -- about it -----------------------------------------------------------------------------
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return `peername`, `ssl_object` or `socket`."""
+        """Return `peername`, `socket`, or `ssl_object`, an `ssl.SSLObject` as asyncio's is."""
         if name == "peername":
             return self._peer
-        return self._sock if name in ("ssl_object", "socket") else default
+        if name == "ssl_object":
+            found = ssl.SSLObject.__new__(ssl.SSLObject)
+            found._sslobj = self._tls  # type: ignore[attr-defined] # noqa: SLF001 - what it wraps
+            return found
+        return self._sock if name == "socket" else default
