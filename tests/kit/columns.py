@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from functools import cache
 
 from hypothesis import strategies as st
 
@@ -97,32 +98,38 @@ _WORDS = st.one_of(
 )
 _SPACES = st.sampled_from(["", "", "", " ", "  ", "\n\t"])
 _KEYS = st.sampled_from(["a", "b", "temp", 'k\\"ey', "", "t s", "x1"])
+_KINDS, _LEAVES, _SIZES = st.integers(0, 5), st.integers(0, 1), st.integers(0, 4)
 
 
 @st.composite
-def _json(draw: st.DrawFn, depth: int = 3) -> str:
+def _json(draw: st.DrawFn, depth: int) -> str:
     """Return JSON spelled in any way: spacing, order, duplicates, number forms."""
     space = draw(_SPACES)
-    kind = draw(st.integers(0, 5 if depth else 1))
+    kind = draw(_KINDS if depth else _LEAVES)
     if kind == 0:
         return space + draw(_NUMBERS) + space
     if kind == 1:
         return space + draw(_WORDS) + space
-    size = draw(st.integers(0, 4))
+    size, inner = draw(_SIZES), _JSON[depth - 1]
     if kind == 2:
-        items = [draw(_json(depth - 1)) for _ in range(size)]
+        items = [draw(inner) for _ in range(size)]
         return "[" + f"{space},".join(items) + "]"
-    members = [f'"{draw(_KEYS)}"{space}:{draw(_json(depth - 1))}' for _ in range(size)]
+    members = [f'"{draw(_KEYS)}"{space}:{draw(inner)}' for _ in range(size)]
     return "{" + f",{space}".join(members) + space + "}"
 
 
+_JSON = [_json(depth) for depth in range(4)]  # made once: making strategies costs more than drawing
+
+
+@cache
 def json_payloads() -> st.SearchStrategy[bytes]:
     """Return JSON of any nesting and spelling, sometimes damaged."""
-    whole = _json().map(lambda text: text.encode("utf-8", "surrogatepass"))
+    whole = _JSON[3].map(lambda text: text.encode("utf-8", "surrogatepass"))
     cut = st.tuples(whole, st.integers(0, 200)).map(lambda pair: pair[0][: pair[1]])
     return st.one_of(whole, whole, whole, cut)
 
 
+@cache
 def payloads() -> st.SearchStrategy[bytes]:
     """Return payloads of all kinds."""
     return st.one_of(
@@ -136,24 +143,30 @@ def payloads() -> st.SearchStrategy[bytes]:
 
 
 _TOPICS = st.sampled_from(["a/d1/x", "a/d2/x", "plain", "b/d1/é", "/", "a/d1/y"])
+_POOLS = st.lists(payloads(), min_size=1, max_size=4)
+_SEEDS, _STARTS = st.integers(0, 2**32), st.integers(0, 10**7)
+_PAUSES = st.sampled_from([0, 0, 1, 17, 1000, 60_000, -5000, 10**9])
+_BLOCKS = st.sampled_from([b"", b"", b"\x01\x01", b"\x02\0\0\0\x09"])
+_FLAGS = st.sampled_from([0, 1, 2, 5])
 
 
 @st.composite
 def batches(draw: st.DrawFn, *, most: int = 12) -> Columns:
     """Return a batch: few topics, times that mostly rise, shapes that come again."""
     count = draw(st.integers(1, most))
-    pool = draw(st.lists(payloads(), min_size=1, max_size=4))
-    rng = random.Random(draw(st.integers(0, 2**32)))
+    pool = draw(_POOLS)
+    any_payload = st.one_of(st.sampled_from(pool), payloads())
+    rng = random.Random(draw(_SEEDS))
     rows: list[Row] = []
-    time = START + draw(st.integers(0, 10**7))
+    time = START + draw(_STARTS)
     for _ in range(count):
-        time += draw(st.sampled_from([0, 0, 1, 17, 1000, 60_000, -5000, 10**9]))
-        payload = draw(st.one_of(st.sampled_from(pool), payloads()))
+        time += draw(_PAUSES)
+        payload = draw(any_payload)
         if rng.random() < 0.5:
             payload = _with_other_digits(payload, rng)
         rows.append((time, draw(_TOPICS), payload))
-    blocks = [draw(st.sampled_from([b"", b"", b"\x01\x01", b"\x02\0\0\0\x09"])) for _ in rows]
-    return columns_of(rows, flags=draw(st.sampled_from([0, 1, 2, 5])), properties=blocks)
+    blocks = [draw(_BLOCKS) for _ in rows]
+    return columns_of(rows, flags=draw(_FLAGS), properties=blocks)
 
 
 def _with_other_digits(payload: bytes, rng: random.Random) -> bytes:
