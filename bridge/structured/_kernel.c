@@ -12,9 +12,8 @@
  * that may run Python code or change that list's size.
  */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
+#include "_kernel.h"
+
 #include <string.h>
 
 #define SCALE_BITS 14
@@ -32,12 +31,10 @@
 
 #define ALPHABET_MAX 256
 
-enum { FIXED, TRIMMED, FLOATY };
-
 /* ---- access, always checked ---------------------------------------------------------------- */
 
 /* Returns a borrowed item of a list, or NULL with IndexError set. */
-static PyObject *item_of(PyObject *list, Py_ssize_t at)
+PyObject *kernel_item(PyObject *list, Py_ssize_t at)
 {
     if (!PyList_Check(list)) {
         PyErr_SetString(PyExc_TypeError, "a list is needed");
@@ -50,9 +47,9 @@ static PyObject *item_of(PyObject *list, Py_ssize_t at)
     return PyList_GET_ITEM(list, at);
 }
 
-static int index_in(PyObject *list, Py_ssize_t at, Py_ssize_t *out)
+int kernel_index(PyObject *list, Py_ssize_t at, Py_ssize_t *out)
 {
-    PyObject *item = item_of(list, at);
+    PyObject *item = kernel_item(list, at);
     if (item == NULL)
         return -1;
     *out = PyLong_AsSsize_t(item);
@@ -60,12 +57,75 @@ static int index_in(PyObject *list, Py_ssize_t at, Py_ssize_t *out)
 }
 
 /* Puts a new reference to `value` into a list whose size was not changed since it was checked. */
-static void put_item(PyObject *list, Py_ssize_t at, PyObject *value)
+void kernel_put_item(PyObject *list, Py_ssize_t at, PyObject *value)
 {
     PyObject *before = PyList_GET_ITEM(list, at);
     Py_INCREF(value);
     PyList_SET_ITEM(list, at, value);
     Py_DECREF(before);
+}
+
+/* Returns a borrowed attribute, which its object keeps; NULL with an error set. */
+PyObject *kernel_get(PyObject *object, int name, PyTypeObject *type)
+{
+    PyObject *value = PyObject_GetAttr(object, kernel_names[name]);
+    if (value == NULL)
+        return NULL;
+    int kept = Py_REFCNT(value) > 1;
+    Py_DECREF(value);
+    if (kept && (type == NULL || PyObject_TypeCheck(value, type)))
+        return value;
+    return PyErr_Format(PyExc_TypeError, "an attribute of another type");
+}
+
+/* Returns 0; -1 where the attribute does not fit (no error set) or is none (an error set). */
+int kernel_get_number(PyObject *object, int name, int64_t *out)
+{
+    int overflow;
+    PyObject *value = PyObject_GetAttr(object, kernel_names[name]);
+    if (value == NULL)
+        return -1;
+    *out = PyLong_AsLongLongAndOverflow(value, &overflow);
+    Py_DECREF(value);
+    if (*out == -1 && PyErr_Occurred())
+        return -1;
+    return overflow ? -1 : 0;
+}
+
+/* The same where not to fit is an error as well. */
+int kernel_need_number(PyObject *object, int name, int64_t *out)
+{
+    int failed = kernel_get_number(object, name, out);
+    if (failed && !PyErr_Occurred())
+        PyErr_SetString(PyExc_OverflowError, "a number of more than 64 bits");
+    return failed;
+}
+
+int kernel_set(PyObject *object, int name, PyObject *value)
+{
+    return value == NULL ? -1 : PyObject_SetAttr(object, kernel_names[name], value);
+}
+
+int kernel_set_number(PyObject *object, int name, int64_t number)
+{
+    PyObject *value = PyLong_FromLongLong(number);
+    int failed = kernel_set(object, name, value) < 0;
+    Py_XDECREF(value);
+    return failed ? -1 : 0;
+}
+
+PyObject *kernel_names[NAMES];
+
+int kernel_names_ready(void)
+{
+#define AS_TEXT(name) #name,
+    static const char *const spelled[NAMES] = {KERNEL_NAMES(AS_TEXT)};
+#undef AS_TEXT
+    for (int i = 0; i < NAMES; i++)
+        if (kernel_names[i] == NULL &&
+            (kernel_names[i] = PyUnicode_InternFromString(spelled[i])) == NULL)
+            return -1;
+    return 0;
 }
 
 static int bit_length(uint64_t magnitude)
@@ -80,34 +140,36 @@ static int bit_length(uint64_t magnitude)
 
 /* ---- the coder ----------------------------------------------------------------------------- */
 
-static PyObject *write_symbols(PyObject *self, PyObject *args)
+/* Puts the spans of the symbols from `from` to `to`, the tables being as they are. */
+int kernel_write_symbols(PyObject *put, PyObject *spans, PyObject *logs, PyObject *contexts,
+                         PyObject *cells, PyObject *symbols, PyObject *after, Py_ssize_t from,
+                         Py_ssize_t to)
 {
-    PyObject *put, *spans, *logs, *contexts, *cells, *symbols, *after;
-    Py_ssize_t from, to;
-    if (!PyArg_ParseTuple(args, "O!O!O!O!O!O!O!nn", &PyList_Type, &put, &PyList_Type, &spans,
-                          &PyList_Type, &logs, &PyList_Type, &contexts, &PyList_Type, &cells,
-                          &PyList_Type, &symbols, &PyList_Type, &after, &from, &to))
-        return NULL;
     for (Py_ssize_t i = from; i < to; i++) {
         Py_ssize_t cell, which, symbol;
-        if (index_in(cells, i, &cell) || index_in(symbols, i, &symbol) ||
-            index_in(contexts, cell, &which))
-            return NULL;
-        PyObject *table = item_of(spans, which);
-        PyObject *span = table ? item_of(table, symbol) : NULL;
-        PyObject *log = span ? item_of(logs, which) : NULL;
-        PyObject *next = log ? item_of(after, symbol) : NULL;
+        if (kernel_index(cells, i, &cell) || kernel_index(symbols, i, &symbol) ||
+            kernel_index(contexts, cell, &which))
+            return -1;
+        PyObject *table = kernel_item(spans, which);
+        PyObject *span = table ? kernel_item(table, symbol) : NULL;
+        PyObject *log = span ? kernel_item(logs, which) : NULL;
+        PyObject *next = log ? kernel_item(after, symbol) : NULL;
         if (next == NULL || PyList_Append(put, span) < 0 ||
             PyList_Append(log, PyList_GET_ITEM(symbols, i)) < 0)
-            return NULL;
-        put_item(contexts, cell, next);
+            return -1;
+        kernel_put_item(contexts, cell, next);
     }
-    Py_RETURN_NONE;
+    return 0;
 }
 
-/* Returns the symbol whose range holds `low`: the last start that is not above it. */
-static Py_ssize_t find_symbol(PyObject *starts, long low)
+/* Returns the symbol whose range holds `low`: the last start that is not above it; -1 with an
+ * error set where there is none. */
+Py_ssize_t kernel_find_symbol(PyObject *starts, long low)
 {
+    if (!PyList_Check(starts)) {
+        PyErr_SetString(PyExc_TypeError, "a list is needed");
+        return -1;
+    }
     Py_ssize_t first = 0, end = PyList_GET_SIZE(starts);
     while (first < end) {
         Py_ssize_t middle = (first + end) / 2;
@@ -119,63 +181,68 @@ static Py_ssize_t find_symbol(PyObject *starts, long low)
         else
             first = middle + 1;
     }
+    if (first == 0)
+        PyErr_SetString(PyExc_IndexError, "no such symbol");
     return first - 1;
 }
 
-static PyObject *read_symbols(PyObject *self, PyObject *args)
+/* Takes on the coder's state by one symbol of `spans`, whose range holds the state's low bits. */
+int kernel_advance(PyObject *spans, Py_ssize_t symbol, PyObject *words, int64_t *at,
+                   uint64_t *state)
 {
-    PyObject *out, *words, *starts, *spans, *logs, *contexts, *cells, *after;
-    Py_ssize_t at, from, to;
-    unsigned long long state;
-    if (!PyArg_ParseTuple(args, "O!O!nKO!O!O!O!O!O!nn", &PyList_Type, &out, &PyList_Type, &words,
-                          &at, &state, &PyList_Type, &starts, &PyList_Type, &spans, &PyList_Type,
-                          &logs, &PyList_Type, &contexts, &PyList_Type, &cells, &PyList_Type,
-                          &after, &from, &to))
-        return NULL;
+    PyObject *span = kernel_item(spans, symbol);
+    if (span == NULL)
+        return -1;
+    if (!PyTuple_Check(span) || PyTuple_GET_SIZE(span) != 2) {
+        PyErr_SetString(PyExc_TypeError, "a frequency and a start are needed");
+        return -1;
+    }
+    long freq = PyLong_AsLong(PyTuple_GET_ITEM(span, 0));
+    long start = PyLong_AsLong(PyTuple_GET_ITEM(span, 1));
+    if ((freq == -1 || start == -1) && PyErr_Occurred())
+        return -1;
+    long low = (long)(*state & (SCALE - 1));
+    *state = (uint64_t)freq * (*state >> SCALE_BITS) + (unsigned long)(low - start);
+    if (*state < STATE_LOW) {
+        Py_ssize_t word;
+        if (*at >= PyList_GET_SIZE(words)) {
+            PyErr_SetString(PyExc_EOFError, "the symbols end too early");
+            return -1;
+        }
+        if (kernel_index(words, (Py_ssize_t)*at, &word))
+            return -1;
+        *state = *state << 16 | (uint64_t)word;
+        ++*at;
+    }
+    return 0;
+}
+
+/* Puts the symbols of the cells from `from` to `to`; takes `state` and `at` on. */
+int kernel_read_symbols(PyObject *out, PyObject *words, int64_t *at, uint64_t *state,
+                        PyObject *starts, PyObject *spans, PyObject *logs, PyObject *contexts,
+                        PyObject *cells, PyObject *after, Py_ssize_t from, Py_ssize_t to)
+{
     for (Py_ssize_t i = from; i < to; i++) {
         Py_ssize_t cell, which;
-        if (index_in(cells, i, &cell) || index_in(contexts, cell, &which))
-            return NULL;
-        PyObject *table = item_of(starts, which);
-        if (table == NULL || !PyList_Check(table))
-            return table ? PyErr_Format(PyExc_TypeError, "a list is needed") : NULL;
-        long low = (long)(state & (SCALE - 1));
-        Py_ssize_t symbol = find_symbol(table, low);
-        if (symbol < 0)
-            return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_IndexError, "no such symbol");
-        PyObject *row = item_of(spans, which);
-        PyObject *span = row ? item_of(row, symbol) : NULL;
-        if (span == NULL)
-            return NULL;
-        if (!PyTuple_Check(span) || PyTuple_GET_SIZE(span) != 2)
-            return PyErr_Format(PyExc_TypeError, "a frequency and a start are needed");
-        long freq = PyLong_AsLong(PyTuple_GET_ITEM(span, 0));
-        long start = PyLong_AsLong(PyTuple_GET_ITEM(span, 1));
-        if ((freq == -1 || start == -1) && PyErr_Occurred())
-            return NULL;
-        state = (unsigned long long)freq * (state >> SCALE_BITS) + (unsigned long)(low - start);
-        if (state < STATE_LOW) {
-            Py_ssize_t word;
-            if (at >= PyList_GET_SIZE(words))
-                return PyErr_Format(PyExc_EOFError, "the symbols end too early");
-            if (index_in(words, at, &word))
-                return NULL;
-            state = state << 16 | (unsigned long long)word;
-            at++;
-        }
-        PyObject *log = item_of(logs, which);
-        PyObject *next = log ? item_of(after, symbol) : NULL;
+        if (kernel_index(cells, i, &cell) || kernel_index(contexts, cell, &which))
+            return -1;
+        PyObject *table = kernel_item(starts, which), *row = table ? kernel_item(spans, which) : NULL;
+        Py_ssize_t symbol = row ? kernel_find_symbol(table, (long)(*state & (SCALE - 1))) : -1;
+        if (symbol < 0 || kernel_advance(row, symbol, words, at, state) < 0)
+            return -1;
+        PyObject *log = kernel_item(logs, which);
+        PyObject *next = log ? kernel_item(after, symbol) : NULL;
         PyObject *number = next ? PyLong_FromSsize_t(symbol) : NULL;
         if (number == NULL)
-            return NULL;
+            return -1;
         if (PyList_Append(log, number) < 0 || PyList_Append(out, number) < 0) {
             Py_DECREF(number);
-            return NULL;
+            return -1;
         }
         Py_DECREF(number);
-        put_item(contexts, cell, next);
+        kernel_put_item(contexts, cell, next);
     }
-    return Py_BuildValue("Kn", state, at);
+    return 0;
 }
 
 static PyObject *pack_symbols(PyObject *self, PyObject *spans)
@@ -219,13 +286,10 @@ static PyObject *pack_symbols(PyObject *self, PyObject *spans)
     return out;
 }
 
-static PyObject *frequencies(PyObject *self, PyObject *args)
+/* Returns the spans and starts of a table whose symbols were seen so often. */
+PyObject *kernel_frequencies(PyObject *prior, PyObject *counts, long gain)
 {
-    PyObject *prior, *counts;
-    long gain;
     int64_t weights[ALPHABET_MAX];
-    if (!PyArg_ParseTuple(args, "O!O!l", &PyList_Type, &prior, &PyList_Type, &counts, &gain))
-        return NULL;
     Py_ssize_t n = PyList_GET_SIZE(prior);
     if (n < 1 || n > ALPHABET_MAX || PyList_GET_SIZE(counts) != n)
         return PyErr_Format(PyExc_ValueError, "a table of another size");
@@ -271,6 +335,16 @@ failed:
     return NULL;
 }
 
+static PyObject *frequencies(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *prior, *counts;
+    long gain;
+    if (!PyArg_ParseTuple(args, "O!O!l", &PyList_Type, &prior, &PyList_Type, &counts, &gain))
+        return NULL;
+    return kernel_frequencies(prior, counts, gain);
+}
+
 /* ---- residuals ----------------------------------------------------------------------------- */
 
 /* Appends the low `count` bits of `value` as a text of 0 and 1. */
@@ -288,7 +362,7 @@ static int put_bits(PyObject *plain, int count, uint64_t value)
 }
 
 /* Returns the symbol of an integer, its plain bits appended; -1 with an error set. */
-static int symbol_of(int64_t value, PyObject *plain)
+int kernel_symbol_of(int64_t value, PyObject *plain)
 {
     uint64_t magnitude = value < 0 ? (uint64_t)0 - (uint64_t)value : (uint64_t)value;
     int negative = value < 0;
@@ -316,11 +390,8 @@ static int symbol_of(int64_t value, PyObject *plain)
     return BUCKETS + ((bits - BUCKET_BITS_MIN) * 2 + half) * 2 + negative;
 }
 
-static PyObject *symbols_of(PyObject *self, PyObject *args)
+PyObject *kernel_symbols(PyObject *steps, PyObject *plain)
 {
-    PyObject *steps, *plain;
-    if (!PyArg_ParseTuple(args, "O!O!", &PyList_Type, &steps, &PyList_Type, &plain))
-        return NULL;
     Py_ssize_t n = PyList_GET_SIZE(steps);
     PyObject *out = PyList_New(n);
     if (out == NULL)
@@ -335,7 +406,7 @@ static PyObject *symbols_of(PyObject *self, PyObject *args)
                     PyErr_SetString(PyExc_ValueError, "an integer of more than 63 bits");
                 goto failed;
             }
-            symbol = symbol_of(value, plain);
+            symbol = kernel_symbol_of(value, plain);
         }
         PyObject *number = symbol < 0 ? NULL : PyLong_FromLong(symbol);
         if (number == NULL)
@@ -346,6 +417,15 @@ static PyObject *symbols_of(PyObject *self, PyObject *args)
 failed:
     Py_DECREF(out);
     return NULL;
+}
+
+static PyObject *symbols_of(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *steps, *plain;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyList_Type, &steps, &PyList_Type, &plain))
+        return NULL;
+    return kernel_symbols(steps, plain);
 }
 
 /* Reads `count` plain bits before `*end`; -1 with EOFError set when there are not so many. */
@@ -404,13 +484,9 @@ static int integer_of(long symbol, PyObject *plain, Py_ssize_t *end, int64_t *va
     return 0;
 }
 
-static PyObject *integers_of(PyObject *self, PyObject *args)
+PyObject *kernel_integers(PyObject *symbols, PyObject *plain, Py_ssize_t *end)
 {
-    PyObject *symbols, *plain;
-    Py_ssize_t end;
-    if (!PyArg_ParseTuple(args, "O!O!n", &PyList_Type, &symbols, &PyUnicode_Type, &plain, &end))
-        return NULL;
-    if (!PyUnicode_IS_ASCII(plain) || end > PyUnicode_GET_LENGTH(plain))
+    if (!PyUnicode_IS_ASCII(plain) || *end > PyUnicode_GET_LENGTH(plain))
         return PyErr_Format(PyExc_ValueError, "no such bits");
     Py_ssize_t n = PyList_GET_SIZE(symbols);
     PyObject *out = PyList_New(n);
@@ -427,7 +503,7 @@ static PyObject *integers_of(PyObject *self, PyObject *args)
                 PyErr_SetString(PyExc_ValueError, "no such symbol");
         } else {
             int64_t value;
-            if (integer_of(symbol, plain, &end, &value) == 0)
+            if (integer_of(symbol, plain, end, &value) == 0)
                 number = PyLong_FromLongLong(value);
         }
         if (number == NULL) {
@@ -436,32 +512,195 @@ static PyObject *integers_of(PyObject *self, PyObject *args)
         }
         PyList_SET_ITEM(out, i, number);
     }
-    return Py_BuildValue("Nn", out, end);
+    return out;
+}
+
+static PyObject *integers_of(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *symbols, *plain;
+    Py_ssize_t end;
+    if (!PyArg_ParseTuple(args, "O!O!n", &PyList_Type, &symbols, &PyUnicode_Type, &plain, &end))
+        return NULL;
+    PyObject *out = kernel_integers(symbols, plain, &end);
+    return out ? Py_BuildValue("Nn", out, end) : NULL;
+}
+
+/* ---- one by one ---------------------------------------------------------------------------- */
+
+/* Notes a symbol in its table, which may be rebuilt. */
+static int note_symbol(PyObject *table, PyObject *symbol)
+{
+    int64_t due;
+    PyObject *log = kernel_get(table, NAME_log, &PyList_Type);
+    if (log == NULL || PyList_Append(log, symbol) < 0 || kernel_need_number(table, NAME_due, &due))
+        return -1;
+    return PyList_GET_SIZE(log) >= due ? kernel_rebuild_table(table) : 0;
+}
+
+static int write_symbol(PyObject *put, PyObject *table, long number)
+{
+    PyObject *spans = kernel_get(table, NAME_spans, &PyList_Type);
+    PyObject *span = spans ? kernel_item(spans, number) : NULL;
+    PyObject *symbol = span ? PyLong_FromLong(number) : NULL;
+    int failed = symbol == NULL || PyList_Append(put, span) < 0 || note_symbol(table, symbol) < 0;
+    Py_XDECREF(symbol);
+    return failed ? -1 : 0;
+}
+
+int kernel_write_number(PyObject *put, PyObject *plain, PyObject *table, int64_t value)
+{
+    int symbol = kernel_symbol_of(value, plain);
+    return symbol < 0 ? -1 : write_symbol(put, table, symbol);
+}
+
+PyObject *kernel_write_symbol(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *put, *table;
+    long symbol;
+    if (!PyArg_ParseTuple(args, "O!Ol", &PyList_Type, &put, &table, &symbol) ||
+        write_symbol(put, table, symbol) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyObject *kernel_write_integer(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *put, *plain, *table, *number;
+    int overflow;
+    if (!PyArg_ParseTuple(args, "O!O!OO", &PyList_Type, &put, &PyList_Type, &plain, &table,
+                          &number))
+        return NULL;
+    long long value = PyLong_AsLongLongAndOverflow(number, &overflow);
+    if (overflow)
+        return PyErr_Format(PyExc_ValueError, "an integer of more than 63 bits");
+    if ((value == -1 && PyErr_Occurred()) || kernel_write_number(put, plain, table, value) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* Returns the next symbol of a table; -1 with an error set. */
+static long next_symbol(PyObject *reader, PyObject *table)
+{
+    int64_t at, state_read;
+    PyObject *words = kernel_get(reader, NAME_words, &PyList_Type);
+    PyObject *starts = words ? kernel_get(table, NAME_starts, NULL) : NULL;
+    PyObject *spans = starts ? kernel_get(table, NAME_spans, &PyList_Type) : NULL;
+    if (spans == NULL || kernel_need_number(reader, NAME_at, &at) ||
+        kernel_need_number(reader, NAME_state, &state_read))
+        return -1;
+    uint64_t state = (uint64_t)state_read;
+    int64_t before = at;
+    Py_ssize_t symbol = kernel_find_symbol(starts, (long)(state & (SCALE - 1)));
+    if (symbol < 0 || kernel_advance(spans, symbol, words, &at, &state) < 0 ||
+        kernel_set_number(reader, NAME_state, (int64_t)state) ||
+        (at != before && kernel_set_number(reader, NAME_at, at)))
+        return -1;
+    PyObject *number = PyLong_FromSsize_t(symbol);
+    int failed = number == NULL || note_symbol(table, number) < 0;
+    Py_XDECREF(number);
+    return failed ? -1 : (long)symbol;
+}
+
+/* Reads an integer; returns 1 for an escape, which is none, and -1 with an error set. */
+int kernel_read_number(PyObject *reader, PyObject *table, int64_t *value)
+{
+    int64_t plain_at;
+    long symbol = next_symbol(reader, table);
+    if (symbol < 0)
+        return -1;
+    if (symbol == ESCAPE)
+        return 1;
+    if (symbol > ESCAPE) {
+        PyErr_SetString(PyExc_ValueError, "no such symbol");
+        return -1;
+    }
+    if (symbol < BUCKETS)
+        return integer_of(symbol, NULL, NULL, value);
+    PyObject *plain = kernel_get(reader, NAME_plain, &PyUnicode_Type);
+    if (plain == NULL || kernel_need_number(reader, NAME_plain_at, &plain_at))
+        return -1;
+    Py_ssize_t end = (Py_ssize_t)plain_at;
+    if (!PyUnicode_IS_ASCII(plain) || end > PyUnicode_GET_LENGTH(plain)) {
+        PyErr_SetString(PyExc_ValueError, "no such bits");
+        return -1;
+    }
+    if (integer_of(symbol, plain, &end, value) < 0)
+        return -1;
+    return kernel_set_number(reader, NAME_plain_at, end);
+}
+
+PyObject *kernel_read_symbol(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *reader, *table;
+    if (!PyArg_ParseTuple(args, "OO", &reader, &table))
+        return NULL;
+    long symbol = next_symbol(reader, table);
+    return symbol < 0 ? NULL : PyLong_FromLong(symbol);
+}
+
+PyObject *kernel_read_integer(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *reader, *table;
+    int64_t value;
+    if (!PyArg_ParseTuple(args, "OO", &reader, &table))
+        return NULL;
+    int found = kernel_read_number(reader, table, &value);
+    if (found < 0)
+        return NULL;
+    if (found)
+        Py_RETURN_NONE;
+    return PyLong_FromLongLong(value);
 }
 
 /* ---- the module ---------------------------------------------------------------------------- */
 
-PyObject *kernel_expect_all(PyObject *self, PyObject *args);
-PyObject *kernel_note_expected(PyObject *self, PyObject *args);
-PyObject *kernel_parse_all(PyObject *self, PyObject *args);
-PyObject *kernel_predict(PyObject *self, PyObject *args);
-PyObject *kernel_show_all(PyObject *self, PyObject *args);
-int kernel_timing_ready(void);
+#define METHODS(X)                                                                                \
+    X(expect_all)                                                                                 \
+    X(forecasts)                                                                                  \
+    X(match_shape)                                                                                \
+    X(note_round)                                                                                 \
+    X(note_rows)                                                                                  \
+    X(off_counts)                                                                                 \
+    X(parse_all)                                                                                  \
+    X(place_rows)                                                                                 \
+    X(plan_sources)                                                                               \
+    X(predict)                                                                                    \
+    X(put_together)                                                                               \
+    X(read_chain)                                                                                 \
+    X(read_gap)                                                                                   \
+    X(read_integer)                                                                               \
+    X(read_numbers)                                                                               \
+    X(read_symbol)                                                                                \
+    X(rebuild)                                                                                    \
+    X(show_all)                                                                                   \
+    X(take_due)                                                                                   \
+    X(write_chain)                                                                                \
+    X(write_gap)                                                                                  \
+    X(write_integer)                                                                              \
+    X(write_numbers)                                                                              \
+    X(write_symbol)
 
+#define AS_DECLARED(name) PyObject *kernel_##name(PyObject *self, PyObject *args);
+METHODS(AS_DECLARED)
+PyObject *kernel_split_json(PyObject *self, PyObject *payload);
+#undef AS_DECLARED
+
+#define AS_METHOD(name) {#name, kernel_##name, METH_VARARGS, "As its Python twin."},
 static PyMethodDef methods[] = {
-    {"expect_all", kernel_expect_all, METH_VARARGS, "As timing.expect_all."},
-    {"frequencies", frequencies, METH_VARARGS, "As tables.frequencies."},
-    {"integers_of", integers_of, METH_VARARGS, "As columns.integers_of."},
-    {"note_expected", kernel_note_expected, METH_VARARGS, "As timing.note_expected."},
-    {"pack_symbols", pack_symbols, METH_O, "As coder.pack_symbols."},
-    {"parse_all", kernel_parse_all, METH_VARARGS, "As printers.Printer.parse, for many."},
-    {"predict", kernel_predict, METH_VARARGS, "As the functions of predictors."},
-    {"read_symbols", read_symbols, METH_VARARGS, "As columns.read_symbols."},
-    {"show_all", kernel_show_all, METH_VARARGS, "As printers.Printer.show, for many."},
-    {"symbols_of", symbols_of, METH_VARARGS, "As columns.symbols_of."},
-    {"write_symbols", write_symbols, METH_VARARGS, "As columns.write_symbols."},
+    METHODS(AS_METHOD)
+    {"frequencies", frequencies, METH_VARARGS, "As its Python twin."},
+    {"integers_of", integers_of, METH_VARARGS, "As its Python twin."},
+    {"pack_symbols", pack_symbols, METH_O, "As its Python twin."},
+    {"split_json", kernel_split_json, METH_O, "As its Python twin."},
+    {"symbols_of", symbols_of, METH_VARARGS, "As its Python twin."},
     {NULL, NULL, 0, NULL},
 };
+#undef AS_METHOD
 
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_kernel", "The structured codec's inner loops.", -1, methods,
@@ -470,10 +709,10 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__kernel(void)
 {
-    if (kernel_timing_ready() < 0)
+    if (kernel_names_ready() < 0)
         return NULL;
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 1) < 0)
+    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 2) < 0)
         Py_CLEAR(made);
     return made;
 }

@@ -1,20 +1,88 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from bridge.structured.context import Source
+from bridge.structured.assembly import Budget, Decoded, Placed
+from bridge.structured.coder import Reader
+from bridge.structured.context import Column, Source, Template
+from bridge.structured.heads import FamilyRows, Row
+from bridge.structured.planner import BatchPlan
+from bridge.structured.review import SourceView
+from bridge.structured.room import Room
+from bridge.structured.tables import Chain, Table
+from bridge.structured.timing import Arrivals
 
 class Kernel(Protocol):
     VERSION: int
     def expect_all(
         self, sources: list[Source], start: int, end: int, /
     ) -> tuple[list[int], list[int]] | None: ...
+    def forecasts(
+        self, sources: list[Source], given: list[int], /
+    ) -> tuple[list[int], list[int], list[int], list[int | None]] | None: ...
     def frequencies(
         self, prior: list[int], counts: list[int], gain: int, /
     ) -> tuple[list[tuple[int, int]], list[int]]: ...
     def integers_of(
         self, symbols: list[int], plain: str, end: int, /
     ) -> tuple[list[int | None], int]: ...
-    def note_expected(self, source: Source, time: int, residual: int, /) -> bool: ...
+    def match_shape(
+        self, fragments: tuple[bytes, ...], json: bool, payload: bytes, /
+    ) -> tuple[bytes, ...] | None: ...
+    def note_round(
+        self,
+        sources: list[Source],
+        places: list[int],
+        forecasts: list[int],
+        steps: list[int | None],
+        times: list[int | None],
+        /,
+    ) -> list[int]: ...
+    def note_rows(
+        self,
+        templates: list[Template | None],
+        arrivals: Arrivals,
+        plans: list[list[Row]],
+        gathered: dict[int, FamilyRows],
+        flag_properties: int,
+        one: Callable[[Source, int, Row], int],
+        /,
+    ) -> list[int]: ...
+    def place_rows(
+        self,
+        templates: list[Template | None],
+        arrivals: Arrivals,
+        heads: list[int],
+        gathered: dict[int, FamilyRows],
+        flag_properties: int,
+        out: Decoded,
+        placed: list[Placed],
+        budget: Budget,
+        one: Callable[[Source, int, int], None],
+        /,
+    ) -> None: ...
+    def plan_sources(
+        self,
+        sources: list[tuple[SourceView, list[int]]],
+        readings: tuple[list[int], list[int], list[bytes], list[bytes]],
+        templates: list[Template | None],
+        room: Room,
+        batch: BatchPlan,
+        token_bytes: int,
+        flag_properties: int,
+        one: Callable[[SourceView, list[int], int], None],
+        /,
+    ) -> int: ...
+    def put_together(
+        self,
+        payloads: list[bytes],
+        placed: list[Placed],
+        budget: Budget,
+        payload_of: Callable[[Template, list[bytes]], bytes],
+        /,
+    ) -> None: ...
+    def off_counts(
+        self, due: list[Source], expected: list[int], wanted: dict[Source, list[int]], /
+    ) -> list[int | None]: ...
     def pack_symbols(self, spans: list[tuple[int, int]], /) -> bytes: ...
     def parse_all(
         self,
@@ -42,22 +110,30 @@ class Kernel(Protocol):
         fwd: bool,
         /,
     ) -> tuple[list[int | None], int, int] | None: ...
-    def read_symbols(
+    def read_chain(
         self,
-        out: list[int],
-        words: list[int],
-        at: int,
-        state: int,
-        starts: list[list[int]],
-        spans: list[list[tuple[int, int]]],
-        logs: list[list[int]],
+        reader: Reader,
+        chain: Chain,
         contexts: list[int],
         cells: list[int],
         after: list[int],
-        start: int,
-        end: int,
         /,
-    ) -> tuple[int, int]: ...
+    ) -> list[int]: ...
+    def read_gap(
+        self, reader: Reader, gaps: list[Table], source: Source, /
+    ) -> int | tuple[int | None] | None: ...
+    def read_integer(self, reader: Reader, table: Table, /) -> int | None: ...
+    def read_numbers(
+        self,
+        reader: Reader,
+        column: Column,
+        chain: Chain,
+        rows: tuple[list[int], Sequence[int], Sequence[int | None]],
+        after: list[int],
+        /,
+    ) -> tuple[list[int | None] | None, list[bytes] | list[int | None] | None]: ...
+    def read_symbol(self, reader: Reader, table: Table, /) -> int: ...
+    def rebuild(self, table: Table, /) -> None: ...
     def show_all(
         self,
         values: list[int],
@@ -68,19 +144,46 @@ class Kernel(Protocol):
         suffix: bytes,
         /,
     ) -> list[bytes]: ...
+    def split_json(
+        self, payload: bytes, /
+    ) -> tuple[tuple[bytes, ...], tuple[bytes, ...]] | None: ...
     def symbols_of(self, steps: list[int | None], plain: list[str], /) -> list[int]: ...
-    def write_symbols(
+    def take_due(
+        self, due: list[Source], expected: list[int], steps: list[int | None], /
+    ) -> tuple[list[int], list[int]]: ...
+    def write_chain(
         self,
         put: list[tuple[int, int]],
-        spans: list[list[tuple[int, int]]],
-        logs: list[list[int]],
+        chain: Chain,
         contexts: list[int],
         cells: list[int],
         symbols: list[int],
         after: list[int],
-        start: int,
-        end: int,
         /,
     ) -> None: ...
+    def write_gap(
+        self,
+        put: list[tuple[int, int]],
+        plain: list[str],
+        gaps: list[Table],
+        source: Source,
+        time: int,
+        /,
+    ) -> bool: ...
+    def write_integer(
+        self, put: list[tuple[int, int]], plain: list[str], table: Table, value: int, /
+    ) -> None: ...
+    def write_numbers(
+        self,
+        put: list[tuple[int, int]],
+        plain: list[str],
+        column: Column,
+        chain: Chain,
+        rows: tuple[list[int], Sequence[int], Sequence[int | None]],
+        after: list[int],
+        tokens: Sequence[bytes],
+        /,
+    ) -> list[int | None] | None: ...
+    def write_symbol(self, put: list[tuple[int, int]], table: Table, symbol: int, /) -> None: ...
 
 VERSION: int

@@ -4,9 +4,7 @@
  * back and None returned, and the twin does it.
  */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
+#include "_kernel.h"
 
 typedef __int128 wide;
 
@@ -248,22 +246,18 @@ static void release(const Lists *in, PyObject **saved, Py_ssize_t n, int undo)
     PyMem_Free(saved);
 }
 
-PyObject *kernel_predict(PyObject *self, PyObject *args)
+/* Takes values to residuals, or back. Returns a list, with the column's most recent value and aux
+ * in `after`; None where something does not fit, all being as it was; NULL with an error set.
+ *
+ * lists: the cells' last values, their aux, and by row the cell, time, referred value and x. */
+PyObject *kernel_predict_lists(PyObject *lists[6], int kind, int64_t num, int64_t den,
+                               PyObject *recent, PyObject *recent_aux, int forward,
+                               int64_t after[2])
 {
-    (void)self;
-    Lists in;
-    Predictor by;
-    PyObject *recent, *recent_aux;
+    Lists in = {lists[0], lists[1], lists[2], lists[3], lists[4], lists[5]};
+    Predictor by = {kind, num, den, 0, 0};
     Maybe first, second;
-    long long num, den;
-    int forward;
-    if (!PyArg_ParseTuple(args, "iO!O!O!OOO!LLOOp", &by.kind, &PyList_Type, &in.last,
-                          &PyList_Type, &in.aux, &PyList_Type, &in.cells, &in.times, &in.refs,
-                          &PyList_Type, &in.xs, &num, &den, &recent, &recent_aux, &forward))
-        return NULL;
     Py_ssize_t n = PyList_GET_SIZE(in.xs), i;
-    by.num = num;
-    by.den = den;
     if (by.kind < 0 || by.kind >= KINDS || ((by.kind == TIME || by.kind == LINE) && den < 1) ||
         (by.kind == MEAN && (num < 1 || num > 6)))
         return PyErr_Format(PyExc_ValueError, "no such predictor");
@@ -287,10 +281,30 @@ PyObject *kernel_predict(PyObject *self, PyObject *args)
         if (step(&by, &in, i, forward, out, saved + 2 * i) < 0)
             break;
     release(&in, saved, n, i < n);
+    after[0] = by.recent;
+    after[1] = by.recent_aux;
     if (i == n)
-        return Py_BuildValue("NLL", out, (long long)by.recent, (long long)by.recent_aux);
+        return out;
     Py_DECREF(out);
     if (PyErr_Occurred())
         return NULL;
     Py_RETURN_NONE;
+}
+
+PyObject *kernel_predict(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *in[6], *recent, *recent_aux;
+    long long num, den;
+    int kind, forward;
+    int64_t after[2];
+    if (!PyArg_ParseTuple(args, "iO!O!O!OOO!LLOOp", &kind, &PyList_Type, &in[0], &PyList_Type,
+                          &in[1], &PyList_Type, &in[2], &in[3], &in[4], &PyList_Type, &in[5], &num,
+                          &den, &recent, &recent_aux, &forward))
+        return NULL;
+    PyObject *out =
+        kernel_predict_lists(in, kind, num, den, recent, recent_aux, forward, after);
+    if (out == NULL || out == Py_None)
+        return out;
+    return Py_BuildValue("NLL", out, (long long)after[0], (long long)after[1]);
 }

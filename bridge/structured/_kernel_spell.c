@@ -4,9 +4,8 @@
  */
 
 #define _GNU_SOURCE 1 /* memmem */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
+#include "_kernel.h"
+
 #include <string.h>
 
 typedef __int128 wide;
@@ -383,12 +382,8 @@ static char *show_core(const Spelling *by, char *end, int64_t value)
     }
 }
 
-static int read_spelling(PyObject *args, PyObject **given, Spelling *by)
+static int check_spelling(const Spelling *by)
 {
-    if (!PyArg_ParseTuple(args, "Oiiy#y#y#", given, &by->kind, &by->digits, &by->text,
-                          &by->text_size, &by->prefix, &by->prefix_size, &by->suffix,
-                          &by->suffix_size))
-        return -1;
     int bytes = by->kind >= UNSIGNED_LITTLE && by->kind <= SIGNED_BIG;
     if (by->digits < 0 || by->digits > DIGITS_MAX || by->text_size > TEXT_MAX ||
         by->prefix_size > TEXT_MAX || by->suffix_size > TEXT_MAX ||
@@ -398,6 +393,28 @@ static int read_spelling(PyObject *args, PyObject **given, Spelling *by)
         return -1;
     }
     return 0;
+}
+
+static int read_spelling(PyObject *args, PyObject **given, Spelling *by)
+{
+    if (!PyArg_ParseTuple(args, "Oiiy#y#y#", given, &by->kind, &by->digits, &by->text,
+                          &by->text_size, &by->prefix, &by->prefix_size, &by->suffix,
+                          &by->suffix_size))
+        return -1;
+    return check_spelling(by);
+}
+
+/* The same from a printer's key: (kind, digits, text, prefix, suffix). */
+static int read_key(PyObject *key, Spelling *by)
+{
+    if (!PyTuple_Check(key)) {
+        PyErr_SetString(PyExc_TypeError, "a tuple is needed");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(key, "iiy#y#y#", &by->kind, &by->digits, &by->text, &by->text_size,
+                          &by->prefix, &by->prefix_size, &by->suffix, &by->suffix_size))
+        return -1;
+    return check_spelling(by);
 }
 
 static PyObject *parse_one(const Spelling *by, PyObject *token)
@@ -415,20 +432,15 @@ static PyObject *parse_one(const Spelling *by, PyObject *token)
     Py_RETURN_NONE;
 }
 
-PyObject *kernel_parse_all(PyObject *self, PyObject *args)
+static PyObject *parse_many(const Spelling *by, PyObject *given)
 {
-    (void)self;
-    PyObject *given;
-    Spelling by;
-    if (read_spelling(args, &given, &by) < 0)
-        return NULL;
     PyObject *tokens = PySequence_Fast(given, "a sequence is needed");
     if (tokens == NULL)
         return NULL;
     Py_ssize_t n = PySequence_Fast_GET_SIZE(tokens);
     PyObject *out = PyList_New(n);
     for (Py_ssize_t i = 0; out != NULL && i < n; i++) {
-        PyObject *number = parse_one(&by, PySequence_Fast_GET_ITEM(tokens, i));
+        PyObject *number = parse_one(by, PySequence_Fast_GET_ITEM(tokens, i));
         if (number == NULL)
             Py_CLEAR(out);
         else
@@ -436,6 +448,20 @@ PyObject *kernel_parse_all(PyObject *self, PyObject *args)
     }
     Py_DECREF(tokens);
     return out;
+}
+
+PyObject *kernel_parse_all(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *given;
+    Spelling by;
+    return read_spelling(args, &given, &by) < 0 ? NULL : parse_many(&by, given);
+}
+
+PyObject *kernel_parse_by_key(PyObject *tokens, PyObject *key)
+{
+    Spelling by;
+    return read_key(key, &by) < 0 ? NULL : parse_many(&by, tokens);
 }
 
 static PyObject *show_one(const Spelling *by, PyObject *item)
@@ -461,23 +487,32 @@ static PyObject *show_one(const Spelling *by, PyObject *item)
     return token;
 }
 
-PyObject *kernel_show_all(PyObject *self, PyObject *args)
+static PyObject *show_many(const Spelling *by, PyObject *values)
 {
-    (void)self;
-    PyObject *values;
-    Spelling by;
-    if (read_spelling(args, &values, &by) < 0)
-        return NULL;
     if (!PyList_Check(values))
         return PyErr_Format(PyExc_TypeError, "a list is needed");
     Py_ssize_t n = PyList_GET_SIZE(values);
     PyObject *out = PyList_New(n);
     for (Py_ssize_t i = 0; out != NULL && i < n; i++) {
-        PyObject *token = show_one(&by, PyList_GET_ITEM(values, i));
+        PyObject *token = show_one(by, PyList_GET_ITEM(values, i));
         if (token == NULL)
             Py_CLEAR(out);
         else
             PyList_SET_ITEM(out, i, token);
     }
     return out;
+}
+
+PyObject *kernel_show_all(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *values;
+    Spelling by;
+    return read_spelling(args, &values, &by) < 0 ? NULL : show_many(&by, values);
+}
+
+PyObject *kernel_show_by_key(PyObject *values, PyObject *key)
+{
+    Spelling by;
+    return read_key(key, &by) < 0 ? NULL : show_many(&by, values);
 }

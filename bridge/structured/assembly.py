@@ -7,8 +7,9 @@ Invariant: no more memory is taken than the limits allow for the payloads of one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from bridge.readings import FLAG_PROPERTIES
 from bridge.structured.coder import Reader, refuse
@@ -25,12 +26,16 @@ from bridge.structured.heads import (
     code_template,
     note_template,
 )
+from bridge.structured.kernel import native
 from bridge.structured.predictors import Rows
 from bridge.structured.references import References
 from bridge.structured.schema import add_instance
 from bridge.structured.timing import Arrivals
 
-__all__ = ["Decoded", "decode_rows"]
+__all__ = ["Budget", "Decoded", "Placed", "decode_rows"]
+
+# place of a payload, its family's rows, template, cell, and number of its row, or -1
+Placed = tuple[int, FamilyRows, Template, int, int]
 
 
 @dataclass(slots=True)
@@ -42,20 +47,20 @@ class Decoded:
     payloads: list[bytes]
 
 
-class _Budget:
-    """What is left of the limits of one batch."""
+class Budget:
+    """What is left of the limits of one batch: tokens, and bytes of payloads."""
 
-    __slots__ = ("_bytes", "_cells")
+    __slots__ = ("bytes", "cells")
 
     def __init__(self, cells: int, size: int) -> None:
-        self._cells = cells
-        self._bytes = size
+        self.cells = cells
+        self.bytes = size
 
     def take(self, cells: int, size: int) -> None:
         """Count what is to be made; refuses what passes a limit."""
-        self._cells -= cells
-        self._bytes -= size
-        if self._cells < 0 or self._bytes < 0:
+        self.cells -= cells
+        self.bytes -= size
+        if self.cells < 0 or self.bytes < 0:
             refuse("the readings would unpack to more than allowed")
 
 
@@ -63,37 +68,77 @@ def decode_rows(io: Reader, context: Context, arrivals: Arrivals) -> Decoded:
     """Return the readings of a batch in canonical order."""
     out = Decoded([], [], [])
     gathered: dict[int, FamilyRows] = {}
-    placed: list[tuple[int, FamilyRows, Template, int, int]] = []
-    budget = _Budget(context.limits.batch_cells, context.limits.batch_bytes)
-    heads = iter(_read_heads(io, context, arrivals))
-    for source, times in arrivals:
-        for time in times:
-            template, kind = _decode_head(io, context, source, next(heads), out)
-            if template is None:
-                payload = code_raw(io, context, source, b"")
-                budget.take(0, len(payload))
-                out.payloads.append(payload)
-                continue
-            budget.take(len(template.columns), template.literal_bytes)
-            family = template.family
-            rows = gathered.get(family.index)
-            if rows is None:
-                rows = gathered[family.index] = FamilyRows(family)
-            cell = source.instances.get(family.index, -1)
-            if cell < 0:
-                cell = add_instance(context, family, source)
-            if template.version != family.version:
-                template.prepare()
-            number = -1 if kind == SAME else rows.add(template, cell, time)
-            if kind == MASKED or cell not in template.complete:
-                _decode_changes(io, context, rows, template, cell, number, kind)
-            placed.append((len(out.payloads), rows, template, cell, number))
-            out.payloads.append(b"")
+    placed: list[Placed] = []
+    budget = Budget(context.limits.batch_cells, context.limits.batch_bytes)
+
+    def one(source: Source, time: int, head: int) -> None:
+        _decode_row(io, context, source, time, head, out, gathered, placed, budget)
+
+    heads = _read_heads(io, context, arrivals)
+    place_rows(
+        context.templates, arrivals, heads, gathered, FLAG_PROPERTIES, out, placed, budget, one
+    )
     references = References(context)
     for index in sorted(gathered):
         _decode_columns(io, context, gathered[index], references)
-    _put_together(out, placed, budget)
+    put_together(out.payloads, placed, budget, partial(_payload, budget))
     return out
+
+
+def _place_rows(
+    templates: list[Template | None],  # noqa: ARG001 - this and the others are for the twin
+    arrivals: Arrivals,
+    heads: list[int],
+    gathered: dict[int, FamilyRows],  # noqa: ARG001
+    flag_properties: int,  # noqa: ARG001
+    out: Decoded,  # noqa: ARG001
+    placed: list[Placed],  # noqa: ARG001
+    budget: Budget,  # noqa: ARG001
+    one: Callable[[Source, int, int], None],
+) -> None:
+    """Have `one` decode the heads of all readings; the kernel does most by itself."""
+    rest = iter(heads)
+    for source, times in arrivals:
+        for time in times:
+            one(source, time, next(rest))
+
+
+place_rows = native.place_rows if native else _place_rows
+
+
+def _decode_row(
+    io: Reader,
+    context: Context,
+    source: Source,
+    time: int,
+    head: int,
+    out: Decoded,
+    gathered: dict[int, FamilyRows],
+    placed: list[Placed],
+    budget: Budget,
+) -> None:
+    """Decode what the head of a reading says, and place its payload."""
+    template, kind = _decode_head(io, context, source, head, out)
+    if template is None:
+        payload = code_raw(io, context, source, b"")
+        budget.take(0, len(payload))
+        out.payloads.append(payload)
+        return
+    budget.take(len(template.columns), template.literal_bytes)
+    family = template.family
+    rows = gathered.get(family.index)
+    if rows is None:
+        rows = gathered[family.index] = FamilyRows(family)
+    cell = source.instances.get(family.index, -1)
+    if cell < 0:
+        cell = add_instance(context, family, source)
+    if template.version != family.version:
+        template.prepare()
+    number = -1 if kind == SAME else rows.add(template, cell, time)
+    if kind == MASKED or cell not in template.complete:
+        _decode_changes(io, context, rows, template, cell, number, kind)
+    placed.append((len(out.payloads), rows, template, cell, number))
+    out.payloads.append(b"")
 
 
 def _read_heads(io: Reader, context: Context, arrivals: Arrivals) -> list[int]:
@@ -199,12 +244,14 @@ def _decode_columns(io: Reader, context: Context, rows: FamilyRows, references: 
 
 
 def _put_together(
-    out: Decoded, placed: list[tuple[int, FamilyRows, Template, int, int]], budget: _Budget
+    payloads: list[bytes],
+    placed: list[Placed],
+    budget: Budget,  # noqa: ARG001 - for the twin
+    payload_of: Callable[[Template, list[bytes]], bytes],
 ) -> None:
     """Make the payloads, each from its template and its instance's tokens as they are by then."""
-    payloads = out.payloads
     for place, rows, template, cell, number in placed:
-        tokens = rows.family.tokens[cell]
+        tokens: list[bytes] = rows.family.tokens[cell]  # type: ignore[assignment]  # complete by now
         if number >= 0:
             if template.hot_columns:
                 for column, token in zip(template.hot_columns, rows.hot[number], strict=True):
@@ -212,5 +259,13 @@ def _put_together(
             if rows.changes:
                 for column, token in rows.changes.get(number, ()):
                     tokens[column] = token
-        payload = payloads[place] = template.payload(template.pick_columns(tokens))
-        budget.take(0, len(payload))
+        payloads[place] = payload_of(template, tokens)
+
+
+put_together = native.put_together if native else _put_together
+
+
+def _payload(budget: Budget, template: Template, tokens: list[bytes]) -> bytes:
+    payload = template.payload(template.pick_columns(tokens))
+    budget.take(0, len(payload))
+    return payload

@@ -13,34 +13,25 @@ Plain bits need no coder: they are read from the end of the section backwards.
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
 from typing import NoReturn, Protocol
 
 from bridge.errors import BatchError
 from bridge.structured.kernel import (
-    DIRECT_VALUES,
-    LAST_DIRECT,
     STATE_BITS,
     STATE_LOW,
     Maybe,
     integers_of,
     pack_symbols,
-    put_plain,
-    read_symbols,
+    read_chain,
+    read_integer,
+    read_symbol,
     symbols_of,
-    take_plain,
-    write_symbols,
+    write_chain,
+    write_integer,
+    write_symbol,
 )
-from bridge.structured.limits import CHUNK_ROWS, ENUM_VALUES
-from bridge.structured.symbols import (
-    CONTEXT_AFTER,
-    ESCAPE,
-    SCALE,
-    SCALE_BITS,
-    SYMBOLS,
-    SYMBOLS_FROM,
-    symbol_of,
-)
+from bridge.structured.limits import ENUM_VALUES
+from bridge.structured.symbols import CONTEXT_AFTER, ESCAPE, SCALE, SCALE_BITS
 from bridge.structured.tables import Chain, Table
 
 __all__ = ["POOLS", "Coder", "Pool", "Reader", "Writer", "refuse"]
@@ -120,22 +111,11 @@ class Writer:
         self.pools = [bytearray() for _ in range(POOLS)]
 
     def symbol(self, table: Table, value: int = 0) -> int:
-        self.spans.append(table.spans[value])
-        log = table.log
-        log.append(value)
-        if len(log) >= table.due:
-            table.rebuild()
+        write_symbol(self.spans, table, value)
         return value
 
     def number(self, table: Table, value: int = 0) -> int:
-        symbol = SYMBOLS[value] if SYMBOLS_FROM <= value <= -SYMBOLS_FROM else symbol_of(value)
-        self.spans.append(table.spans[symbol])
-        log = table.log
-        log.append(symbol)
-        if len(log) >= table.due:
-            table.rebuild()
-        if symbol > LAST_DIRECT:
-            put_plain(self.plain, value)
+        write_integer(self.spans, self.plain, table, value)
         return value
 
     def escapable(self, table: Table, value: int | None = None) -> int | None:
@@ -163,11 +143,7 @@ class Writer:
         after: list[int] = SAME,
     ) -> list[int]:
         assert symbols is not None
-        put, n = self.spans, len(cells)
-        for start in range(0, n, CHUNK_ROWS):
-            end = min(start + CHUNK_ROWS, n)
-            write_symbols(put, chain.spans, chain.logs, contexts, cells, symbols, after, start, end)
-            chain.note(end - start)
+        write_chain(self.spans, chain, contexts, cells, symbols, after)
         return symbols
 
     def residuals(
@@ -222,15 +198,10 @@ class Reader:
         self._pool_at = [0] * POOLS
 
     def symbol(self, table: Table, value: int = 0) -> int:  # noqa: ARG002
-        low = self.state & _MASK
-        symbol = bisect_right(table.starts, low) - 1
-        freq, start = table.spans[symbol]
-        self._advance(freq, low - start)
-        log = table.log
-        log.append(symbol)
-        if len(log) >= table.due:
-            table.rebuild()
-        return symbol
+        try:
+            return read_symbol(self, table)
+        except EOFError as error:
+            refuse(str(error))
 
     def number(self, table: Table, value: int = 0) -> int:  # noqa: ARG002
         found = self.escapable(table)
@@ -239,16 +210,10 @@ class Reader:
         return found
 
     def escapable(self, table: Table, value: int | None = None) -> int | None:  # noqa: ARG002
-        symbol = self.symbol(table)
-        if symbol <= LAST_DIRECT:
-            return DIRECT_VALUES[symbol]
-        if symbol == ESCAPE:
-            return None
         try:
-            found, self.plain_at = take_plain(self.plain, self.plain_at, symbol)
+            return read_integer(self, table)
         except EOFError as error:
             refuse(str(error))
-        return found
 
     def below(self, bound: int, value: int = 0) -> int:
         if bound > SCALE:
@@ -260,7 +225,10 @@ class Reader:
         last = bound - 1
         low = self.state & _MASK
         value = min(low // share, last)
-        self._advance(share if value < last else SCALE - share * last, low - share * value)
+        try:
+            self.advance(share if value < last else SCALE - share * last, low - share * value)
+        except EOFError as error:
+            refuse(str(error))
         return value
 
     def chain(
@@ -271,19 +239,10 @@ class Reader:
         symbols: list[int] | None = None,  # noqa: ARG002
         after: list[int] = SAME,
     ) -> list[int]:
-        out: list[int] = []
-        n = len(cells)
-        for start in range(0, n, CHUNK_ROWS):
-            end = min(start + CHUNK_ROWS, n)
-            try:
-                self.state, self.at = read_symbols(
-                    out, self.words, self.at, self.state,
-                    chain.starts, chain.spans, chain.logs, contexts, cells, after, start, end,
-                )  # fmt: skip
-            except EOFError as error:
-                refuse(str(error))
-            chain.note(end - start)
-        return out
+        try:
+            return read_chain(self, chain, contexts, cells, after)
+        except EOFError as error:
+            refuse(str(error))
 
     def residuals(
         self,
@@ -325,11 +284,16 @@ class Reader:
         if any(at != len(data) for at, data in zip(self._pool_at, self.pools, strict=True)):
             refuse("bytes left over")
 
-    def _advance(self, freq: int, offset: int) -> None:
+    def advance(self, freq: int, offset: int) -> None:
+        """Take the state on by a symbol of that frequency, `offset` past its start.
+
+        Raises:
+            EOFError: the words end too early.
+        """
         state = freq * (self.state >> SCALE_BITS) + offset
         if state < STATE_LOW:
             if self.at >= len(self.words):
-                refuse("the symbols end too early")
+                raise EOFError("the symbols end too early")
             state = state << 16 | self.words[self.at]
             self.at += 1
         self.state = state

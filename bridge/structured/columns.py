@@ -18,11 +18,11 @@ from collections.abc import Sequence
 
 from bridge.structured.coder import Coder, Reader, Writer, refuse
 from bridge.structured.context import Column, ColumnKind, Context, TextModel
-from bridge.structured.kernel import Maybe
+from bridge.structured.kernel import Maybe, native
 from bridge.structured.limits import ENUM_VALUES
 from bridge.structured.predictors import Rows, residuals, values
 from bridge.structured.printers import DIGITS_MAX, Printer, PrinterKind
-from bridge.structured.symbols import UNKNOWN_PRIOR
+from bridge.structured.symbols import CONTEXT_AFTER, UNKNOWN_PRIOR
 from bridge.structured.tables import Table
 from bridge.structured.texts import code_text
 
@@ -38,9 +38,7 @@ def encode_column(
 ) -> list[Maybe]:
     """Code the tokens of a column; returns the integers of a NUMBER column for those referring."""
     if column.kind == ColumnKind.NUMBER and column.printer is not None:
-        numbers = column.printer.parse_all(tokens)
-        steps = residuals(column.predictor, column.cells, rows, numbers, column.param)
-        io.residuals(column.prepare(), column.contexts, rows.cells, steps)
+        numbers = _write_numbers(io, column, column.printer, rows, tokens)
         if None in numbers:
             for number, token in zip(numbers, tokens, strict=True):
                 if number is None:
@@ -58,10 +56,9 @@ def decode_column(
 ) -> tuple[list[bytes], list[Maybe]]:
     """Return the tokens of a column and, of a NUMBER column, their integers."""
     if column.kind == ColumnKind.NUMBER and column.printer is not None:
-        steps = io.residuals(column.prepare(), column.contexts, rows.cells)
-        numbers = values(column.predictor, column.cells, rows, steps, column.param)
-        if None not in numbers:
-            return column.printer.show_all(numbers), numbers  # type: ignore[arg-type]  # no None
+        numbers, shown = _read_numbers(io, column, column.printer, rows)
+        if shown is not None:
+            return shown, numbers
         show = column.printer.show
         return [
             _code_escape(io, context, column) if number is None else show(number)
@@ -73,6 +70,45 @@ def decode_column(
 
 
 # ---- NUMBER --------------------------------------------------------------------------------------
+
+
+def _write_numbers(
+    io: Writer, column: Column, printer: Printer, rows: Rows, tokens: Sequence[bytes]
+) -> list[Maybe]:
+    """Code the integers of a column's tokens; returns them, None for a token to be escaped."""
+    if native is not None and printer.native:
+        among = rows.cells, rows.times, rows.refs
+        done = native.write_numbers(
+            io.spans, io.plain, column, column.prepare(), among, CONTEXT_AFTER, tokens
+        )
+        if done is not None:
+            return done
+    numbers = printer.parse_all(tokens)
+    steps = residuals(column.predictor, column.cells, rows, numbers, column.param)
+    io.residuals(column.prepare(), column.contexts, rows.cells, steps)
+    return numbers
+
+
+def _read_numbers(
+    io: Reader, column: Column, printer: Printer, rows: Rows
+) -> tuple[list[Maybe], list[bytes] | None]:
+    """Return a column's integers, and its tokens if none is escaped."""
+    chain = column.prepare()
+    if native is not None and printer.native:
+        among = rows.cells, rows.times, rows.refs
+        try:
+            done, rest = native.read_numbers(io, column, chain, among, CONTEXT_AFTER)
+        except EOFError as error:
+            refuse(str(error))
+        if done is not None:
+            return done, rest  # type: ignore[return-value]  # what goes with integers is tokens
+        steps: list[Maybe] = rest  # type: ignore[assignment]  # and with nothing it is residuals
+    else:
+        steps = io.residuals(chain, column.contexts, rows.cells)
+    numbers = values(column.predictor, column.cells, rows, steps, column.param)
+    if None in numbers:
+        return numbers, None
+    return numbers, printer.show_all(numbers)  # type: ignore[arg-type]  # no None
 
 
 def _code_escape(io: Coder, context: Context, column: Column, token: bytes = b"") -> bytes:

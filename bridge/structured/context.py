@@ -273,8 +273,9 @@ class Template:
     columns: tuple[int, ...]
     framed: bool = False  # protobuf: fragments hold marks where lengths belong
     literal_bytes: int = 0
-    form: bytes = b""  # for the % operator
-    frames: list[list[Step]] = field(default_factory=list)  # in place of `form` when framed
+    form: bytes = b""  # for the % operator,
+    literals: list[bytes] = field(default_factory=list)  # and piece by piece
+    frames: list[list[Step]] = field(default_factory=list)  # in place of both when framed
     version: int = -1
     hot: tuple[int, ...] = ()
     hot_columns: tuple[int, ...] = ()
@@ -293,6 +294,7 @@ class Template:
         if self.framed:
             self.frames = check_marks(literals)
         else:
+            self.literals = literals
             self.form = b"%b".join([literal.replace(b"%", b"%%") for literal in literals])
         self.literal_bytes = sum(map(len, literals))
 

@@ -155,11 +155,11 @@ class StructuredEncoder:
         changes = review_columns(context, planner.families, budget, self._resolution_us)
         update_columns(io, context, changes)
         arrivals = code_arrivals(io, context, count, plan.arrivals)
-        order_of = {id(source): places for (source, _), places in plan.placed()}
-        places = [place for source, _ in arrivals for place in order_of[id(source)]]
+        order_of = {source: places for (source, _), places in plan.placed()}
+        places = [place for source, _ in arrivals for place in order_of[source]]
         times = [time for _, source_times in arrivals for time in source_times]
         code_order(io, context, times, _inverse(places))
-        encode_rows(io, context, arrivals, [plan.rows[id(source)] for source, _ in arrivals])
+        encode_rows(io, context, arrivals, [plan.rows[source] for source, _ in arrivals])
         return pack_body(io, context, self._compressor, head)
 
 

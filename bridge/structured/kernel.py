@@ -17,7 +17,7 @@ from itertools import accumulate
 from operator import add
 from typing import TYPE_CHECKING
 
-from bridge.structured.limits import INTEGER_BITS
+from bridge.structured.limits import CHUNK_ROWS, INTEGER_BITS
 from bridge.structured.symbols import (
     BIG,
     DIRECT,
@@ -36,6 +36,8 @@ from bridge.structured.symbols import (
 
 if TYPE_CHECKING:
     from bridge.structured._kernel import Kernel
+    from bridge.structured.coder import Reader
+    from bridge.structured.tables import Chain, Table
 else:
     Kernel = object
 
@@ -51,14 +53,16 @@ __all__ = [
     "integers_of",
     "native",
     "pack_symbols",
-    "put_plain",
-    "read_symbols",
+    "read_chain",
+    "read_integer",
+    "read_symbol",
     "symbols_of",
-    "take_plain",
-    "write_symbols",
+    "write_chain",
+    "write_integer",
+    "write_symbol",
 ]
 
-VERSION = 1  # rises with every change of a function's arguments or meaning
+VERSION = 2  # rises with every change of a function's arguments or meaning
 
 
 def _load() -> Kernel | None:
@@ -93,6 +97,42 @@ def _frequencies(prior: list[int], counts: list[int], gain: int) -> tuple[Spans,
 
 
 # ---- symbols -------------------------------------------------------------------------------------
+
+
+def _write_chain(
+    put: Spans,
+    chain: Chain,
+    contexts: list[int],
+    cells: list[int],
+    symbols: list[int],
+    after: list[int],
+) -> None:
+    """Put the span of a symbol a cell, each by the table its cell's last one chose."""
+    n = len(cells)
+    for start in range(0, n, CHUNK_ROWS):
+        end = min(start + CHUNK_ROWS, n)
+        _write_symbols(put, chain.spans, chain.logs, contexts, cells, symbols, after, start, end)
+        chain.note(end - start)
+
+
+def _read_chain(
+    reader: Reader, chain: Chain, contexts: list[int], cells: list[int], after: list[int]
+) -> list[int]:
+    """Return a symbol a cell, each read by the table its cell's last one chose.
+
+    Raises:
+        EOFError: the words end too early.
+    """
+    out: list[int] = []
+    n = len(cells)
+    for start in range(0, n, CHUNK_ROWS):
+        end = min(start + CHUNK_ROWS, n)
+        reader.state, reader.at = _read_symbols(
+            out, reader.words, reader.at, reader.state,
+            chain.starts, chain.spans, chain.logs, contexts, cells, after, start, end,
+        )  # fmt: skip
+        chain.note(end - start)
+    return out
 
 
 def _write_symbols(
@@ -166,10 +206,68 @@ def _pack_symbols(spans: Spans) -> bytes:
     return struct.pack(f"<I{len(words)}H", state, *words)
 
 
+# ---- one by one ----------------------------------------------------------------------------------
+
+
+def _note_symbol(table: Table, symbol: int) -> None:
+    log = table.log
+    log.append(symbol)
+    if len(log) >= table.due:
+        table.rebuild()
+
+
+def _write_symbol(put: Spans, table: Table, symbol: int) -> None:
+    """Put the span of a symbol."""
+    put.append(table.spans[symbol])
+    _note_symbol(table, symbol)
+
+
+def _write_integer(put: Spans, plain: list[str], table: Table, value: int) -> None:
+    """Put the span of an integer's symbol, and its plain bits.
+
+    Raises:
+        ValueError: the integer has more than 63 bits.
+    """
+    symbol = SYMBOLS[value] if SYMBOLS_FROM <= value <= -SYMBOLS_FROM else symbol_of(value)
+    if symbol > LAST_DIRECT:
+        _put_plain(plain, value)
+    _write_symbol(put, table, symbol)
+
+
+def _read_symbol(reader: Reader, table: Table) -> int:
+    """Return the next symbol.
+
+    Raises:
+        EOFError: the words end too early.
+    """
+    low = reader.state & _MASK
+    symbol = bisect_right(table.starts, low) - 1
+    freq, start = table.spans[symbol]
+    reader.advance(freq, low - start)
+    _note_symbol(table, symbol)
+    return symbol
+
+
+def _read_integer(reader: Reader, table: Table) -> Maybe:
+    """Return the next integer, None for an escape.
+
+    Raises:
+        EOFError: the words or the plain bits end too early.
+        ValueError: a big integer of no bits.
+    """
+    symbol = _read_symbol(reader, table)
+    if symbol <= LAST_DIRECT:
+        return DIRECT_VALUES[symbol]
+    if symbol == ESCAPE:
+        return None
+    found, reader.plain_at = _take_plain(reader.plain, reader.plain_at, symbol)
+    return found
+
+
 # ---- integers ------------------------------------------------------------------------------------
 
 
-def put_plain(plain: list[str], value: int) -> None:
+def _put_plain(plain: list[str], value: int) -> None:
     """Put the bits that follow the symbol of an integer that has some.
 
     Raises:
@@ -188,7 +286,7 @@ def put_plain(plain: list[str], value: int) -> None:
     plain.append(bin(magnitude & (mark - 1) | mark)[3:])
 
 
-def take_plain(plain: str, end: int, symbol: int) -> tuple[int, int]:
+def _take_plain(plain: str, end: int, symbol: int) -> tuple[int, int]:
     """Return the integer of a symbol that plain bits follow, and where the bits before them end.
 
     Raises:
@@ -235,7 +333,7 @@ def _symbols_of(steps: list[Maybe], plain: list[str]) -> list[int]:
         return list(map(SYMBOLS.__getitem__, known))
     for step in known:
         if step > DIRECT or step < -DIRECT:
-            put_plain(plain, step)
+            _put_plain(plain, step)
     return [ESCAPE if step is None else symbol_of(step) for step in steps]
 
 
@@ -251,7 +349,7 @@ def _integers_of(symbols: list[int], plain: str, end: int) -> tuple[list[Maybe],
         elif symbol == ESCAPE:
             put(None)
         else:
-            value, end = take_plain(plain, end, symbol)
+            value, end = _take_plain(plain, end, symbol)
             put(value)
     return out, end
 
@@ -261,6 +359,10 @@ def _integers_of(symbols: list[int], plain: str, end: int) -> tuple[list[Maybe],
 frequencies = native.frequencies if native else _frequencies
 integers_of = native.integers_of if native else _integers_of
 pack_symbols = native.pack_symbols if native else _pack_symbols
-read_symbols = native.read_symbols if native else _read_symbols
+read_chain = native.read_chain if native else _read_chain
+read_integer = native.read_integer if native else _read_integer
+read_symbol = native.read_symbol if native else _read_symbol
 symbols_of = native.symbols_of if native else _symbols_of
-write_symbols = native.write_symbols if native else _write_symbols
+write_chain = native.write_chain if native else _write_chain
+write_integer = native.write_integer if native else _write_integer
+write_symbol = native.write_symbol if native else _write_symbol

@@ -10,10 +10,10 @@ no room, or whose shape was never seen and is unlikely to be seen again, travels
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 from zlib import crc32
 
 from bridge.columnar import Columns
@@ -22,12 +22,13 @@ from bridge.structured.binary import BinaryKinds
 from bridge.structured.context import Column, Context, Source, Template, TimeMode
 from bridge.structured.frames import Step, assemble, check_marks
 from bridge.structured.heads import Row
+from bridge.structured.kernel import native
 from bridge.structured.learner import choose_spec
 from bridge.structured.printers import PrinterKind
 from bridge.structured.review import VARYING, FamilyView, SourceView
 from bridge.structured.room import Room
 from bridge.structured.schema import EPHEMERAL, ColumnPlan, ColumnSpec, FamilyPlan, TemplatePlan
-from bridge.structured.shapes import Path, Shape, matcher, shape_of
+from bridge.structured.shapes import Matcher, Path, Shape, matcher, shape_of
 from bridge.structured.timing import Arrivals
 
 __all__ = ["BatchPlan", "Planner"]
@@ -42,7 +43,8 @@ _FIRST_READINGS = 16
 _SHAPES_MAX = 16_384
 _SEEN_MAX = 16_384
 
-Match = Callable[[bytes], "re.Match[bytes] | None"]
+_T = TypeVar("_T")
+Places = list[tuple[SourceView, list[int]]]  # of each source's readings in a batch
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +56,9 @@ class KnownShape:
     columns: list[ColumnPlan]
     plan: TemplatePlan
     uses: int = 0
-    match: Match | None = None
+    match: Matcher | None = None
+    pieces: object = False  # for the kernel: the fragments, once there is a matcher, or None
+    json: bool = False
     slots: dict[ColumnPlan, int] = field(default_factory=dict)
     frames: list[list[Step]] = field(default_factory=list)  # of a framed shape
     compile_after: int = 0  # uses
@@ -65,6 +69,9 @@ class KnownShape:
         self.slots = {column: slot for slot, column in enumerate(self.columns)}
         size = sum(map(len, self.shape.fragments))
         self.compile_after = max(_COMPILE_AFTER, size // _COMPILE_BYTES)
+        self.json = self.shape.kind == "json"
+        if self.shape.kind == "scalar":
+            self.pieces = None  # there are none to be compared
         if self.shape.framed:
             self.frames = check_marks(self.shape.fragments)
 
@@ -84,7 +91,7 @@ class BatchPlan:
     """A batch, ready to be written."""
 
     arrivals: Arrivals = field(default_factory=list)
-    rows: dict[int, list[Row]] = field(default_factory=dict)  # by id of the source
+    rows: dict[Source, list[Row]] = field(default_factory=dict)
     order: list[list[int]] = field(default_factory=list)  # beside arrivals: the readings' places
     views: list[SourceView] = field(default_factory=list)  # sources whose times want a review
 
@@ -137,7 +144,8 @@ class Planner:
         by_source: list[list[int]] = [[] for _ in columns.sources]
         for place, source in enumerate(columns.source_index):
             by_source[source].append(place)
-        fresh: list[tuple[SourceView, list[int]]] = []
+        known: Places = []
+        fresh: Places = []
         for key, places in zip(columns.sources, by_source, strict=True):
             if not places:
                 continue
@@ -145,11 +153,45 @@ class Planner:
             if view is None:
                 fresh.append((self._new_source(key), places))
             else:
-                self._plan_source(batch, view, columns, places)
+                known.append((view, places))
+        self._plan_known(batch, columns, known)
         for view, places in fresh:
             self._plan_source(batch, view, columns, places)
         self._choose_first_specs()
         return batch
+
+    def _plan_known(self, batch: BatchPlan, columns: Columns, sources: Places) -> None:
+        """Plan the readings of known sources; the kernel does those without anything new."""
+        if native is None:
+            for view, places in sources:
+                self._plan_source(batch, view, columns, places)
+            return
+
+        def one(view: SourceView, places: list[int], planned: int) -> None:
+            self._earn(planned)
+            self._plan_source(batch, view, columns, places)
+
+        readings = (
+            _listed(columns.times),
+            _listed(columns.flags),
+            _listed(columns.payloads),
+            _listed(columns.properties),
+        )
+        self._earn(
+            native.plan_sources(
+                sources,
+                readings,
+                self._context.templates,
+                self._room,
+                batch,
+                self._token_bytes,
+                FLAG_PROPERTIES,
+                one,
+            )
+        )
+
+    def _earn(self, readings: int) -> None:
+        self._credit = min(_CREDIT_MAX, self._credit + _CREDIT_PER_HIT * readings)
 
     def _choose_first_specs(self) -> None:
         """Decide how the columns that this batch defines are to be coded."""
@@ -207,9 +249,7 @@ class Planner:
             payload = payloads[place]
             tokens: tuple[bytes, ...] | None = None
             if match is not None and len(payload) <= self._token_bytes:
-                found = match(payload)
-                if found is not None:
-                    tokens = found.groups()
+                tokens = match(payload)
             if tokens is None and source.index != EPHEMERAL:
                 tokens = self._tokens_of(view, payload, len(places))
                 known = view.known
@@ -228,9 +268,9 @@ class Planner:
         if known is not None:
             known.uses += len(rows)
             known.family.readings += len(rows)
-            self._credit = min(_CREDIT_MAX, self._credit + _CREDIT_PER_HIT * len(rows))
+            self._earn(len(rows))
         batch.arrivals.append((source, times))
-        batch.rows[id(source)] = rows
+        batch.rows[source] = rows
         batch.order.append(places)
 
     # ---- a context that is not new ---------------------------------------------------------------
@@ -331,9 +371,11 @@ class Planner:
                 return None
         elif self._compiles and known.match is None and known.uses >= known.compile_after:
             known.match = self._compile(shape)
+            if known.match is not None:
+                known.pieces = shape.fragments
         return known, shape.tokens
 
-    def _compile(self, shape: Shape) -> Match | None:
+    def _compile(self, shape: Shape) -> Matcher | None:
         if shape.kind not in ("json", "text"):
             return None
         self._compiles -= 1
@@ -410,6 +452,10 @@ class Planner:
         usual = view.known is not None and view.known.family is best
         alike = usual or 3 * common >= len(best.columns) or 10 * common >= 9 * len(paths) >= 36
         return best if alike and common >= 0.6 * len(paths) else None
+
+
+def _listed(some: Sequence[_T]) -> list[_T]:
+    return some if isinstance(some, list) else list(some)
 
 
 def _is_slot(plan: TemplatePlan) -> bool:

@@ -62,9 +62,10 @@ class Printer:
 
     Attributes:
         key: (kind, digits, text, prefix, suffix): what is sent, and what makes two printers equal.
+        native: It is one of those the kernel spells.
     """
 
-    __slots__ = ("_parse_core", "_parse_many", "_show_core", "_show_many", "key")
+    __slots__ = ("_parse_core", "_parse_many", "_show_core", "_show_many", "key", "native")
 
     def __init__(
         self,
@@ -78,7 +79,8 @@ class Printer:
         self._parse_core, self._show_core = _SPELLINGS[PrinterKind(kind)](digits, text)
         self._parse_many: _ParseMany = self._parse_one_by_one
         self._show_many: _ShowMany = self._show_one_by_one
-        if native is not None and (kind in _NATIVE or (kind in _WHOLE and 0 < digits <= 8)):
+        self.native = kind in _NATIVE or (kind in _WHOLE and 0 < digits <= 8)
+        if native is not None and self.native:
             self._use_native(native)
         elif kind in _REPEATING:
             cached_parse = lru_cache(_CACHE_MAX)(self.parse)

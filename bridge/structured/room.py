@@ -18,7 +18,11 @@ _FAMILY_COLUMNS_MAX = 1024
 
 
 class Room:
-    """What is left of the context's limits, as far as this batch has not planned it away."""
+    """What is left of the context's limits, as far as this batch has not planned it away.
+
+    Attributes:
+        batch_cells: Slots times readings that the batch may still have.
+    """
 
     def __init__(self, context: Context, readings: int) -> None:
         limits = context.limits
@@ -27,7 +31,7 @@ class Room:
         self._columns = limits.columns - context.columns
         self._cells = limits.cells - context.cells
         self._literals = limits.literal_bytes - context.literal_bytes
-        self._batch_cells = limits.batch_cells
+        self.batch_cells = limits.batch_cells
         self._shapes = min(TEMPLATE_RING // 2, max(256, readings))
 
     def take_source(self, size: int) -> bool:
@@ -62,7 +66,7 @@ class Room:
 
     def take_rows(self, source: Source, family: FamilyView, tokens: int) -> bool:
         """Take room for readings of so many tokens, and for their source's instance if new."""
-        if self._batch_cells < tokens:
+        if self.batch_cells < tokens:
             return False
         if source not in family.members:
             cells = len(family.columns)
@@ -70,5 +74,5 @@ class Room:
                 return False
             self._cells -= cells
             family.members.add(source)
-        self._batch_cells -= tokens
+        self.batch_cells -= tokens
         return True

@@ -7,7 +7,7 @@ they changed; those of hot columns in every reading that is not a repetition of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from bridge.readings import FLAG_PROPERTIES
 from bridge.structured.coder import Writer
@@ -26,6 +26,7 @@ from bridge.structured.heads import (
     code_template,
     note_template,
 )
+from bridge.structured.kernel import native
 from bridge.structured.predictors import Rows
 from bridge.structured.references import References
 from bridge.structured.schema import TemplatePlan, add_instance
@@ -34,9 +35,7 @@ from bridge.structured.timing import Arrivals
 __all__ = ["encode_rows"]
 
 
-def encode_rows(
-    io: Writer, context: Context, arrivals: Arrivals, plans: Sequence[Sequence[Row]]
-) -> None:
+def encode_rows(io: Writer, context: Context, arrivals: Arrivals, plans: list[list[Row]]) -> None:
     """Code the readings of a batch.
 
     Args:
@@ -46,17 +45,37 @@ def encode_rows(
         plans: Beside each of them the readings.
     """
     gathered: dict[int, FamilyRows] = {}
-    heads: list[int] = []
+
+    def one(source: Source, time: int, row: Row) -> int:
+        return _encode_row(io, context, source, time, row, gathered)
+
     before, io.spans = io.spans, []
-    for (source, times), rows in zip(arrivals, plans, strict=True):
-        for time, row in zip(times, rows, strict=True):
-            heads.append(_encode_row(io, context, source, time, row, gathered))
+    heads = note_rows(context.templates, arrivals, plans, gathered, FLAG_PROPERTIES, one)
     details, io.spans = io.spans, before
     _write_heads(io, context, arrivals, heads)
     io.spans += details
     references = References(context)
     for index in sorted(gathered):
         _encode_columns(io, context, gathered[index], references)
+
+
+def _note_rows(
+    templates: list[Template | None],  # noqa: ARG001 - this and the others are for the twin
+    arrivals: Arrivals,
+    plans: list[list[Row]],
+    gathered: dict[int, FamilyRows],  # noqa: ARG001
+    flag_properties: int,  # noqa: ARG001
+    one: Callable[[Source, int, Row], int],
+) -> list[int]:
+    """Return the heads of all readings, each noted by `one`; the kernel does most by itself."""
+    return [
+        one(source, time, row)
+        for (source, times), rows in zip(arrivals, plans, strict=True)
+        for time, row in zip(times, rows, strict=True)
+    ]
+
+
+note_rows = native.note_rows if native else _note_rows
 
 
 def _write_heads(io: Writer, context: Context, arrivals: Arrivals, heads: list[int]) -> None:

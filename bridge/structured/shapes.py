@@ -11,13 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
+from bridge.structured.kernel import native
 from bridge.structured.printers import PrinterKey
 
-__all__ = ["Path", "Shape", "matcher", "shape_of"]
+__all__ = ["Matcher", "Path", "Shape", "matcher", "shape_of"]
 
 Path = tuple[object, ...]
+Matcher = Callable[[bytes], "tuple[bytes, ...] | None"]
 
 # A string is matched to its end or, when it has none, to the payload's end: never scanned twice.
 _STRING = rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"'
@@ -99,8 +101,14 @@ def shape_of(payload: bytes) -> Shape | None:
     return None
 
 
-def matcher(shape: Shape) -> Callable[[bytes], re.Match[bytes] | None]:
-    """Return a function that matches payloads of the same shape, its groups being the tokens."""
+def matcher(shape: Shape) -> Matcher:
+    """Return a function that returns the tokens of payloads of the same shape, else None."""
+    if native is not None:
+        return partial(native.match_shape, shape.fragments, shape.kind == "json")
+    return _matcher(shape)
+
+
+def _matcher(shape: Shape) -> Matcher:
     parts: list[bytes] = []
     for fragment in shape.fragments[:-1]:
         parts.append(re.escape(fragment))
@@ -110,10 +118,23 @@ def matcher(shape: Shape) -> Callable[[bytes], re.Match[bytes] | None]:
         else:
             parts.append(rb"((?>" + _STAMP + rb"|\d++:\d\d:\d\d|" + _NUMBER + rb"))")
     parts.append(re.escape(shape.fragments[-1]))
-    return re.compile(b"".join(parts), re.DOTALL).fullmatch
+    match = re.compile(b"".join(parts), re.DOTALL).fullmatch
+
+    def tokens_of(payload: bytes) -> tuple[bytes, ...] | None:
+        found = match(payload)
+        return None if found is None else found.groups()
+
+    return tokens_of
 
 
 def _json_shape(payload: bytes) -> Shape | None:
+    found = native.split_json(payload) if native else None
+    found = found or _split_json(payload)
+    return None if found is None else Shape(found[0], found[1], "json")
+
+
+def _split_json(payload: bytes) -> tuple[tuple[bytes, ...], tuple[bytes, ...]] | None:
+    """Return the fragments and tokens of JSON, None for what does not read as such."""
     fragments: list[bytes] = []
     tokens: list[bytes] = []
     quote = b""
@@ -132,7 +153,7 @@ def _json_shape(payload: bytes) -> Shape | None:
     fragments.append(quote + payload[size:])
     if not tokens or b"".join([*map(b"".join, zip(fragments, tokens)), fragments[-1]]) != payload:  # noqa: B905 - fragments has one more
         return None
-    return Shape(tuple(fragments), tuple(tokens), "json")
+    return tuple(fragments), tuple(tokens)
 
 
 def _json_paths(fragments: tuple[bytes, ...]) -> list[object]:

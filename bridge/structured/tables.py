@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bridge.structured.kernel import frequencies
+from bridge.structured.kernel import frequencies, native
 from bridge.structured.symbols import Prior
 
 __all__ = ["Chain", "Table"]
@@ -48,6 +48,12 @@ class Table:
 
     def rebuild(self) -> None:
         """Make the frequencies anew from all symbols seen; the log is empty after it."""
+        if native is not None:
+            native.rebuild(self)
+        else:
+            self._rebuild()
+
+    def _rebuild(self) -> None:
         counts = self.counts
         if counts is None:
             counts = self.counts = [0] * len(self.prior.freqs)

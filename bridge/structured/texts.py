@@ -9,6 +9,7 @@ stand where the reference has the same ones. Any other middle goes to the text p
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 
@@ -42,9 +43,11 @@ class Alphabet:
         pack: Middle to bytes.
         unpack: Bytes and the middle's length to the middle.
         size: Bytes a middle of some length packs into.
+        mask: Takes each member to the same one, so that texts show where they have signs.
+        runs: Finds members that stand together.
     """
 
-    __slots__ = ("members", "pack", "size", "unpack")
+    __slots__ = ("mask", "members", "pack", "runs", "size", "unpack")
 
     def __init__(
         self,
@@ -57,6 +60,8 @@ class Alphabet:
         self.pack = pack
         self.unpack = unpack
         self.size = size
+        self.mask = bytes.maketrans(members, members[:1] * len(members))
+        self.runs = re.compile(b"[" + re.escape(members) + b"]+")
 
 
 def _spelled(value: int, base: int, length: int) -> bytes:
@@ -177,11 +182,11 @@ def code_text(
     replaced = reference[prefix : len(reference) - suffix]
     packing = ALPHABETS[alphabet]
     step: int | None = len(middle) - model.last_length
-    packable = middle
+    packable: bytes | None = middle
     if packing and value:
-        if len(middle) == len(replaced):
-            packable = _without_signs(middle, replaced, packing.members)
-        if packable.translate(None, packing.members):
+        if len(middle) == len(replaced) and replaced.translate(None, packing.members):
+            packable = _without_signs(middle, replaced, packing)
+        if packable is None or packable.translate(None, packing.members):
             step = None
     step = io.escapable(model.length, step)
     if step is None:
@@ -197,31 +202,31 @@ def code_text(
             signs = replaced.translate(None, packing.members)
         packed_length = length - len(signs)
         if packed_length:
-            packed = packing.pack(packable) if value else b""
+            packed = packing.pack(packable) if packable else b""
             packed = io.piece(PACKED_POOL, packing.size(packed_length), packed)
             middle = packing.unpack(packed, packed_length)
         if signs:
-            middle = _with_signs(middle if packed_length else b"", replaced, packing.members)
+            middle = _with_signs(middle if packed_length else b"", replaced, packing)
     else:
         middle = io.piece(TEXT_POOL, length, middle)
     model.last_prefix, model.last_suffix, model.last_length = prefix, suffix, length
     return reference[:prefix] + middle + reference[len(reference) - suffix :]
 
 
-def _without_signs(text: bytes, like: bytes, members: bytes) -> bytes:
-    """Return `text` without what is no member in `like`, as long as both agree in that."""
-    if not like.translate(None, members):
-        return text
-    kept = bytearray()
-    for byte, other in zip(text, like, strict=True):
-        if other in members:
-            kept.append(byte)
-        elif byte != other:
-            return text
-    return bytes(kept)
+def _without_signs(text: bytes, like: bytes, packing: Alphabet) -> bytes | None:
+    """Return `text` without what is no member in `like`; None where both do not agree in that."""
+    if text.translate(packing.mask) != like.translate(packing.mask):
+        return None
+    return text.translate(None, like.translate(None, packing.members))
 
 
-def _with_signs(kept: bytes, like: bytes, members: bytes) -> bytes:
+def _with_signs(kept: bytes, like: bytes, packing: Alphabet) -> bytes:
     """Return the text of which `_without_signs` returned `kept`."""
-    rest = iter(kept)
-    return bytes([next(rest) if other in members else other for other in like])
+    at = 0
+
+    def next_ones(run: re.Match[bytes]) -> bytes:
+        nonlocal at
+        begin, at = at, at + len(run.group())
+        return kept[begin:at]
+
+    return packing.runs.sub(next_ones, like)

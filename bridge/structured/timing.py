@@ -12,12 +12,13 @@ it is integer arithmetic in 256ths of the link's time unit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from bridge.structured.coder import Coder, refuse
+from bridge.structured.coder import Coder, Reader, Writer, refuse
 from bridge.structured.context import Context, ModelTables, Source, TimeMode
-from bridge.structured.kernel import Maybe, native
+from bridge.structured.kernel import Kernel, Maybe, native
 from bridge.structured.schema import define_source
+from bridge.structured.tables import Table
 
 __all__ = [
     "PERIOD_MAX",
@@ -25,9 +26,11 @@ __all__ = [
     "Arrivals",
     "ModeChange",
     "code_arrivals",
+    "code_gap",
     "code_mode_changes",
     "expect_all",
-    "note_expected",
+    "forecast_round",
+    "note_round",
     "settle",
 ]
 
@@ -37,6 +40,7 @@ ModeChange = tuple[Source, int, int]  # source, mode, period in 256ths of a unit
 PERIOD_MAX = 1 << 54  # in 256ths of a unit
 TIME_MAX = 1 << 61  # in units, so that no residual passes 2^63
 _MENTIONS_MAX = 1 << 17
+_COUNT_MAX = 1 << 32  # readings of one source in one batch, far beyond any limit
 _FRACTION = 8
 _HALF = 1 << (_FRACTION - 1)
 _GAIN_MAX = 16
@@ -100,13 +104,8 @@ def _expect(source: Source, start: int, end: int) -> tuple[int, int]:
     return 0, (12 if source.mode == TimeMode.GAP else 24) + size
 
 
-def note_expected(source: Source, time: int, residual: int) -> None:
-    """Note a reading that came `residual` off its forecast, one period on."""
-    if native is None or not native.note_expected(source, time, residual):
-        _note_expected(source, time, residual)
-
-
 def _note_expected(source: Source, time: int, residual: int) -> None:
+    """Note a reading that came `residual` off its forecast, one period on."""
     if source.burst_length or source.burst:
         source.burst_length, source.burst = min(source.burst, 15), 0
     _note_phase(source, time, residual, 1)
@@ -181,42 +180,75 @@ def _code_times(
     return out
 
 
-def _code_round(
-    io: Coder, context: Context, sources: list[Source], given: Sequence[int]
-) -> list[int]:
+def _code_round(io: Coder, context: Context, sources: list[Source], given: list[int]) -> list[int]:
     """Code the next time of each source and bring its forecast up to date."""
-    expected = [
-        place
-        for place, source in enumerate(sources)
-        if source.mode == TimeMode.PERIODIC and source.burst >= source.burst_length
-    ]
-    ahead = sources if len(expected) == len(sources) else [sources[place] for place in expected]
-    forecasts = [source.phase + source.period + _HALF >> _FRACTION for source in ahead]
-    steps: list[Maybe] | None = None
-    if given:
-        steps = [
-            given[place] - forecast for place, forecast in zip(expected, forecasts, strict=True)
-        ]
-        for at, source in enumerate(ahead):
-            near = source.period >> _FRACTION + 1
-            if not -near <= steps[at] <= near:  # type: ignore[operator]  # none is None yet
-                steps[at] = None
-    contexts = [source.spread >> 2 for source in ahead]
-    steps = io.residuals(context.tables.phases, contexts, list(range(len(ahead))), steps)
+    places, forecasts, contexts, steps = forecast_round(sources, given)
+    found = io.residuals(
+        context.tables.phases, contexts, list(range(len(places))), steps if given else None
+    )
     times: list[int | None] = [None] * len(sources)
-    for place, source, forecast, step in zip(expected, ahead, forecasts, steps, strict=True):
-        if step is not None:
-            time = times[place] = _checked(forecast + step)
-            note_expected(source, time, step)
+    note_round(sources, places, forecasts, found, times)
     if None not in times:
         return times  # type: ignore[return-value]  # no None
-    among = set(expected)
+    among = set(places)
     return [
         _code_other(io, context, source, given[place] if given else 0, place in among)
         if known is None
         else known
         for place, (source, known) in enumerate(zip(sources, times, strict=True))
     ]
+
+
+def forecast_round(
+    sources: list[Source], given: list[int]
+) -> tuple[list[int], list[int], list[int], list[Maybe]]:
+    """Return which sources are expected one period on, and of each what that needs.
+
+    Returns:
+        Their places, forecasts, and tables; and, if times are given, how far these are off, None
+        where it is more than half a period.
+    """
+    found = native.forecasts(sources, given) if native else None
+    return found or _forecast_round(sources, given)
+
+
+def _forecast_round(
+    sources: list[Source], given: list[int]
+) -> tuple[list[int], list[int], list[int], list[Maybe]]:
+    places = [
+        place
+        for place, source in enumerate(sources)
+        if source.mode == TimeMode.PERIODIC and source.burst >= source.burst_length
+    ]
+    ahead = [sources[place] for place in places]
+    forecasts = [source.phase + source.period + _HALF >> _FRACTION for source in ahead]
+    steps: list[Maybe] = []
+    if given:
+        steps = [given[place] - forecast for place, forecast in zip(places, forecasts, strict=True)]
+        for at, source in enumerate(ahead):
+            near = source.period >> _FRACTION + 1
+            if not -near <= steps[at] <= near:  # type: ignore[operator]  # none is None yet
+                steps[at] = None
+    return places, forecasts, [source.spread >> 2 for source in ahead], steps
+
+
+def note_round(
+    sources: list[Source],
+    places: list[int],
+    forecasts: list[int],
+    steps: list[Maybe],
+    times: list[int | None],
+) -> None:
+    """Note the readings that came as expected, and put their times where they belong."""
+    rest: Iterable[int] = range(len(places))
+    if native is not None:
+        rest = native.note_round(sources, places, forecasts, steps, times)
+    for at in rest:
+        step = steps[at]
+        if step is not None:
+            place = places[at]
+            time = times[place] = _checked(forecasts[at] + step)
+            _note_expected(sources[place], time, step)
 
 
 def _code_other(io: Coder, context: Context, source: Source, time: int, missed: bool) -> int:
@@ -227,13 +259,47 @@ def _code_other(io: Coder, context: Context, source: Source, time: int, missed: 
     elif source.mode == TimeMode.PERIODIC:
         time = _code_in_burst(io, tables, source, time)
     elif source.mode == TimeMode.GAP:
-        time = _code_gap(io, tables, source, time)
+        return code_gap(io, tables.gaps, source, time)
     else:
         table = tables.multiples[min(source.multiple, 15)]
         multiple = io.number(table, _multiple(source, time))
         if multiple < 0:
             refuse("a time before its source's first")
         time = _code_phase(io, tables, source, time, multiple)
+    _arrived(source, _checked(time))
+    return time
+
+
+def code_gap(io: Coder, gaps: list[Table], source: Source, time: int) -> int:
+    """Code a time by its gap to the source's last one, and note it."""
+    if native is not None:
+        if isinstance(io, Writer):
+            if native.write_gap(io.spans, io.plain, gaps, source, time):
+                return time
+        elif isinstance(io, Reader):
+            done = _read_gap(native, io, gaps, source)
+            if done is not None:
+                return done
+    return _code_and_note_gap(io, gaps, source, time)
+
+
+def _code_and_note_gap(io: Coder, gaps: list[Table], source: Source, time: int) -> int:
+    time = _take_gap(source, io.number(gaps[source.gap_size], time - source.last))
+    _arrived(source, _checked(time))
+    return time
+
+
+def _read_gap(kernel: Kernel, io: Reader, gaps: list[Table], source: Source) -> int | None:
+    """Return a time read as a gap, and noted; None where all is as it was."""
+    try:
+        found = kernel.read_gap(io, gaps, source)
+    except EOFError as error:
+        refuse(str(error))
+    if not isinstance(found, tuple):
+        return found
+    if found[0] is None:
+        refuse("an escape where an integer belongs")
+    time = _take_gap(source, found[0])
     _arrived(source, _checked(time))
     return time
 
@@ -245,7 +311,10 @@ def _checked(time: int) -> int:
 
 
 def _code_gap(io: Coder, tables: ModelTables, source: Source, time: int) -> int:
-    gap = io.number(tables.gaps[source.gap_size], time - source.last)
+    return _take_gap(source, io.number(tables.gaps[source.gap_size], time - source.last))
+
+
+def _take_gap(source: Source, gap: int) -> int:
     source.gap_size = min(gap.bit_length(), 21)
     return source.last + gap
 
@@ -311,11 +380,11 @@ def code_arrivals(
     end = start + io.number(context.tables.span, end - start)
     if not -TIME_MAX < end < TIME_MAX:
         refuse("a time outside 61 bits")
-    wanted = {id(source): times for source, times in given} if given else {}
+    wanted = dict(given) if given else {}
     due = [source for source in context.awake if source.wake <= end]
     out: Arrivals = []
     left = _code_due(io, context, (start, end), count, due, wanted, out)
-    rest = [item for item in given if id(item[0]) in wanted] if given else []
+    rest = [item for item in given if item[0] in wanted] if given else []
     known = [item for item in rest if item[0].index >= 0]
     left = _code_named(io, context, left, due, known, out)
     left = _code_new(io, context, (start, end), left, rest[len(known) :], out)
@@ -332,33 +401,66 @@ def _code_due(
     span: tuple[int, int],
     left: int,
     due: list[Source],
-    wanted: dict[int, list[int]],
+    wanted: dict[Source, list[int]],
     out: Arrivals,
 ) -> int:
     """Code the readings of the sources that may well have some; returns how many are left."""
     expected, contexts = expect_all(due, *span)
     steps: list[Maybe] | None = None
     if wanted:
-        steps = [
-            len(wanted.get(id(source), ())) - count
-            for source, count in zip(due, expected, strict=True)
-        ]
+        steps = off_counts(due, expected, wanted)
     steps = io.residuals(context.tables.counts, contexts, list(range(len(due))), steps)
-    entries: list[tuple[Source, int, Sequence[int]]] = []
-    for source, count, step in zip(due, expected, steps, strict=True):
-        if step is None:
-            refuse("an escape in place of a count")
-        found = count + step
-        if found:
-            if not 0 < found <= left:
-                refuse("counts of readings that do not add up")
-            left -= found
-            source.absent = 0
-            entries.append((source, found, wanted.pop(id(source), ())))
-        elif count > 1 or not source.steady:
-            source.absent += 1
+    try:
+        places, counts = take_due(due, expected, steps)
+    except ValueError as error:
+        refuse(str(error))
+    left -= sum(counts)
+    if left < 0:
+        refuse("counts of readings that do not add up")
+    entries: list[tuple[Source, int, Sequence[int]]] = [
+        (due[place], count, wanted.pop(due[place], ()))
+        for place, count in zip(places, counts, strict=True)
+    ]
     out += _code_times(io, context, entries)
     return left
+
+
+def _off_counts(
+    due: list[Source], expected: list[int], wanted: dict[Source, list[int]]
+) -> list[Maybe]:
+    """Return how many more readings each source has than expected."""
+    return [
+        len(wanted.get(source, ())) - count for source, count in zip(due, expected, strict=True)
+    ]
+
+
+def _take_due(
+    due: list[Source], expected: list[int], steps: list[Maybe]
+) -> tuple[list[int], list[int]]:
+    """Return the places of the sources that have readings, and how many each has.
+
+    Raises:
+        ValueError: a count is negative or none.
+    """
+    places: list[int] = []
+    counts: list[int] = []
+    for place, (source, count, step) in enumerate(zip(due, expected, steps, strict=True)):
+        if step is None:
+            raise ValueError("an escape in place of a count")
+        found = count + step
+        if found:
+            if not 0 < found <= _COUNT_MAX:
+                raise ValueError("counts of readings that do not add up")
+            source.absent = 0
+            places.append(place)
+            counts.append(found)
+        elif count > 1 or not source.steady:
+            source.absent += 1
+    return places, counts
+
+
+off_counts = native.off_counts if native else _off_counts
+take_due = native.take_due if native else _take_due
 
 
 def _code_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from copy import deepcopy
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.structured import kernel, predictors, timing
+from bridge.structured import kernel, predictors, shapes, timing
+from bridge.structured.coder import Reader, Writer
 from bridge.structured.context import Source, TimeMode
 from bridge.structured.predictors import CellState, PredictorKind, Rows
 from bridge.structured.printers import Printer, PrinterKind
-from bridge.structured.symbols import RESIDUALS, UNKNOWN_PRIOR, residual_priors
+from bridge.structured.symbols import ESCAPE, RESIDUALS, UNKNOWN_PRIOR, residual_priors
+from bridge.structured.tables import Chain, Table
 
 # Where nothing was built, Python is compared with itself: the tests still say what is right.
 NATIVE: Any = kernel.native
@@ -65,38 +68,77 @@ def test_any_symbols_and_bits_give_the_same_integers_or_error(
     assert results[0] == results[1]
 
 
-@given(st.randoms(use_true_random=False), st.integers(0, 200))
+def statistics(chain: Chain) -> Any:
+    tables = [(table.counts, table.total, table.due, table.spans) for table in chain.tables]
+    return tables, chain.logs, chain.spans, chain.starts, chain.noted
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 400))
 def test_a_chain_is_written_and_read_alike(rng: random.Random, n: int) -> None:
     priors = residual_priors[:4]
     after = [rng.randrange(4) for _ in priors[0].freqs]
     cells = [rng.randrange(5) for _ in range(n)]
     symbols = [rng.choice([0, 0, 1, 2, rng.randrange(RESIDUALS)]) for _ in range(n)]
     written = []
-    for write in (kernel._write_symbols, twin("write_symbols")):
-        spans: list[tuple[int, int]] = []
-        logs: list[list[int]] = [[] for _ in priors]
-        contexts = [0] * 5
-        tables = [prior.spans for prior in priors]
-        write(spans, tables, logs, contexts, cells, symbols, after, 0, n)
-        written.append((spans, logs, contexts))
+    for write in (kernel._write_chain, twin("write_chain")):
+        writer, chain, contexts = Writer(), Chain(priors), [0] * 5
+        write(writer.spans, chain, contexts, cells, symbols, after)
+        written.append((writer.spans, statistics(chain), contexts))
     assert written[0] == written[1]
     packed = kernel._pack_symbols(written[0][0])
     assert twin("pack_symbols")(written[0][0]) == packed
-    state = int.from_bytes(packed[:4], "little")
-    words = [int.from_bytes(packed[at : at + 2], "little") for at in range(4, len(packed), 2)]
-    for read in (kernel._read_symbols, twin("read_symbols")):
-        out: list[int] = []
-        logs, contexts = [[] for _ in priors], [0] * 5
-        starts = [prior.starts for prior in priors]
-        end = read(out, words, 0, state, starts, tables, logs, contexts, cells, after, 0, n)
-        assert (out, logs, contexts, end) == (symbols, *written[0][1:], (1 << 16, len(words)))
+    for read in (kernel._read_chain, twin("read_chain")):
+        reader, chain, contexts = Reader(packed, [b""] * 3), Chain(priors), [0] * 5
+        assert read(reader, chain, contexts, cells, after) == symbols
+        assert (statistics(chain), contexts) == written[0][1:]
+        assert (reader.state, reader.at) == (1 << 16, (len(packed) - 4) // 2)
 
 
 def test_symbols_that_end_too_early_are_an_error() -> None:
-    tables, starts = [UNKNOWN_PRIOR.spans], [UNKNOWN_PRIOR.starts]
-    for read in (kernel._read_symbols, twin("read_symbols")):
+    for read in (kernel._read_chain, twin("read_chain")):
+        reader = Reader((1 << 16).to_bytes(4, "little"), [b""] * 3)
         with pytest.raises(EOFError):
-            read([], [], 0, 1 << 16, starts, tables, [[]], [0], [0] * 99, [0] * RESIDUALS, 0, 99)
+            read(reader, Chain([UNKNOWN_PRIOR]), [0], [0] * 99, [0] * RESIDUALS)
+
+
+@given(st.lists(_INTEGERS, max_size=60), st.booleans())
+def test_integers_and_symbols_one_by_one_are_written_and_read_alike(
+    values: list[int], escapes: bool
+) -> None:
+    sections, tables = [], []
+    for write, put in ((kernel._write_integer, kernel._write_symbol),
+                       (twin("write_integer"), twin("write_symbol"))):  # fmt: skip
+        writer, table = Writer(), Table(UNKNOWN_PRIOR)
+        for value in values:
+            write(writer.spans, writer.plain, table, value)
+        if escapes:
+            put(writer.spans, table, ESCAPE)
+        sections.append(writer.section())
+        tables.append((table.log, table.counts, table.total, table.due, table.spans, table.starts))
+    assert sections[0] == sections[1]
+    assert tables[0] == tables[1]
+    for read in (kernel._read_integer, twin("read_integer")):
+        reader, table = Reader(sections[0], [b""] * 3), Table(UNKNOWN_PRIOR)
+        assert [read(reader, table) for _ in values] == values
+        assert not escapes or read(reader, table) is None
+        reader.close()
+        assert (table.log, table.counts) == tables[0][:2]
+
+
+@given(st.binary(min_size=4, max_size=40), st.integers(1, 12))
+def test_any_bytes_read_as_the_same_integers_or_error(section: bytes, n: int) -> None:
+    section = section[:2] + bytes((section[2] | 1,)) + section[3:]  # a state within its range
+    results = []
+    for read in (kernel._read_integer, twin("read_integer")):
+        reader, table = Reader(section, [b""] * 3), Table(UNKNOWN_PRIOR)
+        found: list[Any] = []
+        try:
+            for _ in range(n):
+                found.append(read(reader, table))
+        except (EOFError, ValueError) as error:
+            found.append(type(error))
+        results.append((found, reader.state, reader.at))
+    assert results[0] == results[1]
 
 
 @given(st.lists(st.integers(0, 1100), min_size=RESIDUALS, max_size=RESIDUALS))
@@ -207,17 +249,63 @@ def sources(draw: st.DrawFn) -> Source:
     return source
 
 
+def attributes(source: Source) -> list[Any]:
+    return [getattr(source, name) for name in Source.__slots__]
+
+
 @settings(max_examples=150)
-@given(sources(), st.integers(-60_000, 60_000))
-def test_a_reading_that_was_expected_is_noted_alike(source: Source, residual: int) -> None:
-    source.mode = TimeMode.PERIODIC
-    other = deepcopy(source)
-    time = ((source.phase + source.period + 128) >> 8) + residual
-    timing.note_expected(source, time, residual)
-    timing._note_expected(other, time, residual)
-    assert [getattr(source, name) for name in Source.__slots__] == [
-        getattr(other, name) for name in Source.__slots__
-    ]
+@given(st.lists(st.tuples(sources(), st.integers(-60_000, 60_000)), min_size=1, max_size=5))
+def test_a_round_of_times_is_forecast_and_noted_alike(given_: list[tuple[Source, int]]) -> None:
+    many = [source for source, _ in given_]
+    others = deepcopy(many)
+    times = [(source.phase + source.period + 128 >> 8) + off for source, off in given_]
+    for wanted in (times, []):
+        found = timing.forecast_round(many, wanted)
+        assert found == timing._forecast_round(others, wanted)
+    places, forecasts, _, steps = timing._forecast_round(others, times)
+    noted: list[int | None] = [None] * len(many)
+    timing.note_round(many, places, forecasts, steps, noted)
+    for at, place in enumerate(places):
+        if (step := steps[at]) is not None:
+            assert noted[place] == forecasts[at] + step == times[place]
+            timing._note_expected(others[place], times[place], step)
+        else:
+            assert noted[place] is None
+    assert list(map(attributes, many)) == list(map(attributes, others))
+
+
+@settings(max_examples=150)
+@given(sources(), st.one_of(st.integers(-(1 << 20), 1 << 20), st.integers(-(1 << 61), 1 << 61)))
+def test_a_gap_is_coded_and_noted_alike(source: Source, gap: int) -> None:
+    time = max(1 - (1 << 61), min((1 << 61) - 1, source.last + gap))
+    gaps = [Table(UNKNOWN_PRIOR) for _ in range(22)]
+    others, read = deepcopy(source), deepcopy(source)
+    writer, other = Writer(), Writer()
+    assert timing.code_gap(writer, gaps, source, time) == time
+    assert timing._code_and_note_gap(other, deepcopy(gaps), others, time) == time
+    assert writer.section() == other.section()
+    reader = Reader(writer.section(), [b""] * 3)
+    gaps = [Table(UNKNOWN_PRIOR) for _ in range(22)]
+    assert timing.code_gap(reader, gaps, read, 0) == time
+    assert attributes(source) == attributes(others) == attributes(read)
+
+
+@given(st.lists(st.tuples(sources(), st.integers(0, 3), st.one_of(st.none(), st.integers(-4, 4))),
+                max_size=6))  # fmt: skip
+def test_counts_of_those_due_are_taken_alike(given_: list[tuple[Source, int, int | None]]) -> None:
+    due, expected = [source for source, _, _ in given_], [count for _, count, _ in given_]
+    steps = [step for _, _, step in given_]
+    others = deepcopy(due)
+    results = []
+    for take, of in ((timing._take_due, others), (timing.take_due, due)):
+        try:
+            results.append(take(of, expected, steps))
+        except ValueError as error:
+            results.append((str(error),))
+    assert results[0] == results[1]
+    assert list(map(attributes, due)) == list(map(attributes, others))
+    wanted = {source: [0] * (place % 3) for place, source in enumerate(due) if place % 2}
+    assert timing.off_counts(due, expected, wanted) == timing._off_counts(due, expected, wanted)
 
 
 @given(st.lists(sources(), max_size=6), st.integers(-(1 << 41), 1 << 41), st.integers(0, 1 << 45))
@@ -225,3 +313,83 @@ def test_expectations_are_the_same(many: list[Source], start: int, span: int) ->
     assert timing.expect_all(many, start, start + span) == timing._expect_all(
         many, start, start + span
     )
+
+
+# ---- payloads ------------------------------------------------------------------------------------
+
+_SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-99, 10**6),
+    st.floats(0, 9),
+    st.text('a\\" :{é', max_size=5),
+)
+_DOCUMENTS = st.recursive(
+    _SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.text('ab": ', max_size=3), inner, max_size=4),
+    ),
+    max_leaves=10,
+)
+
+
+@st.composite
+def texts_like_json(draw: st.DrawFn) -> bytes:
+    separators = draw(st.sampled_from([(",", ":"), (", ", " : "), (",\n\t", ":\r")]))
+    text = json.dumps(draw(_DOCUMENTS), separators=separators).encode()
+    for _ in range(draw(st.integers(0, 2))):  # and then damaged
+        at = draw(st.integers(0, len(text)))
+        cut = draw(st.integers(0, 2))
+        text = (
+            text[:at]
+            + draw(st.sampled_from([b"", b'"', b"\\", b"\0", b"{", b":"]))
+            + text[at + cut :]
+        )
+    return text
+
+
+@settings(max_examples=300)
+@given(texts_like_json())
+def test_json_is_split_alike(payload: bytes) -> None:
+    found = shapes._split_json(payload)
+    if NATIVE is not None and (done := NATIVE.split_json(payload)) is not None:
+        assert done == found
+        assert b"".join([*map(b"".join, zip(*done, strict=False)), done[0][-1]]) == payload
+    shape = shapes._json_shape(payload)
+    assert (None if shape is None else (shape.fragments, shape.tokens)) == found
+
+
+@settings(max_examples=200)
+@given(texts_like_json(), texts_like_json())
+def test_json_of_a_known_shape_is_matched_alike(payload: bytes, other: bytes) -> None:
+    shape = shapes.shape_of(payload)
+    if shape is not None and shape.kind == "json":
+        match, expected = shapes.matcher(shape), shapes._matcher(shape)
+        found = match(payload)  # none where what is damaged does not end a string
+        assert found == expected(payload)
+        assert found in (None, shape.tokens)
+        for some in (other, payload + b" ", payload[:-1], payload.replace(b"1", b"")):
+            assert match(some) == expected(some)
+
+
+_VALUES = st.one_of(
+    st.from_regex(rb"[-+]?[0-9]{1,5}(\.[0-9]{0,3})?([eE][-+]?[0-9]{0,2})?", fullmatch=True),
+    st.from_regex(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{0,3})?",
+                  fullmatch=True),
+    st.from_regex(rb"[0-9]{1,3}:[0-9]{1,2}:[0-9]{1,2}", fullmatch=True),
+)  # fmt: skip
+
+
+@settings(max_examples=200)
+@given(st.lists(_VALUES, min_size=2, max_size=5), st.lists(_VALUES, min_size=2, max_size=5),
+       st.sampled_from([b",", b" a=", b";", b".", b":"]))  # fmt: skip
+def test_text_of_a_known_shape_is_matched_alike(
+    values: list[bytes], others: list[bytes], between: bytes
+) -> None:
+    payload, other = b"x" + between.join(values), b"x" + between.join(others)
+    shape = shapes.shape_of(payload)
+    if shape is not None and shape.kind == "text":
+        match, expected = shapes.matcher(shape), shapes._matcher(shape)
+        for some in (payload, other, payload + between):
+            assert match(some) == expected(some)

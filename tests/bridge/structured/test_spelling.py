@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from bridge.structured.coder import Reader, Writer
+from bridge.structured.context import TextModel
 from bridge.structured.printers import DIGITS_MAX, Printer, PrinterKey, PrinterKind
 from bridge.structured.spelling import printer_for
+from bridge.structured.texts import ALPHABETS, code_text
 
 K = PrinterKind
 
@@ -37,3 +40,14 @@ def test_no_printer_has_more_digits_than_a_decoder_takes() -> None:
 
 def test_words_have_no_printer() -> None:
     assert printer_for([b"on", b"off", b"on"]) is None
+
+
+@pytest.mark.parametrize("alphabet", range(1, len(ALPHABETS)))
+def test_a_text_with_members_where_its_reference_has_a_sign_comes_back(alphabet: int) -> None:
+    reference, text = b"<0123456!789>", b"<98765432103>"
+    for near, value in ((reference, text), (text, reference), (reference, b"<9876543!210>")):
+        writer = Writer()
+        code_text(writer, TextModel(), near, 64, value, alphabet)
+        reader = Reader(writer.section(), [bytes(pool) for pool in writer.pools])
+        assert code_text(reader, TextModel(), near, 64, b"", alphabet) == value
+        reader.close()

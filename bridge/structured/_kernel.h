@@ -1,0 +1,145 @@
+/* What the parts of the kernel share; each is described where it is defined. */
+
+#ifndef STRUCTURED_KERNEL_H
+#define STRUCTURED_KERNEL_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+
+/* Names of attributes, interned by `kernel_names_ready`. */
+#define KERNEL_NAMES(X)                                                                           \
+    X(absent)                                                                                     \
+    X(after)                                                                                      \
+    X(arrivals)                                                                                   \
+    X(at)                                                                                         \
+    X(aux)                                                                                        \
+    X(batch_cells)                                                                                \
+    X(block)                                                                                      \
+    X(blocks)                                                                                     \
+    X(burst)                                                                                      \
+    X(burst_length)                                                                               \
+    X(bytes)                                                                                      \
+    X(cells)                                                                                      \
+    X(changes)                                                                                    \
+    X(clear)                                                                                      \
+    X(cold)                                                                                       \
+    X(cold_columns)                                                                               \
+    X(column)                                                                                     \
+    X(columns)                                                                                    \
+    X(complete)                                                                                   \
+    X(contexts)                                                                                   \
+    X(counts)                                                                                     \
+    X(due)                                                                                        \
+    X(extend)                                                                                     \
+    X(family)                                                                                     \
+    X(flags)                                                                                      \
+    X(freqs)                                                                                      \
+    X(fresh)                                                                                      \
+    X(gain)                                                                                       \
+    X(gap)                                                                                        \
+    X(gap_size)                                                                                   \
+    X(hot)                                                                                        \
+    X(hot_columns)                                                                                \
+    X(index)                                                                                      \
+    X(instances)                                                                                  \
+    X(json)                                                                                       \
+    X(keep_sample)                                                                                \
+    X(key)                                                                                        \
+    X(known)                                                                                      \
+    X(last)                                                                                       \
+    X(layouts)                                                                                    \
+    X(literal_bytes)                                                                              \
+    X(literals)                                                                                   \
+    X(log)                                                                                        \
+    X(logs)                                                                                       \
+    X(margin)                                                                                     \
+    X(members)                                                                                    \
+    X(mode)                                                                                       \
+    X(multiple)                                                                                   \
+    X(noted)                                                                                      \
+    X(order)                                                                                      \
+    X(param)                                                                                      \
+    X(payloads)                                                                                   \
+    X(period)                                                                                     \
+    X(phase)                                                                                      \
+    X(pieces)                                                                                     \
+    X(plain)                                                                                      \
+    X(plain_at)                                                                                   \
+    X(plan)                                                                                       \
+    X(predictor)                                                                                  \
+    X(printer)                                                                                    \
+    X(prior)                                                                                      \
+    X(readings)                                                                                   \
+    X(recent)                                                                                     \
+    X(recent_aux)                                                                                 \
+    X(resembles)                                                                                  \
+    X(rows)                                                                                       \
+    X(samples)                                                                                    \
+    X(slots)                                                                                      \
+    X(source)                                                                                     \
+    X(spans)                                                                                      \
+    X(spread)                                                                                     \
+    X(starts)                                                                                     \
+    X(state)                                                                                      \
+    X(steady)                                                                                     \
+    X(strayed)                                                                                    \
+    X(tables)                                                                                     \
+    X(template)                                                                                   \
+    X(templates)                                                                                  \
+    X(text_index)                                                                                 \
+    X(times)                                                                                      \
+    X(tokens)                                                                                     \
+    X(total)                                                                                      \
+    X(uses)                                                                                       \
+    X(version)                                                                                    \
+    X(views)                                                                                      \
+    X(wake)                                                                                       \
+    X(wants_sample)                                                                               \
+    X(words)
+
+#define AS_MEMBER(name) NAME_##name,
+enum { KERNEL_NAMES(AS_MEMBER) NAMES };
+#undef AS_MEMBER
+
+extern PyObject *kernel_names[NAMES];
+int kernel_names_ready(void);
+
+/* ---- _kernel.c ------------------------------------------------------------------------------- */
+
+PyObject *kernel_item(PyObject *list, Py_ssize_t at);
+int kernel_index(PyObject *list, Py_ssize_t at, Py_ssize_t *out);
+void kernel_put_item(PyObject *list, Py_ssize_t at, PyObject *value);
+PyObject *kernel_get(PyObject *object, int name, PyTypeObject *type);
+int kernel_get_number(PyObject *object, int name, int64_t *out);
+int kernel_need_number(PyObject *object, int name, int64_t *out);
+int kernel_set(PyObject *object, int name, PyObject *value);
+int kernel_set_number(PyObject *object, int name, int64_t number);
+
+PyObject *kernel_symbols(PyObject *steps, PyObject *plain);
+PyObject *kernel_integers(PyObject *symbols, PyObject *plain, Py_ssize_t *end);
+PyObject *kernel_frequencies(PyObject *prior, PyObject *counts, long gain);
+int kernel_write_symbols(PyObject *put, PyObject *spans, PyObject *logs, PyObject *contexts,
+                         PyObject *cells, PyObject *symbols, PyObject *after, Py_ssize_t from,
+                         Py_ssize_t to);
+Py_ssize_t kernel_find_symbol(PyObject *starts, long low);
+int kernel_advance(PyObject *spans, Py_ssize_t symbol, PyObject *words, int64_t *at,
+                   uint64_t *state);
+int kernel_read_symbols(PyObject *out, PyObject *words, int64_t *at, uint64_t *state,
+                        PyObject *starts, PyObject *spans, PyObject *logs, PyObject *contexts,
+                        PyObject *cells, PyObject *after, Py_ssize_t from, Py_ssize_t to);
+
+int kernel_symbol_of(int64_t value, PyObject *plain);
+int kernel_write_number(PyObject *spans, PyObject *plain, PyObject *table, int64_t value);
+int kernel_read_number(PyObject *reader, PyObject *table, int64_t *value);
+
+/* ---- the other parts ------------------------------------------------------------------------- */
+
+int kernel_rebuild_table(PyObject *table);
+PyObject *kernel_predict_lists(PyObject *lists[6], int kind, int64_t num, int64_t den,
+                               PyObject *recent, PyObject *recent_aux, int forward,
+                               int64_t after[2]);
+PyObject *kernel_parse_by_key(PyObject *tokens, PyObject *key);
+PyObject *kernel_show_by_key(PyObject *values, PyObject *key);
+
+#endif
