@@ -72,6 +72,11 @@ class ModeGovernor:
         self._readings = 0
         self._batches = 0
 
+    @property
+    def much(self) -> bool:
+        """True while so much waits that the link, or either end, is what it waits for."""
+        return self._much
+
     def structured(self, now_s: float, waiting: int, in_flight: int) -> bool:
         """Return True when the next batch may be structured.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import sys
+import time
 from pathlib import Path
 
 from bridge.columnar import Limits, unpack
@@ -28,14 +29,16 @@ __all__ = [
     "KEPT",
     "MAY_KEEP",
     "REQUEST",
+    "SPARE",
     "SnapshotFile",
     "main",
 ]
 
 REQUEST = struct.Struct("<BqI")  # flags, last time, count; then the content
 # new context; the snapshot is not at the cloud; the last one asked for is acknowledged; another may
-# be asked for; the new context is the connection's first, so that it may go on from the snapshot
-FRESH, COLD, ACKNOWLEDGED, MAY_KEEP, FIRST = 1, 2, 4, 8, 16
+# be asked for; the new context is the connection's first, so that it may go on from the snapshot;
+# the link has bytes to spare
+FRESH, COLD, ACKNOWLEDGED, MAY_KEEP, FIRST, SPARE = 1, 2, 4, 8, 16, 32
 KEPT = 0x80
 _NICENESS = 5  # devices first
 _NAME_BYTES = 16
@@ -89,7 +92,9 @@ def main(arguments: list[str]) -> None:
 
     resolution_us, level = map(int, arguments[:2])
     snapshots = SnapshotFile(Path(arguments[2]) if len(arguments) > 2 else None)
-    choice = BodyChoice(resolution_us, level=level, keeps=snapshots.path is not None)
+    choice = BodyChoice(
+        resolution_us, level=level, keeps=snapshots.path is not None, cpu_s=time.process_time
+    )
     limits = Limits(content_bytes=64 << 20)
 
     def encode(request: bytes) -> bytes:
@@ -106,7 +111,8 @@ def main(arguments: list[str]) -> None:
         content = request[REQUEST.size :]
         columns = unpack(content, count, reference, limits)
         may_keep = flags & MAY_KEEP != 0
-        mode, body = choice.encode(columns, reference, content, may_keep=may_keep)
+        spare = flags & SPARE != 0
+        mode, body = choice.encode(columns, reference, content, may_keep=may_keep, spare=spare)
         if choice.kept is not None:
             snapshots.hold(*choice.kept)
             mode |= KEPT

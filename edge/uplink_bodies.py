@@ -21,7 +21,7 @@ import structlog
 from bridge.columnar import Columns, pack
 from bridge.envelope import Mode
 from bridge.mode_governor import ModeGovernor
-from edge.encoder_process import ACKNOWLEDGED, COLD, FIRST, FRESH, KEPT, MAY_KEEP, REQUEST
+from edge.encoder_process import ACKNOWLEDGED, COLD, FIRST, FRESH, KEPT, MAY_KEEP, REQUEST, SPARE
 from runtime.clock import Clock
 from runtime.logs import limited
 from runtime.worker import Worker, WorkerError
@@ -165,6 +165,7 @@ class UplinkBodies:
             | ACKNOWLEDGED * self._confirmed
             | MAY_KEEP * (not self._kept)
             | FIRST * (not self._made and self._kept_at in ("", self._endpoint))
+            | SPARE * (self._governed and not self.governor.much)
         )
         request = REQUEST.pack(flags, reference, len(columns)) + pack(columns, reference)
         self._confirmed = False

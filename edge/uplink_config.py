@@ -188,8 +188,9 @@ class UplinkConfig:
         choices=("auto", "columnar", "structured"),
         help="How payloads are packed: 'structured' takes a fraction of the bytes and more CPU, "
         "'columnar' little of both; 'auto' is structured unless a backlog drains much faster "
-        "without, and always under a byte budget. What the structured mode cannot make smaller "
-        "always goes columnar.",
+        "without, or its payloads take over 40 us of CPU for less than 15% while the link keeps "
+        "up; and always under a byte budget. What the structured mode cannot make smaller always "
+        "goes columnar.",
     )
     zstd_level: int = setting(
         0,

@@ -27,6 +27,7 @@ from bridge.structured.learner import Neighbour, Series, bits_of, choose_spec, i
 from bridge.structured.predictors import Maybe, PredictorKind
 from bridge.structured.schema import ColumnPlan, ColumnSpec, FamilyPlan, TemplatePlan
 from bridge.structured.siblings import sibling_of
+from bridge.structured.timing import PERIOD_MAX
 
 if TYPE_CHECKING:
     from bridge.structured.planner import KnownShape
@@ -117,7 +118,7 @@ def _best_mode(view: SourceView, resolution_us: int) -> tuple[int, int]:
     if source.mode == TimeMode.PERIODIC:
         candidates.add(source.period)
     for candidate in sorted(candidates):
-        if 256 < candidate <= max(gaps) << 9:
+        if 256 < candidate <= min(max(gaps) << 9, PERIOD_MAX):
             bits = _periodic_bits(times, candidate, free=False)
             bits *= 1.0 if candidate == source.period else 1.05
             options.append((bits, TimeMode.PERIODIC, candidate))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 
@@ -14,6 +15,7 @@ from bridge.structured import StructuredDecoder
 from bridge.structured_bodies import LINK_LIMITS, BodyChoice
 from tests.kit.payload_shapes import SHAPES, messages
 
+DEAR_BATCH = 50  # readings, which take what `Link` is told they cost
 START_US = 1_700_000_000_000_000
 
 
@@ -65,9 +67,11 @@ def shaped(shape: str, count: int, size: int) -> list[Readings]:
 class Link:
     """Both ends of a connection, and what mode 0 alone would have taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, cost_us: float = 0.0) -> None:
         self.encoder, self.plain = Encoder("gw", 1), Encoder("gw", 1)
-        self.choice = BodyChoice(1000)
+        self.spare = False
+        spent_s = itertools.count(0.0, cost_us * DEAR_BATCH / 1e6)
+        self.choice = BodyChoice(1000, cpu_s=lambda: next(spent_s))
         self.decoder = Decoder("gw", bodies={Mode.STRUCTURED: StructuredDecoder(LINK_LIMITS)})
         self.bytes = self.plain_bytes = self.plain_most = 0
         self.modes: list[int] = []
@@ -79,7 +83,7 @@ class Link:
 
     def carry_readings(self, readings: Readings) -> None:
         columns = link_columns(readings, 1000)
-        mode, body = self.choice.encode(columns, self.encoder.last_time)
+        mode, body = self.choice.encode(columns, self.encoder.last_time, spare=self.spare)
         sent = self.encoder.encode(readings, mode=mode, body=body)
         got = self.decoder.decode(sent)
         assert got.mode == mode
@@ -161,3 +165,46 @@ def test_a_source_may_stand_in_the_table_twice() -> None:
         readings.sources[i] for i in readings.source_index
     ]
     assert got.payloads == readings.payloads
+
+
+def hexadecimal(rng: random.Random, n: int) -> list[bytes]:
+    return [
+        json.dumps({"t": round(20 + rng.random(), 2), "d": rng.randbytes(48).hex()}).encode()
+        for _ in range(n)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cost_us", "spare", "structured"),
+    [(100.0, True, False), (100.0, False, True), (30.0, True, True)],
+    ids=["dear, and bytes to spare", "dear, and none to spare", "cheap"],
+)
+def test_what_is_dear_and_gains_little_goes_columnar_while_the_link_has_bytes_to_spare(
+    cost_us: float, spare: bool, structured: bool
+) -> None:
+    link, rng = Link(cost_us=cost_us), random.Random(3)
+    link.spare = spare
+    for _ in range(60):
+        link.carry(hexadecimal(rng, DEAR_BATCH))
+    assert (set(link.modes[30:]) == {Mode.STRUCTURED}) is structured
+    assert (Mode.STRUCTURED in link.modes[30:]) is structured
+
+
+def test_what_gains_much_stays_structured_however_dear_it_is() -> None:
+    link, rng = Link(cost_us=1000.0), random.Random(4)
+    link.spare = True
+    for _ in range(60):
+        link.carry(telemetry(rng, DEAR_BATCH))
+    assert set(link.modes) == {Mode.STRUCTURED}
+
+
+def test_what_was_dear_is_structured_at_once_when_bytes_are_wanted() -> None:
+    link, rng = Link(cost_us=100.0), random.Random(5)
+    link.spare = True
+    while link.modes[-1:] != [Mode.COLUMNAR]:
+        link.carry(hexadecimal(rng, DEAR_BATCH))
+    link.carry(hexadecimal(rng, DEAR_BATCH))
+    assert link.modes[-1] == Mode.COLUMNAR
+    link.spare = False
+    link.carry(hexadecimal(rng, DEAR_BATCH))
+    assert link.modes[-1] == Mode.STRUCTURED

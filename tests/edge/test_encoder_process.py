@@ -10,7 +10,7 @@ import pytest
 from bridge.envelope import Mode
 from bridge.structured import StructuredDecoder
 from bridge.structured_bodies import LINK_LIMITS
-from edge.encoder_process import SnapshotFile
+from edge.encoder_process import REQUEST, SPARE, SnapshotFile
 from edge.uplink_bodies import UplinkBodies
 from runtime.clock import SystemClock
 from tests.kit.columns import columns_of
@@ -177,3 +177,31 @@ async def test_bytes_that_are_paid_for_are_not_given_for_speed(metered: bool, le
         bodies.acknowledged(Mode.COLUMNAR, 20, tenth / 10)
     await bodies.close()
     assert min(wanted) == least
+
+
+@pytest.mark.parametrize(
+    ("mode", "metered", "waiting", "spare"),
+    [
+        ("auto", False, 100, True),
+        ("auto", False, 1_000_000, False),
+        ("auto", True, 100, False),
+        ("structured", False, 100, False),
+    ],
+)
+async def test_bytes_are_to_spare_only_where_they_are_not_paid_for_and_little_waits(
+    mode: str, metered: bool, waiting: int, spare: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = UplinkBodies(mode, 1000, 3, SystemClock(), metered=metered)
+    asked: list[bytes] = []
+
+    async def call(request: bytes) -> bytes:
+        asked.append(request)
+        return bytes((Mode.COLUMNAR,))
+
+    monkeypatch.setattr(bodies._worker, "call", call)
+    monkeypatch.setattr(type(bodies._worker), "running", property(lambda _: True))
+    batch = columns_of([(1000 + n, "plant/d/state", b'{"n":%d}' % n) for n in range(20)])
+    bodies.wanted(0.0, waiting, 0)
+    await bodies.encode(batch, 0)
+    (request,) = asked
+    assert bool(REQUEST.unpack_from(request)[0] & SPARE) is spare
