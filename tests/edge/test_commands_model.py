@@ -33,10 +33,9 @@ from bridge.commands import (
     seal_message,
 )
 from edge.command_store import CommandStore
-from edge.commands import Commands
 from edge.config import CommandsConfig
 from runtime.clock import ManualClock
-from tests.kit.command_devices import LASTING, Devices
+from tests.kit.command_devices import LASTING, CountedCommands, Devices
 
 DEVICES = st.sampled_from(["d1", "d2"])
 IDS = st.sampled_from(["a", "b", "c", "d", "e"])
@@ -61,7 +60,6 @@ class CommandsModel(RuleBasedStateMachine):
         self.acks: Counter[str] = Counter()
         self.unsure: Counter[str] = Counter()  # acknowledged, and a crash before it was noted
         self.packets: set[str] = set()  # acknowledged, which the session store did not know
-        self.turns = 0
         self.faults: list[str] = []  # said while nobody could be told that it is wrong
 
     def do(self, work: Coroutine[Any, Any, None]) -> None:
@@ -70,16 +68,9 @@ class CommandsModel(RuleBasedStateMachine):
     # ---- the machine and its link
 
     async def start(self) -> None:
-        self.commands = Commands(
+        self.commands = CountedCommands(
             CommandStore(self.path), CommandsConfig(wait_s=WAIT_S), self.clock, lambda: (7, 1)
         )
-        turn = self.commands._turn
-
-        async def counted() -> None:
-            await turn()
-            self.turns += 1
-
-        self.commands._turn = counted  # type: ignore[method-assign]
         await self.commands.start(self.devices)
         if self.linked:
             self.commands.linked(self)
@@ -87,11 +78,7 @@ class CommandsModel(RuleBasedStateMachine):
     async def settle(self) -> None:
         """Let it look at everything a few times."""
         for _ in range(3):
-            before = self.turns
-            async with asyncio.timeout(20):
-                while self.turns == before:
-                    self.commands._wake.set()
-                    await asyncio.sleep(0)
+            await self.commands.look()
         assert not self.faults
 
     def say(self, payload: bytes, answered: Callable[[int], None]) -> bool:
@@ -208,7 +195,7 @@ class CommandsModel(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if self.turns:
+            if self.commands.turns:
                 self.finish()
         finally:
             self.do(self.commands.stop())

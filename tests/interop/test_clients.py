@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import aiomqtt
 import gmqtt
 import pytest
 
-from mqtt.broker.net.config import ListenerConfig
 from tests.kit.certificates import Certificates, make_certificates
-from tests.kit.fronts import client_tls, fronting
+from tests.kit.fronts import client_tls, fronting, listener
 from tests.kit.mqtt_js import INTEROP, node_with_mqtt_js
 from tests.kit.programs import program
 
@@ -20,17 +20,6 @@ from tests.kit.programs import program
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return make_certificates(tmp_path_factory.mktemp("certificates"))
-
-
-def listener(transport: str, certificates: Certificates) -> ListenerConfig:
-    if transport in ("tls", "wss"):
-        return ListenerConfig(
-            transport=transport,
-            port=0,
-            tls_cert_file=certificates.server,
-            tls_key_file=certificates.server_key,
-        )
-    return ListenerConfig(transport=transport, port=0)
 
 
 @pytest.mark.parametrize("version", [4, 5])
@@ -43,9 +32,11 @@ def listener(transport: str, certificates: Certificates) -> ListenerConfig:
         ("wss", "wss://localhost:{}/mqtt"),
     ],
 )
-async def test_mqtt_js(transport: str, url: str, version: int, certificates: Certificates) -> None:
+async def test_mqtt_js(
+    transport: str, url: str, version: int, certificates: Certificates, tmp_path: Path
+) -> None:
     node = node_with_mqtt_js()
-    async with fronting(listener(transport, certificates)) as front:
+    async with fronting(listener(transport, certificates, tmp_path)) as front:
         ca = str(certificates.ca) if transport in ("tls", "wss") else ""
         process = await asyncio.create_subprocess_exec(
             node, "client.mjs", url.format(front.port), str(version), ca,
@@ -59,8 +50,10 @@ async def test_mqtt_js(transport: str, url: str, version: int, certificates: Cer
 
 @pytest.mark.parametrize("version", [4, 5])
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
-async def test_gmqtt(transport: str, version: int, certificates: Certificates) -> None:
-    async with fronting(listener(transport, certificates)) as front:
+async def test_gmqtt(
+    transport: str, version: int, certificates: Certificates, tmp_path: Path
+) -> None:
+    async with fronting(listener(transport, certificates, tmp_path)) as front:
         got: asyncio.Queue[bytes] = asyncio.Queue()
         client = gmqtt.Client("gmqtt")
         client.on_message = lambda _c, _topic, payload, _qos, _p: got.put_nowait(payload) or 0
@@ -76,8 +69,10 @@ async def test_gmqtt(transport: str, version: int, certificates: Certificates) -
 
 @pytest.mark.parametrize("version", ["V311", "V5"])
 @pytest.mark.parametrize("transport", ["tcp", "tls", "ws", "wss"])
-async def test_aiomqtt(transport: str, version: str, certificates: Certificates) -> None:
-    async with fronting(listener(transport, certificates)) as front:
+async def test_aiomqtt(
+    transport: str, version: str, certificates: Certificates, tmp_path: Path
+) -> None:
+    async with fronting(listener(transport, certificates, tmp_path)) as front:
         tls = client_tls(certificates.ca) if transport in ("tls", "wss") else None
         async with aiomqtt.Client(
             "localhost",
@@ -95,9 +90,9 @@ async def test_aiomqtt(transport: str, version: str, certificates: Certificates)
 
 
 @pytest.mark.parametrize("version", ["mqttv311", "mqttv5"])
-async def test_mosquitto_over_tls(version: str, certificates: Certificates) -> None:
+async def test_mosquitto_over_tls(version: str, certificates: Certificates, tmp_path: Path) -> None:
     sub, pub = (program(f"mosquitto_{n}", "mosquitto-clients") for n in ("sub", "pub"))
-    async with fronting(listener("tls", certificates)) as front:
+    async with fronting(listener("tls", certificates, tmp_path)) as front:
         common = ["-h", "localhost", "-p", str(front.port), "-V", version, "-t", "m/1", "-q", "2"]
         common += ["--cafile", str(certificates.ca)]
         reader = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""Devices of one gateway as its commands see them: sessions, offers, a session store.
+"""Commands of one gateway, and its devices as they see them: sessions, offers, a session store.
 
 No broker: what a test wants to happen happens. `LASTING` has a session that outlives its gateway's
 process, with QoS 2; sessions of the others end with it.
@@ -6,13 +6,37 @@ process, with QoS 2; sessions of the others end with it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
+from edge.commands import Commands
 from mqtt.broker.broker import Outgoing, Subscriber
 
-__all__ = ["LASTING", "Devices"]
+__all__ = ["LASTING", "CountedCommands", "Devices"]
 
 LASTING = "d1"
+
+
+class CountedCommands(Commands):
+    """Commands that a test can wait for.
+
+    Attributes:
+        turns: How often they have looked at everything since they were started.
+    """
+
+    turns = 0
+
+    async def _turn(self) -> None:
+        await super()._turn()
+        self.turns += 1
+
+    async def look(self) -> None:
+        """Let them look at everything once."""
+        before = self.turns
+        async with asyncio.timeout(20):
+            while self.turns == before:
+                self._wake.set()
+                await asyncio.sleep(0)
 
 
 class Devices:

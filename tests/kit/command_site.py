@@ -7,7 +7,6 @@ it happened. What may come twice is noted as well: docs/commands.md.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 from collections import Counter, deque
@@ -35,12 +34,11 @@ from cloud.commands.intake import ID_PROPERTY, Intake
 from cloud.commands.outcomes import OUTCOME_PREFIX
 from cloud.commands.store import SqliteCommandStore
 from edge.command_store import CommandStore
-from edge.commands import Commands
 from edge.config import CommandsConfig
 from mqtt.broker.broker import Outgoing
 from mqtt.properties import MESSAGE_EXPIRY_INTERVAL, USER_PROPERTY
 from runtime.clock import ManualClock
-from tests.kit.command_devices import LASTING, Devices
+from tests.kit.command_devices import LASTING, CountedCommands, Devices
 
 __all__ = ["CommandSite", "Gateway"]
 
@@ -58,25 +56,17 @@ class Gateway:
         self.devices = Devices()
         self.linked = False
         self.up: deque[tuple[bytes, Callable[[int], None]]] = deque()
-        self.turns = 0
         self.boots = 0
 
     async def start(self, folder: Path) -> None:
         """Start on the files in a folder."""
         self.folder = folder
-        self.commands = Commands(
+        self.commands = CountedCommands(
             CommandStore(folder / "commands.db"),
             CommandsConfig(wait_s=5),
             self.clock,
             lambda: (7, 1),
         )
-        turn = self.commands._turn
-
-        async def counted() -> None:
-            await turn()
-            self.turns += 1
-
-        self.commands._turn = counted  # type: ignore[method-assign]
         await self.commands.start(self.devices)
         if self.linked:
             self.commands.linked(self)
@@ -97,11 +87,7 @@ class Gateway:
 
     async def turn(self) -> None:
         """Let it look at everything once."""
-        before = self.turns
-        async with asyncio.timeout(20):
-            while self.turns == before:
-                self.commands._wake.set()
-                await asyncio.sleep(0)
+        await self.commands.look()
 
     async def restart(self, folder: Path, *, crashed: bool = False) -> None:
         """Stop, in order or not, and start on files in a folder; sessions that do not last end."""

@@ -21,8 +21,9 @@ from mqtt.broker.net.config import ListenerConfig
 from mqtt.packets import Connack, Connect
 from runtime.clock import SystemClock
 from tests.kit.brokers import Served, WireClient
+from tests.kit.certificates import Certificates
 
-__all__ = ["Fronted", "client_tls", "fronting", "is_open", "settings", "talk"]
+__all__ = ["Fronted", "client_tls", "fronting", "is_open", "listener", "settings", "talk"]
 
 
 class Fronted(Served):
@@ -61,6 +62,20 @@ class Fronted(Served):
         self.clients.append(client)
         client.send(Connect(client_id, protocol_version=version, **fields))
         return client, await client.receive(Connack)
+
+
+def listener(transport: str, certificates: Certificates, folder: Path) -> ListenerConfig:
+    """Return a listener of any transport on a free port, or on a socket in `folder`."""
+    if transport == "unix":
+        return ListenerConfig(transport="unix", path=folder / "mqtt.sock")
+    if transport in ("tls", "wss"):
+        return ListenerConfig(
+            transport=transport,
+            port=0,
+            tls_cert_file=certificates.server,
+            tls_key_file=certificates.server_key,
+        )
+    return ListenerConfig(transport=transport, port=0)
 
 
 def settings(

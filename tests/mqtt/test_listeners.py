@@ -24,27 +24,13 @@ from mqtt.packets import Connect
 from runtime.config import ConfigError, load
 from tests.kit.brokers import TIMEOUT_S
 from tests.kit.certificates import Certificates, make_certificates
-from tests.kit.fronts import client_tls, fronting, talk
+from tests.kit.fronts import client_tls, fronting, listener, talk
 from tests.kit.programs import program
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return make_certificates(tmp_path_factory.mktemp("certificates"))
-
-
-def listener(transport: str, certificates: Certificates, folder: Path) -> ListenerConfig:
-    """Return a listener of any transport on a free port."""
-    if transport == "unix":
-        return ListenerConfig(transport="unix", path=folder / "mqtt.sock")
-    if transport in ("tls", "wss"):
-        return ListenerConfig(
-            transport=transport,
-            port=0,
-            tls_cert_file=certificates.server,
-            tls_key_file=certificates.server_key,
-        )
-    return ListenerConfig(transport=transport, port=0)
 
 
 # -- clients --------------------------------------------------------------------------------------
