@@ -28,6 +28,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
+from cloud.cluster.mqtt_arrivals import Arrivals
 from cloud.cluster.mqtt_backlog import Backlogs
 from cloud.cluster.mqtt_claims import Claims
 from cloud.cluster.mqtt_fabric import Fabric, FabricError, State
@@ -127,7 +128,8 @@ class MqttCluster:
         self.sending = Sending(
             fabric.payload_bytes_max, self.outbox, self.tickets, self.interest, self.records
         )
-        self.receiving = Receiving(self.sending)
+        self.arrivals = Arrivals()
+        self.receiving = Receiving(self.sending, self.arrivals)
         self.message_bytes_max = self.sending.message_bytes_max
         self.backlogs = Backlogs(
             fabric, self.records, lambda: self.position, self.receiving.message
@@ -140,6 +142,8 @@ class MqttCluster:
             self._is_there,
             lambda instance, client_id: self.peers.tell("release", client_id, to=instance),
             self.sending.fire,
+            self.arrivals,
+            lambda: self.position,
         )
         self.retained = RetainedStates(fabric, self.tickets, clock, self.receiving.apply_retained)
         self.peers = Peers(
@@ -300,6 +304,10 @@ class MqttCluster:
         """Send a message to where `reach` says; True when its answer has to wait for the log."""
         assert isinstance(reach, Reach)
         return self.sending.publish(message, reach)
+
+    def arriving(self, message: Message, session: Session, packet_id: int) -> None:
+        """Take note of a QoS 2 publish of a lasting session, which is published next."""
+        self.sending.arriving(message, session, packet_id)
 
     def reroute(
         self, message: Message, group: ShareGroup, done: Callable[[], object], *, waiting: bool

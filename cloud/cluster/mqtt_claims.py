@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
+from cloud.cluster.mqtt_arrivals import Arrivals
 from cloud.cluster.mqtt_fabric import Conflict, Fabric, FabricError, LogEntry, State
 from cloud.cluster.mqtt_restore import next_packet_id, restored_state
 from cloud.cluster.mqtt_sessions import SessionRecords, wanted_of
@@ -43,6 +44,7 @@ log = structlog.get_logger(component="mqtt-cluster")
 
 _RELEASE_S: Final = 1.0  # how long a node that is there may take to let go
 _RETRY_S: Final = 0.05
+_READ_S: Final = 5.0  # how long the log may take until it was read to its end
 _SCAN: Final = 200  # entries of the log read at once
 _SETTLE_AT_ONCE: Final = 64
 _LOG_EVERY_S: Final = 10.0
@@ -72,6 +74,8 @@ class Claims:
         is_there: Whether an instance has been heard of lately.
         ask_release: Asks an instance for a client's session: (instance, client id).
         fire: Publishes a record's will for good: it is in the log once, whoever else tries.
+        arrivals: Of QoS 2 publishes that are in no record.
+        position: Gives the number of the log up to which this node has read.
     """
 
     def __init__(
@@ -83,7 +87,12 @@ class Claims:
         is_there: Callable[[str], bool],
         ask_release: Callable[[str, str], None],
         fire: Callable[[Record], Awaitable[None]],
+        arrivals: Arrivals,
+        position: Callable[[], int],
     ) -> None:
+        self._arrivals = arrivals
+        self._position = position
+        self._read_of: set[str] = set()  # dead owners, of which all was read
         self.core: Core
         self.instance = ""
         self.known: dict[str, Known] = {}  # by key
@@ -109,6 +118,7 @@ class Claims:
         if state.value is None:
             if before is not None:
                 del self.known[state.key]
+                self._arrivals.ended(before.client_id)
                 self._told_of(before.client_id, [], "")
             return
         try:
@@ -126,6 +136,7 @@ class Claims:
             saved.expiry_s,
             record.cursor >> 16,
         )
+        self._arrivals.seen(saved.client_id, record.received)
         self._told_of(saved.client_id, wanted_of(record), record.owner)
 
     def _told_of(self, client_id: str, filters: list[str], owner: str) -> None:
@@ -205,6 +216,12 @@ class Claims:
         orderly = not record.owner
         over = clean or not record.lasting or self._has_expired(saved)
         will_due = saved.will_topic is not None and (over or not saved.will_delay_s)
+        if not over:
+            await self._read_all_of(record.owner)
+            for number, packet_id in self._arrivals.missing(saved.client_id, record.received):
+                record.received = number  # its PUBREC was not sent: the client sends it again
+                if packet_id not in record.inbound:
+                    record.inbound.append(packet_id)
         record.owner = self.instance
         if not saved.away_since_us:
             record.saved = saved._replace(away_since_us=self._clock.wall_us())
@@ -222,6 +239,20 @@ class Claims:
         )
         await self._restore(record, revision, orderly=orderly)
         return True
+
+    async def _read_all_of(self, owner: str) -> None:
+        """Return once what an owner has put into the log was read; raises FabricError."""
+        if owner in self._read_of:
+            return
+        end = await self._fabric.log_end()
+        try:
+            async with asyncio.timeout(_READ_S):
+                while self._position() < end:  # noqa: ASYNC110 - some ms, or the log lags
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            raise FabricError(f"the log was not read up to {end} in {_READ_S:g} s") from None
+        if owner and not self._is_there(owner):
+            self._read_of.add(owner)  # it appends nothing more
 
     def _has_expired(self, saved: SessionSaved) -> bool:
         if not saved.away_since_us or saved.expiry_s == NEVER_EXPIRES:

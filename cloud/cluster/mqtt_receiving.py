@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from cloud.cluster.mqtt_arrivals import Arrivals
 from cloud.cluster.mqtt_backlog import Backlogs
 from cloud.cluster.mqtt_fabric import LogEntry
 from cloud.cluster.mqtt_sending import Sending
@@ -37,6 +38,7 @@ class Receiving:
 
     Args:
         sending: For shared messages without a log, which a member here gets.
+        arrivals: Is told of the QoS 2 publishes in the log.
 
     Attributes:
         instance: This node's present name.
@@ -44,11 +46,12 @@ class Receiving:
         entries: Of the log, read so far.
     """
 
-    def __init__(self, sending: Sending) -> None:
+    def __init__(self, sending: Sending, arrivals: Arrivals) -> None:
         self.instance = ""
         self.position = 0
         self.entries = 0
         self._sending = sending
+        self._arrivals = arrivals
         self._numbers: dict[tuple[str, str], int] = {}  # last batch by instance and subject
         self._core: Core
         self._router: BusRouter
@@ -109,6 +112,9 @@ class Receiving:
 
     def _hand_on(self, entry: LogEntry, kind: str, word: str, messages: list[Carried]) -> None:
         self._core.refresh()
+        for carried in messages:
+            if carried.packet_id and carried.publisher:
+                self._arrivals.note(carried.publisher, carried.number, carried.packet_id)
         if kind == "s":
             shard = int(word)
             for index, carried in enumerate(messages):

@@ -64,8 +64,13 @@ class Sending:
         self._tickets = tickets
         self._interest = interest
         self._records = records
+        self._arriving: tuple[Message | None, int, int] = (None, 0, 0)
         self._core: Core
         self._router: BusRouter
+
+    def arriving(self, message: Message, session: Session, packet_id: int) -> None:
+        """Note that a message is a QoS 2 publish of a lasting session; `publish` comes next."""
+        self._arriving = (message, packet_id, self._records.arrive(session.client_id))
 
     def attach(self, core: Core, router: BusRouter) -> None:
         """Take the broker."""
@@ -156,6 +161,9 @@ class Sending:
     def _encoded(self, message: Message, group: str = "", client_id: str = "") -> bytes:
         recorder = self._core.recorder
         assert recorder is not None
+        arriving, packet_id, number = self._arriving
+        if arriving is not message:
+            packet_id = number = 0
         return encode_message(
             Carried(
                 message.topic,
@@ -167,6 +175,8 @@ class Sending:
                 message.publisher,
                 group,
                 client_id,
+                packet_id,
+                number,
             )
         )
 

@@ -70,8 +70,8 @@ _LAST_INDEX: Final = 0xFFFF
 class Held:
     """A session's record at its owner, and how much of it is written."""
 
-    __slots__ = ("behind", "busy", "deliveries", "dirty", "done", "ended", "key", "lazy", "pending",
-                 "record", "revision", "tickets", "two", "written_seq")  # fmt: skip
+    __slots__ = ("arrived", "behind", "busy", "deliveries", "dirty", "done", "ended", "key", "lazy",
+                 "pending", "record", "revision", "tickets", "two", "written_seq")  # fmt: skip
 
     def __init__(self, key: str, record: Record, revision: int) -> None:
         self.key = key
@@ -88,6 +88,7 @@ class Held:
         self.done: set[int] = set(record.done)
         self.behind = 0  # the first position that was not given for want of room; 0: all were
         self.written_seq = 0  # of the log, at the last write
+        self.arrived = record.received  # number of the last QoS 2 publish
 
 
 class SessionRecords:
@@ -308,15 +309,25 @@ class SessionRecords:
             ]
         self._write_lazily(held)
 
+    def arrive(self, client_id: str) -> int:
+        """Return the number of the next QoS 2 publish of a session; 0: it has no record."""
+        held = self.held.get(client_id)
+        if held is None:
+            return 0
+        # the log only gets longer: so it rises over sessions of the same name as well
+        held.arrived = max(held.arrived + 1, position_of(self._position(), 0))
+        return held.arrived
+
     def _inbound_saved(self, change: InboundSaved) -> None:
         held = self.held.get(change.client_id)
         if held is None:
             return
-        inbound = held.record.inbound
+        record, number = held.record, held.arrived
 
         def note() -> None:
-            if change.packet_id not in inbound:
-                inbound.append(change.packet_id)
+            record.received = max(record.received, number)
+            if change.packet_id not in record.inbound:
+                record.inbound.append(change.packet_id)
 
         self._write_after_log(held, note)
 

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 SHARDS: Final = 16  # of lasting sessions; fixed once a cluster has a log
-_VERSION: Final = 2
+_VERSION: Final = 3
 _INFLIGHT: Final = struct.Struct("<HQBBB")  # packet id, position, QoS, progress, retain
 _KEY_BYTES_MAX: Final = 256
 _NOBODY: Final = SessionSaved("", 4, 0, 0, None, b"", b"", 0, 0, -1)
@@ -62,6 +62,8 @@ class Carried(NamedTuple):
     publisher: str | None
     group: str = ""  # the shared subscription whose member it is for, with `$share/`
     client_id: str = ""  # the one lasting session it is for
+    packet_id: int = 0  # of a QoS 2 publish of a lasting session: its identifier,
+    number: int = 0  # and its number among those: it rises, over owners too
 
 
 class Batch(NamedTuple):
@@ -100,6 +102,7 @@ class Record:
     done: list[int] = field(default_factory=list)
     inflight: list[Inflight] = field(default_factory=list)
     inbound: list[int] = field(default_factory=list)
+    received: int = 0  # number of the last QoS 2 publish that went into `inbound`
     messages: list[MessageSaved] = field(default_factory=list)  # that are not in the log
     deliveries: list[DeliverySaved] = field(default_factory=list)  # of those
     next_packet_id: int = 1
@@ -199,6 +202,7 @@ def encode_record(record: Record) -> bytes:
             record.next_packet_id,
             record.stamp,
             record.will_id,
+            record.received,
             rest,
         ]
     )
@@ -215,7 +219,8 @@ def decode_record(data: bytes, *, head: bool = False) -> Record:
         WireError: it cannot be read.
     """
     try:
-        owner, saved, subscriptions, cursor, next_packet_id, stamp, will_id, rest = decode(data)
+        owner, saved, subscriptions, cursor, *short, rest = decode(data)
+        next_packet_id, stamp, will_id, received = short
         record = Record(
             owner,
             SessionSaved(*saved),
@@ -224,6 +229,7 @@ def decode_record(data: bytes, *, head: bool = False) -> Record:
             next_packet_id=next_packet_id,
             stamp=stamp,
             will_id=will_id,
+            received=received,
         )
         if not head:
             _decode_rest(record, rest)

@@ -51,6 +51,10 @@ class Bus(Protocol):
         """
         ...
 
+    def arriving(self, message: Message, session: Session, packet_id: int) -> None:
+        """Take note of a QoS 2 publish of a session that lasts, which is published next."""
+        ...
+
     def publish(self, message: Message, reach: object) -> bool:
         """Send a message published here to where `reach` says; True when its answer has to wait."""
         ...

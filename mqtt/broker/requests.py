@@ -112,6 +112,8 @@ def _on_arrivals(connection: Connection, arrivals: Arrivals) -> Sequence[Event] 
                 connection.core.queues.refusals += 1
                 code = int(ReasonCode.QUOTA_EXCEEDED)
         received[qos] += 1
+        if qos == 2 and not code:
+            _tell_arrival(connection, message, packet_id)
         code = code or _publish(connection, message, route)
         if qos:
             answers.append((qos, code, packet_id))
@@ -189,6 +191,13 @@ def _too_large(connection: Connection, message: Message) -> int:
             ProtocolError(ReasonCode.PACKET_TOO_LARGE, "publish is too large for the cluster")
         )
     return int(ReasonCode.QUOTA_EXCEEDED)
+
+
+def _tell_arrival(connection: Connection, message: Message, packet_id: int) -> None:
+    """Let other nodes know a QoS 2 publish again, should this one die before it has answered."""
+    session, bus = connection.session, connection.core.bus
+    if bus is not None and session is not None and session.recorder is not None:
+        bus.arriving(message, session, packet_id)
 
 
 def _note_inbound(connection: Connection, packet_id: int, code: int) -> None:

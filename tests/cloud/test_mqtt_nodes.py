@@ -421,6 +421,60 @@ async def test_a_node_that_starts_between_two_leaders_joins_once_there_is_one() 
     await node.broker.stop()
 
 
+# -- QoS 2 from a publisher whose node dies ---------------------------------------------------
+
+
+async def exchange(client: WireClient, payload: bytes, packet_id: int = 7) -> None:
+    """Publish with QoS 2, all the way."""
+    client.send(Publish("a/1", payload, 2, packet_id=packet_id))
+    assert (await client.receive(Pubrec)).reason_code < 0x80
+    client.send(Pubrel(packet_id))
+    await client.receive(Pubcomp)
+
+
+@pytest.mark.parametrize("appended", [True, False])
+@pytest.mark.parametrize("lasting", [True, False])
+@pytest.mark.parametrize("dies", [True, False])
+async def test_a_qos_2_publish_that_is_sent_again_to_another_node_comes_once(
+    appended: bool, lasting: bool, dies: bool
+) -> None:
+    """Its node has put it into the log, or not, and died before the record had its identifier."""
+    engine = MemoryEngine()
+    async with mqtt_nodes(3, engine) as (one, two, three):
+        subscriber = await three.connect("s", properties=LASTING if lasting else None)
+        await subscriber.subscribe("a/#", qos=2)
+        publisher = await one.connect("p", properties=LASTING)
+        await exchange(publisher, b"same")  # the identifier was used before, for the same
+        assert (await received(subscriber)).payload == b"same"
+        ended = engine.last_seq
+        if appended:
+            let_on = one.fabric.hold_puts("s.")
+        else:
+            engine.log_bytes_max = 1
+        publisher.send(Publish("a/1", b"same", 2, packet_id=7))
+        if appended:
+            await until(lambda: engine.last_seq > ended and one.fabric.held_puts > 0)
+        else:
+            await until(lambda: one.fabric.refused > 0)
+        if dies:
+            await one.die(engine)
+        else:
+            publisher.abort()
+        engine.log_bytes_max = 0
+        if appended:
+            let_on.set()
+        again = await two.connect("p", clean_start=False, properties=LASTING, session_present=True)
+        again.send(Publish("a/1", b"same", 2, True, packet_id=7))
+        assert (await again.receive(Pubrec)).reason_code < 0x80
+        again.send(Pubrel(7))
+        await again.receive(Pubcomp)
+        assert (await received(subscriber)).payload == b"same"
+        await exchange(again, b"last", 8)
+        assert (await received(subscriber)).payload == b"last"
+        assert await subscriber.settled() == []
+        assert len(two.cluster.arrivals) == 0
+
+
 # -- retained ---------------------------------------------------------------------------------
 
 

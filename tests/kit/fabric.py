@@ -104,6 +104,7 @@ class MemoryFabric:
         self._late: list[State] | None = None  # states that are on their way
         self.held_puts = 0  # that wait to be let on
         self.failed = 0  # calls that could not be done
+        self.refused = 0  # entries that the log had no room for
         self._hold: tuple[str, asyncio.Event] | None = None
         self.dies_after_append = False  # after the next entry, before it hears that it is there
 
@@ -159,6 +160,7 @@ class MemoryFabric:
         await self._reach()
         engine = self._engine
         if 0 < engine.log_bytes_max < engine.log_bytes() + len(data):
+            self.refused += 1
             raise FabricFull("no room")
         seq = self._engine.append(subject, data, message_id)
         if self.dies_after_append:
