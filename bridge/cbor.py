@@ -14,7 +14,7 @@ from typing import Any
 
 from bridge.errors import BatchError
 
-__all__ = ["DEPTH_MAX", "ITEMS_MAX", "read_map"]
+__all__ = ["DEPTH_MAX", "ITEMS_MAX", "read_head", "read_map"]
 
 DEPTH_MAX = 4
 ITEMS_MAX = 1 << 18  # twice the readings of a batch: no list of seqs is longer
@@ -38,8 +38,12 @@ def read_map(data: bytes) -> dict[int, Any]:
     return result
 
 
-def _head(data: bytes, at: int) -> tuple[int, int, int]:
-    """Return (major type, argument, position after the head)."""
+def read_head(data: bytes, at: int) -> tuple[int, int, int]:
+    """Return (major type, argument, position after the head) of the item at `at`.
+
+    Raises:
+        BatchError: "malformed".
+    """
     if at >= len(data):
         raise BatchError("malformed", "the envelope is cut short")
     initial = data[at]
@@ -61,7 +65,7 @@ def _head(data: bytes, at: int) -> tuple[int, int, int]:
 
 def _item(data: bytes, at: int, depth: int, left: list[int]) -> tuple[Any, int]:
     """Return (value, position after it) for the item at `at`; `left[0]` items may follow."""
-    major, argument, at = _head(data, at)
+    major, argument, at = read_head(data, at)
     if major == _UINT:
         return argument, at
     # every item takes a byte at least, so this bounds strings, arrays and maps alike
@@ -100,7 +104,7 @@ def _map(
     entries: dict[int, Any] = {}
     previous = -1
     for _ in range(count):
-        major, key, at = _head(data, at)
+        major, key, at = read_head(data, at)
         if major != _UINT or key <= previous:
             raise BatchError("malformed", "CBOR map keys must be unsigned and rise")
         previous = key

@@ -13,7 +13,7 @@ from zlib import crc32
 
 import cbor2
 
-from bridge.cbor import read_map
+from bridge.cbor import read_head, read_map
 from bridge.errors import BatchError
 from bridge.intervals import Range
 
@@ -26,6 +26,7 @@ __all__ = [
     "Mode",
     "Tombstone",
     "header_check",
+    "lane_of",
     "open_envelope",
     "read_tombstones",
     "read_uint",
@@ -40,6 +41,7 @@ SEQ_MAX = (1 << 63) - 1
 _CORE_KEYS = 32
 _TEXT_BYTES_MAX = 0xFFFF
 _TIME_US_MAX = 1 << 62
+_STRINGS = (2, 3)  # major types of CBOR whose bytes follow
 
 
 class Key(IntEnum):
@@ -117,6 +119,22 @@ def open_envelope(data: bytes, bytes_max: int) -> dict[int, Any]:
             raise BatchError("extension", f"key {key} must be understood and is not")
         del fields[key]
     return fields
+
+
+def lane_of(data: bytes) -> int:
+    """Return the lane that an envelope names, without reading the rest; LIVE when it names none.
+
+    Of what is no envelope it may be anything: whoever opens it finds that out.
+    """
+    at, key = 1, -1
+    try:
+        while key < Key.LANE:
+            _, key, at = read_head(data, at)
+            major, argument, at = read_head(data, at)
+            at += argument if major in _STRINGS else 0
+    except BatchError:
+        return LinkLane.LIVE
+    return argument if key == Key.LANE else LinkLane.LIVE
 
 
 def read_uint(fields: dict[int, Any], key: Key, default: int | None, most: int) -> int:

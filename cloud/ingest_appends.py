@@ -1,10 +1,10 @@
-"""Decoded batches on their way into the stream: those of one source that wait share an append.
+"""Decoded batches on their way into the stream: those of one source and lane share an append.
 
 One append of a source (gateway, epoch) and lane is under way at a time. What is decoded meanwhile
 goes with the next one, as readings of one batch: an entry costs nearly as much however few readings
 it holds, and a batch of a gateway with many devices falls into as many entries as there are
 partitions. So the busier a gateway is, the less each of its readings costs; one that sends a
-batch now and then waits for nobody.
+batch now and then waits for nobody, and live readings never for an append of backlog.
 
 Invariants:
 - The batches of a source and lane are appended in the order they were put.
@@ -27,6 +27,7 @@ from bridge.readings import Readings
 from bridge.select import joined
 from cloud.ingest_parts import PartEncoder
 from cloud.stream.contract import GivenUp, Part, Source, Stream, StreamError, settled_stone
+from cloud.turns import Turn, Turns
 from runtime.clock import Clock
 
 __all__ = ["Appends", "Waiting"]
@@ -34,6 +35,8 @@ __all__ = ["Appends", "Waiting"]
 _READINGS_MAX = 4096  # of several batches in one append
 _PAYLOAD_BYTES_MAX = 2 << 20
 _TURN_PARTS = 16  # encoded in one turn of the loop
+
+_Row = tuple[str, int, int, bool]  # gateway, epoch, lane, historical
 
 
 @dataclass(slots=True, eq=False)
@@ -43,12 +46,25 @@ class Waiting:
     batch: Batch
     new: Readings | None  # what the stream does not hold yet
     answered: Callable[[Exception | None], None]  # called once: None when it is in the stream
+    later: bool = False  # it is backlog that nothing live waits for
     refused: bool = False  # it lies behind a batch that was refused: it is not begun any more
+    turn: Turn | None = None  # that it waits for
 
     @property
     def source(self) -> Source:
         """Whose readings these are."""
         return self.batch.gateway, self.batch.epoch
+
+    @property
+    def row(self) -> _Row:
+        """With whose batches it may share an append."""
+        return *self.source, self.batch.lane, self.batch.historical
+
+    def hurry(self) -> None:
+        """Something live waits for it from now on."""
+        self.later = False
+        if self.turn is not None:
+            self.turn.hurry()
 
 
 class Appends:
@@ -58,27 +74,32 @@ class Appends:
         stream: Where entries go.
         encoder: Makes them.
         clock: Wall clock, for what gateways say.
+        turns: Who may hold the loop; None: a row of their own.
 
     Attributes:
         entry_bytes: Of the entries appended.
     """
 
-    def __init__(self, stream: Stream, encoder: PartEncoder, clock: Clock) -> None:
+    def __init__(
+        self, stream: Stream, encoder: PartEncoder, clock: Clock, turns: Turns | None = None
+    ) -> None:
         self.entry_bytes = 0
+        self._turns = turns or Turns()
         self._clock = clock
         self._stream = stream
         self._encoder = encoder
-        self._queues: dict[Source, deque[Waiting]] = {}  # of sources with something under way
+        self._queues: dict[_Row, deque[Waiting]] = {}  # of those with something under way
         self._tasks: set[asyncio.Task[None]] = set()
 
     def put(self, waiting: Waiting) -> None:
-        """Have a batch appended behind those of its source."""
-        queue = self._queues.get(waiting.source)
+        """Have a batch appended behind those of its source and lane."""
+        row = waiting.row
+        queue = self._queues.get(row)
         if queue is not None:
             queue.append(waiting)
             return
-        self._queues[waiting.source] = deque((waiting,))
-        task = asyncio.create_task(self._work(waiting.source), name="ingest-append")
+        self._queues[row] = deque((waiting,))
+        task = asyncio.create_task(self._work(row), name="ingest-append")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -87,13 +108,23 @@ class Appends:
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def _work(self, source: Source) -> None:
-        queue = self._queues[source]
+    async def _work(self, row: _Row) -> None:
+        queue = self._queues[row]
         try:
             while queue:
-                await asyncio.gather(*map(self._append, _groups(queue)))
+                await self._take_turn(queue)
+                await self._append(_next_group(queue))
         finally:
-            del self._queues[source]
+            del self._queues[row]
+
+    async def _take_turn(self, queue: deque[Waiting]) -> None:
+        """Return when it is the turn of what is in front; what comes meanwhile goes with it."""
+        first = queue[0]
+        size = sum(map(len, first.new.payloads)) if first.new is not None else 0
+        first.turn = self._turns.ask(size, later=all(one.later for one in queue))
+        if first.turn is not None:
+            await self._turns.wait(first.turn)
+            first.turn = None
 
     async def _append(self, group: Sequence[Waiting]) -> None:
         """Append a group and answer it."""
@@ -142,30 +173,20 @@ class Appends:
         self.entry_bytes += sum(len(part.body) for part in parts)
 
 
-def _groups(queue: deque[Waiting]) -> list[list[Waiting]]:
-    """Take from a queue what goes into the next appends, one a lane; the rest keeps its order."""
-    groups: dict[tuple[int, bool], list[Waiting]] = {}
-    sizes: dict[tuple[int, bool], tuple[int, int, int]] = {}  # readings, bytes, last seq
-    full: set[tuple[int, bool]] = set()
-    left: list[Waiting] = []
-    for one in queue:
-        lane = (one.batch.lane, one.batch.historical)
-        count, size, last = sizes.get(lane, (0, 0, 0))
-        new = one.new
+def _next_group(queue: deque[Waiting]) -> list[Waiting]:
+    """Take from a queue what goes into the next append; the rest keeps its order."""
+    group: list[Waiting] = []
+    count = size = last = 0
+    while queue:
+        new = queue[0].new
         if new is not None:
             count, size = count + len(new), size + sum(map(len, new.payloads))
             over = count > _READINGS_MAX or size > _PAYLOAD_BYTES_MAX
-            if lane in groups and (over or new.seqs[0] <= last):
-                full.add(lane)
+            if group and (over or new.seqs[0] <= last):
+                break
             last = new.seqs[-1]
-        if lane in full:
-            left.append(one)
-            continue
-        sizes[lane] = count, size, last
-        groups.setdefault(lane, []).append(one)
-    queue.clear()
-    queue.extend(left)
-    return list(groups.values())
+        group.append(queue.popleft())
+    return group
 
 
 def _given_up(batch: Batch, stone: Tombstone) -> GivenUp:

@@ -5,6 +5,8 @@ Invariants (docs/link-format.md section 1.2):
   their runs are settled in that order.
 - A publish is answered 0 only after every reading of its batch is in the stream, by this append
   or an earlier one.
+- Nothing live waits for backlog of other connections; what lies before it in its own connection is
+  worked on as if it were live (cloud/turns.py).
 - Any refusal drops the connection's context, and what was decoded behind the refused batch and is
   not being appended yet is refused too, so nothing overtakes it.
 """
@@ -13,15 +15,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
 from bridge.batch import Batch, Decoder
 from bridge.columnar import Limits
-from bridge.envelope import Mode
+from bridge.envelope import LinkLane, Mode, lane_of
 from bridge.errors import BatchError
 from bridge.intervals import ranges_of
 from bridge.readings import Readings
@@ -31,6 +35,7 @@ from cloud.ingest_parts import Encoded, PartEncoder
 from cloud.ingest_sources import HeldSeqs
 from cloud.ingest_structured import StructuredLine, StructuredPool, processes_by_cores
 from cloud.stream.contract import Stream, StreamError, StreamFull
+from cloud.turns import Turn, Turns
 from mqtt.broker.access.rules import speaks_for
 from mqtt.broker.seams import ClientInfo, PublishRun
 from mqtt.errors import MalformedPacket
@@ -39,7 +44,7 @@ from mqtt.reason_codes import ReasonCode
 from runtime.clock import Clock
 from runtime.logs import limited
 
-__all__ = ["UP_PREFIX", "BatchIngest", "BatchStats", "BatchTaken"]
+__all__ = ["UP_PREFIX", "BatchIngest", "BatchStats", "BatchTaken", "Waits"]
 
 log = structlog.get_logger(component="ingest")
 
@@ -64,6 +69,17 @@ class BatchStats:
     refused: dict[str, int] = field(default_factory=dict)  # by word
 
 
+class Waits(NamedTuple):
+    """How long runs with live readings waited for their answers, in seconds since they came."""
+
+    fastest_s: float = inf  # none was answered
+    slowest_s: float = 0.0  # those that still wait among them
+
+    def with_one(self, waited_s: float) -> Waits:
+        """Return them with one more."""
+        return Waits(min(self.fastest_s, waited_s), max(self.slowest_s, waited_s))
+
+
 @dataclass(slots=True, frozen=True)
 class BatchTaken:
     """A batch that has just become durable, for those who watch gateways."""
@@ -73,12 +89,15 @@ class BatchTaken:
     now_us: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Run:
     """A run being worked on: one code a publish, None while it is under way."""
 
     run: PublishRun
+    publishes: Sequence[tuple[int, bytes, int, bytes, bytes]] | None  # None: they cannot be read
     codes: list[int | None]
+    since_s: float  # when it came
+    live: bool  # not all of it is backlog
 
     def done(self) -> bool:
         return None not in self.codes
@@ -92,9 +111,11 @@ class _Line:
         "decoder",
         "gateway",
         "generation",
+        "live",
         "structured",
         "task",
         "todo",
+        "turn",
         "unsettled",
     )
 
@@ -106,7 +127,20 @@ class _Line:
         self.appending: list[Waiting] = []  # decoded and not answered, in order
         self.todo: deque[_Run] = deque()  # not decoded yet
         self.unsettled: deque[_Run] = deque()  # not answered yet, those of `todo` included
+        self.live = 0  # of the runs not decoded yet, those that are not all backlog
+        self.turn: Turn | None = None  # that it waits for
         self.task: asyncio.Task[None] | None = None
+
+    def add(self, work: _Run) -> None:
+        """Take a run; what lies before one that is live becomes as urgent as that."""
+        self.todo.append(work)
+        self.unsettled.append(work)
+        if work.live:
+            self.live += 1
+            if self.turn is not None:
+                self.turn.hurry()
+            for waiting in self.appending:
+                waiting.hurry()
 
     def drop_context(self) -> None:
         self.generation += 1
@@ -158,19 +192,38 @@ class BatchIngest:
         self._released = released
         self._taken = taken
         self._held = HeldSeqs(stream)
-        self._appends = Appends(stream, PartEncoder(encoded), clock)
+        self._turns = Turns()
+        self._appends = Appends(stream, PartEncoder(encoded), clock, self._turns)
         self._lines: set[_Line] = set()  # with work to do
+        self._waiting: dict[_Run, None] = {}  # live and not answered, the oldest first
+        self._waits = Waits()  # since it was asked last
 
     def take(self, run: PublishRun) -> None:
         """Take a run; it is settled when all its batches are durable or refused."""
         line: _Line = run.client.state.setdefault(_STATE_KEY, None) or _Line()
         run.client.state[_STATE_KEY] = line
-        work = _Run(run, [None] * run.count)
-        line.todo.append(work)
-        line.unsettled.append(work)
+        try:
+            publishes = parse_publishes(run.frames, run.client.protocol_version)
+        except MalformedPacket:
+            log.exception("unreadable_run", client_id=run.client.client_id)
+            publishes = None
+        live = any(lane_of(payload) != LinkLane.BACKLOG for *_, payload in publishes or ())
+        work = _Run(run, publishes, [None] * run.count, self._clock.monotonic_s(), live)
+        if live:
+            self._waiting[work] = None
+        line.add(work)
         if line.task is None:
             self._lines.add(line)
             line.task = asyncio.create_task(self._work(line), name="ingest-line")
+
+    def waits(self) -> Waits:
+        """Return how long runs that were live waited since this was asked last."""
+        waits, self._waits = self._waits, Waits()
+        if self._waiting:
+            oldest = next(iter(self._waiting))
+            slowest_s = max(waits.slowest_s, self._clock.monotonic_s() - oldest.since_s)
+            return Waits(waits.fastest_s, slowest_s)
+        return waits
 
     async def close(self) -> None:
         """Finish what was taken; nothing may be taken any more."""
@@ -190,6 +243,7 @@ class BatchIngest:
             while line.todo:
                 work = line.todo.popleft()
                 await self._handle(line, work)
+                line.live -= work.live
                 self._settle(line)
         finally:
             line.task = None
@@ -197,14 +251,15 @@ class BatchIngest:
 
     async def _handle(self, line: _Line, work: _Run) -> None:
         run = work.run
-        try:
-            publishes = parse_publishes(run.frames, run.client.protocol_version)
-        except MalformedPacket:
-            log.exception("unreadable_run", client_id=run.client.client_id)
+        if work.publishes is None:
             work.codes = [ReasonCode.UNSPECIFIED_ERROR] * run.count
             line.drop_context()
             return
-        for index, (_, topic, _, _, payload) in enumerate(publishes):
+        for index, (_, topic, _, _, payload) in enumerate(work.publishes):
+            line.turn = self._turns.ask(len(payload), later=not line.live)
+            if line.turn is not None:  # a batch is some milliseconds of work
+                await self._turns.wait(line.turn)
+                line.turn = None
             try:
                 await self._take_batch(line, work, index, topic, payload)
             except BatchError as error:
@@ -215,7 +270,6 @@ class BatchIngest:
                 log.exception("ingest_error", client_id=run.client.client_id)
                 code = ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR
                 self._refuse(line, work, index, code, error)
-            await asyncio.sleep(0)  # a batch is some milliseconds of work: let others have a turn
 
     async def _take_batch(
         self, line: _Line, work: _Run, index: int, topic: bytes, payload: bytes
@@ -263,7 +317,8 @@ class BatchIngest:
                 state.assigned = max(state.assigned, batch.assigned)
             self._answer(line, work, index, batch, new, error)
 
-        waiting = Waiting(batch, new, answered)
+        later = batch.lane == LinkLane.BACKLOG and not line.live
+        waiting = Waiting(batch, new, answered, later)
         line.appending.append(waiting)
         self._appends.put(waiting)
 
@@ -324,6 +379,9 @@ class BatchIngest:
         while line.unsettled and line.unsettled[0].done():
             work = line.unsettled.popleft()
             codes = [code or 0 for code in work.codes]
+            if work.live:
+                del self._waiting[work]
+                self._waits = self._waits.with_one(self._clock.monotonic_s() - work.since_s)
             work.run.settled(work.run, codes if any(codes) else 0)
             self._released(len(work.run.frames))
 

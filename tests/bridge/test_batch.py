@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bridge.batch import Batch, Decoder, Encoder, EntryEncoder, decode_entry, encode_entry
 from bridge.columnar import Columns, Limits
-from bridge.envelope import Key, LinkLane, Mode, Tombstone
+from bridge.envelope import Key, LinkLane, Mode, Tombstone, lane_of
 from bridge.errors import BatchError
 from bridge.intervals import ranges_of
 from bridge.readings import FLAG_PROPERTIES, Readings
@@ -38,6 +38,20 @@ def quantized(readings: Readings, resolution_us: int) -> Readings:
 
 
 # ---- round trips ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lane", LinkLane)
+def test_the_lane_is_seen_without_opening_the_batch(lane: LinkLane) -> None:
+    encoder = Encoder("a gateway with a long name " * 3, 1 << 63)
+    for first in (1, 101):  # with the context's keys before it, and without
+        assert lane_of(encoder.encode(one_per_row(20, first_seq=first), lane=lane)) == lane
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xa1", b"\xa1\x03", b"\xff" * 9, b"\xa1\x02\x7b" + b"\xff" * 8]
+)
+def test_what_is_no_envelope_is_taken_for_live(data: bytes) -> None:
+    assert lane_of(data) == LinkLane.LIVE
 
 
 @given(

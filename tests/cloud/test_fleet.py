@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from cloud.fleet import Draining, FleetPacer, Pressure
@@ -131,6 +133,42 @@ def test_under_great_pressure_a_newcomer_is_told_to_come_back_later() -> None:
     later = pacer.newcomer(9)
     assert later.hold_s == 30
     assert later.valid_s >= 45, "the limit outlasts the longest hold"
+
+
+def test_who_has_drained_less_gets_more_until_it_has_come_up() -> None:
+    gateways = [Draining(f"gw-{n}", 5000, ALL, drained=10_000) for n in range(19)]
+    late = Draining("late", 5000, ALL, drained=100)
+    rates = pressed(5.0, [*gateways, late])
+    assert 3.5 < (rates["late"] or 0) / (rates["gw-0"] or 1) <= 4.5
+    assert len(set(rates.values())) == 2
+
+
+def slow(answer_s: float, **more: float) -> Pressure:
+    return Pressure({}, answer_s=answer_s, **more)
+
+
+def test_a_crowd_that_delays_live_readings_gets_less_and_not_again_before_that_shows() -> None:
+    crowd = [Draining(f"gw-{n}", 100, ALL, period_s=5.0) for n in range(100)]
+    pacer = FleetPacer(5.0, 30)
+    totals = []
+    for answer_s in (0.0, *[1.0] * 6):
+        pacer.decide(slow(answer_s, backlog_readings_s=4000), crowd)
+        totals.append(pacer.total_readings_s)
+    assert totals == [4000, *[2000] * 5, 1000]
+
+
+def test_after_a_delay_a_crowd_grows_slowly_though_its_batches_are_far_apart() -> None:
+    crowd = [Draining(f"gw-{n}", 0, ALL, period_s=5.0) for n in range(100)]
+    pacer = FleetPacer(5.0, 30)
+    pacer.decide(slow(0.0), crowd)
+    pacer.decide(slow(1.0, backlog_readings_s=1000), crowd)
+    totals = []
+    for _ in range(60):
+        pacer.decide(slow(0.0), crowd)
+        totals.append(pacer.total_readings_s or 0.0)
+    assert totals[0] == 525
+    assert max(b / a for a, b in itertools.pairwise(totals)) < 1.06
+    assert totals[-1] == 4000, "and not past what a slow machine takes, unless it is used"
 
 
 def test_nobody_drains_and_nothing_is_divided() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -344,6 +345,74 @@ async def test_a_failure_is_answered_in_order(stream: GatedStream, capture: Clou
     assert uplink.answers == [0]
     stream.gate.set()
     assert await uplink.answered() == [0, 0, 0]
+
+
+# ---- live first ----------------------------------------------------------------------------------
+
+
+async def places_of_live(stream: GatedStream, sender: str) -> tuple[int, int]:
+    """Return after how many parts of a hundred gateways' backlog a live reading is encoded."""
+    encoded: list[tuple[str, int]] = []
+    capture = CloudCapture(
+        stream, IngestConfig(), "cloud", ManualClock(),
+        encoded=lambda part, readings, _: encoded.append((part.gateway, readings.seqs[0])),
+    )  # fmt: skip
+    await capture.start()
+    fleet = {name: Uplink(capture, name) for name in (*(f"gw-{n}" for n in range(100)), sender)}
+    for one in fleet.values():  # from here on nothing is asked of the file
+        one.send(one.batch(one_per_row(1, first_seq=999)))
+        await one.answered()
+    encoded.clear()
+    for name, one in fleet.items():
+        if name == "another":
+            continue
+        firsts = range(1, 201, 50)
+        batches = [one.batch(one_per_row(50, first_seq=n), lane=LinkLane.BACKLOG) for n in firsts]
+        one.send(*batches)
+    for _ in range(3):  # they ask for their turns
+        await asyncio.sleep(0)
+    live = fleet[sender]
+    live.send(live.batch(one_per_row(1, first_seq=1000)))
+    assert set(await live.answered()) == {0}
+    for one in fleet.values():
+        assert set(await one.answered()) == {0}
+    await capture.close()
+    return encoded.index((sender, 1000)), len(encoded)
+
+
+async def test_live_readings_of_a_gateway_do_not_wait_for_the_backlog_of_others(
+    stream: GatedStream,
+) -> None:
+    place, parts = await places_of_live(stream, "another")
+    assert place < parts / 5
+
+
+async def test_backlog_before_a_live_reading_of_its_own_gateway_is_hurried(
+    stream: GatedStream,
+) -> None:
+    """Its PUBACK comes after those of the four batches before it: a round of the loop for each."""
+    place, parts = await places_of_live(stream, "gw-99")
+    assert place < parts / 2
+
+
+async def test_how_long_runs_wait_for_their_answers(stream: GatedStream) -> None:
+    clock = ManualClock()
+    capture = CloudCapture(stream, IngestConfig(), "cloud", clock)
+    await capture.start()
+    uplink = Uplink(capture)
+    assert capture.batches.waits() == (math.inf, 0.0), "nothing came"
+    stream.gate.clear()
+    uplink.send(uplink.batch(one_per_row(1)))
+    clock.advance(2)
+    assert capture.batches.waits() == (math.inf, pytest.approx(2)), "it waits still"
+    clock.advance(1)
+    stream.gate.set()
+    await uplink.answered()
+    uplink.send(uplink.batch(one_per_row(1, first_seq=2)))
+    await uplink.answered()
+    assert capture.batches.waits() == (0.0, pytest.approx(3))
+    assert capture.batches.waits() == (math.inf, 0.0)
+    await capture.close()
 
 
 # ---- ledger --------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from bridge.link_pacing import Credit, decode_credit
 from bridge.readings import Readings
 from cloud.config import PacingConfig
 from cloud.gateways import GatewaysSeen
-from cloud.ingest_batches import BatchStats, BatchTaken
+from cloud.ingest_batches import BatchStats, BatchTaken, Waits
 from cloud.pacing import Pacing
 from cloud.sinks.runner import SinkStats
 from cloud.stream.contract import Backlog, StreamError
@@ -34,12 +34,17 @@ class Node:
     written: int = 0
     behind: int = 0
     full: bool = False
+    waits: Waits = field(default_factory=Waits)
     messages: list[Outgoing] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.seen = GatewaysSeen(self.clock)
-        self.batches = SimpleNamespace(stats=BatchStats())
+        self.batches = SimpleNamespace(stats=BatchStats(), waits=self.take_waits)
         self.pacing = Pacing(PacingConfig(), self.clock, self.seen, self, self.sinks, self)
+
+    def take_waits(self) -> Waits:
+        waits, self.waits = self.waits, Waits()
+        return waits
 
     async def sinks(self) -> Sequence[SinkStats]:
         lag = {3: Backlog(1, self.behind, 1)} if self.behind else {}
@@ -121,8 +126,8 @@ async def test_a_gateway_that_has_drained_is_left_alone() -> None:
     await node.second("a", "b", behind=1000)
     told: list[bool] = []
     for _ in range(10):
-        await node.second("a", behind=20_000)
-        told.append("tidegate/v1/down/b" in node.told())
+        await node.second("a", written=4000, behind=80_000)
+        told.append("b" in node.pacing._told)
     # its next batch was due in the fourth second, and may be five late
     assert told == [True] * 8 + [False] * 2
 
@@ -150,6 +155,55 @@ async def test_batches_that_pile_up_before_ingest_are_pressure() -> None:
     told = node.told()["tidegate/v1/down/a"]
     assert told is not None
     assert told.readings_s
+
+
+async def test_a_crowd_is_told_only_what_has_changed_or_runs_out() -> None:
+    node = Node()
+    crowd = [f"gw-{n}" for n in range(20)]
+    words = []
+    for _ in range(40):
+        await node.second(*crowd)
+        words.append(len(node.messages))
+    assert words[0] == 20
+    assert set(words) == {0, 20}
+    quiet = max(len(run) for run in "".join("x" if n else "." for n in words).split("x"))
+    assert 5 <= quiet < 15, "a credit holds for 30 s, and is told again in time"
+
+
+async def test_live_readings_of_a_crowd_that_wait_are_pressure_and_what_the_disk_takes_is_not() -> (
+    None
+):
+    crowd = [f"gw-{n}" for n in range(20)]
+    totals = {}
+    for name, waits in (("quick", Waits(0.01, 0.05)), ("slow disk", Waits(0.5, 1.0)),
+                        ("late", Waits(0.01, 1.1))):  # fmt: skip
+        node = Node()
+        for _ in range(10):
+            node.waits = waits
+            await node.second(*crowd)
+        totals[name] = node.pacing._pacer.total_readings_s or 0.0
+    assert totals["quick"] == totals["slow disk"] > 2 * totals["late"]
+
+
+async def test_few_govern_themselves_by_their_windows() -> None:
+    node = Node()
+    for _ in range(3):
+        node.waits = Waits(0.01, 1.1)
+        await node.second("a", "b")
+    assert node.pacing._pacer.total_readings_s is None
+
+
+async def test_sinks_that_would_have_to_decode_again_are_pressure() -> None:
+    node = Node()
+    node.pacing = Pacing(
+        PacingConfig(lag_target_s=1000), node.clock, node.seen, node, node.sinks, node,
+        decoded_readings_max=50_000,
+    )  # fmt: skip
+    await node.second("a", behind=20_000)
+    await node.second("a", behind=20_000)
+    assert node.pacing._pacer.total_readings_s is None
+    await node.second("a", behind=26_000)
+    assert node.pacing._pacer.total_readings_s is not None
 
 
 # ---- at the door ---------------------------------------------------------------------------------
