@@ -29,6 +29,8 @@ from mqtt.frames import encode_publish
 from runtime.clock import SystemClock
 from runtime.service import run as run_loop
 
+__all__ = ["main"]
+
 PAYLOAD = (
     b'{"battery":87,"humidity":41.32,"linkquality":120,"pressure":1013.2,"temperature":21.57,"v":1}'
 )

@@ -37,6 +37,8 @@ from runtime.clock import SystemClock
 from runtime.service import run as run_loop
 from tests.kit.postgres import postgres_server
 
+__all__ = ["main"]
+
 WRITE_ROWS = 20_000
 WRITES = 5  # a round
 DEVICES = 50
@@ -162,7 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--url", default="", help="an empty database [a server of its own]")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count [5]")
-    return run_loop(_main(parser.parse_args(arguments)))
+    parser.add_argument("--quick", action="store_true", help="one round: does it run at all")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.rounds = 1
+    return run_loop(_main(options))
 
 
 if __name__ == "__main__":

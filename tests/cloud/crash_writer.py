@@ -25,6 +25,8 @@ from runtime.clock import SystemClock
 from tests.kit.cloud import EPOCH, parts_of
 from tests.kit.readings import one_per_row
 
+__all__: list[str] = []  # a program
+
 BATCH = 20
 APPENDS_MAX = 400
 

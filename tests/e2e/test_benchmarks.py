@@ -22,6 +22,7 @@ COMPARISONS = {
     "connect-rate": 1,
     "tls-connections": 2,
 }
+ALONE = ("idle-connections", "rounds", "cluster", "scale", "postgres")
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -49,7 +50,7 @@ def test_a_comparison_runs_small_and_tells_a_figure_of_each_broker(name: str) ->
         assert row["mosquitto"] > floor
 
 
-@pytest.mark.parametrize("name", ["idle-connections", "rounds", "cluster", "scale", *COMPARISONS])
+@pytest.mark.parametrize("name", [*ALONE, *COMPARISONS])
 def test_its_help_says_what_it_measures_and_how_to_run_it(name: str) -> None:
     done = bench(name, "--", "--help")
     assert done.returncode == 0
