@@ -9,7 +9,7 @@ current.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Final, TypeAlias
 
@@ -17,7 +17,13 @@ from mqtt.broker.seams import PENDING
 from mqtt.errors import MalformedPacket, ProtocolError
 from mqtt.reason_codes import ReasonCode
 from mqtt.session import ShareGroup, Subscribed
-from mqtt.topics import TOPIC_BYTES_MAX, TOPIC_LEVELS_MAX, TopicTree, split_shared, topic_name_fault
+from mqtt.topics import (
+    TOPIC_BYTES_MAX,
+    TOPIC_LEVELS_MAX,
+    FilterTable,
+    split_shared,
+    topic_name_fault,
+)
 
 __all__ = [
     "NOT_CAPTURED",
@@ -54,7 +60,10 @@ SubscriptionKey: TypeAlias = object  # a Session, or (share name,) of a shared s
 
 
 class Target:
-    """One session that gets a topic's messages: its matching subscriptions taken together."""
+    """One session that gets a topic's messages: its matching subscriptions taken together.
+
+    A subscription that is the only one of its session is its own target.
+    """
 
     __slots__ = ("identifiers", "no_local", "own", "qos", "retain_as_published", "session")
 
@@ -65,7 +74,7 @@ class Target:
         self.qos = entry.qos
         self.no_local = entry.no_local
         self.retain_as_published = entry.retain_as_published
-        self.identifiers = entry.identifier  # encoded properties, b"" for none
+        self.identifiers = entry.identifiers  # encoded properties, b"" for none
 
     def add(self, entry: Subscribed) -> None:
         """Overlap: one copy with the highest QoS and every identifier [MQTT-3.3.4-2..5]."""
@@ -74,7 +83,7 @@ class Target:
         self.qos = max(self.qos, entry.qos)
         self.no_local = self.no_local or entry.no_local
         self.retain_as_published = self.retain_as_published or entry.retain_as_published
-        self.identifiers += entry.identifier
+        self.identifiers += entry.identifiers
 
     def _add_own(self, entry: Subscribed) -> None:
         """Keep apart what is not no-local [MQTT-3.8.3-3]."""
@@ -110,7 +119,7 @@ class Route:
         self.exclusive = exclusive  # captured and not for local subscribers
         self.verdict = verdict  # 0, or the reason code that refuses a publish
         self.generation = -1
-        self.targets: tuple[Target, ...] = ()
+        self.targets: tuple[Target | Subscribed, ...] = ()
         self.shares: tuple[ShareGroup, ...] = ()
         self.reach: object | None = None  # where else in a cluster; None for nowhere
 
@@ -123,7 +132,7 @@ class RouteTable(dict[bytes, Route]):
     Whoever still holds such a route finds it not current, and `refresh` takes it back.
 
     Args:
-        tree: The subscriptions of all sessions.
+        filters: The subscriptions of all sessions.
         lane: Asked once a route: the capture's lane of a topic, or None.
         exclusive: Whether a lane's publishes are consumed.
         size_max: Routes kept; many topics used once must not fill the memory.
@@ -132,14 +141,14 @@ class RouteTable(dict[bytes, Route]):
 
     def __init__(
         self,
-        tree: TopicTree[SubscriptionKey, Subscribed | ShareGroup],
+        filters: FilterTable[SubscriptionKey, Subscribed | ShareGroup],
         lane: Callable[[str], int | None] | None = None,
         exclusive: Callable[[int], bool] | None = None,
         size_max: int = 50_000,
         levels_max: int = TOPIC_LEVELS_MAX,
     ) -> None:
         super().__init__()
-        self.tree = tree
+        self.filters = filters
         self.generation = 0  # rises when the receivers of many routes may have changed
         self.reach: Callable[[str], object | None] | None = None  # the bus of a cluster
         self._lane = lane
@@ -196,7 +205,7 @@ class RouteTable(dict[bytes, Route]):
 
         A route that is not in the table, nor any other of its topic, is taken back.
         """
-        if len(self.tree):
+        if len(self.filters):
             self._find_receivers(route)
         else:
             route.targets = route.shares = ()
@@ -210,32 +219,35 @@ class RouteTable(dict[bytes, Route]):
         route.generation = self.generation if known is route else -1
 
     def _find_receivers(self, route: Route) -> None:
-        targets: dict[object, Target] = {}
+        targets: dict[object, Target | Subscribed] = {}
         shares: list[ShareGroup] = []
         private = route.name.startswith(_PRIVATE)
-        match = self.tree.match_exactly if private else self.tree.match
-        for values in match(route.name):
-            for entry in values.values():
-                if isinstance(entry, ShareGroup):
-                    shares.append(entry)
-                    continue
-                target = targets.get(entry.session)
-                if target is None:
-                    targets[entry.session] = Target(entry)
-                else:
-                    target.add(entry)
+        match = self.filters.at if private else self.filters.match
+        for _, entry in match(route.name):
+            if isinstance(entry, ShareGroup):
+                shares.append(entry)
+                continue
+            target = targets.setdefault(entry.session, entry)
+            if target is not entry:
+                if isinstance(target, Subscribed):
+                    target = targets[entry.session] = Target(target)
+                target.add(entry)
         route.targets = tuple(targets.values())
         route.shares = tuple(shares)
 
-    def subscriptions_changed(self, topic_filter: str) -> None:
-        """Note that subscriptions to a filter came or went: its routes are found anew."""
-        if "+" in topic_filter or "#" in topic_filter:  # a share name has no wildcard
-            self.generation += 1
+    def subscriptions_changed(self, topic_filters: Sequence[str]) -> None:
+        """Note that subscriptions to filters came or went: their routes are found anew."""
+        for topic_filter in topic_filters:
+            if "+" in topic_filter or "#" in topic_filter:  # a share name has no wildcard
+                self.generation += 1  # that of every route
+                return
+        if not self and not self._older:
             return
-        topic = split_shared(topic_filter)[1].encode()
-        route = self.get(topic) or self._older.get(topic)
-        if route is not None:
-            route.generation = -1
+        for topic_filter in topic_filters:
+            topic = split_shared(topic_filter)[1].encode()
+            route = self.get(topic) or self._older.get(topic)
+            if route is not None:
+                route.generation = -1
 
 
 class ClientRoutes(dict[bytes, Route]):

@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from math import ceil
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 from zlib import crc32
 
 from mqtt.packets import Subscription
-from mqtt.primitives import encode_variable_integer
+from mqtt.primitives import encode_variable_integer, read_variable_integer
 from mqtt.server_messages import Message, publish_pieces
 from mqtt.session_policy import SessionPolicy
 
@@ -89,11 +89,10 @@ class Recorder(Protocol):
 
 
 class Subscribed:
-    """One subscription of one session."""
+    """One subscription of one session; never changes but for `share`."""
 
     __slots__ = (
-        "identifier",
-        "identifier_number",
+        "identifiers",
         "no_local",
         "qos",
         "retain_as_published",
@@ -102,20 +101,28 @@ class Subscribed:
         "topic_filter",
     )
 
-    def __init__(self, session: Session, subscription: Subscription, identifier: int = 0) -> None:
+    own: ClassVar[None] = None  # as `mqtt.server_routes.Target` has it, which this may stand for
+
+    def __init__(
+        self, session: Session, subscription: Subscription, identifiers: bytes = b""
+    ) -> None:
         self.session = session
         self.topic_filter = subscription.topic_filter
         self.qos = subscription.qos
         self.no_local = subscription.no_local
         self.retain_as_published = subscription.retain_as_published
-        self.identifier_number = identifier  # 0 for none
-        self.identifier = identifier_property(identifier) if identifier else b""
+        self.identifiers = identifiers  # encoded property, b"" for none
         self.share: ShareGroup | None = None
 
     @property
     def options(self) -> int:
         """QoS, no local and retain as published, as a v5 SUBSCRIBE has them."""
         return self.qos | self.no_local << 2 | self.retain_as_published << 3
+
+    @property
+    def identifier(self) -> int:
+        """The subscription identifier, 0 for none."""
+        return read_variable_integer(self.identifiers, 1, 5)[0] if self.identifiers else 0
 
 
 class ShareGroup:

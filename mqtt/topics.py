@@ -1,21 +1,21 @@
-"""Topic names and topic filters: what is valid, what matches what, and trees that look both ways.
+"""Topic names and topic filters: what is valid, what matches what, and how to look both ways.
 
-MQTT 5.0 sections 4.7 and 4.8.2. `TopicTree` finds the filters that match a name (routing);
-`NameTree` finds the stored names that a filter matches (retained messages). Filters given to a
-tree are valid and without `$share/{name}/`: see `topic_filter_fault` and `split_shared`.
+MQTT 5.0 sections 4.7 and 4.8.2. `FilterTable` finds the filters that match a name (routing);
+`NameTree` finds the stored names that a filter matches (retained messages). Filters given to
+either are valid and without `$share/{name}/`: see `topic_filter_fault` and `split_shared`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 __all__ = [
     "TOPIC_BYTES_MAX",
     "TOPIC_LEVELS_MAX",
+    "FilterTable",
     "NameTree",
     "TopicFault",
-    "TopicTree",
     "matches",
     "split_shared",
     "topic_filter_fault",
@@ -28,6 +28,7 @@ V = TypeVar("V")
 TOPIC_BYTES_MAX: Final = 65_535
 TOPIC_LEVELS_MAX: Final = 128
 _SHARE: Final = "$share/"
+_WILDCARDS: Final = ("+", "#")
 
 
 class TopicFault(NamedTuple):
@@ -147,32 +148,28 @@ def matches(topic_filter: str, topic_name: str) -> bool:
     return all(want in ("+", level) for want, level in zip(wanted, levels, strict=False))
 
 
-class _Node(Generic[K, V]):
-    """One level of the wildcard filters; a field is None until a filter needs it."""
-
-    __slots__ = ("children", "hash", "here", "plus")
-
-    def __init__(self) -> None:
-        self.children: dict[str, _Node[K, V]] | None = None  # by literal level
-        self.plus: _Node[K, V] | None = None  # below `+`
-        self.hash: dict[K, V] | None = None  # of the filter that ends in `#` here
-        self.here: dict[K, V] | None = None  # of the filter that ends here
+# Which levels of a filter are wildcards: (index, `+` or `#`) each.
+_Wildcards: TypeAlias = tuple[tuple[int, str], ...]
 
 
-class TopicTree(Generic[K, V]):
-    """Topic filters, each with values by key (a subscriber's id -> its options).
+class FilterTable(Generic[K, V]):
+    """Topic filters, each with values by key (a subscriber -> its options).
 
-    Filters without a wildcard sit in one dict, so that looking them up costs the same however
-    many there are; only those with a wildcard are in the tree.
-    Invariant: no empty dict and no node without a filter below it stays behind.
+    All of them are in one dict. Which filters with a wildcard match a name is found by looking up
+    one for each shape that is there: how many levels, which of them are `+`, whether the last is
+    `#`. A table has few shapes, however many filters; n levels can match less than 2 ** (n + 1).
+    Invariants: a filter with one value has it as a pair, one with more as a dict; `_closed` and
+    `_open` count the filters of each shape, and hold no shape without any.
     """
 
-    __slots__ = ("_count", "_exact", "_root")
+    __slots__ = ("_closed", "_count", "_open", "_values")
 
     def __init__(self) -> None:
-        self._exact: dict[str, dict[K, V]] = {}
-        self._root: _Node[K, V] = _Node()
+        self._values: dict[str, tuple[K, V] | dict[K, V]] = {}
         self._count = 0
+        # Levels -> shape -> how many filters; of those that end in `#`, `#` among the levels.
+        self._closed: dict[int, dict[_Wildcards, int]] = {}
+        self._open: dict[int, dict[_Wildcards, int]] = {}
 
     def __len__(self) -> int:
         """Return how many (filter, key) pairs are held."""
@@ -180,156 +177,106 @@ class TopicTree(Generic[K, V]):
 
     def add(self, topic_filter: str, key: K, value: V) -> V | None:
         """Set the value of `key` at a filter; return the one it replaces."""
-        if "+" in topic_filter or "#" in topic_filter:
-            values = self._wildcard_values(topic_filter)
-        else:
-            values = self._exact.setdefault(topic_filter, {})
-        previous = values.get(key)
-        if key not in values:
+        values = self._values
+        there = values.get(topic_filter)
+        if there is None:
+            values[topic_filter] = (key, value)
             self._count += 1
-        values[key] = value
+            if "+" in topic_filter or "#" in topic_filter:
+                self._add_shape(topic_filter)
+            return None
+        if isinstance(there, tuple):
+            if there[0] == key:
+                values[topic_filter] = (key, value)
+                return there[1]
+            there = values[topic_filter] = dict((there,))
+        previous = there.get(key)
+        self._count += key not in there
+        there[key] = value
         return previous
 
     def remove(self, topic_filter: str, key: K) -> V | None:
         """Forget `key` at a filter; return its value, None when there was none."""
-        if "+" in topic_filter or "#" in topic_filter:
-            return self._remove_wildcard(topic_filter, key)
-        values = self._exact.get(topic_filter)
-        if values is None or key not in values:
+        values = self._values
+        there = values.get(topic_filter)
+        if there is None:
             return None
-        value = values.pop(key)
+        if isinstance(there, tuple):
+            if there[0] != key:
+                return None
+            del values[topic_filter]
+            if "+" in topic_filter or "#" in topic_filter:
+                self._remove_shape(topic_filter)
+            self._count -= 1
+            return there[1]
+        if key not in there:
+            return None
+        value = there.pop(key)
         self._count -= 1
-        if not values:
-            del self._exact[topic_filter]
+        if len(there) == 1:
+            values[topic_filter] = there.popitem()
         return value
 
-    def at(self, topic_filter: str) -> dict[K, V] | None:
-        """Return the values of one filter, None when it has none; the dict is the tree's own."""
-        if "+" not in topic_filter and "#" not in topic_filter:
-            return self._exact.get(topic_filter)
-        node = self._root
-        *levels, last = topic_filter.split("/")
-        if last != "#":
-            levels.append(last)
-        for level in levels:
-            below = node.plus if level == "+" else (node.children or {}).get(level)
-            if below is None:
-                return None
-            node = below
-        return (node.hash if last == "#" else node.here) or None
+    def at(self, topic_filter: str) -> list[tuple[K, V]]:
+        """Return the keys and values of one filter."""
+        there = self._values.get(topic_filter)
+        if there is None:
+            return []
+        return [there] if isinstance(there, tuple) else list(there.items())
 
-    def match(self, topic_name: str) -> list[dict[K, V]]:
-        """Return the values of every filter that matches, one dict a filter.
-
-        The dicts are the tree's own: read them, and not after the next change.
-        """
-        found: list[dict[K, V]] = []
-        exact = self._exact.get(topic_name)
-        if exact is not None:
-            found.append(exact)
-        node = self._root
-        nodes = [node]
+    def match(self, topic_name: str) -> list[tuple[K, V]]:
+        """Return the keys and values of every filter that matches."""
+        get = self._values.get
+        there = get(topic_name)
+        found = [] if there is None else [there] if isinstance(there, tuple) else [*there.items()]
         levels = topic_name.split("/")
-        if topic_name[:1] == "$":  # [MQTT-4.7.2-1] a leading wildcard does not match `$`
-            child = node.children.get(levels[0]) if node.children else None
-            if child is None:
-                return found
-            nodes = [child]
-            del levels[0]
-        for level in levels:
-            below: list[_Node[K, V]] = []
-            for node in nodes:
-                if node.hash is not None:
-                    found.append(node.hash)
-                if node.children is not None:
-                    child = node.children.get(level)
-                    if child is not None:
-                        below.append(child)
-                if node.plus is not None:
-                    below.append(node.plus)
-            if not below:
-                return found
-            nodes = below
-        for node in nodes:
-            if node.here is not None:
-                found.append(node.here)
-            if node.hash is not None:  # `a/#` matches `a` too
-                found.append(node.hash)
+        count = len(levels)
+        is_hidden = topic_name[0] == "$"  # [MQTT-4.7.2-1] a leading wildcard does not match it
+        shapes = [(count, self._closed[count])] if count in self._closed else []
+        if self._open:
+            levels.append("")  # `a/#` matches `a` too
+            shapes += [one for one in self._open.items() if one[0] <= count + 1]
+        for size, these in shapes:
+            for wildcards in these:
+                if is_hidden and wildcards[0][0] == 0:
+                    continue
+                wanted = levels[:size]
+                for at, level in wildcards:
+                    wanted[at] = level
+                there = get("/".join(wanted))
+                if there is not None:
+                    if isinstance(there, tuple):
+                        found.append(there)
+                    else:
+                        found += there.items()
         return found
 
-    def match_exactly(self, topic_name: str) -> list[dict[K, V]]:
-        """Return the values of the filter that is the topic name itself, as `match` does."""
-        exact = self._exact.get(topic_name)
-        return [] if exact is None else [exact]
+    def _add_shape(self, topic_filter: str) -> None:
+        shapes, size, wildcards = self._shape(topic_filter)
+        these = shapes.get(size)
+        if these is None:
+            these = shapes[size] = {}
+        these[wildcards] = these.get(wildcards, 0) + 1
 
-    def _wildcard_values(self, topic_filter: str) -> dict[K, V]:
-        """Return the values at a filter with a wildcard, made if need be."""
+    def _remove_shape(self, topic_filter: str) -> None:
+        shapes, size, wildcards = self._shape(topic_filter)
+        these = shapes[size]
+        these[wildcards] -= 1
+        if not these[wildcards]:
+            del these[wildcards]
+            if not these:
+                del shapes[size]
+
+    def _shape(self, topic_filter: str) -> tuple[dict[int, dict[_Wildcards, int]], int, _Wildcards]:
+        """Return the shape of a filter with a wildcard: where it is counted, levels, wildcards."""
+        size = topic_filter.count("/") + 1
+        is_open = topic_filter[-1] == "#"
+        shapes = self._open if is_open else self._closed
+        if "+" not in topic_filter:
+            return shapes, size, ((size - 1, "#"),)
         levels = topic_filter.split("/")
-        ends_in_hash = levels[-1] == "#"
-        if ends_in_hash:
-            levels.pop()
-        node = self._root
-        for level in levels:
-            if level == "+":
-                if node.plus is None:
-                    node.plus = _Node()
-                node = node.plus
-            else:
-                if node.children is None:
-                    node.children = {}
-                child = node.children.get(level)
-                if child is None:
-                    child = node.children[level] = _Node()
-                node = child
-        if ends_in_hash:
-            if node.hash is None:
-                node.hash = {}
-            return node.hash
-        if node.here is None:
-            node.here = {}
-        return node.here
-
-    def _remove_wildcard(self, topic_filter: str, key: K) -> V | None:
-        levels = topic_filter.split("/")
-        ends_in_hash = levels[-1] == "#"
-        if ends_in_hash:
-            levels.pop()
-        path: list[_Node[K, V]] = [self._root]
-        for level in levels:
-            node = path[-1]
-            below = node.plus if level == "+" else (node.children or {}).get(level)
-            if below is None:
-                return None
-            path.append(below)
-        node = path[-1]
-        values = node.hash if ends_in_hash else node.here
-        if values is None or key not in values:
-            return None
-        value = values.pop(key)
-        self._count -= 1
-        if not values:
-            if ends_in_hash:
-                node.hash = None
-            else:
-                node.here = None
-            self._prune(path, levels)
-        return value
-
-    @staticmethod
-    def _prune(path: list[_Node[K, V]], levels: list[str]) -> None:
-        """Drop the nodes at the end of `path` that hold nothing any more."""
-        while len(path) > 1:
-            node = path.pop()
-            if node.hash or node.here or node.plus or node.children:
-                return
-            parent = path[-1]
-            level = levels.pop()
-            if level == "+":
-                parent.plus = None
-            elif parent.children is not None:
-                del parent.children[level]
-                if not parent.children:
-                    parent.children = None
+        wildcards = [(at, level) for at, level in enumerate(levels) if level in _WILDCARDS]
+        return shapes, size, tuple(wildcards)
 
 
 class _NameNode:

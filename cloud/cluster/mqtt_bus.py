@@ -328,8 +328,8 @@ class MqttCluster:
             qos = entry.qos if session.recorder is None else 0
             self.peers.want(plain, max(qos, self.peers.wanted(plain)))
             return
-        values = self._router.tree.at(plain)
-        if not values or not any(isinstance(one, Subscribed) for one in values.values()):
+        entries = self._router.filters.at(plain)
+        if not any(isinstance(one, Subscribed) for _, one in entries):
             self.peers.want(plain, -1)
 
     def _count_members(self, topic_filter: str) -> None:
@@ -417,7 +417,7 @@ class MqttCluster:
         return topic_name.startswith(_LOCAL_PREFIX) or topic_name in self._local_topics
 
     def _interest_changed(self, topic_filter: str) -> None:
-        self._router.routes.subscriptions_changed(topic_filter)
+        self._router.routes.subscriptions_changed((topic_filter,))
 
     def _look_at_backlog(self, client_id: str) -> None:
         self.backlogs.look(client_id)

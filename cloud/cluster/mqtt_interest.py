@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from cloud.cluster.mqtt_wire import SHARDS, shard_of
-from mqtt.topics import TopicTree, split_shared
+from mqtt.topics import FilterTable, split_shared
 
 __all__ = ["Group", "Interest", "Reach"]
 
@@ -86,8 +86,9 @@ class Interest:
         self.unknown: set[str] = set()  # instances that have not told yet: they may want anything
         self.changed = changed
         # plain filter -> instance -> QoS; _LASTING -> count by shard
-        self._tree: TopicTree[str, int | list[int]] = TopicTree()
-        self._groups: TopicTree[str, Group] = TopicTree()  # plain filter -> whole filter -> group
+        self._wanted: FilterTable[str, int | list[int]] = FilterTable()
+        # plain filter -> whole filter -> group
+        self._groups: FilterTable[str, Group] = FilterTable()
         self._by_filter: dict[str, Group] = {}
         self._of_node: dict[str, dict[str, int]] = {}
         self._lasting: dict[str, tuple[str, ...]] = {}  # client id -> filters with QoS 1 or 2
@@ -96,13 +97,12 @@ class Interest:
         """Return where a topic's messages go; None for nowhere."""
         nodes: dict[str, int] = dict.fromkeys(self.unknown, 1)
         shards: set[int] = set()
-        for values in self._tree.match(topic_name):
-            for instance, wanted in values.items():
-                if isinstance(wanted, int):
-                    nodes[instance] = max(wanted, nodes.get(instance, 0))
-                else:
-                    shards.update(shard for shard, count in enumerate(wanted) if count)
-        groups = [g for values in self._groups.match(topic_name) for g in values.values()]
+        for instance, wanted in self._wanted.match(topic_name):
+            if isinstance(wanted, int):
+                nodes[instance] = max(wanted, nodes.get(instance, 0))
+            else:
+                shards.update(shard for shard, count in enumerate(wanted) if count)
+        groups = [group for _, group in self._groups.match(topic_name)]
         if not nodes and not shards and not groups:
             return None
         logged = tuple(instance for instance, qos in nodes.items() if qos)
@@ -120,12 +120,12 @@ class Interest:
         if qos < 0:
             if filters.pop(topic_filter, None) is None:
                 return
-            self._tree.remove(topic_filter, instance)
+            self._wanted.remove(topic_filter, instance)
         else:
             if filters.get(topic_filter) == qos:
                 return
             filters[topic_filter] = qos
-            self._tree.add(topic_filter, instance, qos)
+            self._wanted.add(topic_filter, instance, qos)
         self.changed(topic_filter)
 
     def node_members(self, instance: str, topic_filter: str, count: int) -> None:
@@ -191,13 +191,13 @@ class Interest:
         if counts[shard] == (by > 0):  # the first came, or the last went
             self.changed(plain)
         if not any(counts):
-            self._tree.remove(plain, _LASTING)
+            self._wanted.remove(plain, _LASTING)
 
     def _lasting_counts(self, plain: str) -> list[int]:
         fresh = [0] * SHARDS
-        known = self._tree.add(plain, _LASTING, fresh)
+        known = self._wanted.add(plain, _LASTING, fresh)
         if isinstance(known, list):
-            self._tree.add(plain, _LASTING, known)
+            self._wanted.add(plain, _LASTING, known)
             return known
         return fresh
 

@@ -170,7 +170,7 @@ class Receiving:
                 return
             entry = (session.subscriptions or {}).get(carried.group)
             qos = min(message.qos, entry.qos) if entry is not None else message.qos
-            identifier = entry.identifier if entry is not None else b""
+            identifier = entry.identifiers if entry is not None else b""
             group = self._router.group(carried.group)
             session.offer(message, qos, False, identifier, now_s, group)
             return

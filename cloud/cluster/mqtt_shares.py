@@ -56,7 +56,7 @@ class Shares:
         message.tracker = partial(self._told, position)
         qos = min(message.qos, entry.qos)
         keep = message.retain and entry.retain_as_published
-        taken = entry.session.offer(message, qos, keep, entry.identifier, now_s, members)
+        taken = entry.session.offer(message, qos, keep, entry.identifiers, now_s, members)
         if not taken or not qos:
             self._end(position)
 

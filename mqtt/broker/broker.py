@@ -388,7 +388,7 @@ class Broker:
             core.stats,
             connections=len(core.connections),
             sessions=len(core.registry.sessions),
-            subscriptions=len(core.router.tree),
+            subscriptions=len(core.router.filters),
             retained_messages=len(core.router.retained),
             queued_bytes=core.policy.queued_bytes,
             full_queues=core.queues.count,

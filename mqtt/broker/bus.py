@@ -18,7 +18,7 @@ docs/adr/0009-mqtt-across-nodes.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -107,10 +107,13 @@ class BusRouter(Router):
 
     # -- subscriptions ------------------------------------------------------------------------
 
-    def subscribe(self, session: Session, subscription: Subscription, identifier: int = 0) -> bool:
-        """Add or replace a subscription; the other nodes hear of it."""
-        existed = super().subscribe(session, subscription, identifier)
-        self.bus.subscribed(session, subscription.topic_filter)
+    def subscribe_all(
+        self, session: Session, subscriptions: Sequence[Subscription], identifier: int = 0
+    ) -> list[bool]:
+        """Add or replace subscriptions; the other nodes hear of them."""
+        existed = super().subscribe_all(session, subscriptions, identifier)
+        for subscription in subscriptions:
+            self.bus.subscribed(session, subscription.topic_filter)
         return existed
 
     def unsubscribe(self, session: Session, topic_filter: str) -> bool:

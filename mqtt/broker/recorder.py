@@ -98,7 +98,7 @@ class StoreRecorder:
         """Keep a subscription."""
         self.put(
             SubscriptionSaved(
-                entry.session.client_id, entry.topic_filter, entry.options, entry.identifier_number
+                entry.session.client_id, entry.topic_filter, entry.options, entry.identifier
             )
         )
 

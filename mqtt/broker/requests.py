@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 from mqtt.broker.authenticating import on_auth
+from mqtt.broker.config import BrokerConfig
 from mqtt.broker.connecting import on_connect
 from mqtt.broker.connection import Connection
 from mqtt.broker.full_queues import Way
@@ -359,25 +360,25 @@ def _subscribe(connection: Connection, packet: Subscribe) -> None:
     assert session is not None
     before = _position(connection)
     identifier = packet.properties.get(SUBSCRIPTION_IDENTIFIER, [0])[0]
-    codes: list[int] = []
+    refusals = _refusals(connection, session, packet.subscriptions)
+    taken = packet.subscriptions
+    if any(refusals):
+        taken = [each for each, code in zip(taken, refusals, strict=True) if not code]
+    # [MQTT-3.8.4-6] [MQTT-3.8.4-7]
+    codes = [code or each.qos for each, code in zip(packet.subscriptions, refusals, strict=True)]
+    existed = core.router.subscribe_all(session, taken, identifier)
+    held = session.subscriptions or {}
+    if session.recorder is not None and core.recorder is not None:
+        for each in taken:
+            core.recorder.subscription_saved(held[each.topic_filter])
     wanting: list[Subscription] = []
-    for subscription in packet.subscriptions:
-        code = _refusal(connection, session, subscription)
-        codes.append(code or subscription.qos)  # [MQTT-3.8.4-6] [MQTT-3.8.4-7]
-        if code:
-            continue
-        existed = core.router.subscribe(session, subscription, identifier)
-        entry = session.subscriptions[subscription.topic_filter] if session.subscriptions else None
-        if session.recorder is not None and core.recorder is not None and entry is not None:
-            core.recorder.subscription_saved(entry)
-        handling = subscription.retain_handling
+    if core.bus is not None or len(core.router.retained):
         # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
-        if (
-            (handling == 0 or (handling == 1 and not existed))
-            and entry is not None
-            and entry.share is None
-        ):
-            wanting.append(subscription)
+        wanting = [
+            each
+            for each, before_it in zip(taken, existed, strict=True)
+            if each.retain_handling <= (not before_it) and held[each.topic_filter].share is None
+        ]
     retained = _feeds(connection, wanting, identifier) if core.bus is None else []
 
     def answer() -> None:
@@ -405,34 +406,55 @@ def _feeds(
     ]
 
 
-def _refusal(connection: Connection, session: Session, subscription: Subscription) -> int:
-    """Return why a subscription is refused, 0 when it is not."""
+def _refusals(
+    connection: Connection, session: Session, subscriptions: Sequence[Subscription]
+) -> list[int]:
+    """Return of each subscription why it is refused, 0 when it is not."""
     core = connection.core
     config = core.config
-    topic_filter = subscription.topic_filter
-    # The decoder has checked its form; the limits, and `$share/` of 3.1.1, are checked here.
-    if (
-        topic_filter.startswith("$")
-        or topic_filter.count("/") >= config.topic_levels_max
-        or len(topic_filter) * 4 > config.topic_bytes_max
-    ) and topic_filter_fault(
+    slashes_max, characters = config.topic_levels_max - 1, config.topic_bytes_max >> 2
+    held = session.subscriptions or {}
+    is_full = len(held) + len(subscriptions) > config.subscriptions_max
+    new: set[str] = set()  # filters that take a place of `subscriptions_max`
+    refusals = []
+    for subscription in subscriptions:
+        topic_filter = subscription.topic_filter
+        code = 0
+        # The decoder has checked its form; the limits, and `$share/` of 3.1.1, are checked here.
+        if (
+            topic_filter[0] == "$"
+            or topic_filter.count("/") > slashes_max
+            or len(topic_filter) > characters
+        ):
+            code = _over_limits(topic_filter, config)
+        if is_full and not code and topic_filter not in held and topic_filter not in new:
+            if len(held) + len(new) >= config.subscriptions_max:
+                code = int(ReasonCode.QUOTA_EXCEEDED)
+            elif not (code := _forbidden(connection, topic_filter)):
+                new.add(topic_filter)
+        elif not code and core.access is not None:
+            code = _forbidden(connection, topic_filter)
+        refusals.append(code)
+    return refusals
+
+
+def _over_limits(topic_filter: str, config: BrokerConfig) -> int:
+    """Return why a filter is not taken whoever asks for it, 0 when it is."""
+    fault = topic_filter_fault(
         topic_filter, levels_max=config.topic_levels_max, bytes_max=config.topic_bytes_max
-    ):
-        return int(ReasonCode.TOPIC_FILTER_INVALID)
-    subscriptions = session.subscriptions
-    if (
-        subscriptions is not None
-        and len(subscriptions) >= config.subscriptions_max
-        and topic_filter not in subscriptions
-    ):
-        return int(ReasonCode.QUOTA_EXCEEDED)
-    client = connection.machine.client
-    if core.access is not None and client is not None:
-        code = core.access.subscribe(client, split_shared(topic_filter)[1])
-        if code == PENDING:  # it was asked for and could not be had
-            return int(ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
-        return code if not code or code in ALLOWED[SUBACK] else int(ReasonCode.UNSPECIFIED_ERROR)
-    return 0
+    )
+    return int(ReasonCode.TOPIC_FILTER_INVALID) if fault else 0
+
+
+def _forbidden(connection: Connection, topic_filter: str) -> int:
+    """Return why a client may not subscribe to a filter, 0 when it may."""
+    access, client = connection.core.access, connection.machine.client
+    if access is None or client is None:
+        return 0
+    code = access.subscribe(client, split_shared(topic_filter)[1])
+    if code == PENDING:  # it was asked for and could not be had
+        return int(ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
+    return code if not code or code in ALLOWED[SUBACK] else int(ReasonCode.UNSPECIFIED_ERROR)
 
 
 def _on_unsubscribe(connection: Connection, packet: Unsubscribe) -> None:

@@ -1,20 +1,22 @@
 """Who gets a message: subscriptions, shared subscriptions, retained messages, fan-out.
 
 MQTT 5.0 sections 3.3.1.3, 3.3.4, 3.8.4, 4.7 and 4.8. The router knows sessions, not connections:
-a session sends or queues by itself. Invariant: `tree` and each session's `subscriptions` tell the
-same story, as do `_groups` and the groups in `tree`.
+a session sends or queues by itself. Invariant: `filters` and each session's `subscriptions` tell
+the same story, as do `_groups` and the groups in `filters`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.seams import Capture
 from mqtt.packets import Subscription
 from mqtt.server_messages import Message
 from mqtt.server_routes import Route, RouteTable, SubscriptionKey
-from mqtt.session import Delivery, Session, ShareGroup, Subscribed
+from mqtt.session import Delivery, Session, ShareGroup, Subscribed, identifier_property
 from mqtt.session_policy import SessionPolicy
-from mqtt.topics import NameTree, TopicTree, split_shared
+from mqtt.topics import FilterTable, NameTree, split_shared
 
 __all__ = ["Router"]
 
@@ -41,9 +43,9 @@ class Router:
         retained_bytes_max: int = 64 << 20,
     ) -> None:
         self.policy = policy
-        self.tree: TopicTree[SubscriptionKey, Subscribed | ShareGroup] = TopicTree()
+        self.filters: FilterTable[SubscriptionKey, Subscribed | ShareGroup] = FilterTable()
         self.routes = RouteTable(
-            self.tree,
+            self.filters,
             capture.lane if capture is not None else None,
             capture.exclusive if capture is not None else None,
             levels_max=levels_max,
@@ -60,23 +62,40 @@ class Router:
 
     def subscribe(self, session: Session, subscription: Subscription, identifier: int = 0) -> bool:
         """Add or replace a subscription [MQTT-3.8.4-3]; return whether it existed."""
-        topic_filter = subscription.topic_filter
-        entry = Subscribed(session, subscription, identifier)
-        share_name, plain = split_shared(topic_filter)
-        if share_name is None:
-            self.tree.add(topic_filter, session, entry)
-        else:
-            group = self._groups.get(topic_filter)
-            if group is None:
-                group = self._groups[topic_filter] = ShareGroup(topic_filter)
-                self.tree.add(plain, (share_name,), group)
-            group.add(entry)
-        if session.subscriptions is None:
-            session.subscriptions = {}
-        existed = topic_filter in session.subscriptions
-        session.subscriptions[topic_filter] = entry
-        self.routes.subscriptions_changed(topic_filter)
+        return self.subscribe_all(session, (subscription,), identifier)[0]
+
+    def subscribe_all(
+        self, session: Session, subscriptions: Sequence[Subscription], identifier: int = 0
+    ) -> list[bool]:
+        """Add or replace subscriptions, in their order; return of each whether it existed."""
+        if not subscriptions:
+            return []
+        held = session.subscriptions
+        if held is None:
+            held = session.subscriptions = {}
+        identifiers = identifier_property(identifier)
+        add = self.filters.add
+        existed = []
+        for subscription in subscriptions:
+            topic_filter = subscription.topic_filter
+            entry = Subscribed(session, subscription, identifiers)
+            if topic_filter[0] == "$" and topic_filter.startswith("$share/"):
+                self._join_group(entry)
+            else:
+                add(topic_filter, session, entry)
+            existed.append(topic_filter in held)
+            held[topic_filter] = entry
+        self.routes.subscriptions_changed([each.topic_filter for each in subscriptions])
         return existed
+
+    def _join_group(self, entry: Subscribed) -> None:
+        topic_filter = entry.topic_filter
+        group = self._groups.get(topic_filter)
+        if group is None:
+            share_name, plain = split_shared(topic_filter)
+            group = self._groups[topic_filter] = ShareGroup(topic_filter)
+            self.filters.add(plain, (share_name,), group)
+        group.add(entry)
 
     def unsubscribe(self, session: Session, topic_filter: str) -> bool:
         """Remove a subscription [MQTT-3.10.4-1]; return whether there was one."""
@@ -85,13 +104,13 @@ class Router:
             return False
         share_name, plain = split_shared(topic_filter)
         if entry.share is None:
-            self.tree.remove(plain, session)
+            self.filters.remove(plain, session)
         else:
             entry.share.remove(session)
             if not entry.share.members:
-                self.tree.remove(plain, (share_name,))
+                self.filters.remove(plain, (share_name,))
                 self._groups.pop(topic_filter, None)
-        self.routes.subscriptions_changed(topic_filter)
+        self.routes.subscriptions_changed((topic_filter,))
         return True
 
     def forget(self, session: Session) -> None:
@@ -164,7 +183,7 @@ class Router:
             message,
             min(message.qos, entry.qos),
             message.retain and entry.retain_as_published,
-            entry.identifier,
+            entry.identifiers,
             now_s,
             group,
         )
@@ -192,7 +211,7 @@ class Router:
             delivery.message,
             min(delivery.qos, entry.qos),
             delivery.message.retain and entry.retain_as_published,
-            entry.identifier,
+            entry.identifiers,
             now_s,
             entry.share,
         )

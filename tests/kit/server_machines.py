@@ -15,7 +15,7 @@ from mqtt.server_messages import PropertyBlocks
 from mqtt.server_routes import RouteTable
 from mqtt.session import Session
 from mqtt.session_policy import SessionPolicy
-from mqtt.topics import TopicTree
+from mqtt.topics import FilterTable
 
 __all__ = ["Machine", "lane_of"]
 
@@ -31,7 +31,7 @@ class Machine:
     def __init__(self, limits: ServerLimits | None = None, *, exclusive: bool = False) -> None:
         self.sent: list[bytes] = []
         self.settled: list[tuple[PublishRun, Any]] = []
-        routes = RouteTable(TopicTree(), lane_of, lambda _lane: exclusive)
+        routes = RouteTable(FilterTable(), lane_of, lambda _lane: exclusive)
         self.connection = ServerConnection(
             limits or ServerLimits(),
             routes,

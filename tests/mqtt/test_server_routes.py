@@ -12,12 +12,12 @@ from mqtt.server_messages import PropertyBlocks
 from mqtt.server_routes import NOT_CAPTURED, ClientRoutes, RouteTable
 from mqtt.session import Session
 from mqtt.session_policy import SessionPolicy
-from mqtt.topics import TopicTree
+from mqtt.topics import FilterTable
 from tests.kit.server_machines import lane_of
 
 
 def table(**options: int) -> RouteTable:
-    return RouteTable(TopicTree(), lane_of, lambda lane: lane == 0, **options)
+    return RouteTable(FilterTable(), lane_of, lambda lane: lane == 0, **options)
 
 
 def test_a_route_says_all_there_is_to_say_of_a_topic() -> None:
@@ -76,7 +76,7 @@ def test_receivers_are_found_anew_only_where_they_may_have_changed() -> None:
     router.forget(a)
     assert not router.receivers(one)
     assert not router.receivers(two)
-    assert len(router.tree) == 0
+    assert len(router.filters) == 0
 
 
 def test_what_is_for_one_client_alone_matches_no_wildcard() -> None:

@@ -1,4 +1,4 @@
-"""Topics: what is valid, what matches, and both trees against the naive way."""
+"""Topics: what is valid, what matches, and both ways to look against the naive way."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mqtt.topics import (
+    FilterTable,
     NameTree,
-    TopicTree,
     matches,
     split_shared,
     topic_filter_fault,
@@ -73,9 +73,9 @@ def test_the_examples_of_the_specification(
 ) -> None:
     assert matches(topic_filter, topic_name) is expected
     assert naive(topic_filter, topic_name) is expected
-    tree: TopicTree[str, int] = TopicTree()
-    tree.add(topic_filter, "c", 1)
-    assert tree.match(topic_name) == ([{"c": 1}] if expected else [])
+    table: FilterTable[str, int] = FilterTable()
+    table.add(topic_filter, "c", 1)
+    assert table.match(topic_name) == ([("c", 1)] if expected else [])
     names: NameTree[int] = NameTree()
     names.set(topic_name, 1)
     assert names.match(topic_filter) == ([(topic_name, 1)] if expected else [])
@@ -90,18 +90,25 @@ def test_matches_agrees_with_the_naive_way(topic_filter: str, topic_name: str) -
     st.lists(st.tuples(topic_filters() | topic_names, st.integers(0, 3)), max_size=30),
     st.lists(topic_names, min_size=1, max_size=10),
 )
-def test_a_topic_tree_finds_the_filters_that_match(
+def test_a_filter_table_finds_the_filters_that_match(
     pairs: list[tuple[str, int]], topic_names: list[str]
 ) -> None:
-    tree: TopicTree[int, str] = TopicTree()
+    table: FilterTable[int, str] = FilterTable()
     expected: dict[str, dict[int, str]] = {}
     for topic_filter, key in pairs:
-        tree.add(topic_filter, key, topic_filter)
+        table.add(topic_filter, key, topic_filter)
         expected.setdefault(topic_filter, {})[key] = topic_filter
     for name in topic_names:
-        found = tree.match(name)
-        wanted = [values for wanted, values in expected.items() if naive(wanted, name)]
-        assert sorted(map(repr, found)) == sorted(map(repr, wanted))
+        found = table.match(name)
+        wanted = [
+            pair
+            for wanted, values in expected.items()
+            if naive(wanted, name)
+            for pair in values.items()
+        ]
+        assert sorted(found) == sorted(wanted)
+    for topic_filter, values in expected.items():
+        assert dict(table.at(topic_filter)) == values
 
 
 @given(st.lists(topic_names, max_size=30), st.lists(topic_filters(), min_size=1, max_size=10))
@@ -119,19 +126,19 @@ def test_a_name_tree_finds_the_names_that_match(names: list[str], filters: list[
     assert not tree.may_match("no such name")
 
 
-class TreesUnderChange(RuleBasedStateMachine):
-    """Both trees against dicts, while filters and names come and go."""
+class FiltersAndNamesUnderChange(RuleBasedStateMachine):
+    """A table and a tree against dicts, while filters and names come and go."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tree: TopicTree[int, int] = TopicTree()
+        self.table: FilterTable[int, int] = FilterTable()
         self.filters: dict[tuple[str, int], int] = {}
         self.names: NameTree[int] = NameTree()
         self.values: dict[str, int] = {}
 
     @rule(topic_filter=topic_filters() | topic_names, key=st.integers(0, 2), value=st.integers())
     def add(self, topic_filter: str, key: int, value: int) -> None:
-        assert self.tree.add(topic_filter, key, value) == self.filters.get((topic_filter, key))
+        assert self.table.add(topic_filter, key, value) == self.filters.get((topic_filter, key))
         self.filters[topic_filter, key] = value
 
     @rule(data=st.data(), other=topic_filters())
@@ -139,7 +146,7 @@ class TreesUnderChange(RuleBasedStateMachine):
         known = sorted(self.filters)
         topic_filter, key = data.draw(st.sampled_from([*known, (other, 9)]))
         removed = self.filters.pop((topic_filter, key), None)
-        assert self.tree.remove(topic_filter, key) == removed
+        assert self.table.remove(topic_filter, key) == removed
 
     @rule(name=topic_names, value=st.integers())
     def set_name(self, name: str, value: int) -> None:
@@ -153,9 +160,7 @@ class TreesUnderChange(RuleBasedStateMachine):
 
     @rule(name=topic_names, topic_filter=topic_filters())
     def look(self, name: str, topic_filter: str) -> None:
-        found = sorted(
-            (key, value) for values in self.tree.match(name) for key, value in values.items()
-        )
+        found = sorted(self.table.match(name))
         assert found == sorted((k, v) for (f, k), v in self.filters.items() if naive(f, name))
         assert dict(self.names.match(topic_filter)) == {
             n: v for n, v in self.values.items() if naive(topic_filter, n)
@@ -163,31 +168,38 @@ class TreesUnderChange(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_left_behind(self) -> None:
-        assert len(self.tree) == len(self.filters)
+        assert len(self.table) == len(self.filters)
         assert set(self.names) == set(self.values)
         assert len(self.names) == len(self.values)
         if not self.filters:
-            assert not self.tree._exact
-            root = self.tree._root
-            assert (root.children, root.plus, root.hash, root.here) == (None,) * 4
+            assert not self.table._values
+        filters = {topic_filter for topic_filter, _ in self.filters}
+        wild = sum("+" in one or "#" in one for one in filters)
+        shapes = [*self.table._closed.values(), *self.table._open.values()]
+        assert all(shapes)
+        counts = [count for these in shapes for count in these.values()]
+        assert sum(counts) == wild
+        assert all(count > 0 for count in counts)
         if not self.values:
             assert not self.names._root.children
 
 
-TestTreesUnderChange = TreesUnderChange.TestCase
-TestTreesUnderChange.settings = settings(max_examples=40, stateful_step_count=30)
+TestFiltersAndNamesUnderChange = FiltersAndNamesUnderChange.TestCase
+TestFiltersAndNamesUnderChange.settings = settings(max_examples=40, stateful_step_count=30)
 
 
-def test_a_tree_of_many_filters_looks_at_few() -> None:
-    tree: TopicTree[int, int] = TopicTree()
+def test_a_table_of_many_filters_looks_at_few() -> None:
+    table: FilterTable[int, int] = FilterTable()
     for device in range(20_000):
-        tree.add(f"devices/{device}/+/set", device, device)
-        tree.add(f"devices/{device}/state", device, device)
-    tree.add("devices/#", -1, -1)
-    assert len(tree) == 40_001
-    assert tree.match("devices/77/lamp/set") == [{-1: -1}, {77: 77}]
-    assert tree.match("devices/77/state") == [{77: 77}, {-1: -1}]
-    assert tree.match("other/77/state") == []
+        table.add(f"devices/{device}/+/set", device, device)
+        table.add(f"devices/{device}/state", device, device)
+    table.add("devices/#", -1, -1)
+    assert len(table) == 40_001
+    assert table.match("devices/77/lamp/set") == [(77, 77), (-1, -1)]
+    assert table.match("devices/77/state") == [(77, 77), (-1, -1)]
+    assert table.match("other/77/state") == []
+    assert [list(these.values()) for these in table._closed.values()] == [[20_000]]
+    assert [list(these.values()) for these in table._open.values()] == [[1]]
 
 
 def test_names_with_values_in_a_tree() -> None:
