@@ -53,7 +53,7 @@ from mqtt.reason_codes import (
     ReasonCode,
     describe,
 )
-from mqtt.topics import TopicFault, topic_filter_fault
+from mqtt.topics import TopicFault, is_plain_filter, topic_filter_fault
 
 __all__ = ["DEFAULT_LIMITS", "Limits", "Role", "connect_version", "decode"]
 
@@ -326,11 +326,22 @@ def _decode_subscribe(body: bytes, version: int, _role: Role | None, limits: Lim
     if version >= 5:
         properties, pos = decode_properties(body, pos, end, 8, limits.user_properties_max)
     subscriptions: list[Subscription] = []
+    text = body.decode("ascii") if body.isascii() else ""  # once for all filters
     while pos < end:
-        topic_filter, pos = _read_filter(body, pos, version)
+        start = pos + 2
+        after = start + (body[pos] << 8 | body[pos + 1]) if text and start < end else end
+        topic_filter = text[start:after]
+        if after < end and topic_filter and is_plain_filter(topic_filter):
+            pos = after
+        else:
+            topic_filter, pos = _read_filter(body, pos, version)
         if pos >= end:
             raise MalformedPacket("SUBSCRIBE ends before subscription options", "MQTT-3.8.3-2")
-        subscriptions.append(_subscription(topic_filter, body[pos], version))
+        options = body[pos]
+        if options <= 2:  # the QoS, and nothing else
+            subscriptions.append(Subscription(topic_filter, options))
+        else:
+            subscriptions.append(_subscription(topic_filter, options, version))
         pos += 1
         if len(subscriptions) > limits.subscriptions_max:
             raise ProtocolError(

@@ -16,6 +16,7 @@ __all__ = [
     "FilterTable",
     "NameTree",
     "TopicFault",
+    "is_plain_filter",
     "matches",
     "split_shared",
     "topic_filter_fault",
@@ -75,11 +76,8 @@ def topic_filter_fault(
     """
     if (
         0 < len(topic_filter) <= bytes_max >> 2  # at most 4 bytes a character
-        and topic_filter[0] != "$"
-        and "\0" not in topic_filter
         and topic_filter.count("/") < levels_max
-        and ("#" not in topic_filter or _ends_in_hash(topic_filter))
-        and ("+" not in topic_filter or topic_filter.count("+") == _pluses(topic_filter))
+        and is_plain_filter(topic_filter)
     ):
         return None
     fault = _common_fault("topic filter", topic_filter, None, bytes_max)
@@ -112,15 +110,19 @@ def topic_filter_fault(
     return None
 
 
-def _ends_in_hash(topic_filter: str) -> bool:
-    """Return True when the only `#` is the whole last level."""
-    at = len(topic_filter) - 1
-    return topic_filter.find("#") == at and (not at or topic_filter[at - 1] == "/")
+def is_plain_filter(topic_filter: str) -> bool:
+    """Return True when nothing but its length can be wrong with a filter, which is not empty.
 
-
-def _pluses(topic_filter: str) -> int:
-    """Return how many levels are `+`."""
-    return topic_filter.split("/").count("+")
+    False says that `topic_filter_fault` has to look: it may be a shared subscription, or wrong.
+    """
+    if topic_filter[0] == "$" or "\0" in topic_filter:
+        return False
+    if "#" in topic_filter:
+        at = len(topic_filter) - 1
+        if topic_filter.find("#") != at or (at and topic_filter[at - 1] != "/"):
+            return False
+    pluses = topic_filter.count("+")
+    return not pluses or pluses == topic_filter.split("/").count("+")
 
 
 def split_shared(topic_filter: str) -> tuple[str | None, str]:
