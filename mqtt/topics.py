@@ -281,98 +281,114 @@ class FilterTable(Generic[K, V]):
         return shapes, size, tuple(wildcards)
 
 
-class _NameNode:
-    """One level of the stored names that has levels below it."""
+class _Folder(Generic[V]):
+    """The stored names that have all levels but the last in common, and the folders below."""
 
-    __slots__ = ("children", "name")
+    __slots__ = ("below", "path", "values")
 
-    def __init__(self, name: str | None = None) -> None:
-        # By level; a name with nothing below it stands for itself.
-        self.children: dict[str, _NameNode | str] = {}
-        self.name = name  # the whole name that ends here
+    def __init__(self, path: str) -> None:
+        self.path = path  # the common levels, each with its `/`
+        self.values: dict[str, V] = {}  # by whole name
+        self.below: dict[str, _Folder[V]] | None = None  # by level; None when there are none
+
+    def matched_by_wildcard(self) -> list[_Folder[V]]:
+        """Return the folders directly below that `+` or `#` matches there."""
+        if self.below is None:
+            return []
+        if self.path:
+            return list(self.below.values())
+        # [MQTT-4.7.2-1]
+        return [folder for level, folder in self.below.items() if level[:1] != "$"]
 
 
 class NameTree(Generic[V]):
     """Topic names, each with one value, looked up by topic filter: retained messages.
 
-    Invariant: the tree of levels holds exactly the names in `_values`; no node but the root is
-    without children.
+    A name is found by the path before its last level; only filters with wildcards walk the levels.
+    Invariants: `_folders` has exactly the folders that can be reached from the root; no folder but
+    the root is without both names and folders below it.
     """
 
-    __slots__ = ("_root", "_values")
+    __slots__ = ("_count", "_folders", "_root")
 
     def __init__(self) -> None:
-        self._values: dict[str, V] = {}
-        self._root = _NameNode()
+        self._root: _Folder[V] = _Folder("")
+        self._folders = {"": self._root}  # by path
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._values)
+        return self._count
 
     def __contains__(self, topic_name: str) -> bool:
-        return topic_name in self._values
+        folder = self._folders.get(topic_name[: topic_name.rfind("/") + 1])
+        return folder is not None and topic_name in folder.values
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+        return (name for folder in self._folders.values() for name in folder.values)
 
     def get(self, topic_name: str) -> V | None:
         """Return the value at a name, or None."""
-        return self._values.get(topic_name)
+        folder = self._folders.get(topic_name[: topic_name.rfind("/") + 1])
+        return None if folder is None else folder.values.get(topic_name)
 
     def set(self, topic_name: str, value: V) -> V | None:
         """Set the value at a name; return the one it replaces."""
-        values = self._values
+        path = topic_name[: topic_name.rfind("/") + 1]
+        folder = self._folders.get(path)
+        if folder is None:
+            folder = self._make(path)
+        values = folder.values
         previous = values.get(topic_name)
-        if previous is None and topic_name not in values:
-            *levels, last = topic_name.split("/")
-            node = self._root
-            for level in levels:
-                child = node.children.get(level)
-                if child is None or isinstance(child, str):
-                    child = node.children[level] = _NameNode(child)
-                node = child
-            there = node.children.get(last)
-            if isinstance(there, _NameNode):
-                there.name = topic_name
-            else:
-                node.children[last] = topic_name
+        self._count -= len(values)
         values[topic_name] = value
+        self._count += len(values)
         return previous
 
     def pop(self, topic_name: str) -> V | None:
         """Forget a name; return its value, None when there was none."""
-        if topic_name not in self._values:
+        folder = self._folders.get(topic_name[: topic_name.rfind("/") + 1])
+        if folder is None or topic_name not in folder.values:
             return None
-        *levels, last = topic_name.split("/")
-        path = [self._root]
-        for level in levels:
-            child = path[-1].children[level]
-            assert isinstance(child, _NameNode)
-            path.append(child)
-        there = path[-1].children[last]
-        if isinstance(there, _NameNode):
-            there.name = None
-        else:
-            del path[-1].children[last]
-            self._prune(path, levels)
-        return self._values.pop(topic_name)
+        value = folder.values.pop(topic_name)
+        self._count -= 1
+        self._prune(folder)
+        return value
 
-    @staticmethod
-    def _prune(path: list[_NameNode], levels: list[str]) -> None:
-        """Drop the nodes at the end of `path` that have nothing below them any more."""
-        while levels and not path[-1].children:
-            name = path.pop().name
-            level = levels.pop()
-            if name is not None:
-                path[-1].children[level] = name
-                return
-            del path[-1].children[level]
+    def _make(self, path: str) -> _Folder[V]:
+        """Make the folder of a path, and those above it."""
+        folder = self._root
+        end = 0
+        for level in path[:-1].split("/"):
+            end += len(level) + 1
+            below = folder.below
+            if below is None:
+                below = folder.below = {}
+            inner = below.get(level)
+            if inner is None:
+                inner = below[level] = _Folder(path[:end])
+                self._folders[inner.path] = inner
+            folder = inner
+        return folder
+
+    def _prune(self, folder: _Folder[V]) -> None:
+        """Drop a folder with nothing in it any more, and those above it that then have nothing."""
+        while folder.path and not folder.values and not folder.below:
+            del self._folders[folder.path]
+            start = folder.path.rfind("/", 0, -1) + 1
+            above = self._folders[folder.path[:start]]
+            assert above.below is not None
+            del above.below[folder.path[start:-1]]
+            if not above.below:
+                above.below = None
+            folder = above
 
     def may_match(self, topic_filter: str) -> bool:
         """Return False when `match` would find nothing, as far as the first level tells."""
         first, slash, _ = topic_filter.partition("/")
-        if not slash and first not in ("+", "#"):
-            return topic_filter in self._values
-        return first in self._root.children or first in ("+", "#")
+        if first in _WILDCARDS:
+            return True
+        root = self._root
+        return first in root.values or (bool(slash) and first in (root.below or ()))
 
     def match(self, topic_filter: str) -> list[tuple[str, V]]:
         """Return every (name, value) that a valid filter (without `$share`) matches."""
@@ -380,46 +396,39 @@ class NameTree(Generic[V]):
 
     def select(self, topic_filter: str) -> tuple[list[str], list[V]]:
         """Return what `match` does as two lists, names and values."""
-        values = self._values
-        if "+" not in topic_filter and "#" not in topic_filter:
-            names = [topic_filter] if topic_filter in values else []
-        else:
-            names = self._names(topic_filter)
-        return names, [values[name] for name in names]
-
-    def _names(self, topic_filter: str) -> list[str]:
-        """Return the names that a filter with a wildcard matches."""
-        nodes: list[_NameNode | str] = [self._root]
-        for depth, level in enumerate(topic_filter.split("/")):
-            if level == "#":
-                return _names_below(nodes if depth else self._visible())
-            inner = [node for node in nodes if not isinstance(node, str)]
-            if level != "+":
-                nodes = [node.children[level] for node in inner if level in node.children]
-            elif depth:
-                nodes = [child for node in inner for child in node.children.values()]
+        names: list[str] = []
+        values: list[V] = []
+        before, slash, last = topic_filter.rpartition("/")
+        folders = [self._root]
+        for level in before.split("/") if slash else ():
+            if level == "+":
+                folders = [inner for folder in folders for inner in folder.matched_by_wildcard()]
             else:
-                nodes = self._visible()
-        ends = (node if isinstance(node, str) else node.name for node in nodes)
-        return [name for name in ends if name is not None]
+                folders = [f.below[level] for f in folders if f.below and level in f.below]
+        if last == "#":
+            if slash:  # `a/#` matches `a` too
+                names, values = self.select(before)
+            folders = _with_all_below(folders)
+        for folder in folders:
+            here = folder.values
+            name = folder.path + last
+            if last in _WILDCARDS:
+                if not folder.path:  # [MQTT-4.7.2-1]
+                    here = {name: value for name, value in here.items() if name[0] != "$"}
+                names += here
+                values += here.values()
+            elif name in here:
+                names.append(name)
+                values.append(here[name])
+        return names, values
 
-    def _visible(self) -> list[_NameNode | str]:
-        """Return what a leading wildcard matches [MQTT-4.7.2-1]."""
-        return [child for key, child in self._root.children.items() if key[:1] != "$"]
 
-
-def _names_below(nodes: list[_NameNode | str]) -> list[str]:
-    """Return the names at and below `nodes`."""
-    found: list[str] = []
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if isinstance(node, str):
-            found.append(node)
-            continue
-        if node.name is not None:
-            found.append(node.name)
-        stack.extend(node.children.values())
+def _with_all_below(folders: list[_Folder[V]]) -> list[_Folder[V]]:
+    """Return folders and all below them."""
+    found = list(folders)
+    for folder in found:  # it grows
+        if folder.below is not None:
+            found += folder.matched_by_wildcard()
     return found
 
 

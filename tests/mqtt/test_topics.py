@@ -181,7 +181,8 @@ class FiltersAndNamesUnderChange(RuleBasedStateMachine):
         assert sum(counts) == wild
         assert all(count > 0 for count in counts)
         if not self.values:
-            assert not self.names._root.children
+            assert (self.names._root.values, self.names._root.below) == ({}, None)
+            assert list(self.names._folders) == [""]
 
 
 TestFiltersAndNamesUnderChange = FiltersAndNamesUnderChange.TestCase
