@@ -380,6 +380,7 @@ class ServerConnection(ServerSender):
             if acknowledged is not None:
                 return [acknowledged]
         events: list[Event] = []
+        maximum_size = self.limits.maximum_packet_size
         startswith = data.startswith
         end = len(data)
         pos = start = count = 0
@@ -428,7 +429,12 @@ class ServerConnection(ServerSender):
                 first_byte = data[pos]
                 body = pos + 2
                 after = body + data[pos + 1]
-                if after - body >= 0x80:
+                if after - body >= 0x80 and pos + 2 < end and 0 < data[body] < 0x80:
+                    body += 1
+                    after = body + (data[pos + 1] & 0x7F | data[pos + 2] << 7)
+                    if after - pos > maximum_size:
+                        self._check_size(after - pos)
+                elif after - body >= 0x80:
                     frame = split(data, pos)
                     if frame is None:
                         self._keep(data[pos:], 0)

@@ -88,9 +88,9 @@ def _on_arrivals(connection: Connection, arrivals: Arrivals) -> Sequence[Event] 
 
     Returns what has to wait, if anything: a subscriber's queue has no room for it.
     """
+    policy = connection.core.policy
     if len(arrivals.messages) == 1 and arrivals.messages[0].qos < 2:
         message, route = arrivals.messages[0], arrivals.routes[0]
-        policy = connection.core.policy
         if not route.verdict and not policy.crowded and message.size <= policy.leap_bytes:
             _on_lone_arrival(connection, message, route, arrivals.packet_ids[0])
             return None
@@ -104,7 +104,7 @@ def _on_arrivals(connection: Connection, arrivals: Arrivals) -> Sequence[Event] 
     ):
         qos = message.qos
         code = route.verdict
-        if qos and not code:
+        if qos and not code and (policy.crowded or message.size > policy.leap_bytes):
             blocker = _blocker(connection, message, route)
             if blocker is not None:
                 if connection.core.queues.way(connection, blocker) is not Way.REFUSE:
@@ -157,11 +157,11 @@ def _on_lone_arrival(
 
 
 def _blocker(connection: Connection, message: Message, route: Route) -> Session | None:
-    """Return a session that has no room for a message, None when all have."""
+    """Return a session that has no room for a message, None when all have.
+
+    To be asked while some queue is crowded, or of a message that could fill one that is not.
+    """
     core = connection.core
-    policy = core.policy
-    if not policy.crowded and message.size <= policy.leap_bytes:
-        return None
     core.router.receivers(route)  # up to date
     return core.queues.blocker(route, message.qos, message.size, message.publisher)
 

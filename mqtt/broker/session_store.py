@@ -185,9 +185,7 @@ class SqliteSessionStore:
         waiting = self._waiting
         kind = type(change)
         if kind is RetainedSaved or kind is RetainedEnded:
-            key = RetainedSaved, change[0]
-            waiting.pop(key, None)  # the last one counts
-            waiting[key] = change
+            waiting[RetainedSaved, change[0]] = change  # the last one counts
         elif kind is DeliverySaved:
             waiting[DeliverySaved, *change[:2]] = change
         elif kind is MessageSaved:
