@@ -205,7 +205,7 @@ class RouteTable(dict[bytes, Route]):
 
         A route that is not in the table, nor any other of its topic, is taken back.
         """
-        if len(self.filters):
+        if self.filters.count:
             self._find_receivers(route)
         else:
             route.targets = route.shares = ()

@@ -164,18 +164,18 @@ class FilterTable(Generic[K, V]):
     `_open` count the filters of each shape, and hold no shape without any.
     """
 
-    __slots__ = ("_closed", "_count", "_open", "_values")
+    __slots__ = ("_closed", "_open", "_values", "count")
 
     def __init__(self) -> None:
         self._values: dict[str, tuple[K, V] | dict[K, V]] = {}
-        self._count = 0
+        self.count = 0  # (filter, key) pairs
         # Levels -> shape -> how many filters; of those that end in `#`, `#` among the levels.
         self._closed: dict[int, dict[_Wildcards, int]] = {}
         self._open: dict[int, dict[_Wildcards, int]] = {}
 
     def __len__(self) -> int:
         """Return how many (filter, key) pairs are held."""
-        return self._count
+        return self.count
 
     def add(self, topic_filter: str, key: K, value: V) -> V | None:
         """Set the value of `key` at a filter; return the one it replaces."""
@@ -183,7 +183,7 @@ class FilterTable(Generic[K, V]):
         there = values.get(topic_filter)
         if there is None:
             values[topic_filter] = (key, value)
-            self._count += 1
+            self.count += 1
             if "+" in topic_filter or "#" in topic_filter:
                 self._add_shape(topic_filter)
             return None
@@ -193,7 +193,7 @@ class FilterTable(Generic[K, V]):
                 return there[1]
             there = values[topic_filter] = dict((there,))
         previous = there.get(key)
-        self._count += key not in there
+        self.count += key not in there
         there[key] = value
         return previous
 
@@ -209,12 +209,12 @@ class FilterTable(Generic[K, V]):
             del values[topic_filter]
             if "+" in topic_filter or "#" in topic_filter:
                 self._remove_shape(topic_filter)
-            self._count -= 1
+            self.count -= 1
             return there[1]
         if key not in there:
             return None
         value = there.pop(key)
-        self._count -= 1
+        self.count -= 1
         if len(there) == 1:
             values[topic_filter] = there.popitem()
         return value

@@ -220,23 +220,25 @@ class Router:
 
     def retain(self, message: Message, name: str) -> bool:
         """Keep, replace or (empty payload) forget a retained message; False when over a limit."""
-        previous = self.retained.get(name)
+        retained = self.retained
         if not message.payload:  # [MQTT-3.3.1-6] [MQTT-3.3.1-7]
+            previous = retained.get(name)
             if previous is not None:
                 self._forget_retained(name, previous)
             return True
         size = message.size
-        previous_size = previous.size if previous is not None else 0
         is_own = name.startswith("$SYS/")  # a few, that take nobody's place
-        if (
-            previous is None
-            and not is_own
-            and len(self.retained) - self._own_retained >= self.retained_messages_max
-        ) or self.retained_bytes - previous_size + size > self.retained_bytes_max:
-            self.policy.dropped("retained_full")
-            return False
-        self.retained.set(name, message)  # [MQTT-3.3.1-5]
-        self.retained_bytes += size - previous_size
+        is_full = len(retained) - self._own_retained >= self.retained_messages_max
+        if is_full or self.retained_bytes + size > self.retained_bytes_max:
+            previous = retained.get(name)
+            previous_size = previous.size if previous is not None else 0
+            if (
+                previous is None and not is_own and is_full
+            ) or self.retained_bytes - previous_size + size > self.retained_bytes_max:
+                self.policy.dropped("retained_full")
+                return False
+        previous = retained.set(name, message)  # [MQTT-3.3.1-5]
+        self.retained_bytes += size - (previous.size if previous is not None else 0)
         if is_own:
             self._own_retained += previous is None
         elif self._recorder is not None:
