@@ -254,14 +254,16 @@ class FilterTable(Generic[K, V]):
         return found
 
     def _add_shape(self, topic_filter: str) -> None:
-        shapes, size, wildcards = self._shape(topic_filter)
+        size, wildcards = _shape(topic_filter)
+        shapes = self._open if topic_filter[-1] == "#" else self._closed
         these = shapes.get(size)
         if these is None:
             these = shapes[size] = {}
         these[wildcards] = these.get(wildcards, 0) + 1
 
     def _remove_shape(self, topic_filter: str) -> None:
-        shapes, size, wildcards = self._shape(topic_filter)
+        size, wildcards = _shape(topic_filter)
+        shapes = self._open if topic_filter[-1] == "#" else self._closed
         these = shapes[size]
         these[wildcards] -= 1
         if not these[wildcards]:
@@ -269,16 +271,14 @@ class FilterTable(Generic[K, V]):
             if not these:
                 del shapes[size]
 
-    def _shape(self, topic_filter: str) -> tuple[dict[int, dict[_Wildcards, int]], int, _Wildcards]:
-        """Return the shape of a filter with a wildcard: where it is counted, levels, wildcards."""
-        size = topic_filter.count("/") + 1
-        is_open = topic_filter[-1] == "#"
-        shapes = self._open if is_open else self._closed
-        if "+" not in topic_filter:
-            return shapes, size, ((size - 1, "#"),)
-        levels = topic_filter.split("/")
-        wildcards = [(at, level) for at, level in enumerate(levels) if level in _WILDCARDS]
-        return shapes, size, tuple(wildcards)
+
+def _shape(topic_filter: str) -> tuple[int, _Wildcards]:
+    """Return the shape of a filter with a wildcard: how many levels, which are wildcards."""
+    size = topic_filter.count("/") + 1
+    if "+" not in topic_filter:
+        return size, ((size - 1, "#"),)
+    levels = topic_filter.split("/")
+    return size, tuple([(at, level) for at, level in enumerate(levels) if level in _WILDCARDS])
 
 
 class _Folder(Generic[V]):
