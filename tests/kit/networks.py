@@ -10,8 +10,6 @@ both ends go on believing in their connections.
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,8 +101,7 @@ def switch_with(count: int) -> Iterator[Switch]:
         for machine in machines:
             machine.end()
         for child in holders:
-            os.kill(child.pid, signal.SIGKILL)
-            child.wait()
+            child.communicate()
 
 
 def _port(index: int) -> str:
@@ -112,17 +109,17 @@ def _port(index: int) -> str:
 
 
 def _holder() -> subprocess.Popen[bytes]:
-    """Start a process that does nothing but keep a network namespace."""
-    command = ["unshare", "-n", "sh", "-c", "echo here; exec sleep 100000"]
+    """Start a process that does nothing but keep a network namespace, for as long as we live."""
+    command = ["unshare", "-n", "sh", "-c", "echo here; exec cat"]
+    pipe = subprocess.PIPE
     try:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
     except FileNotFoundError:
         pytest.skip("there is no unshare command")
     assert child.stdout is not None
     if child.stdout.readline() != b"here\n":
-        child.wait()
+        child.communicate()
         pytest.skip("network namespaces are not permitted")
-    child.stdout.close()
     return child
 
 
