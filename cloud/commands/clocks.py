@@ -61,20 +61,26 @@ class Clocks:
         self._shown = shown
         self._wake = wake
         self._applied: set[tuple[str, int, int]] = set()
-        self._waiting: deque[tuple[str, Correction]] = deque()  # heard of through others
+        # to be given to storage, and whether they were there before this start
+        self._waiting: deque[tuple[str, Correction, bool]] = deque()
         self._turn = asyncio.Lock()
 
     async def start(self) -> None:
         """Give storage all there are: one put back from a backup lacks the newest.
 
+        Storage that cannot be written now gets them later, by `apply_heard`.
+
         Raises:
-            DatabaseError: they cannot be read, or storage not be written.
+            DatabaseError: they cannot be read.
         """
         await self._keeper.open()
-        for gateway, correction in await self._keeper.all(self._hear):
-            rows = await self._store(gateway, correction)
-            self._applied.add(_key(gateway, correction))
-            self._shown(gateway, correction, known=not rows)
+        found = await self._keeper.all(self._hear)
+        self._waiting.extendleft((*one, True) for one in reversed(found))
+        try:
+            await self.apply_heard()
+        except DatabaseError as error:
+            log.warning("corrections_wait", error=str(error), waiting=len(self._waiting))
+            self._wake()
 
     async def stop(self) -> None:
         """Release what is kept."""
@@ -93,24 +99,31 @@ class Clocks:
         await self._apply(gateway, correction)
 
     async def apply_heard(self) -> None:
-        """Apply what other nodes have taken; raises DatabaseError, and goes on from there."""
+        """Apply what was there before, and what other nodes have taken.
+
+        Raises:
+            DatabaseError: storage cannot be written now; the next call goes on from there.
+        """
         while self._waiting:
-            await self._apply(*self._waiting[0])
+            gateway, correction, is_old = self._waiting[0]
+            await self._apply(gateway, correction, is_old=is_old)
             self._waiting.popleft()
 
     def _hear(self, gateway: str, correction: Correction) -> None:
         if _key(gateway, correction) not in self._applied:
-            self._waiting.append((gateway, correction))
+            self._waiting.append((gateway, correction, False))
             self._wake()
 
-    async def _apply(self, gateway: str, correction: Correction) -> None:
+    async def _apply(self, gateway: str, correction: Correction, *, is_old: bool = False) -> None:
         async with self._turn:
             key = _key(gateway, correction)
             if key in self._applied:
                 return
             rows = await self._store(gateway, correction)
             self._applied.add(key)
-            self._shown(gateway, correction, known=False)
+            self._shown(gateway, correction, known=is_old and not rows)
+        if is_old and not rows:
+            return
         limited(log, ("times", gateway), _LOG_EVERY_S).info(
             "times_corrected", gateway=gateway, first_seq=correction.first_seq,
             last_seq=correction.last_seq, seconds=correction.delta_us / 1e6, rows=rows,

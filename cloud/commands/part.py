@@ -239,7 +239,6 @@ class CommandsPart:
                     await self._handle(self._runs[0])
                     self._runs.popleft()
                     self._head = None
-                await self._clocks.apply_heard()
                 everywhere = loop.time() >= look_at_s
                 if everywhere:
                     look_at_s = loop.time() + _LOOK_S
@@ -251,6 +250,7 @@ class CommandsPart:
                     forget_at_s = loop.time() + _FORGET_S
                     kept_us = round(self._config.kept_s * 1e6)
                     await self._store.forget(self._now_us() - kept_us)
+                await self._clocks.apply_heard()  # last: commands do not wait for storage
             except (DatabaseError, StreamError) as error:
                 limited(log, "commands", _LOG_EVERY_S).error("commands_failed", error=str(error))
                 await self._rest()

@@ -27,8 +27,9 @@ _VERSION_MIN = 150_000  # range_agg over multiranges
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 # classes of SQLSTATE that speak of values: data, integrity, program limits (a key too long)
 _BLAMED_CLASSES = ("22", "23", "54")
-LINK_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError,
-               asyncio.IncompleteReadError)  # fmt: skip
+# the internal one: a server that was killed amid an answer leaves the driver's state confused
+LINK_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError,
+               TimeoutError, asyncio.IncompleteReadError)  # fmt: skip
 
 
 class NotReachable(DatabaseError):  # noqa: N818 - a state of the server

@@ -427,6 +427,27 @@ async def test_a_server_killed_anywhere_in_a_write(
     assert await seqs_stored(server, url) == list(range(1, rows + 1))
 
 
+async def test_a_driver_confused_by_a_servers_death_is_no_fault_of_an_entry(
+    server: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so in another way than when the line breaks; the connection is not used again."""
+    entries = decoded(one_per_row(5))
+    async with opened(url) as sink:
+        confused = sink._connection
+
+        def fails() -> None:
+            raise asyncpg.InternalClientError("cannot switch to state 15")
+
+        finish = sink._writer._finish
+        monkeypatch.setattr(sink._writer, "_finish", _then(finish, fails))
+        with pytest.raises(SinkUnavailable, match="cannot switch"):
+            await sink.write(entries, ends(entries))
+        monkeypatch.setattr(sink._writer, "_finish", finish)
+        await sink.write(entries, ends(entries))
+        assert sink._connection is not confused
+    assert await seqs_stored(server, url) == [1, 2, 3, 4, 5]
+
+
 def _then(finish: Any, act: Any) -> Any:
     async def both(*arguments: Any) -> None:
         await finish(*arguments)
