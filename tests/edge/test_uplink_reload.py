@@ -111,7 +111,7 @@ def _serial(front: object) -> str:
     (connection,) = front.broker._core.connections  # type: ignore[attr-defined]
     client = connection.machine.client
     assert client.certificate_name == "gw-1"
-    assert isinstance(client.tls, ssl.SSLSocket)
+    assert isinstance(client.tls, ssl.SSLObject)
     certificate = client.tls.getpeercert()
     assert certificate is not None
     return str(certificate["serialNumber"])
