@@ -240,12 +240,18 @@ async def _live(near: int, far: int, drained: Drained) -> AsyncIterator[None]:
 
 
 async def _until(
-    done: Callable[[], Awaitable[bool]], pid: int, filled_mb: float
+    left: Callable[[], Awaitable[int]], pid: int, filled_mb: float
 ) -> tuple[float, float]:
+    """Wait until nothing is left, looking the more often the nearer that is: looks cost both."""
     most_mb = filled_mb
-    while not await done():
-        await asyncio.sleep(0.05)
+    began_s = time.monotonic()
+    first = readings = await left()
+    while readings > 0:
+        done = first - readings
+        left_s = readings * (time.monotonic() - began_s) / done if done else 0.0
+        await asyncio.sleep(min(0.5, max(0.02, left_s / 4)))
         most_mb = max(most_mb, rss_mb(pid))
+        readings = await left()
     return filled_mb, most_mb
 
 
@@ -284,12 +290,12 @@ async def _ours(folder: Path, options: argparse.Namespace) -> Drained:
                 began_s = time.monotonic()
                 before = _cpu_s(one.pid, far.pid)
 
-                async def done() -> bool:
+                async def left() -> int:
                     status = await asyncio.to_thread(_get, f"http://127.0.0.1:{edge_http}/status")
-                    return int(status["uplink"]["readings_sent"]) >= options.readings
+                    return int(options.readings - status["uplink"]["readings_sent"])
 
                 async with _live(edge, cloud, drained):
-                    drained.memory_mb = await _until(done, one.pid, filled_mb)
+                    drained.memory_mb = await _until(left, one.pid, filled_mb)
                     drained.seconds = time.monotonic() - began_s
                     drained.bytes_up = link.bytes_up
                     after = _cpu_s(one.pid, far.pid)
@@ -315,11 +321,11 @@ async def _theirs(folder: Path, options: argparse.Namespace) -> Drained:
                 await listening(far)
                 began_s = time.monotonic()
 
-                async def done() -> bool:
-                    return counted[0] >= options.readings
+                async def left() -> int:
+                    return int(options.readings - counted[0])
 
                 async with _counting(far) as counted, _live(near, far, drained):
-                    drained.memory_mb = await _until(done, one.pid, filled_mb)
+                    drained.memory_mb = await _until(left, one.pid, filled_mb)
                     drained.seconds = time.monotonic() - began_s
                     drained.bytes_up = link.bytes_up
     return drained

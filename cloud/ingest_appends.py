@@ -32,9 +32,9 @@ from runtime.clock import Clock
 
 __all__ = ["Appends", "Waiting"]
 
-_READINGS_MAX = 4096  # of several batches in one append
+_READINGS_MAX = 8192  # of several batches in one append
 _PAYLOAD_BYTES_MAX = 2 << 20
-_TURN_PARTS = 16  # encoded in one turn of the loop
+_TURN_READINGS = 1_000  # encoded in one turn of the loop: about 3 ms
 
 _Row = tuple[str, int, int, bool]  # gateway, epoch, lane, historical
 
@@ -160,9 +160,12 @@ class Appends:
                 lane=first.lane,
                 historical=first.historical,
             )
+            turn = 0
             for part in encoding:
                 parts.append(part)
-                if not len(parts) % _TURN_PARTS:
+                turn += part.count
+                if turn >= _TURN_READINGS:
+                    turn = 0
                     await asyncio.sleep(0)
         stones = [_given_up(one.batch, stone) for one in group for stone in one.batch.tombstones]
         said = [one.batch.settled for one in group if one.batch.settled is not None]

@@ -7,6 +7,7 @@ from cloud.sinks.contract import DecodedEntry, WriteBounds
 __all__ = ["Chunk"]
 
 _PAYLOAD_BYTES_MAX = 32 << 20
+_SHARE_MAX = 512
 _SLICE_READINGS = 1_000  # decoded between two turns of the event loop: about 3 ms
 
 
@@ -31,6 +32,11 @@ class Chunk:
         self._readings = 0
         self._payload_bytes = 0
         self._slice = 0
+
+    def share_of(self, partitions: int) -> int:
+        """Return how many such entries of each of so many partitions make up a write, up to 512."""
+        entries = self._readings_max * len(self.entries) // max(1, self._readings * partitions)
+        return max(1, min(_SHARE_MAX, entries))
 
     def add(self, decoded: DecodedEntry) -> bool:
         """Take an entry; return True when it is time to let others have the event loop."""

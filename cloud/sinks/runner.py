@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import structlog
 
@@ -126,6 +127,7 @@ class SinkRunner:
         self._unavailable = ""
         self._unavailable_tries = 0
         self._first_partition = 0
+        self._share = 1  # entries of one partition in one write
         self._idle = False
         self._stopping = False
         self._writing = asyncio.Lock()  # the loop and `redrive` take turns
@@ -401,6 +403,8 @@ class SinkRunner:
         """
         now_s = asyncio.get_running_loop().time()
         chunk = Chunk(self._bounds)
+        busy = 0
+        until_us: int | None = None
         retries: list[DecodedEntry] = []
         partitions = range(self._first_partition, self._first_partition + PARTITIONS)
         for partition in (number % PARTITIONS for number in partitions):
@@ -414,25 +418,53 @@ class SinkRunner:
             if chunk.full:
                 self._first_partition = partition  # here the next write begins
                 break
-            await self._read_into(chunk, partition)
-        return retries, chunk.entries, chunk.full
+            read, last_us = await self._read_into(chunk, partition, until_us)
+            busy += read > 0
+            if until_us is None and read >= self._share and not self._bulk:
+                until_us = last_us
+        if chunk.entries:
+            self._share = chunk.share_of(busy)
+        return retries, chunk.entries, until_us is not None or chunk.full
 
-    async def _read_into(self, chunk: Chunk, partition: int) -> None:
-        """Read what comes next of a partition; with a bulk sink all of it that fits."""
+    async def _read_into(
+        self, chunk: Chunk, partition: int, until_us: int | None
+    ) -> tuple[int, int]:
+        """Read what comes next of a partition; with a bulk sink all of it that fits.
+
+        Of a backlog a write takes what came in the same time in all partitions, as far as the
+        first of them has its share. So an append, of which most partitions have a part, lies in
+        one write, hardly ever in two: where seqs are kept as ranges, one of which some parts are
+        missing is as many ranges as it has readings.
+
+        Args:
+            chunk: Takes it.
+            partition: Which.
+            until_us: Leave what was appended later; None: nothing.
+
+        Returns:
+            How many entries were read, and when the last of them was appended.
+        """
         after = self._positions[partition]
         bytes_max = self._bounds.bytes_max
+        read = last_us = 0
         while True:
             entries = await self._stream.read(
                 partition,
                 after,
-                entries_max=_READ_ENTRIES_MAX,
+                entries_max=_READ_ENTRIES_MAX if self._bulk else self._share,
                 bytes_max=max(
                     1, min(chunk.bytes_left, bytes_max if self._bulk else bytes_max // 4)
                 ),
             )
+            if until_us is not None:
+                # as far as the first that came later: a clock set back leaves no gap
+                entries = list(takewhile(lambda one: one.appended_us <= until_us, entries))
+            if entries:
+                read += len(entries)
+                last_us = entries[-1].appended_us
             whole = await self._decode_into(chunk, entries)
             if not (self._bulk and whole and entries) or chunk.full:
-                return
+                return read, last_us
             after = entries[-1].position
 
     async def _decode_into(self, chunk: Chunk, entries: Sequence[Entry]) -> bool:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import cbor2
 
 from bridge.envelope import runs_of, unfold_runs
-from bridge.intervals import IntervalSet
 from cloud.database import execute_rows
+from cloud.ranges import joined
 from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
 from cloud.stream.contract import Arrival, Entry, Source
 
@@ -55,8 +55,7 @@ def write(connection: sqlite3.Connection, appended: Sequence[Sequence[Entry]]) -
 
 
 def _row(source: Source, entries: Sequence[Entry]) -> tuple[object, ...]:
-    seqs = IntervalSet(seqs for entry in entries for seqs in entry.seq_ranges)
-    ranges = seqs.ranges()
+    ranges = joined([seqs for entry in entries for seqs in entry.seq_ranges])
     first_seq = ranges[0][0]
     places = [number for entry in entries for number in (entry.partition, entry.position)]
     return (
@@ -64,7 +63,7 @@ def _row(source: Source, entries: Sequence[Entry]) -> tuple[object, ...]:
         epoch_to_sql(source[1]),
         first_seq,
         ranges[-1][1],
-        seqs.count(),
+        sum(last - first + 1 for first, last in ranges),
         entries[0].appended_us,
         cbor2.dumps(runs_of(ranges, first_seq - 1)),
         cbor2.dumps(places),

@@ -126,12 +126,12 @@ async def test_lanes_and_sources_wait_for_none_but_their_own() -> None:
 async def test_an_append_is_bounded_and_its_seqs_rise() -> None:
     lab = Lab()
     await lab.put(1)
-    await lab.put(100_000, 3000)
+    await lab.put(100_000, 7000)
     await lab.put(200_000, 1000)
     await lab.put(300_000, 1000)
     await lab.put(50, 10)
     await lab.answer(0)
-    assert len(lab.stream.seqs()[1]) == 4000
+    assert len(lab.stream.seqs()[1]) == 8000
     await lab.answer(1)
     assert len(lab.stream.seqs()[2]) == 1000
     await lab.answer(2)

@@ -86,6 +86,55 @@ async def test_small_bounds_make_many_writes_of_the_same(stream: EmbeddedStream)
     assert in_order(sink.written)
 
 
+async def test_a_write_of_a_backlog_takes_what_came_at_once_in_all_partitions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So what is stored of an append is all of it, and its seqs one range."""
+    monkeypatch.setattr("cloud.sinks.runner._WRITE_READINGS_MAX", 200)
+    clock = ManualClock()
+    path = tmp_path / "stream.db"
+    stream = await EmbeddedStream.open(path, StreamConfig(disk_reserve_bytes=0), clock)
+    await append_readings(stream, one_per_row(8, devices=3))  # a part of the partitions is ahead
+    for n in range(40):
+        clock.advance(0.01)
+        await append_readings(stream, one_per_row(40, first_seq=n * 40 + 9, devices=20))
+    sink = RecordingSink()
+    stored = IntervalSet()
+    left: list[int] = []
+
+    def note(entries: Sequence[DecodedEntry]) -> None:
+        for one in entries:
+            stored.update(one.entry.seq_ranges)
+        left.append(len(stored.ranges()))
+
+    sink.fault = note
+    async with running(stream, sink) as runner:
+        await runner.drained()
+    await stream.close()
+    assert sorted(seq for seq, _ in sink.readings) == list(range(1, 1609))
+    assert in_order(sink.written)
+    assert 8 <= len(left) <= 20
+    assert max(left) <= 12, "of all that wait it would be hundreds"
+
+
+async def test_a_clock_that_is_set_back_leaves_nothing_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud.sinks.runner._WRITE_READINGS_MAX", 200)
+    clock = ManualClock()
+    path = tmp_path / "stream.db"
+    stream = await EmbeddedStream.open(path, StreamConfig(disk_reserve_bytes=0), clock)
+    for n in range(40):
+        clock.set_wall(clock.wall_us() + (-3_000_000 if n % 7 == 3 else 1_000_000))
+        await append_readings(stream, one_per_row(40, first_seq=n * 40 + 1, devices=3 + n % 17))
+    sink = RecordingSink()
+    async with running(stream, sink) as runner:
+        await runner.drained()
+    await stream.close()
+    assert sorted(seq for seq, _ in sink.readings) == list(range(1, 1601))
+    assert in_order(sink.written)
+
+
 @pytest.mark.parametrize("own_cursors", [False, True])
 async def test_a_restart_goes_on_where_it_stopped(
     stream: EmbeddedStream, own_cursors: bool
