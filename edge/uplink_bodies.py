@@ -1,10 +1,11 @@
 """Bodies for the uplink's batches: which mode, and where the structured encoder runs.
 
 While batches are small they are encoded on the loop, which costs a moment and no memory to speak
-of. The first one that would hold the loop for too long has a process started
-(edge/encoder_process.py), which takes over with a new context once it is up; until then batches go
-in mode 0, or wait where the configuration wants nothing else than the structured mode. Nothing is
-started, nor is the codec imported, before there is something to encode.
+of; unless bytes are paid for, for only the process has the time to begin warm. The first one that
+would hold the loop for too long has a process started (edge/encoder_process.py), which takes over
+with a new context once it is up; until then batches go in mode 0, or wait where the configuration
+wants nothing else than the structured mode. Nothing is started, nor is the codec imported, before
+there is something to encode.
 
 Invariants: the context is in one place at a time; a body is sent, or `reset` is called before the
 next; when the process dies, the batch goes in mode 0 and the next structured one starts anew.
@@ -50,7 +51,8 @@ class UplinkBodies:
         clock: Measures what encoding takes.
         snapshot: Where what both ends know is kept, to start the next connection from; None: it
             starts from nothing.
-        metered: Bytes are paid for: they are not given for a faster drain.
+        metered: Bytes are paid for: they are not given for a faster drain, and the memory of a
+            process is for fewer of them.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class UplinkBodies:
     ) -> None:
         self._mode = mode
         self._governed = mode == "auto" and not metered
+        self._begins_warm = metered and snapshot is not None
         self._resolution_us = resolution_us
         self._level = level
         self._clock = clock
@@ -186,7 +189,8 @@ class UplinkBodies:
 
     def _fits_inline(self, columns: Columns) -> bool:
         return (
-            self._strikes < _INLINE_STRIKES
+            not self._begins_warm
+            and self._strikes < _INLINE_STRIKES
             and len(columns) <= _INLINE_READINGS
             and sum(map(len, columns.payloads)) <= _INLINE_BYTES
         )

@@ -657,6 +657,38 @@ PyObject *kernel_read_integer(PyObject *self, PyObject *args)
     return PyLong_FromLongLong(value);
 }
 
+/* ---- learning ------------------------------------------------------------------------------ */
+
+/* Returns how many integers there are by bit length, in the order in which lengths come first;
+ * None where one does not fit. */
+PyObject *kernel_bit_sizes(PyObject *self, PyObject *steps)
+{
+    (void)self;
+    long counts[65] = {0};
+    int order[65], found = 0, overflow;
+    if (!PyList_Check(steps))
+        return PyErr_Format(PyExc_TypeError, "a list is needed");
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(steps); i++) {
+        long long value = PyLong_AsLongLongAndOverflow(PyList_GET_ITEM(steps, i), &overflow);
+        if (overflow)
+            Py_RETURN_NONE;
+        if (value == -1 && PyErr_Occurred())
+            return NULL;
+        int bits = bit_length(value < 0 ? 0 - (uint64_t)value : (uint64_t)value);
+        if (counts[bits]++ == 0)
+            order[found++] = bits;
+    }
+    PyObject *out = PyDict_New();
+    for (int i = 0; out != NULL && i < found; i++) {
+        PyObject *bits = PyLong_FromLong(order[i]), *count = PyLong_FromLong(counts[order[i]]);
+        if (bits == NULL || count == NULL || PyDict_SetItem(out, bits, count))
+            Py_CLEAR(out);
+        Py_XDECREF(bits);
+        Py_XDECREF(count);
+    }
+    return out;
+}
+
 /* ---- the module ---------------------------------------------------------------------------- */
 
 #define METHODS(X)                                                                                \
@@ -687,12 +719,14 @@ PyObject *kernel_read_integer(PyObject *self, PyObject *args)
 
 #define AS_DECLARED(name) PyObject *kernel_##name(PyObject *self, PyObject *args);
 METHODS(AS_DECLARED)
+PyObject *kernel_bit_sizes(PyObject *self, PyObject *steps);
 PyObject *kernel_split_json(PyObject *self, PyObject *payload);
 #undef AS_DECLARED
 
 #define AS_METHOD(name) {#name, kernel_##name, METH_VARARGS, "As its Python twin."},
 static PyMethodDef methods[] = {
     METHODS(AS_METHOD)
+    {"bit_sizes", kernel_bit_sizes, METH_O, "As its Python twin."},
     {"frequencies", frequencies, METH_VARARGS, "As its Python twin."},
     {"integers_of", integers_of, METH_VARARGS, "As its Python twin."},
     {"pack_symbols", pack_symbols, METH_O, "As its Python twin."},
@@ -712,7 +746,7 @@ PyMODINIT_FUNC PyInit__kernel(void)
     if (kernel_names_ready() < 0)
         return NULL;
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 2) < 0)
+    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 3) < 0)
         Py_CLEAR(made);
     return made;
 }

@@ -13,6 +13,7 @@ from bridge.structured.timing import Arrivals
 
 class Kernel(Protocol):
     VERSION: int
+    def bit_sizes(self, steps: list[int], /) -> dict[int, int] | None: ...
     def expect_all(
         self, sources: list[Source], start: int, end: int, /
     ) -> tuple[list[int], list[int]] | None: ...

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Literal
 
 from bridge.structured.learner import bits_of
 from bridge.structured.printers import PrinterKey, PrinterKind
 from bridge.structured.protobuf import Repeated, protobuf_shape
-from bridge.structured.shapes import Shape
+from bridge.structured.shapes import Path, Shape
 
 __all__ = ["BinaryKinds"]
 
@@ -37,6 +35,30 @@ class _Field:
     printer: PrinterKey | None  # None: constant so far
 
 
+class _Layout:
+    """How frames of one length are cut, and all that their shapes have in common."""
+
+    __slots__ = ("_cut", "_fragments", "_names", "_printers", "_widths")
+
+    def __init__(self, length: int, fields: tuple[_Field, ...]) -> None:
+        self._widths = tuple([item.width for item in fields])
+        self._cut = struct.Struct("".join(f"{width}s" for width in self._widths)).unpack
+        self._fragments = (b"",) * (len(fields) + 1)
+        self._names: tuple[Path, ...] = tuple([(length, place) for place in range(len(fields))])
+        self._printers = tuple([item.printer for item in fields])
+
+    def shape(self, frame: bytes) -> Shape:
+        """Return the shape of a frame of that length."""
+        return Shape(
+            self._fragments,
+            self._cut(frame),
+            "frame",
+            names=self._names,
+            printers=self._printers,
+            widths=self._widths,
+        )
+
+
 @dataclass(slots=True)
 class _Kind:
     """What is known of the payloads of sources that speak alike."""
@@ -46,7 +68,7 @@ class _Kind:
     repeated: Repeated = field(default_factory=set)
     last: dict[str, bytes] = field(default_factory=dict)  # by topic
     pairs: dict[int, list[tuple[bytes, bytes]]] = field(default_factory=dict)  # by length
-    layouts: dict[int, tuple[_Field, ...]] = field(default_factory=dict)
+    layouts: dict[int, _Layout | None] = field(default_factory=dict)  # by length
 
 
 class BinaryKinds:
@@ -75,7 +97,7 @@ class BinaryKinds:
     def _frame(self, kind: _Kind, topic: str, payload: bytes) -> Shape | None:
         length = len(payload)
         layout = kind.layouts.get(length)
-        if layout is None:
+        if length not in kind.layouts:
             if not 1 < length <= _FRAME_BYTES_MAX or len(kind.layouts) >= 8:
                 return None
             pairs = kind.pairs.setdefault(length, [])
@@ -88,25 +110,11 @@ class BinaryKinds:
             pairs.append((before, payload))
             if len(pairs) < _PAIRS:
                 return None
-            layout = kind.layouts[length] = _cut(pairs)
+            fields = _cut(pairs)
+            layout = kind.layouts[length] = _Layout(length, fields) if fields else None
             kind.pairs.clear()
             kind.last.clear()
-        if not layout:
-            return None
-        tokens = _unpacker(tuple(item.width for item in layout))(payload)
-        return Shape(
-            (b"",) * (len(tokens) + 1),
-            tokens,
-            "frame",
-            names=tuple((length, place) for place in range(len(tokens))),
-            printers=tuple(item.printer for item in layout),
-        )
-
-
-@cache
-def _unpacker(widths: tuple[int, ...]) -> Callable[[bytes], tuple[bytes, ...]]:
-    """Return what cuts a frame into pieces of the given widths."""
-    return struct.Struct("".join(f"{width}s" for width in widths)).unpack
+        return None if layout is None else layout.shape(payload)
 
 
 def _cut(pairs: list[tuple[bytes, bytes]]) -> tuple[_Field, ...]:

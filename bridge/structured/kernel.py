@@ -62,7 +62,7 @@ __all__ = [
     "write_symbol",
 ]
 
-VERSION = 2  # rises with every change of a function's arguments or meaning
+VERSION = 3  # rises with every change of a function's arguments or meaning
 
 
 def _load() -> Kernel | None:

@@ -18,6 +18,7 @@ from math import gcd, log2
 from operator import sub
 
 from bridge.structured.context import Column, ColumnKind
+from bridge.structured.kernel import native
 from bridge.structured.limits import ENUM_VALUES
 from bridge.structured.predictors import CellState, Maybe, PredictorKind, Rows, residuals
 from bridge.structured.printers import Printer, PrinterKey, PrinterKind
@@ -68,9 +69,11 @@ def is_constant(series: Series) -> bool:
 # ---- measures ------------------------------------------------------------------------------------
 
 
-def bits_of(steps: Sequence[int], escapes: int = 0) -> float:
+def bits_of(steps: list[int], escapes: int = 0) -> float:
     """Return about how many bits an adaptive coder spends on residuals."""
-    sizes = Counter(map(int.bit_length, steps))
+    sizes = native.bit_sizes(steps) if native is not None else None
+    if sizes is None:
+        sizes = Counter(map(int.bit_length, steps))
     plain = sum(size * count for size, count in sizes.items())  # sign, and the bits but the first
     return _entropy(sizes.values()) + plain + ESCAPE_BITS * escapes
 

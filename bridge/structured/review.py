@@ -140,7 +140,7 @@ def _rounded(period: int, resolution_us: int) -> int:
     return period
 
 
-def _gap_bits(gaps: Sequence[int]) -> float:
+def _gap_bits(gaps: list[int]) -> float:
     return bits_of(gaps) + len(gaps)
 
 

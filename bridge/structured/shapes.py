@@ -53,12 +53,12 @@ class Shape:
     framed: bool = False
     names: tuple[Path, ...] = ()  # of the tokens' fields, if the fragments do not tell
     printers: tuple[PrinterKey | None, ...] = ()  # how the tokens are spelled, if that is known
+    widths: tuple[int, ...] = ()  # of the tokens of a frame
 
     @property
     def key(self) -> object:
         """What shapes of one template have in common."""
-        widths = tuple(map(len, self.tokens)) if self.kind == "frame" else None
-        return (self.framed, self.fragments, widths)
+        return self.widths or (self.framed, self.fragments)
 
     @classmethod
     def of(cls, fragments: tuple[bytes, ...], *, framed: bool) -> Shape | None:

@@ -28,30 +28,31 @@ class Kept(dict[bytes, bytes]):
 class Link:
     """A gateway's bodies and a cloud's decoder."""
 
-    def __init__(self, path: Path) -> None:
-        self.bodies = UplinkBodies("structured", 1000, 3, SystemClock(), path)
+    def __init__(self, path: Path, *, metered: bool = False, size: int = 20) -> None:
+        self.bodies = UplinkBodies("structured", 1000, 3, SystemClock(), path, metered=metered)
+        self.size = size
         self.bodies._worker._retry_s = 0
         self.kept = Kept()
         self.decoder = StructuredDecoder(LINK_LIMITS, self.kept)
         self.turn = 0
 
     async def send(self, *, acknowledged: bool = True) -> int:
-        """Send a batch of 20 readings; returns the first byte of its body."""
+        """Send a batch of `size` readings; returns the first byte of its body."""
         start = 1_700_000_000_000 + 1000 * self.turn
         self.turn += 1
         batch = columns_of(
             [
                 (start + n, f"plant/d{n}/state", b'{"temp":%d.5,"on":true}' % (n + self.turn))
-                for n in range(20)
+                for n in range(self.size)
             ]
         )
         made = await self.bodies.encode(batch, 0)
         assert made is not None
         mode, body = made
         assert mode == Mode.STRUCTURED
-        assert list(self.decoder.decode(body, 20).payloads) == list(batch.payloads)
+        assert list(self.decoder.decode(body, self.size).payloads) == list(batch.payloads)
         if acknowledged:
-            self.bodies.acknowledged(mode, 20, 0.0)
+            self.bodies.acknowledged(mode, self.size, 0.0)
         return body[0]
 
     def cut(self) -> None:
@@ -205,3 +206,19 @@ async def test_bytes_are_to_spare_only_where_they_are_not_paid_for_and_little_wa
     await bodies.encode(batch, 0)
     (request,) = asked
     assert bool(REQUEST.unpack_from(request)[0] & SPARE) is spare
+
+
+@pytest.mark.parametrize("metered", [False, True])
+async def test_small_batches_begin_warm_where_bytes_are_paid_for(
+    metered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.uplink_bodies._INLINE_S", 60.0)  # a busy machine is not the matter
+    link = Link(tmp_path / "context.snapshot", metered=metered, size=3)
+    try:
+        for _ in range(5):
+            await link.send()
+        link.cut()
+        assert bool(await link.send() & WARM) is metered
+        assert (link.bodies.pid is not None) is metered
+    finally:
+        await link.bodies.close()

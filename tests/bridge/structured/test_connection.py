@@ -179,3 +179,10 @@ def test_backlog_between_live_batches_keeps_a_context_of_its_own() -> None:
     assert len(encoder.contexts) == 2
     alone = StructuredEncoder()
     assert sizes == [len(alone.encode(batch) or b"") for batch in live]
+
+
+def test_times_thousands_of_years_apart_come_back() -> None:
+    encoder, decoder = StructuredEncoder(), StructuredDecoder()
+    for turn in range(12):
+        carry(encoder, decoder, columns_of([(START + turn * 10**15, "site/a/b", b"%d" % turn)]))
+    assert_equal_contexts(encoder, decoder)

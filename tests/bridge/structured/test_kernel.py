@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from copy import deepcopy
+from math import log2
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.structured import kernel, predictors, shapes, timing
+from bridge.structured import kernel, learner, predictors, shapes, timing
 from bridge.structured.coder import Reader, Writer
 from bridge.structured.context import Source, TimeMode
 from bridge.structured.predictors import CellState, PredictorKind, Rows
@@ -139,6 +141,19 @@ def test_any_bytes_read_as_the_same_integers_or_error(section: bytes, n: int) ->
             found.append(type(error))
         results.append((found, reader.state, reader.at))
     assert results[0] == results[1]
+
+
+@given(st.lists(st.one_of(_INTEGERS, st.integers(-(1 << 80), 1 << 80)), max_size=30))
+def test_bit_lengths_are_counted_alike(steps: list[int]) -> None:
+    found = NATIVE.bit_sizes(steps) if NATIVE else None
+    expected = Counter(map(int.bit_length, steps))
+    if found is not None:
+        assert list(found.items()) == list(expected.items())
+    elif NATIVE:
+        assert max(map(abs, steps)) >= 1 << 63
+    bits = learner.bits_of(steps)
+    entropy = sum(count * log2(len(steps) / count) for count in expected.values())
+    assert bits == entropy + sum(size * count for size, count in expected.items())
 
 
 @given(st.lists(st.integers(0, 1100), min_size=RESIDUALS, max_size=RESIDUALS))
