@@ -159,7 +159,7 @@ class Site:
             [sys.executable, "-m", "tidegate", "audit", "--data", str(self.folder)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,  # a hang; how fast it reads is the machine's affair
             check=False,
         )
 
