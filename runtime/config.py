@@ -434,10 +434,15 @@ def _expected(kind: Any, metadata: Mapping[str, Any]) -> str:
         text += f" of {metadata['unit']}"
     minimum, maximum = metadata.get("minimum"), metadata.get("maximum")
     if minimum is not None and maximum is not None:
-        return f"{text} from {minimum:g} to {maximum:g}"
+        return f"{text} from {_exact(minimum)} to {_exact(maximum)}"
     if minimum is not None:
-        return f"{text}, at least {minimum:g}"
-    return f"{text}, at most {maximum:g}" if maximum is not None else text
+        return f"{text}, at least {_exact(minimum)}"
+    return f"{text}, at most {_exact(maximum)}" if maximum is not None else text
+
+
+def _exact(bound: float) -> str:
+    """Return a bound with all its digits: one that is rounded may be past itself."""
+    return str(int(bound)) if bound == int(bound) else str(bound)
 
 
 def _metavar(key: Key) -> str:

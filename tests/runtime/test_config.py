@@ -133,6 +133,19 @@ def test_wrong_environment_and_flag_name_themselves() -> None:
         load(Config, flags={"journal.bytes_max": "many"})
 
 
+def test_a_bound_is_said_with_all_its_digits(tmp_path: Path) -> None:
+    @dataclass(slots=True, frozen=True)
+    class Sizes:
+        packet_bytes: int = setting(0, unit="bytes", maximum=268_435_460, help="Largest packet.")
+        share: float = setting(0.1, minimum=0.05, help="A part.")
+
+    (key, share) = keys(Sizes)
+    assert key.expected == "a whole number of bytes, at most 268435460"
+    assert share.expected == "a number, at least 0.05"
+    with pytest.raises(ConfigError, match="at most 268435460, got 268435461"):
+        load(Sizes, flags={"packet_bytes": "268435461"})
+
+
 def test_flags_are_made_from_the_declaration() -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser, Config)

@@ -162,7 +162,13 @@ def test_without_a_terminal_one_line_says_what_to_do(
     def no_terminal(_prompt: str) -> str:
         raise EOFError
 
-    monkeypatch.setattr(getpass, "getpass", no_terminal)
-    assert main(["passwd", str(tmp_path / "passwd"), "alice"]) == 2
-    assert "--stdin" in capsys.readouterr().err
-    assert not (tmp_path / "passwd").exists()
+    def echoing(prompt: str) -> str:
+        return getpass.fallback_getpass(prompt, io.StringIO())  # type: ignore[attr-defined, no-any-return]
+
+    for ask in (no_terminal, echoing):
+        monkeypatch.setattr(getpass, "getpass", ask)
+        monkeypatch.setattr("sys.stdin", io.StringIO("secret\nsecret\n"))
+        assert main(["passwd", str(tmp_path / "passwd"), "alice"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--stdin" in line
+        assert not (tmp_path / "passwd").exists()

@@ -30,6 +30,7 @@ def test_every_command_teaches_itself(command: str, capsys: pytest.CaptureFixtur
         (["trace", "gw-1"], "tidegate trace: give GATEWAY SEQ"),
         (["trace", "gw-1", "1", "--epoch", "zz"], "an epoch has 1 to 16 hex digits, not 'zz'"),
         (["audit", "--hours", "soon"], "tidegate audit: argument --hours"),
+        (["audit", "--hours", "soon"], "hours are more than 0 and at most 87600, not soon"),
         (["audit", "--hours", "-1"], "hours are more than 0 and at most 87600, not -1"),
     ],
 )

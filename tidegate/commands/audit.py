@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import shutil
 import sys
 import time
@@ -71,10 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _hours(text: str) -> float:
-    hours = float(text)
-    if not 0 < hours <= 87_600:
-        raise argparse.ArgumentTypeError(f"hours are more than 0 and at most 87600, not {text}")
-    return hours
+    with contextlib.suppress(ValueError):
+        if 0 < (hours := float(text)) <= 87_600:
+            return hours
+    raise argparse.ArgumentTypeError(f"hours are more than 0 and at most 87600, not {text}")
 
 
 def run(options: argparse.Namespace) -> int:

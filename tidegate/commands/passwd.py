@@ -17,6 +17,7 @@ import argparse
 import getpass
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from mqtt.broker.access.passwords import hash_password, user_name_fault
@@ -87,9 +88,11 @@ def _password(options: argparse.Namespace) -> str:
         password = sys.stdin.readline().rstrip("\r\n")
     else:
         try:
-            password = getpass.getpass("Password: ")
-            again = getpass.getpass("Again: ")
-        except EOFError:
+            with warnings.catch_warnings():  # where it could not hide what is typed
+                warnings.simplefilter("error", getpass.GetPassWarning)
+                password = getpass.getpass("Password: ")
+                again = getpass.getpass("Again: ")
+        except (EOFError, getpass.GetPassWarning):
             raise ConfigError("no password was given; --stdin reads it from a pipe") from None
         if again != password:
             raise ConfigError("the two passwords differ")
