@@ -8,7 +8,7 @@ either are valid and without `$share/{name}/`: see `topic_filter_fault` and `spl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 __all__ = [
     "TOPIC_BYTES_MAX",
@@ -150,28 +150,33 @@ def matches(topic_filter: str, topic_name: str) -> bool:
     return all(want in ("+", level) for want, level in zip(wanted, levels, strict=False))
 
 
-# Which levels of a filter are wildcards: (index, `+` or `#`) each.
-_Wildcards: TypeAlias = tuple[tuple[int, str], ...]
+class _Node:
+    """One level of the filters with a wildcard; a field is None until a filter needs it."""
+
+    __slots__ = ("children", "hash", "here", "plus")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node] | None = None  # by literal level
+        self.plus: _Node | None = None  # below `+`
+        self.hash: str | None = None  # the filter that ends in `#` here
+        self.here: str | None = None  # the filter that ends here
 
 
 class FilterTable(Generic[K, V]):
     """Topic filters, each with values by key (a subscriber -> its options).
 
-    All of them are in one dict. Which filters with a wildcard match a name is found by looking up
-    one for each shape that is there: how many levels, which of them are `+`, whether the last is
-    `#`. A table has few shapes, however many filters; n levels can match less than 2 ** (n + 1).
-    Invariants: a filter with one value has it as a pair, one with more as a dict; `_closed` and
-    `_open` count the filters of each shape, and hold no shape without any.
+    All of them are in one dict, so that finding one without a wildcard costs the same however many
+    there are. Those with a wildcard are in a tree of their levels as well, which says what matches.
+    Invariants: a filter with one value has it as a pair, one with more as a dict; the tree has
+    exactly the filters with a wildcard of the dict, and no node without one at or below it.
     """
 
-    __slots__ = ("_closed", "_open", "_values", "count")
+    __slots__ = ("_root", "_values", "count")
 
     def __init__(self) -> None:
         self._values: dict[str, tuple[K, V] | dict[K, V]] = {}
+        self._root = _Node()
         self.count = 0  # (filter, key) pairs
-        # Levels -> shape -> how many filters; of those that end in `#`, `#` among the levels.
-        self._closed: dict[int, dict[_Wildcards, int]] = {}
-        self._open: dict[int, dict[_Wildcards, int]] = {}
 
     def __len__(self) -> int:
         """Return how many (filter, key) pairs are held."""
@@ -185,7 +190,7 @@ class FilterTable(Generic[K, V]):
             values[topic_filter] = (key, value)
             self.count += 1
             if "+" in topic_filter or "#" in topic_filter:
-                self._add_shape(topic_filter)
+                self._add_wildcard(topic_filter)
             return None
         if isinstance(there, tuple):
             if there[0] == key:
@@ -208,7 +213,7 @@ class FilterTable(Generic[K, V]):
                 return None
             del values[topic_filter]
             if "+" in topic_filter or "#" in topic_filter:
-                self._remove_shape(topic_filter)
+                self._remove_wildcard(topic_filter)
             self.count -= 1
             return there[1]
         if key not in there:
@@ -231,54 +236,92 @@ class FilterTable(Generic[K, V]):
         get = self._values.get
         there = get(topic_name)
         found = [] if there is None else [there] if isinstance(there, tuple) else [*there.items()]
-        levels = topic_name.split("/")
-        count = len(levels)
-        is_hidden = topic_name[0] == "$"  # [MQTT-4.7.2-1] a leading wildcard does not match it
-        shapes = [(count, self._closed[count])] if count in self._closed else []
-        if self._open:
-            levels.append("")  # `a/#` matches `a` too
-            shapes += [one for one in self._open.items() if one[0] <= count + 1]
-        for size, these in shapes:
-            for wildcards in these:
-                if is_hidden and wildcards[0][0] == 0:
-                    continue
-                wanted = levels[:size]
-                for at, level in wildcards:
-                    wanted[at] = level
-                there = get("/".join(wanted))
-                if there is not None:
-                    if isinstance(there, tuple):
-                        found.append(there)
-                    else:
-                        found += there.items()
+        for topic_filter in self._wildcards(topic_name):
+            there = get(topic_filter)
+            if isinstance(there, tuple):
+                found.append(there)
+            elif there is not None:
+                found += there.items()
         return found
 
-    def _add_shape(self, topic_filter: str) -> None:
-        size, wildcards = _shape(topic_filter)
-        shapes = self._open if topic_filter[-1] == "#" else self._closed
-        these = shapes.get(size)
-        if these is None:
-            these = shapes[size] = {}
-        these[wildcards] = these.get(wildcards, 0) + 1
+    def _wildcards(self, topic_name: str) -> list[str]:
+        """Return the filters with a wildcard that match a name."""
+        found: list[str] = []
+        nodes = [self._root]
+        levels = topic_name.split("/")
+        if topic_name[0] == "$":  # [MQTT-4.7.2-1] a leading wildcard does not match it
+            child = (self._root.children or {}).get(levels[0])
+            if child is None:
+                return found
+            nodes = [child]
+            del levels[0]
+        for level in levels:
+            below: list[_Node] = []
+            for node in nodes:
+                if node.hash is not None:
+                    found.append(node.hash)
+                if node.children is not None:
+                    child = node.children.get(level)
+                    if child is not None:
+                        below.append(child)
+                if node.plus is not None:
+                    below.append(node.plus)
+            if not below:
+                return found
+            nodes = below
+        for node in nodes:
+            if node.here is not None:
+                found.append(node.here)
+            if node.hash is not None:  # `a/#` matches `a` too
+                found.append(node.hash)
+        return found
 
-    def _remove_shape(self, topic_filter: str) -> None:
-        size, wildcards = _shape(topic_filter)
-        shapes = self._open if topic_filter[-1] == "#" else self._closed
-        these = shapes[size]
-        these[wildcards] -= 1
-        if not these[wildcards]:
-            del these[wildcards]
-            if not these:
-                del shapes[size]
+    def _add_wildcard(self, topic_filter: str) -> None:
+        node = self._root
+        for level in topic_filter.split("/"):
+            if level == "#":
+                node.hash = topic_filter
+                return
+            if level == "+":
+                child = node.plus
+                if child is None:
+                    child = node.plus = _Node()
+            else:
+                children = node.children
+                if children is None:
+                    children = node.children = {}
+                child = children.get(level)
+                if child is None:
+                    child = children[level] = _Node()
+            node = child
+        node.here = topic_filter
 
-
-def _shape(topic_filter: str) -> tuple[int, _Wildcards]:
-    """Return the shape of a filter with a wildcard: how many levels, which are wildcards."""
-    size = topic_filter.count("/") + 1
-    if "+" not in topic_filter:
-        return size, ((size - 1, "#"),)
-    levels = topic_filter.split("/")
-    return size, tuple([(at, level) for at, level in enumerate(levels) if level in _WILDCARDS])
+    def _remove_wildcard(self, topic_filter: str) -> None:
+        levels = topic_filter.split("/")
+        ends_in_hash = levels[-1] == "#"
+        if ends_in_hash:
+            levels.pop()
+        path = [self._root]
+        for level in levels:
+            children = path[-1].children
+            child = path[-1].plus if level == "+" else children[level] if children else None
+            assert child is not None
+            path.append(child)
+        if ends_in_hash:
+            path[-1].hash = None
+        else:
+            path[-1].here = None
+        while len(path) > 1:
+            node, level = path.pop(), levels.pop()
+            if node.hash or node.here or node.plus or node.children:
+                return
+            above = path[-1]
+            if level == "+":
+                above.plus = None
+            elif above.children is not None:
+                del above.children[level]
+                if not above.children:
+                    above.children = None
 
 
 class _Folder(Generic[V]):

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from mqtt.topics import (
     FilterTable,
     NameTree,
+    _Node,
     matches,
     split_shared,
     topic_filter_fault,
@@ -126,6 +127,16 @@ def test_a_name_tree_finds_the_names_that_match(names: list[str], filters: list[
     assert not tree.may_match("no such name")
 
 
+def filters_below(node: _Node, *, is_root: bool = True) -> list[str]:
+    """Return the filters of a tree, of which no node is in vain."""
+    inner = [*(node.children or {}).values(), *([node.plus] if node.plus else [])]
+    here = [one for one in (node.here, node.hash) if one is not None]
+    found = here + [one for each in inner for one in filters_below(each, is_root=False)]
+    assert found or is_root
+    assert node.children != {}
+    return found
+
+
 class FiltersAndNamesUnderChange(RuleBasedStateMachine):
     """A table and a tree against dicts, while filters and names come and go."""
 
@@ -173,13 +184,8 @@ class FiltersAndNamesUnderChange(RuleBasedStateMachine):
         assert len(self.names) == len(self.values)
         if not self.filters:
             assert not self.table._values
-        filters = {topic_filter for topic_filter, _ in self.filters}
-        wild = sum("+" in one or "#" in one for one in filters)
-        shapes = [*self.table._closed.values(), *self.table._open.values()]
-        assert all(shapes)
-        counts = [count for these in shapes for count in these.values()]
-        assert sum(counts) == wild
-        assert all(count > 0 for count in counts)
+        wild = {one for one, _ in self.filters if "+" in one or "#" in one}
+        assert sorted(filters_below(self.table._root)) == sorted(wild)
         if not self.values:
             assert (self.names._root.values, self.names._root.below) == ({}, None)
             assert list(self.names._folders) == [""]
@@ -196,11 +202,30 @@ def test_a_table_of_many_filters_looks_at_few() -> None:
         table.add(f"devices/{device}/state", device, device)
     table.add("devices/#", -1, -1)
     assert len(table) == 40_001
-    assert table.match("devices/77/lamp/set") == [(77, 77), (-1, -1)]
+    assert table.match("devices/77/lamp/set") == [(-1, -1), (77, 77)]
     assert table.match("devices/77/state") == [(77, 77), (-1, -1)]
     assert table.match("other/77/state") == []
-    assert [list(these.values()) for these in table._closed.values()] == [[20_000]]
-    assert [list(these.values()) for these in table._open.values()] == [[1]]
+    assert table._wildcards("devices/77/lamp/set") == ["devices/#", "devices/77/+/set"]
+
+
+def test_filters_of_many_shapes_cost_a_name_no_more_than_those_that_could_match() -> None:
+    table: FilterTable[str, int] = FilterTable()
+    for bits in range(1 << 12):
+        levels = ["+" if bits >> at & 1 else f"{at}" for at in range(12)]
+        table.add("/".join(["elsewhere", *levels]), "c", bits)
+        table.add("/".join(["elsewhere", *levels, "#"]), "c", bits)
+    root = table._root.children
+    assert root is not None
+    looked_at: list[str] = []
+
+    class Watched(dict[str, _Node]):
+        def get(self, level: str, default: object = None) -> _Node | None:  # type: ignore[override]
+            looked_at.append(level)
+            return super().get(level)
+
+    table._root.children = Watched(root)
+    assert table.match("/".join(["here", *map(str, range(12))])) == []
+    assert looked_at == ["here"]  # and none below it
 
 
 def test_names_with_values_in_a_tree() -> None:
