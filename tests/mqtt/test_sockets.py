@@ -136,6 +136,28 @@ async def test_what_is_written_in_one_turn_leaves_in_one_call(
     assert [sorted(call.values()) for call in calls] == [[b"ab", b"c"]]
 
 
+async def test_what_was_written_leaves_before_more_is_read(
+    sockets: Sockets, lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    send, receive = socket_calls.send, socket_calls.receive
+
+    def noting(name: str, call: Any) -> Any:
+        def noted(*about: Any) -> Any:
+            calls.append(name)
+            return call(*about)
+
+        return noted
+
+    monkeypatch.setattr(socket_calls, "send", noting("send", send))
+    monkeypatch.setattr(socket_calls, "receive", noting("receive", receive))
+    line = lines()
+    line.transport.write(b"a")
+    sockets._receive()  # as the loop may call it before what was to be called soon
+    assert calls == ["send", "receive"]
+    assert await line.read(1) == b"a"
+
+
 async def test_whatever_holds_bytes_can_be_written(lines: Any) -> None:
     line = lines()
     line.transport.write(bytearray(b"ab"))

@@ -88,6 +88,8 @@ class Sockets:
 
     def _receive(self) -> None:
         """Read whatever has come, and give it to whom it is for."""
+        if self.outgoing:  # its turn is over: what is read now would delay it by some ms
+            self._flush()
         found = iter(socket_calls.receive(self.epoll, self._buffer, _READ_BYTES))
         transports = self.transports
         for descriptor, what in zip(found, found, strict=True):
