@@ -156,8 +156,9 @@ def _cpu_s(edge: int, cloud: int) -> dict[str, float]:
     for name, pid, child in (("edge", edge, "encoder"), ("cloud", cloud, "decoder")):
         used[name] = cpu_s_of(pid)
         for task in Path(f"/proc/{pid}/task").iterdir():
-            for each in (task / "children").read_text().split():
-                used[child] = used.get(child, 0.0) + cpu_s_of(int(each))
+            with contextlib.suppress(OSError):  # a thread that has just ended
+                for each in (task / "children").read_text().split():
+                    used[child] = used.get(child, 0.0) + cpu_s_of(int(each))
     return used
 
 
