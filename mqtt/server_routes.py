@@ -166,7 +166,7 @@ class RouteTable(dict[bytes, Route]):
             ProtocolError: 0x90, the topic name is not valid [MQTT-3.3.2-2] [MQTT-4.7.3-1].
             MalformedPacket: 0x81, the topic is not UTF-8 [MQTT-1.5.4-1] or has U+0000.
         """
-        route = self._older.pop(topic, None) or self._make(topic)
+        route = (self._older.pop(topic, None) if self._older else None) or self._make(topic)
         self._add(route)
         return route
 
@@ -223,7 +223,11 @@ class RouteTable(dict[bytes, Route]):
         shares: list[ShareGroup] = []
         private = route.name.startswith(_PRIVATE)
         match = self.filters.at if private else self.filters.match
-        for _, entry in match(route.name):
+        found = match(route.name)
+        if len(found) == 1 and isinstance(found[0][1], Subscribed):  # as most are
+            route.targets, route.shares = (found[0][1],), ()
+            return
+        for _, entry in found:
             if isinstance(entry, ShareGroup):
                 shares.append(entry)
                 continue

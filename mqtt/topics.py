@@ -236,7 +236,9 @@ class FilterTable(Generic[K, V]):
         get = self._values.get
         there = get(topic_name)
         found = [] if there is None else [there] if isinstance(there, tuple) else [*there.items()]
-        for topic_filter in self._wildcards(topic_name):
+        root = self._root
+        wild = self._wildcards(topic_name) if root.children or root.plus or root.hash else ()
+        for topic_filter in wild:
             there = get(topic_filter)
             if isinstance(there, tuple):
                 found.append(there)
