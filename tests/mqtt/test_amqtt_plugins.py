@@ -1,26 +1,31 @@
 """amqtt's own plugins, unchanged, in our broker: files, JWT, HTTP, a database, certificates, LDAP.
 
-What they need beside amqtt is its extra `contrib`; a test says what it lacks.
+What they need beside amqtt is its extra `contrib`; of that only python-ldap may be absent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import argon2
+import jwt
 import pytest
+from aiohttp import web
+from amqtt.contrib import cert
+from amqtt.contrib.auth_db import managers
 
 from mqtt.broker.access.config import AccessConfig, PluginConfig
 from mqtt.broker.net.config import ListenerConfig
 from mqtt.packets import Puback, Publish
 from tests.kit.fronts import Fronted, client_tls, fronting
 from tests.kit.processes import free_ports, wait_until_listening
+from tests.kit.programs import program
 
 NO_SUBSCRIBERS = 0x10
 
@@ -51,7 +56,6 @@ async def rights(front: Fronted, **fields: Any) -> tuple[list[int], list[int]]:
 
 
 async def test_a_password_file_with_argon2(tmp_path: Path) -> None:
-    argon2 = pytest.importorskip("argon2")
     file = tmp_path / "users"
     file.write_text(f"# users\nalice:{argon2.PasswordHasher().hash('secret')}\n", "utf-8")
     name = "amqtt.plugins.authentication.FileAuthPlugin"
@@ -62,8 +66,6 @@ async def test_a_password_file_with_argon2(tmp_path: Path) -> None:
 
 
 async def test_json_web_tokens() -> None:
-    jwt = pytest.importorskip("jwt", reason="PyJWT is not installed")
-    pytest.importorskip("sqlalchemy", reason="amqtt.contrib imports it")
     key = "a key of the test's own, long enough for SHA-256"
     claims = {"publish_claim": "may_pub", "subscribe_claim": "may_sub", "receive_claim": "may_sub"}
     access = plugins(
@@ -86,7 +88,6 @@ async def test_json_web_tokens() -> None:
 @contextlib.asynccontextmanager
 async def web_server() -> AsyncIterator[tuple[int, list[dict[str, Any]]]]:
     """Serve what amqtt's HTTP plugins ask; gives the port, and what was asked."""
-    web = pytest.importorskip("aiohttp.web", reason="aiohttp is not installed")
     asked: list[dict[str, Any]] = []
 
     async def user(request: Any) -> Any:
@@ -113,7 +114,6 @@ async def web_server() -> AsyncIterator[tuple[int, list[dict[str, Any]]]]:
 
 
 async def test_a_web_service_is_asked() -> None:
-    pytest.importorskip("sqlalchemy", reason="amqtt.contrib imports it")
     async with web_server() as (port, asked):
         where = {"host": "127.0.0.1", "port": port}
         access = plugins(
@@ -136,8 +136,6 @@ async def test_a_web_service_is_asked() -> None:
 
 
 async def test_a_web_service_that_is_away_lets_nobody_in() -> None:
-    pytest.importorskip("sqlalchemy", reason="amqtt.contrib imports it")
-    pytest.importorskip("aiohttp", reason="aiohttp is not installed")
     (port,) = free_ports(1)
     options = {"host": "127.0.0.1", "port": port, "user_uri": "/user"}
     access = plugins(("amqtt.contrib.http.UserAuthHttpPlugin", options))
@@ -146,8 +144,6 @@ async def test_a_web_service_that_is_away_lets_nobody_in() -> None:
 
 
 async def test_a_database(tmp_path: Path) -> None:
-    pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
-    managers = pytest.importorskip("amqtt.contrib.auth_db.managers")
     url = f"sqlite+aiosqlite:///{tmp_path / 'auth.db'}"
     options = {"connection": url, "sync_schema": True}
     access = plugins(
@@ -169,8 +165,6 @@ async def test_a_database(tmp_path: Path) -> None:
 
 
 async def test_certificates_of_devices(tmp_path: Path) -> None:
-    pytest.importorskip("sqlalchemy", reason="amqtt.contrib imports it")
-    cert = pytest.importorskip("amqtt.contrib.cert")
     key, root = await asyncio.to_thread(
         cert.generate_root_creds, "CH", "Zug", "Zug", "test", "test authority"
     )
@@ -240,9 +234,7 @@ title: mine/+
 @contextlib.contextmanager
 def ldap_server(folder: Path) -> Iterator[int]:
     """Run OpenLDAP's server with one user; gives its port."""
-    slapd, slapadd = shutil.which("slapd"), shutil.which("slapadd")
-    if slapd is None or slapadd is None:
-        pytest.skip("slapd is not installed on this machine")
+    slapd, slapadd = (program(name, "slapd") for name in ("slapd", "slapadd"))
     (port,) = free_ports(1)
     config = folder / "slapd.conf"
     config.write_text(SLAPD.format(folder=folder), "utf-8")
@@ -264,7 +256,6 @@ def ldap_server(folder: Path) -> Iterator[int]:
 
 async def test_a_directory(tmp_path: Path) -> None:
     pytest.importorskip("ldap", reason="python-ldap is not installed")
-    pytest.importorskip("sqlalchemy", reason="amqtt.contrib imports it")
     with ldap_server(tmp_path) as port:
         options = {
             "server": f"ldap://127.0.0.1:{port}",
