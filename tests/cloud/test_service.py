@@ -17,6 +17,7 @@ from cloud.config import CloudConfig, IngestConfig, LiveConfig, StorageConfig, S
 from cloud.parts import CloudNode
 from cloud.service import CloudService
 from cloud.sinks.contract import Sink
+from cloud.stream.contract import StreamError
 from mqtt.aio import Client
 from mqtt.packets import Connack, Connect, Puback, Publish, Subscription
 from mqtt.properties import REASON_STRING, USER_PROPERTY
@@ -205,6 +206,22 @@ async def test_sinks_and_beginnings_of_parts_have_their_place(tmp_path: Path) ->
         "start, ['extra', 'live', 'storage'], listening: True",
         "stop, sink closed: False",
     ]
+
+
+async def test_how_far_storage_is_may_be_unknown_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away() -> dict[str, dict[int, int]]:
+        raise StreamError("no quorum")
+
+    async with node(tmp_path) as service:
+        device = await connect(service, "d1")
+        assert await publish(device, "devices/d1/t", b"1") == 0
+        await service.sinks.drained()
+        assert sum((await service.stored_positions()).values()) == 1
+        monkeypatch.setattr(service.sinks, "positions", away)
+        assert await service.stored_positions() == {}, "nothing is shown as stored"
+        await device.disconnect()
 
 
 async def test_a_restart_goes_on_and_repeats_nothing_in_storage(tmp_path: Path) -> None:
