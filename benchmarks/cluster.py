@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import nats
@@ -79,10 +79,11 @@ class Load:
 
 
 def load_of(shape: str, gateways: int, batches: int, batch: int, devices: int) -> Load:
-    """Return batches of seeded payloads; each gateway has devices of its own."""
-    texts = messages(shape, batches * batch)
+    """Return batches of seeded payloads; each gateway has devices and payloads of its own."""
+    texts = _texts(shape, gateways * batches * batch)
     found = []
     for gateway in range(gateways):
+        mine = texts[gateway * batches * batch : (gateway + 1) * batches * batch]
         sources = [(f"devices/g{gateway}d{n}/state", f"g{gateway}d{n}") for n in range(devices)]
         found.append(
             [
@@ -92,13 +93,18 @@ def load_of(shape: str, gateways: int, batches: int, batch: int, devices: int) -
                     [n % devices for n in range(batch)],
                     [1_700_000_000_000_000 + (number * batch + n) * 10_000 for n in range(batch)],
                     [1] * batch,
-                    [bytes(one[2]) for one in texts[number * batch : (number + 1) * batch]],
+                    mine[number * batch : (number + 1) * batch],
                     [b""] * batch,
                 )
                 for number in range(batches)
             ]
         )
     return Load(found, gateways * batches * batch)
+
+
+@lru_cache(maxsize=1)  # rounds have the same
+def _texts(shape: str, count: int) -> list[bytes]:
+    return [bytes(payload) for _, _, payload, *_ in messages(shape, count)]
 
 
 async def one_by_one(nc: Client, layout: Layout, load: Load) -> None:

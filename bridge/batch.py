@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import zstandard
 
-from bridge.columnar import Columns, Limits, check_columns, pack, unpack, used_sources
+from bridge.columnar import Columns, Limits, SourceTable, check_columns, pack, unpack, used_sources
 from bridge.envelope import (
     SEQ_MAX,
     VERSION,
@@ -48,15 +48,19 @@ __all__ = [
     "Encoder",
     "EntryEncoder",
     "OpenBatch",
+    "columns_of",
     "compressor",
     "decode_entry",
+    "decompressed",
+    "decompressor",
     "encode_entry",
     "link_columns",
+    "times_us_of",
 ]
 
 _ZSTD_FORMAT = zstandard.FORMAT_ZSTD1_MAGICLESS
-_EPOCH_MAX = (1 << 64) - 1
-_RESOLUTION_US_MAX = 60_000_000
+EPOCH_MAX = (1 << 64) - 1
+RESOLUTION_US_MAX = 60_000_000
 _TIME_US_MAX = 1 << 62
 DEFAULT_RESOLUTION_US = 1000
 
@@ -326,7 +330,7 @@ class Decoder:
         self._gateway = gateway
         self._limits = limits or Limits()
         self._bodies = dict(bodies or {})
-        self._zstd = zstandard.ZstdDecompressor(format=_ZSTD_FORMAT)
+        self._zstd = decompressor()
         self._context: _Context | None = None
 
     def drop_context(self) -> None:
@@ -441,11 +445,11 @@ class Decoder:
             if Key.EPOCH in fields or Key.RESOLUTION in fields:
                 raise BatchError("malformed", "epoch or resolution without a new context")
             return self._context
-        version = read_uint(fields, Key.VERSION, None, _EPOCH_MAX)
+        version = read_uint(fields, Key.VERSION, None, EPOCH_MAX)
         if version != VERSION:
             raise BatchError("version", f"version {version}, this end reads version {VERSION}")
-        epoch = read_uint(fields, Key.EPOCH, None, _EPOCH_MAX)
-        resolution_us = read_uint(fields, Key.RESOLUTION, DEFAULT_RESOLUTION_US, _RESOLUTION_US_MAX)
+        epoch = read_uint(fields, Key.EPOCH, None, EPOCH_MAX)
+        resolution_us = read_uint(fields, Key.RESOLUTION, DEFAULT_RESOLUTION_US, RESOLUTION_US_MAX)
         if not resolution_us:
             raise BatchError("bounds", "resolution 0")
         self.drop_context()
@@ -462,28 +466,13 @@ class Decoder:
 
     def _decode_body(self, body: bytes, mode: int, count: int, reference: int) -> Columns:
         if mode == Mode.COLUMNAR:
-            body = self._decompress(body)
+            body = decompressed(self._zstd, body, self._limits.content_bytes)
         elif mode != Mode.STORED:
             decoder = self._bodies.get(mode)
             if decoder is None:
                 raise BatchError("mode", f"mode {mode} is not known here")
             return decoder.decode(body, count, reference, self._limits)
         return unpack(body, count, reference, self._limits)
-
-    def _decompress(self, body: bytes) -> bytes:
-        """Return the content of a zstd frame whose stated size was within limits beforehand."""
-        try:
-            frame = zstandard.get_frame_parameters(body, format=_ZSTD_FORMAT)
-            size, most = frame.content_size, self._limits.content_bytes
-            if size > most or frame.window_size > most:
-                # an unknown size is the greatest number, so it is refused here as well
-                raise BatchError("bounds", f"the body unpacks to more than {most} bytes")
-            content = self._zstd.decompress(body, allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise BatchError("compression", str(error)) from error
-        if len(content) != size:
-            raise BatchError("compression", "the body is not of the size it states")
-        return content
 
 
 class EntryEncoder:
@@ -580,15 +569,46 @@ def compressor(level: int) -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(compression_params=parameters)
 
 
+def decompressor() -> zstandard.ZstdDecompressor:
+    """Return a decompressor of such frames, for `decompressed`."""
+    return zstandard.ZstdDecompressor(format=_ZSTD_FORMAT)
+
+
+def decompressed(zstd: zstandard.ZstdDecompressor, body: bytes, bytes_max: int) -> bytes:
+    """Return the content of a zstd frame whose stated size was within limits beforehand.
+
+    Raises:
+        BatchError: "bounds" when it states more than `bytes_max`, else "compression".
+    """
+    try:
+        frame = zstandard.get_frame_parameters(body, format=_ZSTD_FORMAT)
+        size = frame.content_size
+        if size > bytes_max or frame.window_size > bytes_max:
+            # an unknown size is the greatest number, so it is refused here as well
+            raise BatchError("bounds", f"the body unpacks to more than {bytes_max} bytes")
+        content = zstd.decompress(body, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise BatchError("compression", str(error)) from error
+    if len(content) != size:
+        raise BatchError("compression", "the body is not of the size it states")
+    return content
+
+
 def link_columns(readings: Readings, resolution_us: int) -> Columns:
     """Return readings as a batch carries them: times in units, only the sources in use."""
+    columns = columns_of(readings, resolution_us)
+    columns.sources, columns.source_index = used_sources(columns.sources, columns.source_index)
+    return columns
+
+
+def columns_of(readings: Readings, resolution_us: int) -> Columns:
+    """Return readings that have no unused sources as a batch carries them."""
     times = readings.times_us
     if resolution_us != 1:
-        times = [time_us // resolution_us for time_us in times]
-    sources, index = used_sources(readings.sources, readings.source_index)
+        times = list(map(resolution_us.__rfloordiv__, times))
     return Columns(
-        sources,
-        index,
+        readings.sources,
+        readings.source_index,
         times,
         readings.flags,
         readings.payloads,
@@ -596,23 +616,31 @@ def link_columns(readings: Readings, resolution_us: int) -> Columns:
     )
 
 
+def times_us_of(columns: Columns, resolution_us: int) -> list[int]:
+    """Return the times of columns in microseconds.
+
+    Raises:
+        BatchError: "bounds" when one is outside 62 bits.
+    """
+    times = list(map(resolution_us.__mul__, columns.times))
+    if max(times) >= _TIME_US_MAX or min(times) <= -_TIME_US_MAX:
+        raise BatchError("bounds", "a time outside 62 bits")
+    return times
+
+
 def _readings(columns: Columns | None, ranges: Sequence[Range], resolution_us: int) -> Readings:
     if columns is None:
         return Readings(range(0), [], [], [], [], [], [])
-    times = columns.times
-    if resolution_us != 1:
-        times = [time * resolution_us for time in times]
-    if max(times) >= _TIME_US_MAX or min(times) <= -_TIME_US_MAX:
-        raise BatchError("bounds", "a time outside 62 bits")
+    times = times_us_of(columns, resolution_us)
     if len(ranges) == 1:
         seqs: Sequence[int] = range(ranges[0][0], ranges[0][1] + 1)
     else:
         seqs = list(chain.from_iterable(range(first, last + 1) for first, last in ranges))
     return Readings(
         seqs,
-        list(columns.sources),
+        columns.sources if isinstance(columns.sources, SourceTable) else list(columns.sources),
         list(columns.source_index),
-        list(times),
+        times,
         list(columns.flags),
         list(columns.payloads),
         list(columns.properties),

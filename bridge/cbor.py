@@ -14,7 +14,7 @@ from typing import Any
 
 from bridge.errors import BatchError
 
-__all__ = ["DEPTH_MAX", "ITEMS_MAX", "read_head", "read_map"]
+__all__ = ["DEPTH_MAX", "ITEMS_MAX", "read_array", "read_head", "read_map"]
 
 DEPTH_MAX = 4
 ITEMS_MAX = 1 << 18  # twice the readings of a batch: no list of seqs is longer
@@ -36,6 +36,18 @@ def read_map(data: bytes) -> dict[int, Any]:
         raise BatchError("malformed", f"{len(data) - at} bytes after the envelope")
     result: dict[int, Any] = value
     return result
+
+
+def read_array(data: bytes) -> list[Any]:
+    """Return the array that `data` is, whole.
+
+    Raises:
+        BatchError: "malformed" when it is anything else.
+    """
+    items, end = _item(data, 0, 1, [ITEMS_MAX])
+    if not isinstance(items, list) or end != len(data):
+        raise BatchError("malformed", "no array, or something behind it")
+    return items
 
 
 def read_head(data: bytes, at: int) -> tuple[int, int, int]:

@@ -9,22 +9,35 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, compress, pairwise
-from operator import sub
+from typing import Any
 from zlib import crc32
 
+from bridge import kernel
 from bridge.errors import BatchError
 from bridge.readings import FLAG_PROPERTIES, FLAG_QOS_MASK, FLAG_RETAIN, Source
 
-__all__ = ["Columns", "Limits", "check_columns", "pack", "unpack", "used_sources"]
+__all__ = [
+    "Columns",
+    "Limits",
+    "SourceTable",
+    "check_columns",
+    "pack",
+    "topic_bytes",
+    "unpack",
+    "used_sources",
+    "widest",
+]
 
 _TIME_UNITS_MAX = 1 << 62  # so that any difference of two times fits 64 bits
 _FLAGS_KNOWN = FLAG_QOS_MASK | FLAG_RETAIN | FLAG_PROPERTIES
 _SIGNED = 0x10
 _TYPECODES = {1: "B", 2: "H", 4: "I", 8: "Q", 0x11: "b", 0x12: "h", 0x14: "i", 0x18: "q"}
+_KEPT_SOURCES = 256  # of a table that is kept, and ...
+_KEPT_BYTES = 16 << 10  # ... what its texts may be: all together 16 MB, and their objects
 _BIG_ENDIAN = sys.byteorder == "big"
 
 
@@ -72,7 +85,7 @@ def check_columns(columns: Columns, seed: int, bytes_max: int | None = None) -> 
     Raises:
         BatchError: "bounds" when they are more: a few bytes can name gigabytes.
     """
-    table = [f"{topic}\0{device}\0".encode() for topic, device in columns.sources]
+    table = _table_bytes(columns.sources)
     if bytes_max is not None:
         sizes = list(map(len, table))
         total = sum(map(sizes.__getitem__, columns.source_index))
@@ -83,11 +96,44 @@ def check_columns(columns: Columns, seed: int, bytes_max: int | None = None) -> 
     check = crc32(bytes(columns.flags), check)
     check = crc32(_little(array("I", map(len, columns.payloads))), check)
     check = crc32(b"".join(map(table.__getitem__, columns.source_index)), check)
-    present = [block for block in columns.properties if block]
-    if present:
+    if any(columns.properties):
+        present = [block for block in columns.properties if block]
         check = crc32(_little(array("I", map(len, present))), check)
         check = crc32(b"".join(present), check)
     return crc32(b"".join(columns.payloads), check)
+
+
+class SourceTable(list[Source]):
+    """A source table as it was read, with what is asked of it again and again; never changed."""
+
+    __slots__ = ("topic_bytes", "written")
+
+    def __init__(self, sources: Iterable[Source]) -> None:
+        super().__init__(sources)
+        self.written = _written(self)  # as the check has them
+        self.topic_bytes = _topic_bytes(self)
+
+
+def widest(sources: Sequence[Source]) -> int:
+    """Return the most bytes that one reading's topic and device are, written out."""
+    return max(map(len, _table_bytes(sources)), default=0)
+
+
+def topic_bytes(sources: Sequence[Source]) -> list[int]:
+    """Return the length of each source's topic in bytes."""
+    return sources.topic_bytes if isinstance(sources, SourceTable) else _topic_bytes(sources)
+
+
+def _topic_bytes(sources: Sequence[Source]) -> list[int]:
+    return [len(topic.encode()) for topic, _ in sources]
+
+
+def _table_bytes(sources: Sequence[Source]) -> list[bytes]:
+    return sources.written if isinstance(sources, SourceTable) else _written(sources)
+
+
+def _written(sources: Sequence[Source]) -> list[bytes]:
+    return [f"{topic}\0{device}\0".encode() for topic, device in sources]
 
 
 # ---- packing -------------------------------------------------------------------------------------
@@ -99,20 +145,19 @@ def pack(columns: Columns, reference: int) -> bytes:
     Raises:
         ValueError: a time outside +-2^62 units.
     """
-    times = columns.times
-    if min(times) <= -_TIME_UNITS_MAX or max(times) >= _TIME_UNITS_MAX:
-        raise ValueError("a reading's time is outside what the link carries")
-    payloads = columns.payloads
     parts: list[bytes] = []
     _pack_sources(columns.sources, parts)
-    parts.append(_pack_column(columns.source_index))
-    parts.append(_varint(_zigzag(times[0] - reference)))
-    parts.append(_pack_column(list(map(sub, times[1:], times)), signed=True))
-    parts.append(_pack_column(columns.flags))
-    _pack_properties(columns, parts)
-    parts.append(_pack_column(list(map(len, payloads))))
-    parts += payloads
-    return b"".join(parts)
+    head = b"".join(parts)
+    index, times, flags, payloads = map(
+        _as_list, (columns.source_index, columns.times, columns.flags, columns.payloads)
+    )
+    return kernel.pack(
+        head, index, times, flags, _properties(columns.properties), payloads, reference
+    )
+
+
+def _as_list(column: Sequence[Any]) -> list[Any]:
+    return column if isinstance(column, list) else list(column)
 
 
 def used_sources(
@@ -139,57 +184,32 @@ def _pack_sources(sources: Sequence[Source], parts: list[bytes]) -> None:
     topics = "\0".join([topic for topic, _ in sources]).encode()
     named = [device for (_, device), level in zip(sources, levels, strict=True) if not level]
     devices = "\0".join(named).encode()
-    parts += (_varint(len(sources)), _pack_column(levels), _varint(len(topics)), topics)
+    parts += (kernel.varint(len(sources)), kernel.pack_column(levels))
+    parts += (kernel.varint(len(topics)), topics)
     if named:
-        parts += (_varint(len(devices)), devices)
+        parts += (kernel.varint(len(devices)), devices)
 
 
-def _pack_properties(columns: Columns, parts: list[bytes]) -> None:
-    blocks = [block for block in columns.properties if block]
-    if not blocks:
-        return
-    table = {block: place for place, block in enumerate(dict.fromkeys(blocks))}
-    parts.append(_varint(len(table)))
-    parts.append(_pack_column(list(map(len, table))))
-    parts += table
-    parts.append(_pack_column(list(map(table.__getitem__, blocks))))
-
-
-def _pack_column(values: Sequence[int], *, signed: bool = False) -> bytes:
-    """Return a column of integers: nothing for none, one value for a constant, else planes."""
-    if not values:
+def _properties(column: Sequence[bytes]) -> bytes:
+    """Return the table of property blocks and which reading has which; nothing without any."""
+    if not any(column):
         return b""
-    low, high = min(values), max(values)
-    if low == high:
-        return b"\0" + _varint(_zigzag(low) if signed else low)
-    bits = max(high, ~low).bit_length() + 1 if signed else high.bit_length()
-    width = 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
-    kind = width | (_SIGNED if signed else 0)
-    raw = _little(array(_TYPECODES[kind], values))
-    if width == 1:
-        return bytes((kind,)) + raw
-    return b"".join((bytes((kind,)), *(raw[plane::width] for plane in range(width))))
+    blocks = [block for block in column if block]
+    table = {block: place for place, block in enumerate(dict.fromkeys(blocks))}
+    return b"".join(
+        (
+            kernel.varint(len(table)),
+            kernel.pack_column(list(map(len, table))),
+            *table,
+            kernel.pack_column(list(map(table.__getitem__, blocks))),
+        )
+    )
 
 
 def _little(column: array[int]) -> bytes:
     if _BIG_ENDIAN:
         column.byteswap()
     return column.tobytes()
-
-
-def _zigzag(value: int) -> int:
-    return value << 1 if value >= 0 else (~value << 1) | 1
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 # ---- unpacking -----------------------------------------------------------------------------------
@@ -227,20 +247,34 @@ def unpack(content: bytes, count: int, reference: int, limits: Limits) -> Column
     return Columns(sources, index, times, flags, payloads, properties)
 
 
-def _unpack_sources(cursor: _Cursor, count: int, limits: Limits) -> list[Source]:
+def _unpack_sources(cursor: _Cursor, count: int, limits: Limits) -> Sequence[Source]:
     n = cursor.varint()
     if not 0 < n <= min(count, limits.sources):
         raise BatchError("bounds", f"{n} sources for {count} readings")
     levels = cursor.column(n)
-    topics = cursor.texts(n)
+    topics = cursor.take(cursor.varint())
     named = levels.count(0)
-    devices = iter(cursor.texts(named) if named else ())
+    devices = cursor.take(cursor.varint()) if named else b""
+    if n > _KEPT_SOURCES or len(topics) + len(devices) > _KEPT_BYTES:
+        return _read_sources(n, tuple(levels), topics, devices)
+    return _kept_table(n, tuple(levels), topics, devices)
+
+
+@lru_cache(maxsize=1024)
+def _kept_table(n: int, levels: tuple[int, ...], topics: bytes, devices: bytes) -> SourceTable:
+    """Return a table; a gateway's next batch is likely to have the same one."""
+    return SourceTable(_read_sources(n, levels, topics, devices))
+
+
+def _read_sources(n: int, levels: Sequence[int], topics: bytes, devices: bytes) -> list[Source]:
+    named = levels.count(0)
+    ids = iter(_texts(devices, named) if named else ())
     sources: list[Source] = []
-    for topic, level in zip(topics, levels, strict=True):
+    for topic, level in zip(_texts(topics, n), levels, strict=True):
         if "+" in topic or "#" in topic:
             raise BatchError("malformed", "a topic name with a wildcard")
         if not level:
-            sources.append((topic, next(devices)))
+            sources.append((topic, next(ids)))
             continue
         parts = topic.split("/", 255)
         if level > 255 or level > len(parts):
@@ -326,19 +360,6 @@ class _Cursor:
             values.byteswap()
         return values.tolist()
 
-    def texts(self, n: int) -> list[str]:
-        """Return `n` texts, each 1 to 65,535 bytes, that lie in one piece joined by NUL."""
-        raw = self.take(self.varint())
-        if raw.count(0) != n - 1:
-            raise BatchError("bounds", f"{raw.count(0) + 1} texts where {n} belong")
-        try:
-            texts = raw.decode().split("\0")
-        except UnicodeDecodeError:
-            raise BatchError("malformed", "a topic or device that is not UTF-8") from None
-        if not all(texts) or (max(map(len, texts)) > 16383 and _too_long(texts)):
-            raise BatchError("malformed", "a topic or device that is empty or too long")
-        return texts
-
     def slices(self, lengths: Sequence[int]) -> list[bytes]:
         """Return consecutive pieces of the given lengths."""
         data = self.data
@@ -347,6 +368,19 @@ class _Cursor:
             raise BatchError("bounds", "lengths past the end of the content")
         self.at = ends[-1]
         return [data[start:end] for start, end in pairwise(ends)]
+
+
+def _texts(raw: bytes, n: int) -> list[str]:
+    """Return `n` texts, each 1 to 65,535 bytes, that lie in one piece joined by NUL."""
+    if raw.count(0) != n - 1:
+        raise BatchError("bounds", f"{raw.count(0) + 1} texts where {n} belong")
+    try:
+        texts = raw.decode().split("\0")
+    except UnicodeDecodeError:
+        raise BatchError("malformed", "a topic or device that is not UTF-8") from None
+    if not all(texts) or (max(map(len, texts)) > 16383 and _too_long(texts)):
+        raise BatchError("malformed", "a topic or device that is empty or too long")
+    return texts
 
 
 def _too_long(texts: Sequence[str]) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from itertools import chain
+from operator import sub
 from typing import Any, cast
 from zlib import crc32
 
@@ -18,6 +20,7 @@ from bridge.errors import BatchError
 from bridge.intervals import Range
 
 __all__ = [
+    "BATCH_KEYS",
     "CONTENT_TYPE",
     "VERSION",
     "Key",
@@ -60,6 +63,7 @@ class Key(IntEnum):
     ASSIGNED = 10
     TOMBSTONES = 11
     MARKS = 12
+    SECTIONS = 13  # of a shared entry only
     SETTLED = 34
 
 
@@ -97,7 +101,7 @@ class Tombstone:
     time_us: int
 
 
-_KNOWN = frozenset(int(key) for key in Key)
+BATCH_KEYS = frozenset(int(key) for key in Key if key != Key.SECTIONS)
 
 
 def seal_envelope(fields: dict[int, Any]) -> bytes:
@@ -105,8 +109,10 @@ def seal_envelope(fields: dict[int, Any]) -> bytes:
     return cbor2.dumps(dict(sorted(fields.items())))
 
 
-def open_envelope(data: bytes, bytes_max: int) -> dict[int, Any]:
-    """Return the fields of an envelope, unknown even extensions left out.
+def open_envelope(
+    data: bytes, bytes_max: int, known: frozenset[int] = BATCH_KEYS
+) -> dict[int, Any]:
+    """Return the fields of an envelope, those not `known` and past the core left out if even.
 
     Raises:
         BatchError: "too-large", "malformed", or "extension" for a key that must be understood.
@@ -114,7 +120,7 @@ def open_envelope(data: bytes, bytes_max: int) -> dict[int, Any]:
     if len(data) > bytes_max:
         raise BatchError("too-large", f"{len(data)} bytes where {bytes_max} are accepted")
     fields = read_map(data)
-    for key in fields.keys() - _KNOWN:
+    for key in fields.keys() - known:
         if key < _CORE_KEYS or key % 2:
             raise BatchError("extension", f"key {key} must be understood and is not")
         del fields[key]
@@ -154,10 +160,13 @@ def read_uint(fields: dict[int, Any], key: Key, default: int | None, most: int) 
 
 def runs_of(ranges: Sequence[Range], cursor: int) -> list[int]:
     """Return ranges as alternating skip and length from `cursor`; the last length is left out."""
-    runs: list[int] = []
-    for first, last in ranges:
-        runs += (first - cursor - 1, last - first + 1)
-        cursor = last
+    if len(ranges) < 2:
+        return [first - cursor - 1 for first, _ in ranges]
+    firsts, lasts = zip(*ranges, strict=True)
+    pasts = list(map((1).__add__, lasts))
+    runs = [0] * (2 * len(ranges))
+    runs[0::2] = map(sub, firsts, (cursor + 1, *pasts))
+    runs[1::2] = map(sub, pasts, firsts)
     return runs[:-1]
 
 
@@ -230,7 +239,7 @@ def header_check(
         ranges: Inclusive seq ranges of the readings.
         tombstones: As carried.
     """
-    flat = [seq for pair in ranges for seq in pair]
+    flat = list(chain.from_iterable(ranges))
     return crc32(cbor2.dumps([gateway, list(numbers), flat, tombstone_rows(tombstones)]))
 
 

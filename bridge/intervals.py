@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, compress, repeat
+from operator import ne, sub
 
 __all__ = ["IntervalSet", "Range", "ranges_of"]
 
@@ -22,15 +24,9 @@ def ranges_of(seqs: Sequence[int]) -> tuple[Range, ...]:
     first, last = seqs[0], seqs[-1]
     if last - first == len(seqs) - 1:
         return ((first, last),)
-    ranges: list[Range] = []
-    start = previous = first
-    for seq in seqs[1:]:
-        if seq != previous + 1:
-            ranges.append((start, previous))
-            start = seq
-        previous = seq
-    ranges.append((start, previous))
-    return tuple(ranges)
+    breaks = list(map(ne, map(sub, seqs[1:], seqs), repeat(1)))
+    firsts = compress(seqs, chain((True,), breaks))
+    return tuple(zip(firsts, compress(seqs, chain(breaks, (True,))), strict=True))
 
 
 class IntervalSet:

@@ -1,16 +1,152 @@
-"""Parts of readings: by rows, by partition, without those already held; and several as one."""
+"""Parts of readings: by rows, by partition, without those already held; and several as one.
+
+Work on a reading is done by C loops here (map, compress, itemgetter): every reading that the cloud
+takes in passes through.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain, compress
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain, compress
 from operator import itemgetter
 
 from bridge.intervals import IntervalSet, ranges_of
+from bridge.kernel import split
 from bridge.partition import partitions_of
 from bridge.readings import Readings, Source
 
-__all__ = ["joined", "rows_of", "split_by_partition", "without"]
+__all__ = [
+    "Block",
+    "Section",
+    "blocks",
+    "joined",
+    "one_after_the_other",
+    "rows_of",
+    "split_by_partition",
+    "without",
+]
+
+
+@dataclass(slots=True, frozen=True)
+class Section:
+    """What a block holds of one of the readings it was made from."""
+
+    origin: int  # which of them
+    first_row: int
+    end_row: int  # past its last
+    first_source: int  # of the block's table
+    end_source: int
+
+
+@dataclass(slots=True, frozen=True)
+class Block:
+    """The readings of one partition, from one or more origins that follow one another.
+
+    Invariants: seqs rise within a section, sections cover all rows and all sources in order, and
+    no reading has a source of another section; every source is that of some reading.
+    """
+
+    partition: int
+    readings: Readings
+    sections: Sequence[Section]
+
+    def part(self, section: Section) -> Readings:
+        """Return the readings of a section, with its own table."""
+        found = self.readings
+        if len(self.sections) == 1:
+            return found
+        rows = slice(section.first_row, section.end_row)
+        index = found.source_index[rows]
+        if section.first_source:
+            index = list(map((-section.first_source).__add__, index))
+        return Readings(
+            found.seqs[rows],
+            found.sources[section.first_source : section.end_source],
+            index,
+            found.times_us[rows],
+            found.flags[rows],
+            found.payloads[rows],
+            found.properties[rows],
+        )
+
+
+def blocks(several: Sequence[Readings]) -> Iterator[Block]:
+    """Yield one or more readings by partition of their devices, each in the order given."""
+    whole = several[0] if len(several) == 1 else one_after_the_other(several)
+    first_rows = list(accumulate(map(len, several), initial=0))
+    first_sources = list(accumulate((len(one.sources) for one in several), initial=0))
+    rows_by_partition = split(whole.source_index, partitions_of(whole.sources))
+    for partition, rows in rows_by_partition.items():
+        yield _block(partition, whole, rows, first_rows, first_sources)
+
+
+def one_after_the_other(several: Sequence[Readings]) -> Readings:
+    """Return several readings as one whose tables follow one another as well."""
+    index: list[int] = []
+    sources: list[Source] = []
+    for one in several:
+        index += map(len(sources).__add__, one.source_index)
+        sources += one.sources
+    propertied = any(one.properties for one in several)
+    return Readings(
+        list(chain.from_iterable(one.seqs for one in several)),
+        sources,
+        index,
+        list(chain.from_iterable(one.times_us for one in several)),
+        list(chain.from_iterable(one.flags for one in several)),
+        list(chain.from_iterable(one.payloads for one in several)),
+        list(chain.from_iterable(one.properties or [b""] * len(one) for one in several))
+        if propertied
+        else [],
+    )
+
+
+def _block(
+    partition: int,
+    whole: Readings,
+    rows: list[int],
+    first_rows: Sequence[int],
+    first_sources: Sequence[int],
+) -> Block:
+    """Return the rows of a partition."""
+    picked = whole if len(rows) == len(whole) else rows_of(whole, rows)
+    used = sorted(set(picked.source_index))
+    sources = picked.sources
+    index = picked.source_index
+    if len(used) != len(sources):
+        place = dict(zip(used, range(len(used)), strict=True))
+        sources = list(map(sources.__getitem__, used))
+        index = list(map(place.__getitem__, index))
+    readings = Readings(
+        picked.seqs,
+        sources,
+        index,
+        picked.times_us,
+        picked.flags,
+        picked.payloads,
+        picked.properties,
+    )
+    return Block(partition, readings, _sections(rows, used, first_rows, first_sources))
+
+
+def _sections(
+    rows: Sequence[int],
+    used: Sequence[int],
+    first_rows: Sequence[int],
+    first_sources: Sequence[int],
+) -> list[Section]:
+    """Return which of `rows` and of the sources `used`, both rising, are of which origin."""
+    sections: list[Section] = []
+    row = source = 0
+    while row < len(rows):
+        origin = bisect_right(first_rows, rows[row]) - 1
+        end_row = bisect_left(rows, first_rows[origin + 1], row)
+        end_source = bisect_left(used, first_sources[origin + 1], source)
+        sections.append(Section(origin, row, end_row, source, end_source))
+        row, source = end_row, end_source
+    return sections
 
 
 def joined(several: Sequence[Readings]) -> Readings:
@@ -22,8 +158,12 @@ def joined(several: Sequence[Readings]) -> Readings:
     whole = last - first + 1 == count
     table: dict[Source, int] = {}
     index: list[int] = []
+    places: list[int] = []
+    sources: list[Source] | None = None
     for one in several:
-        places = [table.setdefault(source, len(table)) for source in one.sources]
+        if one.sources is not sources:  # batches of a gateway often have the same table
+            sources = one.sources
+            places = [table.setdefault(source, len(table)) for source in sources]
         index += map(places.__getitem__, one.source_index)
     propertied = any(one.properties for one in several)
     return Readings(
@@ -54,7 +194,7 @@ def rows_of(readings: Readings, rows: Sequence[int]) -> Readings:
         )
     pick = itemgetter(*rows)
     return Readings(
-        pick(readings.seqs),
+        list(pick(readings.seqs)),
         readings.sources,
         list(pick(readings.source_index)),
         list(pick(readings.times_us)),
@@ -66,18 +206,7 @@ def rows_of(readings: Readings, rows: Sequence[int]) -> Readings:
 
 def split_by_partition(readings: Readings) -> dict[int, Readings]:
     """Return the readings by partition of their device, each part in seq order."""
-    partition_by_source = partitions_of(readings.sources)
-    rows_by_partition: dict[int, list[int]] = {}
-    for row, source in enumerate(readings.source_index):
-        partition = partition_by_source[source]
-        rows = rows_by_partition.get(partition)
-        if rows is None:
-            rows_by_partition[partition] = [row]
-        else:
-            rows.append(row)
-    if len(rows_by_partition) == 1:
-        return dict.fromkeys(rows_by_partition, readings)
-    return {partition: rows_of(readings, rows) for partition, rows in rows_by_partition.items()}
+    return {block.partition: block.readings for block in blocks([readings])}
 
 
 def without(readings: Readings, held: IntervalSet) -> Readings | None:

@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
-from bridge.batch import Decoder
 from bridge.errors import BatchError
+from bridge.shared_entry import EntryReader
 from cloud.config import CloudConfig
 from cloud.ledger import DISCARDED, ranges_text
 from cloud.query_time import iso
@@ -73,7 +73,7 @@ def letter_lines(letter: DeadLetter) -> list[str]:
     taken = f"  entry of {len(entry.body)} bytes, taken {iso(entry.appended_us)}"
     lines = [letter_line(letter), taken]
     try:
-        readings = Decoder(None).decode(entry.body).readings
+        readings = EntryReader().read(entry.body, entry.gateway, entry.epoch).readings
     except BatchError as error:
         return [*lines, f"  its body cannot be read: {error}"]
     for index in range(min(len(readings), _SHOWN_READINGS)):

@@ -1,16 +1,17 @@
 """Decoded batches on their way into the stream: those of one source and lane share an append.
 
 One append of a source (gateway, epoch) and lane is under way at a time. What is decoded meanwhile
-goes with the next one, as readings of one batch: an entry costs nearly as much however few readings
-it holds, and a batch of a gateway with many devices falls into as many entries as there are
-partitions. So the busier a gateway is, the less each of its readings costs; one that sends a
-batch now and then waits for nobody, and live readings never for an append of backlog.
+goes with the next one, as readings of one batch. And what is appended of several sources at the
+same time shares bodies (cloud/ingest_packs.py): an entry costs nearly as much however few readings
+it holds, so work follows time and partitions, not gateways. Each source has an append of its own
+nevertheless: it counts or fails by itself. One that sends a batch now and then waits for nobody,
+and live readings never for an append of backlog.
 
 Invariants:
 - The batches of a source and lane are appended in the order they were put.
 - A batch is answered only by an append that held all of it. One that cannot be appended does not
-  have others refused with it: what shares an append that fails by anything but the stream is
-  appended again, each batch by itself.
+  have others refused with it: what shares a body or an append that fails by anything but the stream
+  is encoded and appended again, each source by itself, then each batch.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bridge.batch import Batch
+from bridge.columnar import widest
 from bridge.envelope import LinkLane, Tombstone
 from bridge.errors import BatchError
 from bridge.readings import Readings
 from bridge.select import joined
+from cloud.ingest_packs import LATE_S, Group, Packs
 from cloud.ingest_parts import PartEncoder
 from cloud.stream.contract import GivenUp, Part, Source, Stream, StreamError, settled_stone
 from cloud.turns import Turn, Turns
@@ -33,8 +36,7 @@ from runtime.clock import Clock
 __all__ = ["Appends", "Waiting"]
 
 _READINGS_MAX = 8192  # of several batches in one append
-_PAYLOAD_BYTES_MAX = 2 << 20
-_TURN_READINGS = 1_000  # encoded in one turn of the loop: about 3 ms
+_BYTES_MAX = 2 << 20  # of these written out, far below what a reader takes
 
 _Row = tuple[str, int, int, bool]  # gateway, epoch, lane, historical
 
@@ -49,6 +51,14 @@ class Waiting:
     later: bool = False  # it is backlog that nothing live waits for
     refused: bool = False  # it lies behind a batch that was refused: it is not begun any more
     turn: Turn | None = None  # that it waits for
+    group: Group | None = None  # that it is being encoded with
+    bytes: int = field(init=False, default=0)  # at most, of its readings written out
+
+    def __post_init__(self) -> None:
+        new = self.new
+        if new is not None:
+            self.bytes = len(new) * widest(new.sources) + sum(map(len, new.payloads))
+            self.bytes += sum(map(len, new.properties))
 
     @property
     def source(self) -> Source:
@@ -65,6 +75,8 @@ class Waiting:
         self.later = False
         if self.turn is not None:
             self.turn.hurry()
+        if self.group is not None:
+            self.group.hurry()
 
 
 class Appends:
@@ -75,19 +87,27 @@ class Appends:
         encoder: Makes them.
         clock: Wall clock, for what gateways say.
         turns: Who may hold the loop; None: a row of their own.
+        late_s: Nothing waits longer to be encoded with others, unless the stream is slow.
 
     Attributes:
         entry_bytes: Of the entries appended.
     """
 
     def __init__(
-        self, stream: Stream, encoder: PartEncoder, clock: Clock, turns: Turns | None = None
+        self,
+        stream: Stream,
+        encoder: PartEncoder,
+        clock: Clock,
+        turns: Turns | None = None,
+        *,
+        late_s: float = LATE_S,
     ) -> None:
         self.entry_bytes = 0
         self._turns = turns or Turns()
         self._clock = clock
         self._stream = stream
         self._encoder = encoder
+        self._packs = (Packs(encoder, late_s=late_s), Packs(encoder, late_s=late_s))  # live; later
         self._queues: dict[_Row, deque[Waiting]] = {}  # of those with something under way
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -126,54 +146,74 @@ class Appends:
             await self._turns.wait(first.turn)
             first.turn = None
 
-    async def _append(self, group: Sequence[Waiting]) -> None:
-        """Append a group and answer it."""
-        begun: list[Waiting] = []
-        for one in group:
-            if one.refused:
-                one.answered(BatchError("context", "a batch before this one was refused"))
-            else:
-                begun.append(one)
-        if not begun:
+    async def _append(self, batches: Sequence[Waiting]) -> None:
+        """Append batches of one source and lane and answer them."""
+        begun = [one for one in batches if not _refused(one)]
+        if all(one.new is None for one in begun):
+            await self._answer(begun, [])
+            return
+        first = begun[0].batch
+        size = sum(one.bytes for one in begun)
+        group = Group(begun[0].source, (first.lane, first.historical), _new(begun), size)
+        for one in begun:
+            one.group = group
+        packs = self._packs[all(one.later for one in begun)]
+        parts = await packs.encode(group)
+        try:
+            left = [one for one in begun if not _refused(one)]
+            await self._answer(left, parts if len(left) == len(begun) else None)
+        finally:
+            packs.appended(group)
+
+    async def _answer(self, batches: Sequence[Waiting], parts: Sequence[Part] | None) -> None:
+        """Append batches, whose parts are encoded here if they are not yet, and answer them."""
+        if not batches:
             return
         failure: Exception | None = None
         try:
-            await self._store(begun)
+            await self._send(batches, self._parts(batches) if parts is None else parts)
+        except StreamError as error:
+            failure = error
         except Exception as error:  # noqa: BLE001 - whatever it was, each is answered
-            if len(begun) > 1 and not isinstance(error, StreamError):
-                for one in begun:
-                    await self._append([one])
+            if len(batches) > 1:
+                for one in batches:
+                    if not _refused(one):
+                        await self._answer([one], None)
                 return
             failure = error
-        for one in begun:
+        for one in batches:
             one.answered(failure)
 
-    async def _store(self, group: Sequence[Waiting]) -> None:
-        new = [one.new for one in group if one.new is not None]
-        first = group[0].batch
-        parts: list[Part] = []
-        if new:
-            encoding = self._encoder.parts(
-                first.gateway,
-                first.epoch,
-                joined(new),
-                lane=first.lane,
-                historical=first.historical,
-            )
-            turn = 0
-            for part in encoding:
-                parts.append(part)
-                turn += part.count
-                if turn >= _TURN_READINGS:
-                    turn = 0
-                    await asyncio.sleep(0)
-        stones = [_given_up(one.batch, stone) for one in group for stone in one.batch.tombstones]
-        said = [one.batch.settled for one in group if one.batch.settled is not None]
+    def _parts(self, batches: Sequence[Waiting]) -> list[Part]:
+        """Return the parts of one source's batches."""
+        if all(one.new is None for one in batches):
+            return []
+        batch = batches[0].batch
+        encoding = self._encoder.parts(
+            [batches[0].source], [_new(batches)], lane=batch.lane, historical=batch.historical
+        )
+        return [part for ((_, part),) in encoding]
+
+    async def _send(self, batches: Sequence[Waiting], parts: Sequence[Part]) -> None:
+        source = batches[0].source
+        stones = [_given_up(one.batch, stone) for one in batches for stone in one.batch.tombstones]
+        said = [one.batch.settled for one in batches if one.batch.settled is not None]
         if said:
-            stones.append(settled_stone(group[0].source, max(said), self._clock.wall_us()))
-        assigned = max(one.batch.assigned for one in group)
-        await self._stream.append(parts, stones, {group[0].source: assigned})
-        self.entry_bytes += sum(len(part.body) for part in parts)
+            stones.append(settled_stone(source, max(said), self._clock.wall_us()))
+        assigned = max(one.batch.assigned for one in batches)
+        await self._stream.append(parts, stones, {source: assigned})
+        self.entry_bytes += sum(part.own_bytes for part in parts)
+
+
+def _refused(one: Waiting) -> bool:
+    """Answer a batch that lies behind one that was refused; return whether it does."""
+    if one.refused:
+        one.answered(BatchError("context", "a batch before this one was refused"))
+    return one.refused
+
+
+def _new(batches: Sequence[Waiting]) -> Readings:
+    return joined([one.new for one in batches if one.new is not None])
 
 
 def _next_group(queue: deque[Waiting]) -> list[Waiting]:
@@ -183,8 +223,8 @@ def _next_group(queue: deque[Waiting]) -> list[Waiting]:
     while queue:
         new = queue[0].new
         if new is not None:
-            count, size = count + len(new), size + sum(map(len, new.payloads))
-            over = count > _READINGS_MAX or size > _PAYLOAD_BYTES_MAX
+            count, size = count + len(new), size + queue[0].bytes
+            over = count > _READINGS_MAX or size > _BYTES_MAX
             if group and (over or new.seqs[0] <= last):
                 break
             last = new.seqs[-1]

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import structlog
 
 from bridge.batch import Batch, Decoder
-from bridge.columnar import Limits
+from bridge.columnar import Limits, topic_bytes
 from bridge.envelope import LinkLane, Mode, lane_of
 from bridge.errors import BatchError
 from bridge.intervals import ranges_of
@@ -388,7 +388,7 @@ class BatchIngest:
 
 def _payload_bytes(readings: Readings) -> int:
     """Return the bytes of topics and payloads as the devices published them."""
-    topics = [len(topic.encode()) for topic, _ in readings.sources]
+    topics = topic_bytes(readings.sources)
     return sum(map(len, readings.payloads)) + sum(map(topics.__getitem__, readings.source_index))
 
 

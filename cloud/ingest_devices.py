@@ -157,7 +157,8 @@ class DeviceIngest:
 
     async def _append(self, readings: Readings) -> None:
         """Append for as long as it takes, always the same parts."""
-        parts = list(self._encoder.parts(self._node_id, self._stream.own_epoch, readings))
+        source = (self._node_id, self._stream.own_epoch)
+        parts = [part for ((_, part),) in self._encoder.parts([source], [readings])]
         last = readings.seqs[-1]
         pause_s = _RETRY_S
         while True:

@@ -1,19 +1,21 @@
-"""Readings made into parts of an append: split by partition, each encoded to be read alone.
+"""Readings made into parts of appends: split by partition, encoded, one body a partition.
 
-What goes into a part is handed to the sinks as well, who then need not decode it again.
+Readings of several sources that are appended at the same time share the body of a partition
+(bridge/shared_entry.py); those of one source are a body that can be read alone. What goes into a
+part is handed to the sinks as well, who then need not decode it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from bridge.batch import EntryEncoder
-from bridge.columnar import used_sources
 from bridge.envelope import LinkLane
-from bridge.intervals import ranges_of
+from bridge.kernel import seq_runs
 from bridge.readings import Readings
-from bridge.select import split_by_partition
-from cloud.stream.contract import Part
+from bridge.select import Block, blocks
+from bridge.shared_entry import SharedEncoder
+from cloud.stream.contract import Part, Source
 
 __all__ = ["Encoded", "PartEncoder"]
 
@@ -22,52 +24,75 @@ Encoded = Callable[[Part, Readings, bool], None]
 
 
 class PartEncoder:
-    """Encodes parts, one a partition.
+    """Encodes parts, one a partition and source.
 
     Args:
         encoded: Told of each part; None when nobody wants to know.
     """
 
-    __slots__ = ("_encoded", "_encoder")
+    __slots__ = ("_encoded", "_encoder", "_shared")
 
     def __init__(self, encoded: Encoded | None = None) -> None:
         self._encoder = EntryEncoder()
+        self._shared = SharedEncoder()
         self._encoded = encoded
 
     def parts(
         self,
-        gateway: str,
-        epoch: int,
-        readings: Readings,
+        sources: Sequence[Source],
+        several: Sequence[Readings],
         *,
         lane: int = LinkLane.LIVE,
         historical: bool = False,
-    ) -> Iterator[Part]:
-        """Yield the parts of one or more readings of one source."""
+    ) -> Iterator[list[tuple[int, Part]]]:
+        """Yield the parts of one or more readings by partition, each with its place in `several`.
+
+        Args:
+            sources: Whose they are, no two alike.
+            several: One or more readings each.
+            lane: The lane they came by.
+            historical: They waited through an outage.
+
+        Raises:
+            ValueError: a time the format cannot carry.
+        """
         # the link's resolution is not in a batch; without need, microseconds cost 1-2 B a reading
-        resolution_us = 1 if any(time_us % 1000 for time_us in readings.times_us) else 1000
-        for partition, mixed in split_by_partition(readings).items():
-            sources, index = used_sources(mixed.sources, mixed.source_index)
-            some = Readings(
-                mixed.seqs,
-                list(sources),
-                list(index),
-                mixed.times_us,
-                mixed.flags,
-                mixed.payloads,
-                mixed.properties,
-            )
-            ranges = ranges_of(some.seqs)
+        fine = any(any(map((1000).__rmod__, one.times_us)) for one in several)
+        for block in blocks(several):
+            yield self._parts(block, sources, lane, historical, 1 if fine else 1000)
+
+    def _parts(
+        self,
+        block: Block,
+        sources: Sequence[Source],
+        lane: int,
+        historical: bool,
+        resolution_us: int,
+    ) -> list[tuple[int, Part]]:
+        """Return the parts of a partition, which share one body."""
+        sections = block.sections
+        seqs = block.readings.seqs
+        found = [seq_runs(seqs, one.first_row, one.end_row) for one in sections]
+        owners = [sources[one.origin] for one in sections]
+        if len(sections) == 1:
             body = self._encoder.encode(
-                gateway,
-                epoch,
-                some,
-                lane=lane,
-                historical=historical,
+                *owners[0], block.readings, lane=lane, historical=historical,
+                resolution_us=resolution_us, ranges=found[0][0],
+            )  # fmt: skip
+        else:
+            body = self._shared.encode(
+                block, owners, [packed for _, packed in found], lane=lane, historical=historical,
                 resolution_us=resolution_us,
-                ranges=ranges,
+            )  # fmt: skip
+        parts = [
+            (
+                one.origin,
+                Part(block.partition, *owner, ranges, one.end_row - one.first_row, body,
+                     len(sections), packed),
             )
-            part = Part(partition, gateway, epoch, ranges, len(some), body)
-            if self._encoded is not None:
-                self._encoded(part, some, historical)
-            yield part
+            for one, owner, (ranges, packed) in zip(sections, owners, found, strict=True)
+        ]  # fmt: skip
+        if self._encoded is not None:
+            for (_, part), section in zip(parts, sections, strict=True):
+                self._encoded(part, block.part(section), historical)
+        return parts

@@ -14,10 +14,11 @@ import sqlite3
 from collections import OrderedDict
 
 from bridge.intervals import IntervalSet, Range
+from bridge.kernel import merged
 from cloud.database import execute_rows
 from cloud.sinks.schema import epoch_to_sql
 
-__all__ = ["RangeTable", "apart", "joined"]
+__all__ = ["RangeTable", "apart"]
 
 
 class RangeTable:
@@ -60,7 +61,7 @@ class RangeTable:
     ) -> None:
         """Add one or more ranges to the set of a source; `write` makes it durable."""
         found = self.get(connection, gateway, epoch)
-        for first, last in joined(ranges):
+        for first, last in merged([tuple(ranges)]):
             swallowed = found.touching(first, last)
             found.add(first, last)
             for old_first, _ in swallowed:
@@ -96,22 +97,6 @@ class RangeTable:
         """Drop what is in memory: the transaction failed, only the table knows."""
         self._sets.clear()
         self._changes.clear()
-
-
-def joined(ranges: list[Range]) -> list[Range]:
-    """Return one or more ranges sorted, those that touch or overlap made one."""
-    ranges.sort()
-    result: list[Range] = []
-    start, end = ranges[0]
-    for first, last in ranges:
-        if first > end + 1:
-            result.append((start, end))
-            start = first
-            end = last
-        elif last > end:
-            end = last
-    result.append((start, end))
-    return result
 
 
 def apart(ranges: list[Range]) -> list[Range]:

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from bridge.batch import Decoder
 from bridge.errors import BatchError
 from bridge.intervals import IntervalSet, Range
+from bridge.shared_entry import EntryReader
 from cloud.ledger import ranges_text
 from cloud.query_time import iso
 from cloud.sinks.schema import epoch_text
@@ -320,7 +320,7 @@ async def _in_stream(
 def _event_us(entry: Entry, seq: int) -> int | None:
     """Return the time a reading of an entry bears; None when the entry cannot be read."""
     try:
-        readings = Decoder(None).decode(entry.body).readings
+        readings = EntryReader().read(entry.body, entry.gateway, entry.epoch).readings
     except BatchError:
         return None
     for one, time_us in zip(readings.seqs, readings.times_us, strict=True):

@@ -40,8 +40,10 @@ class Chunk:
 
     def add(self, decoded: DecodedEntry) -> bool:
         """Take an entry; return True when it is time to let others have the event loop."""
+        body = decoded.entry.body
+        if not self.entries or self.entries[-1].entry.body != body:  # else they share it
+            self.bytes_left -= len(body)
         self.entries.append(decoded)
-        self.bytes_left -= len(decoded.entry.body)
         self._readings += decoded.entry.count
         self._payload_bytes += sum(map(len, decoded.readings.payloads))
         self.full = (

@@ -1,7 +1,8 @@
 """Entries decoded once, or not at all, for all sinks that read them at about the same time.
 
 Ingest has just had in its hands what it puts in an entry; it hands that over, by the very bytes of
-the body, and a sink at the tail of the stream need not decode them. Whoever reads later decodes.
+the body and its source, and a sink at the tail of the stream need not decode them. Whoever reads
+later decodes.
 
 Invariants: the readings kept of either kind are at most `readings_max`, unless the newest entry
 alone has more; what is handed out is exactly what the entry says of itself, or a `BatchError`.
@@ -11,14 +12,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from bridge.batch import Decoder
 from bridge.columnar import Limits
 from bridge.errors import BatchError
 from bridge.readings import Readings
+from bridge.shared_entry import EntryReader
 from cloud.sinks.contract import DecodedEntry
 from cloud.stream.contract import Entry, Part
 
 __all__ = ["DecodedEntries"]
+
+_Key = tuple[bytes, str, int]  # body, gateway, epoch
 
 
 class DecodedEntries:
@@ -33,20 +36,20 @@ class DecodedEntries:
     """
 
     __slots__ = (
-        "_decoder",
         "_entries",
         "_offered",
         "_offered_readings",
+        "_reader",
         "_readings",
         "_readings_max",
         "decodes",
     )
 
     def __init__(self, readings_max: int, limits: Limits | None = None) -> None:
-        self._decoder = Decoder(None, limits=limits)
+        self._reader = EntryReader(limits)
         self._entries: OrderedDict[tuple[int, int], DecodedEntry] = OrderedDict()
         self._readings = 0
-        self._offered: OrderedDict[bytes, tuple[Part, Readings, bool]] = OrderedDict()
+        self._offered: OrderedDict[_Key, tuple[Part, Readings, bool]] = OrderedDict()
         self._offered_readings = 0
         self._readings_max = readings_max
         self.decodes = 0
@@ -59,9 +62,10 @@ class DecodedEntries:
             readings: Just what decoding its body would give.
             historical: They waited at the edge through an outage.
         """
-        if part.body in self._offered:
+        key = (part.body, part.gateway, part.epoch)
+        if key in self._offered:
             return
-        self._offered[part.body] = (part, readings, historical)
+        self._offered[key] = (part, readings, historical)
         self._offered_readings += part.count
         while self._offered_readings > self._readings_max and self._offered:
             _, (oldest, _, _) = self._offered.popitem(last=False)
@@ -82,25 +86,19 @@ class DecodedEntries:
         return decoded
 
     def _taken_over(self, entry: Entry) -> DecodedEntry | None:
-        offered = self._offered.pop(entry.body, None)
+        offered = self._offered.pop((entry.body, entry.gateway, entry.epoch), None)
         if offered is None:
             return None
         part, readings, historical = offered
         self._offered_readings -= part.count
-        if (part.gateway, part.epoch, part.seq_ranges) != (
-            entry.gateway,
-            entry.epoch,
-            entry.seq_ranges,
-        ):
+        if part.seq_ranges != entry.seq_ranges:
             return None
         return DecodedEntry(entry, readings, historical)
 
     def _decode(self, entry: Entry) -> DecodedEntry:
         self.decodes += 1
-        batch = self._decoder.decode(entry.body)
-        if (batch.gateway, batch.epoch) != (entry.gateway, entry.epoch) or (
-            batch.seq_ranges != entry.seq_ranges
-        ):
+        batch = self._reader.read(entry.body, entry.gateway, entry.epoch)
+        if batch.seq_ranges != entry.seq_ranges:
             raise BatchError("identity", "the body is of other readings than its entry")
         return DecodedEntry(entry, batch.readings, batch.historical)
 

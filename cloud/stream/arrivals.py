@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import cbor2
 
 from bridge.envelope import runs_of, unfold_runs
+from bridge.kernel import merged
 from cloud.database import execute_rows
-from cloud.ranges import joined
 from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
 from cloud.stream.contract import Arrival, Entry, Source
 
@@ -55,7 +55,7 @@ def write(connection: sqlite3.Connection, appended: Sequence[Sequence[Entry]]) -
 
 
 def _row(source: Source, entries: Sequence[Entry]) -> tuple[object, ...]:
-    ranges = joined([seqs for entry in entries for seqs in entry.seq_ranges])
+    ranges = merged([entry.seq_ranges for entry in entries])
     first_seq = ranges[0][0]
     places = [number for entry in entries for number in (entry.partition, entry.position)]
     return (

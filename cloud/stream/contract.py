@@ -1,8 +1,9 @@
 """The contract every stream engine keeps; `tests/cloud/stream_contract.py` is its proof.
 
-A stream holds entries in 64 partitions. An entry is the readings of one uplink batch that fall in
-one partition, encoded so that it can be read alone. Within a partition entries have rising
-positions; a device's readings all lie in one partition, in the order they were appended.
+A stream holds entries in 64 partitions. An entry is the readings that one append brought of one
+source and partition. Its body can be read alone; entries of several sources may share one, which is
+stored once (bridge/shared_entry.py). Within a partition entries have rising positions; a device's
+readings all lie in one partition, in the order they were appended.
 
 Beside the entries a stream keeps the ledger of what it took (ranges of seq, tombstones, what the
 edges say they assigned), cursors of sinks that have no store of their own, and dead letters. All
@@ -61,7 +62,14 @@ class Part:
     epoch: int  # unsigned, 64 bits
     seq_ranges: tuple[Range, ...]  # inclusive (first, last), rising, not touching; never empty
     count: int  # readings; the sum of the ranges' lengths
-    body: bytes  # a batch of bridge's mode 0 or 2, self-contained
+    body: bytes  # of bridge's mode 0 or 2, self-contained; one object for all that share it
+    sharers: int = 1  # parts that have this body, of several appends
+    packed: bytes = b""  # its seqs as bridge.kernel.seq_runs packs them, where they are at hand
+
+    @property
+    def own_bytes(self) -> int:
+        """Its part of the body's length."""
+        return len(self.body) // self.sharers
 
 
 @dataclass(slots=True, frozen=True)

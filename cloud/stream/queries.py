@@ -37,7 +37,7 @@ def read(
     connection: sqlite3.Connection, partition: int, after: int, entries_max: int, bytes_max: int
 ) -> list[Entry]:
     """Return entries past a position within the bounds, at least one if there is any."""
-    entries: list[Entry] = []
+    found: list[Sequence[Any]] = []
     rows = connection.execute(
         "SELECT partition, position, gateway, epoch, seqs, count, appended_us, body FROM entries"
         " WHERE partition = ? AND position > ? ORDER BY position LIMIT ?",
@@ -45,11 +45,36 @@ def read(
     )
     size = 0
     for row in rows:
-        size += len(row[-1])
-        if entries and size > bytes_max:
+        body = row[-1]
+        size += len(body) if isinstance(body, bytes) else 0
+        if found and size > bytes_max:
             break
-        entries.append(_entry(row))
+        found.append(row)
     rows.close()
+    return _entries(connection, found)
+
+
+def _entries(connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> list[Entry]:
+    """Return consecutive rows of a partition as entries; those that share a body, one object."""
+    bodies: dict[int, bytes] = {}
+    entries = []
+    for row in reversed(rows):
+        partition, position, *_, body = row
+        if isinstance(body, int):
+            holder = position + body
+            if holder not in bodies:  # past the bounds
+                found = connection.execute(
+                    "SELECT body FROM entries WHERE partition = ? AND position = ?",
+                    (partition, holder),
+                ).fetchone()
+                if found is None:
+                    continue  # trimmed meanwhile
+                (bodies[holder],) = found
+            body = bodies[holder]
+        else:
+            bodies[position] = body
+        entries.append(_entry((*row[:-1], body)))
+    entries.reverse()
     return entries
 
 

@@ -3,7 +3,8 @@
 `entries` is appended to in order of arrival and found again by (partition, position): with the
 rows clustered by partition instead, a commit that touches all 64 wrote two to three times the
 pages. Positions are dense within a partition, from 1. `partitions` carries what must outlive
-trimmed entries: last position, readings ever taken (`through`), and sizes held now.
+trimmed entries: last position, readings ever taken (`through`), and sizes held now. A body that
+several entries share is with the last of them, which is trimmed last.
 
 Invariants: an entry and its seqs in `held` are of one transaction; so `held` is never ahead of
 what was appended nor behind it. What `StreamTables` keeps in memory is what the file says: after
@@ -41,7 +42,7 @@ CREATE TABLE entries (
     appended_us INTEGER NOT NULL,
     through     INTEGER NOT NULL,     -- readings of the partition, this entry's included
     seqs        BLOB    NOT NULL,     -- CBOR array of runs, docs/link-format.md
-    body        BLOB    NOT NULL
+    body        BLOB    NOT NULL      -- or a number: the body of the entry so many positions on
 );
 CREATE UNIQUE INDEX entries_position ON entries (partition, position);
 CREATE TABLE partitions (
@@ -214,19 +215,17 @@ class StreamTables:
                 row.through += part.count
                 row.entries += 1
                 row.readings += part.count
-                row.bytes += len(part.body)
-                entries.append(
-                    Entry(
-                        part.partition,
-                        row.last_position,
-                        part.gateway,
-                        part.epoch,
-                        part.seq_ranges,
-                        part.count,
-                        now_us,
-                        part.body,
-                    )
+                entry = Entry(
+                    part.partition,
+                    row.last_position,
+                    part.gateway,
+                    part.epoch,
+                    part.seq_ranges,
+                    part.count,
+                    now_us,
+                    part.body,
                 )
+                entries.append(entry)
                 taken.setdefault((part.gateway, part.epoch), []).extend(part.seq_ranges)
             for source, ranges in taken.items():
                 self.held.add(connection, *source, ranges)
@@ -242,7 +241,12 @@ class StreamTables:
         }
         touched = list(through)
         rows = []
+        holders: dict[int, Entry] = {}  # by partition, of the body last seen
         for entry in reversed(entries):  # so that `through` can be counted down from the last
+            holder = holders.get(entry.partition)
+            if holder is None or holder.body is not entry.body:
+                holder = holders[entry.partition] = entry
+                self.partitions[entry.partition].bytes += len(entry.body)
             rows.append(
                 (
                     entry.partition,
@@ -253,7 +257,7 @@ class StreamTables:
                     entry.appended_us,
                     through[entry.partition],
                     cbor2.dumps(runs_of(entry.seq_ranges, 0)),
-                    entry.body,
+                    entry.body if holder is entry else holder.position - entry.position,
                 )
             )
             through[entry.partition] -= entry.count
@@ -334,14 +338,14 @@ class StreamTables:
         if last < first:
             return 0, False
         readings, size = connection.execute(
-            "SELECT sum(count), sum(length(body)) FROM entries"
-            " WHERE partition = ? AND position <= ?",
+            "SELECT sum(count), total(CASE WHEN typeof(body) = 'blob' THEN length(body) END)"
+            " FROM entries WHERE partition = ? AND position <= ?",
             (partition, last),
         ).fetchone()
         after = _copy(row)
         after.entries -= last - first + 1
         after.readings -= readings
-        after.bytes -= size
+        after.bytes -= int(size)
         with transaction(connection):
             connection.execute(
                 "DELETE FROM entries WHERE partition = ? AND position <= ?", (partition, last)

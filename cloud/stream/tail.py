@@ -1,7 +1,8 @@
 """The newest entries of the embedded stream in memory, so that sinks at the tail read no disk.
 
-Invariants: `_bytes` is the sum of the bodies kept and at most `bytes_max`, unless the newest entry
-alone is larger; what is kept of a partition is its newest entries without a gap.
+Invariants: `_bytes` is the sum of the bodies kept, a shared one once, and at most `bytes_max`,
+unless the newest entry alone is larger; what is kept of a partition is its newest entries without
+a gap.
 """
 
 from __future__ import annotations
@@ -36,12 +37,18 @@ class Tail:
         """Take entries just committed, in their order."""
         for entry in entries:
             self._order.append(entry)
-            self._by_partition.setdefault(entry.partition, deque()).append(entry)
-            self._bytes += len(entry.body) + _ENTRY_OVERHEAD_BYTES
+            kept = self._by_partition.setdefault(entry.partition, deque())
+            if not kept or kept[-1].body is not entry.body:
+                self._bytes += len(entry.body)
+            self._bytes += _ENTRY_OVERHEAD_BYTES
+            kept.append(entry)
         while self._bytes > self._bytes_max and self._order:
             oldest = self._order.popleft()
-            self._by_partition[oldest.partition].popleft()
-            self._bytes -= len(oldest.body) + _ENTRY_OVERHEAD_BYTES
+            kept = self._by_partition[oldest.partition]
+            kept.popleft()
+            if not kept or kept[0].body is not oldest.body:
+                self._bytes -= len(oldest.body)
+            self._bytes -= _ENTRY_OVERHEAD_BYTES
 
     def read(
         self, partition: int, after: int, entries_max: int, bytes_max: int
@@ -53,7 +60,8 @@ class Tail:
         entries: list[Entry] = []
         size = 0
         for entry in islice(kept, after + 1 - kept[0].position, None):
-            size += len(entry.body)
+            if not entries or entries[-1].body is not entry.body:
+                size += len(entry.body)
             if entries and (size > bytes_max or len(entries) >= entries_max):
                 break
             entries.append(entry)

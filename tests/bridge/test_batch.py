@@ -1,6 +1,5 @@
 """Batches: what goes in comes out, what was tampered with never does, contexts stay in step."""
 
-import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from bridge.envelope import Key, LinkLane, Mode, Tombstone, lane_of
 from bridge.errors import BatchError
 from bridge.intervals import ranges_of
 from bridge.readings import FLAG_PROPERTIES, Readings
+from tests.kit.link_format import example
 from tests.kit.readings import many_readings, one_per_row, readings_of, same_readings
 
 EPOCH = 0x0123456789ABCDEF
@@ -191,19 +191,6 @@ def test_random_payloads_are_stored_as_they_are() -> None:
 
 
 # ---- golden vectors ------------------------------------------------------------------------------
-
-
-def example(name: str) -> bytes:
-    """Return the bytes of one example of the document: hex up to the first word that is none."""
-    block = re.search(rf"```hex {name}\n(.*?)```", DOC.read_text("utf-8"), re.DOTALL)
-    assert block is not None
-    found = bytearray()
-    for line in block[1].splitlines():
-        for word in line.split():
-            if not re.fullmatch(r"(?:[0-9a-f]{2})+", word):
-                break
-            found += bytes.fromhex(word)
-    return bytes(found)
 
 
 T1 = ("devices/t1/temp", "t1")

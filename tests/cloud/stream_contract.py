@@ -70,6 +70,26 @@ def stone(first: int, last: int, *, gateway: str = "gw", reason: str = "evicted-
     return GivenUp(gateway, EPOCH, "live", first, last, last - first + 1, reason, 1_000)
 
 
+def shared_parts(name: str, appends: int) -> list[list[Part]]:
+    """Return the parts of appends of gateways NAME-0, NAME-1, ... that share their bodies."""
+    bodies = {partition: f"{name} in {partition}".encode() for partition in (7, 9)}
+    return [
+        [
+            replace(
+                part(partition, seqs, gateway=f"{name}-{n}", body=bodies[partition]),
+                sharers=appends,
+            )
+            for partition, seqs in ((7, [1, 2]), (9, [3]))
+        ]
+        for n in range(appends)
+    ]
+
+
+async def append_shared(stream: Stream, name: str, appends: int) -> None:
+    """Append what `shared_parts` returns, all at once."""
+    await asyncio.gather(*(stream.append(parts) for parts in shared_parts(name, appends)))
+
+
 async def read_all(stream: Stream, partition: int, after: int = 0) -> list[Entry]:
     """Return every entry of a partition past `after`, read in small steps."""
     found: list[Entry] = []
@@ -131,6 +151,66 @@ class StreamContract:
         assert all(entry.position > 0 and entry.appended_us > 0 for entry in found)
         assert await read_all(stream, 1) == []
 
+    async def test_a_body_that_appends_share_is_read_for_each(self, engine: Engine) -> None:
+        async with opened(engine) as stream:
+            await append_shared(stream, "a", 5)
+            await stream.append([part(7, [1], body=b"of its own")])
+            await append_shared(stream, "b", 3)
+        async with opened(engine) as again:
+            found = await read_all(again, 7)
+            assert [(e.gateway[0], e.seq_ranges, e.body) for e in found] == [
+                *[("a", ((1, 2),), b"a in 7")] * 5,
+                ("g", ((1, 1),), b"of its own"),
+                *[("b", ((1, 2),), b"b in 7")] * 3,
+            ]
+            assert len({e.gateway for e in found}) == 9
+            for at in range(9):
+                after = found[at - 1].position if at else 0
+                assert await again.read(7, after, **EVERYTHING) == found[at:]
+                few = await again.read(7, after, entries_max=1, bytes_max=1)
+                assert few == found[at : at + 1]
+            assert [e.body for e in await read_all(again, 9)] == [b"a in 9"] * 5 + [b"b in 9"] * 3
+
+    async def test_a_shared_body_is_counted_once_and_kept_until_all_of_it_is_trimmed(
+        self, engine: Engine
+    ) -> None:
+        async with opened(engine) as stream:
+            await append_shared(stream, "a", 5)
+            await stream.append([part(7, [1], body=b"of its own")])
+            found = await read_all(stream, 7)
+            for at in range(5):
+                stats = await stream.stats()
+                assert (stats.entries, stats.readings) == (11 - at, 16 - 2 * at)
+                assert stats.bytes == len(b"a in 7") + len(b"a in 9") + len(b"of its own")
+                assert len(await stream.read(7, 0, entries_max=9, bytes_max=6)) == 5 - at
+                await stream.trim({7: found[at].position})
+                assert await read_all(stream, 7) == found[at + 1 :]
+        async with opened(engine) as again:
+            assert await read_all(again, 7) == found[5:]
+            assert (await again.stats()).bytes == len(b"a in 9") + len(b"of its own")
+
+    async def test_appends_that_share_a_body_count_or_fail_each_by_itself(
+        self, stream: Stream
+    ) -> None:
+        await stream.append([part(7, [1, 2], gateway="a-1", body=b"before")])
+        first, second, third = shared_parts("a", 3)
+        wrong = [replace(third[0], count=3), third[1]]
+        results = await asyncio.gather(
+            *(stream.append(parts) for parts in (first, second, wrong)), return_exceptions=True
+        )
+        assert [type(result) for result in results] == [type(None), type(None), ValueError]
+        assert [list(await stream.held(f"a-{n}", EPOCH)) for n in range(3)] == [
+            [(1, 3)],
+            [(1, 3)],
+            [],
+        ]
+        assert {(e.gateway, e.body) for e in await read_all(stream, 7)} == {
+            ("a-1", b"before"), ("a-0", b"a in 7"),
+        }  # fmt: skip
+        await stream.append(third)
+        assert (await read_all(stream, 7))[-1].body == b"a in 7"
+        assert list(await stream.held("a-2", EPOCH)) == [(1, 3)]
+
     async def test_positions_rise_in_the_order_of_appends(self, stream: Stream) -> None:
         for seq in range(1, 20):
             await stream.append([part(7, [seq])])
@@ -151,7 +231,7 @@ class StreamContract:
         self, stream: Stream
     ) -> None:
         for seq in range(1, 6):
-            await stream.append([part(7, [seq], body=b"x" * 100)])
+            await stream.append([part(7, [seq], body=bytes((seq,)) * 100)])
         assert len(await stream.read(7, 0, entries_max=2, bytes_max=1 << 20)) == 2
         assert len(await stream.read(7, 0, entries_max=100, bytes_max=250)) == 2
         assert len(await stream.read(7, 0, entries_max=1, bytes_max=1)) == 1

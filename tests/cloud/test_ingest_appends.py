@@ -12,6 +12,7 @@ from bridge.batch import Batch, decode_entry
 from bridge.envelope import LinkLane, Mode, Tombstone
 from bridge.intervals import ranges_of
 from bridge.readings import Readings
+from bridge.shared_entry import EntryReader
 from cloud.ingest_appends import Appends, Waiting
 from cloud.ingest_parts import PartEncoder
 from cloud.stream.contract import GivenUp, Part, Source, StreamError
@@ -50,28 +51,65 @@ class Held:
 class Lab:
     """Puts batches, and notes how they were answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, late_s: float = 0) -> None:
         self.stream = Held()
         stream: Any = self.stream  # as much of one as is used
-        self.appends = Appends(stream, PartEncoder(), ManualClock())
+        self.parts: list[tuple[Part, Readings]] = []
+        encoder = PartEncoder(lambda part, readings, _: self.parts.append((part, readings)))
+        self.appends = Appends(stream, encoder, ManualClock(), late_s=late_s)
         self.answers: list[tuple[int, str]] = []
 
     async def put(
-        self, first: int, count: int = 10, *, lane: int = LinkLane.LIVE, epoch: int = 1
+        self,
+        first: int,
+        count: int = 10,
+        *,
+        lane: int = LinkLane.LIVE,
+        epoch: int = 1,
+        gateway: str = "gw",
     ) -> Waiting:
         """Put a batch of `count` readings; it is known by its first seq."""
-        new = one_per_row(count, first_seq=first)
-        batch = Batch("gw", epoch, lane, False, new, ranges_of(new.seqs), (),
+        waiting = self.offer(first, count, lane=lane, epoch=epoch, gateway=gateway)
+        await turns()
+        return waiting
+
+    def offer(
+        self,
+        first: int,
+        count: int = 10,
+        *,
+        lane: int = LinkLane.LIVE,
+        epoch: int = 1,
+        gateway: str = "gw",
+        topic: str = "",
+    ) -> Waiting:
+        """Put a batch in this turn of the loop."""
+        new = one_per_row(count, first_seq=first, devices=1 if topic else 7)
+        new.sources = [(topic or name, device) for name, device in new.sources]
+        batch = Batch(gateway, epoch, lane, False, new, ranges_of(new.seqs), (),
                       first + count - 1, Mode.COLUMNAR, 1000)  # fmt: skip
-        return await self.put_batch(batch, new, first)
+        return self._put(batch, new, first)
 
     async def put_batch(self, batch: Batch, new: Readings | None, name: int) -> Waiting:
+        waiting = self._put(batch, new, name)
+        await turns()
+        return waiting
+
+    def _put(self, batch: Batch, new: Readings | None, name: int) -> Waiting:
         waiting = Waiting(
             batch, new, lambda error: self.answers.append((name, str(error) if error else "ok"))
         )
         self.appends.put(waiting)
-        await turns()
         return waiting
+
+    def found(self, append: int) -> list[tuple[object, ...]]:
+        """Return the readings of an append as they are read from its parts, by seq."""
+        reader = EntryReader()
+        return sorted(
+            (row for part in self.stream.appends[append]
+             for row in rows(reader.read(part.body, part.gateway, part.epoch).readings)),
+            key=lambda row: int(str(row[0])),
+        )  # fmt: skip
 
     async def answer(self, number: int, error: Exception | None = None) -> None:
         if error is None:
@@ -196,3 +234,123 @@ async def test_tombstones_alone_and_settled() -> None:
     await lab.answer(0)
     await settled
     assert lab.answers == [(7, "ok")]
+
+
+# ---- packs ---------------------------------------------------------------------------------------
+
+
+async def test_what_is_put_at_the_same_time_shares_bodies_and_is_appended_by_itself() -> None:
+    lab = Lab()
+    for n in range(5):
+        lab.offer(100 * n + 1, gateway=f"gw-{n}")
+    lab.offer(600, gateway="gw-0", lane=LinkLane.BACKLOG)
+    await turns()
+    assert [sorted({part.gateway for part in parts}) for parts in lab.stream.appends] == [
+        [f"gw-{n}"] for n in (0, 1, 2, 3, 4, 0)
+    ]
+    live = lab.stream.appends[:5]
+    bodies = [{part.partition: part.body for part in parts} for parts in live]
+    assert all(one == bodies[0] for one in bodies), "one body a partition, whoever's it is"
+    assert {part.sharers for parts in live for part in parts} == {5}
+    assert {part.sharers for part in lab.stream.appends[5]} == {1}, "another lane, another body"
+    for n in range(5):
+        assert lab.found(n) == rows(one_per_row(10, first_seq=100 * n + 1))
+    assert lab.found(5) == rows(one_per_row(10, first_seq=600))
+    for part, readings in lab.parts:  # what sinks are handed is what they would read
+        batch = EntryReader().read(part.body, part.gateway, part.epoch)
+        assert rows(batch.readings) == rows(readings)
+        assert batch.readings.sources == readings.sources
+        assert batch.seq_ranges == part.seq_ranges
+    for number in (5, 0, 1, 2, 3, 4):
+        await lab.answer(number, StreamError("void") if number == 2 else None)
+    assert sorted(lab.answers) == [
+        (1, "ok"), (101, "ok"), (201, "void"), (301, "ok"), (401, "ok"), (600, "ok"),
+    ]  # fmt: skip
+    shared = sum(len(body) for body in bodies[0].values())
+    alone = sum(len(part.body) for part in lab.stream.appends[5])
+    assert shared * 4 / 5 + alone - 40 < lab.appends.entry_bytes <= shared * 4 / 5 + alone
+
+
+async def test_one_that_cannot_be_encoded_leaves_the_others_of_its_pack_alone() -> None:
+    lab = Lab()
+    for n in range(4):
+        one = lab.offer(100 * n + 1, gateway=f"gw-{n}")
+        if n == 2:
+            assert one.new is not None
+            one.new.times_us[3] = 1 << 80
+    await turns()
+    assert len(lab.stream.appends) == 3
+    for number in range(3):
+        await lab.answer(number)
+    assert dict(lab.answers) == {
+        1: "ok", 101: "ok", 301: "ok",
+        201: "a reading's time is outside what the link carries",
+    }  # fmt: skip
+    assert [lab.found(n) for n in range(3)] == [
+        rows(one_per_row(10, first_seq=first)) for first in (1, 101, 301)
+    ]
+
+
+async def test_readings_that_unpack_to_much_share_no_body_with_those_of_others() -> None:
+    lab = Lab()
+    for n in range(6):
+        count, topic = (300, "x" * 60_000) if n % 2 else (10, "")
+        lab.offer(1000 * n + 1, count, gateway=f"gw-{n}", topic=topic)
+    await turns()
+    for number in range(6):
+        await lab.answer(number)
+    assert [name for name, said in lab.answers if said == "ok"] == [1000 * n + 1 for n in range(6)]
+    for n in range(6):
+        found = lab.found(n)
+        assert [row[0] for row in found] == [1000 * n + 1 + k for k in range(300 if n % 2 else 10)]
+
+
+async def test_a_pack_waits_for_the_one_before_it_but_not_for_ever_and_a_full_one_not_at_all() -> (
+    None
+):
+    lab = Lab(late_s=3600)
+    await lab.put(1, gateway="gw-1")
+    await lab.put(101, gateway="gw-2")
+    await lab.put(201, gateway="gw-3")
+    assert lab.stream.seqs() == [list(range(1, 11))]
+    await lab.put(10_001, 7000, gateway="gw-4")
+    assert len(lab.stream.appends) == 1
+    lab.stream.answers[0].set_result(None)
+    async with asyncio.timeout(10):  # those answered have a moment to send more
+        while len(lab.stream.appends) < 4:
+            await asyncio.sleep(0)
+    for n in range(5, 9):
+        await lab.put(100_000 * n, 7000, gateway=f"gw-{n}")
+    assert len(lab.stream.appends) == 4, "28,000 readings wait"
+    await lab.put(2_000_001, 7000, gateway="gw-9")
+    async with asyncio.timeout(10):
+        while len(lab.stream.appends) < 8:
+            await asyncio.sleep(0)
+    late = Lab(late_s=0.001)
+    await late.put(1, gateway="gw-1")
+    await late.put(101, gateway="gw-2")
+    async with asyncio.timeout(10):
+        while len(late.stream.appends) < 2:
+            await asyncio.sleep(0)
+    assert late.answers == []
+    for answer in (*lab.stream.answers[1:], *late.stream.answers):
+        answer.set_result(None)
+    await turns()
+    assert len(late.answers) == 2
+
+
+async def test_what_is_refused_while_it_waits_for_a_pack_is_in_none() -> None:
+    lab = Lab(late_s=3600)
+    await lab.put(1, gateway="gw-1")
+    behind = await lab.put(101, gateway="gw-2")
+    await lab.put(201, gateway="gw-3")
+    behind.refused = True
+    await lab.answer(0)
+    async with asyncio.timeout(10):
+        while len(lab.stream.appends) < 2:
+            await asyncio.sleep(0)
+    assert lab.stream.seqs()[1] == list(range(201, 211))
+    assert (101, "context: a batch before this one was refused") in lab.answers
+    await lab.answer(1)
+    async with asyncio.timeout(10):
+        await lab.appends.settled()

@@ -12,7 +12,8 @@ import pytest
 
 from bridge.batch import decode_entry
 from bridge.envelope import LinkLane, Tombstone
-from bridge.intervals import IntervalSet
+from bridge.intervals import IntervalSet, ranges_of
+from bridge.shared_entry import EntryReader
 from cloud.config import IngestConfig, StreamConfig
 from cloud.ingest import UP_LANE, CloudCapture
 from cloud.stream.contract import (
@@ -231,6 +232,61 @@ async def test_random_repeats_over_restarts_store_each_reading_once(
         seqs = [row[0] for row in await held_rows(stream)]
         assert seqs == [n for first, last in sent for n in range(first, last + 1)]
         await stream.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_of_gateways_that_send_at_once_each_reading_is_there_once_as_it_was_sent(
+    tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    expected: dict[str, IntervalSet] = {f"gw-{n}": IntervalSet() for n in range(12)}
+    for _ in range(3):
+        stream = await GatedStream.open(
+            tmp_path / "stream.db", StreamConfig(disk_reserve_bytes=0), ManualClock()
+        )
+        stream.gate = asyncio.Event()
+        stream.gate.set()
+        capture = CloudCapture(stream, IngestConfig(), "cloud-1", ManualClock())
+        await capture.start()
+        ill = f"gw-{rng.randrange(12)}"
+        stream.fault = StreamError("not this one")
+        stream.failing = lambda parts, ill=ill: any(part.gateway == ill for part in parts)
+        uplinks = [Uplink(capture, gateway, epoch=EPOCH + n % 3)
+                   for n, gateway in enumerate(expected)]  # fmt: skip
+        for uplink in uplinks:
+            seq = rng.randrange(1, 60)
+            for _ in range(rng.randrange(1, 5)):
+                count = rng.randrange(1, 40)
+                readings = one_per_row(count, first_seq=seq, devices=rng.choice([1, 7, 30]))
+                uplink.send(uplink.batch(readings, historical=rng.random() < 0.2))
+                if uplink.gateway != ill:
+                    expected[uplink.gateway].add(seq, seq + count - 1)
+                seq += count + rng.choice([0, 0, 3])
+        for uplink in uplinks:
+            codes = await uplink.answered()
+            if uplink.gateway != ill:
+                assert not any(codes)
+        await capture.close()
+        await check_gateways(stream, expected)
+        entries = await entries_of(stream)
+        assert len({entry.body for entry in entries}) < len(entries), "bodies are shared"
+        await stream.close()
+
+
+async def check_gateways(stream: EmbeddedStream, expected: Mapping[str, IntervalSet]) -> None:
+    """Assert what is held of each gateway, and that each reading is in one entry, unchanged."""
+    found = {gateway: IntervalSet() for gateway in expected}
+    reader = EntryReader()
+    for entry in await entries_of(stream):
+        readings = reader.read(entry.body, entry.gateway, entry.epoch).readings
+        assert ranges_of(readings.seqs) == entry.seq_ranges
+        for row in rows(readings):
+            seq = int(str(row[0]))
+            assert seq not in found[entry.gateway]
+            assert f'"n":{seq},' in str(row[5])
+            found[entry.gateway].add(seq, seq)
+    for gateway, held in expected.items():
+        assert found[gateway] == held
 
 
 # ---- refusals ------------------------------------------------------------------------------------

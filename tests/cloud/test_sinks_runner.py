@@ -12,11 +12,13 @@ import pytest
 
 from bridge.intervals import IntervalSet
 from cloud.config import IngestConfig, SinksConfig, StreamConfig
+from cloud.dead_letters import letter_lines
 from cloud.ingest import CloudCapture
+from cloud.ingest_parts import PartEncoder
 from cloud.sinks.contract import DecodedEntry, SinkUnavailable
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.runner import SinkRunner
-from cloud.stream.contract import Entry, Stream, StreamError
+from cloud.stream.contract import Entry, Part, Stream, StreamError
 from cloud.stream.embedded import EmbeddedStream
 from mqtt.frames import encode_publish
 from runtime.clock import ManualClock
@@ -232,6 +234,65 @@ async def test_corrupt_entries_are_set_aside_wherever_they_lie(
     assert [letter.entry.seq_ranges for letter in letters] == [((n, n),) for n in sorted(bodies)]
     assert all(letter.entry.partition == partition for letter in letters)
     assert "identity" in letters[2].cause
+
+
+def shared_of(gateways: int) -> list[Part]:
+    """Return three readings of one device of each gateway, which share a body."""
+    several = [one_per_row(3, first_seq=10 * n + 1, devices=1) for n in range(gateways)]
+    (found,) = PartEncoder().parts([(f"gw-{n}", EPOCH) for n in range(gateways)], several)
+    return [part for _, part in found]
+
+
+async def test_of_a_shared_body_that_is_damaged_each_entry_is_a_dead_letter_of_its_own(
+    stream: EmbeddedStream,
+) -> None:
+    torn = shared_of(4)
+    body = torn[0].body[:-9]
+    for part in torn:
+        await stream.append([replace(part, body=body)])
+    for part in shared_of(3):  # of the same seqs, hence held: only the new one is taken
+        await stream.append([replace(part, gateway=f"after-{part.gateway}")])
+    (last,) = parts_of(one_per_row(2, first_seq=900, devices=1))
+    await stream.append([last])
+    sink = RecordingSink(own_cursors=True)
+    async with running(stream, sink) as runner:
+        await runner.drained()
+    letters = await stream.dead_letters()
+    assert [(one.entry.gateway, one.entry.seq_ranges) for one in letters[:4]] == [
+        (f"gw-{n}", ((10 * n + 1, 10 * n + 3),)) for n in range(4)
+    ]
+    assert all("malformed" in one.cause for one in letters[:4])
+    assert all("its body cannot be read" in letter_lines(one)[-1] for one in letters[:4])
+    assert [one.entry.gateway for one in letters[4:]] == [f"after-gw-{n}" for n in range(3)]
+    assert all("identity" in one.cause for one in letters[4:])
+    assert [seq for seq, _ in sink.readings] == [900, 901]
+
+
+async def test_one_of_those_that_share_a_body_is_set_aside_alone(tmp_path: Path) -> None:
+    stream = await EmbeddedStream.open(
+        tmp_path / "disk.db", StreamConfig(disk_reserve_bytes=0, tail_bytes_max=0), ManualClock()
+    )
+    await asyncio.gather(*(stream.append([part]) for part in shared_of(5)))
+    sink = RecordingSink(own_cursors=True)
+
+    def poison(entries: Sequence[DecodedEntry]) -> None:
+        if any(one.entry.gateway == "gw-2" for one in entries):
+            raise ValueError("not of that gateway")
+
+    sink.fault = poison
+    async with running(stream, sink) as runner:
+        await runner.drained()
+        (letter,) = await stream.dead_letters()
+        assert (letter.entry.gateway, letter.entry.seq_ranges) == ("gw-2", ((21, 23),))
+        assert [line.split()[:2] for line in letter_lines(letter)[2:]] == [
+            ["seq", str(n)] for n in (21, 22, 23)
+        ]
+        seqs = [10 * n + k for n in (0, 1, 3, 4) for k in (1, 2, 3)]
+        assert [seq for seq, _ in sink.readings] == seqs
+        sink.fault = lambda _entries: None
+        assert await runner.redrive([(letter.entry.partition, letter.entry.position)]) == (1, 0)
+        assert [seq for seq, _ in sink.readings] == [*seqs, 21, 22, 23]
+    await stream.close()
 
 
 async def test_many_poisons_in_many_partitions(stream: EmbeddedStream) -> None:

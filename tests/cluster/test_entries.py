@@ -26,6 +26,30 @@ def an_entry(rng: random.Random, position: int, raw_seq: int) -> Indexed:
     )  # fmt: skip
 
 
+def test_a_body_that_entries_share_is_counted_with_the_last_of_them() -> None:
+    columns = EntryColumns(3, NAMES)
+    packed = pack_ranges([(1, 1)])
+    places = [(5, 0, 10), (5, 10, 7), (5, 10, 7), (5, 10, 7), (6, 10, 9), (7, 10, 9), (7, 10, 9)]
+    added = [columns.append(n + 1, n % 3, packed, 1, n, [place]) for n, place in enumerate(places)]
+    assert added == [10, 7, 0, 0, 9, 9, 0]
+    assert columns.totals() == (7, 35)
+    for at, expected in enumerate([35 - 10, 25, 25, 18, 9, 9, 0]):
+        gone = columns.trim(at + 1)
+        assert gone is not None
+        assert columns.totals() == (6 - at, expected)
+        assert gone.bytes == [10, 0, 0, 7, 9, 0, 9][at]
+
+
+def test_a_shared_body_in_pieces_is_counted_once_too() -> None:
+    columns = EntryColumns(3, NAMES)
+    pieces = [(5, 0, 100), (6, 0, 40)]
+    assert [columns.append(n, 0, pack_ranges([(n, n)]), 1, 0, pieces) for n in (1, 2)] == [140, 0]
+    assert [entry.extents for entry in columns.after(0)] == [tuple(pieces)] * 2
+    gone = columns.trim(1)
+    assert gone is not None
+    assert (gone.bytes, columns.totals()) == (0, (1, 140))
+
+
 def put(columns: EntryColumns, entry: Indexed) -> int:
     return columns.append(
         entry.position, NAMES.index(entry.source), entry.packed, entry.count, entry.appended_us,

@@ -16,8 +16,8 @@ from contextlib import asynccontextmanager, closing
 from itertools import pairwise
 from pathlib import Path
 
-from bridge.batch import Decoder
 from bridge.intervals import ranges_of
+from bridge.shared_entry import EntryReader
 from cloud.cluster.connection import Connection
 from cloud.cluster.layout import stream_epoch
 from cloud.config import SinksConfig, StorageConfig, StreamConfig
@@ -100,6 +100,7 @@ class Witness:
             if any(first <= last for (_, last), (first, _) in pairwise(ranges))
         }
         assert doubled == {}
+        reader = EntryReader()
         for partition in range(64):
             last: dict[tuple[str, int, int], int] = defaultdict(int)
             position = 0
@@ -108,8 +109,7 @@ class Witness:
             ):
                 position = found[-1].position
                 for entry in found:
-                    batch = Decoder(None).decode(entry.body)
-                    assert (batch.gateway, batch.epoch) == (entry.gateway, entry.epoch)
+                    batch = reader.read(entry.body, entry.gateway, entry.epoch)
                     assert ranges_of(batch.readings.seqs) == entry.seq_ranges
                     line = (entry.gateway, entry.epoch, batch.lane)
                     assert entry.seq_ranges[0][0] > last[line]

@@ -3,7 +3,8 @@
 Bodies that wait for a round of their stream (rounds.py) share a message with others of their
 partition, so the number of messages follows time and partitions and not the gateways. One message
 of a partition is on its way at a time. A message whose answer was lost is sent again; the copy
-nobody refers to is no entry.
+nobody refers to is no entry. A body that several appends bring, one after the other, is written
+once.
 
 Invariants: an extent is given out only for what a quorum has stored; what is in memory is bounded
 (`tail_bytes_max`, and one fetch).
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -31,7 +32,7 @@ from cloud.stream.jetstream.records import Extent
 from cloud.stream.jetstream.rounds import Rounds
 from runtime.logs import limited
 
-__all__ = ["RETRY_CODES", "BodyReader", "BodyWriter", "Messages"]
+__all__ = ["RETRY_CODES", "Body", "BodyReader", "BodyWriter", "Messages"]
 
 log = structlog.get_logger(component="stream")
 
@@ -44,10 +45,36 @@ _FETCH_MESSAGES = 256
 _FETCH_BYTES = 4 << 20
 _LOOKS = 20  # at the replicas for a body, before it counts as gone
 _LOG_EVERY_S = 10.0
+_CLOSED = "closed while it was under way"
 
-_Waiting = tuple[bytes, "asyncio.Future[tuple[Extent, ...]]"]
-_Queue = deque[_Waiting]
 _Key = tuple[int, int]  # (partition, sequence in its RAW stream)
+
+
+class Body:
+    """A body on its way.
+
+    Attributes:
+        data: It.
+        extents: Where it lies; empty until it is stored.
+        failure: Why it is not stored, if that is certain or unknown.
+        told: Called with this once it is one or the other; while there is nobody, it need not be
+            written.
+    """
+
+    __slots__ = ("data", "extents", "failure", "told")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.extents: tuple[Extent, ...] = ()
+        self.failure: StreamError | None = None
+        self.told: list[Callable[[Body], None]] = []
+
+    def tell(self, extents: tuple[Extent, ...] = (), failure: StreamError | None = None) -> None:
+        """Note what became of it."""
+        self.extents, self.failure = extents, failure
+        told, self.told = self.told, []
+        for one in told:
+            one(self)
 
 
 class Messages:
@@ -99,19 +126,40 @@ class BodyWriter:
         self._layout = layout
         self._messages = messages
         self._give_up_s = give_up_s
-        self._queues: dict[int, _Queue] = {}
+        self._queues: dict[int, deque[Body]] = {}
+        self._newest: dict[int, Body] = {}  # by partition, while it is on its way
         self._tasks: set[asyncio.Task[None]] = set()
         self._rounds = [Rounds(self._begin) for _ in range(RAW_STREAMS)]
 
-    def write(self, partition: int, body: bytes) -> asyncio.Future[tuple[Extent, ...]]:
-        """Begin to store a body; the result is where it lies.
+    def write(self, partition: int, data: bytes, told: Callable[[Body], None]) -> Body:
+        """Begin to store a body, or wait for the same object that is on its way.
 
-        The future raises StreamFull or StreamError. Who cancels it no longer wants the body.
+        Who takes `told` out of the body's no longer wants it.
         """
-        future: asyncio.Future[tuple[Extent, ...]] = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(partition, deque()).append((body, future))
-        self._rounds[partition % RAW_STREAMS].want(partition)
-        return future
+        body = self._newest.get(partition)
+        if body is None or body.data is not data:
+            body = self._newest[partition] = Body(data)
+            self._queues.setdefault(partition, deque()).append(body)
+            self._rounds[partition % RAW_STREAMS].want(partition)
+        body.told.append(told)
+        return body
+
+    async def stored(self, partition: int, data: bytes) -> None:
+        """Store a body.
+
+        Raises:
+            StreamError: it may be there or not; StreamFull: it is not.
+        """
+        done: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
+
+        def told(body: Body) -> None:
+            if not done.done():
+                done.set_result(body)
+
+        self.write(partition, data, told)
+        failure = (await done).failure
+        if failure is not None:
+            raise failure
 
     async def close(self) -> None:
         """Give up what is under way."""
@@ -121,9 +169,8 @@ class BodyWriter:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for queue in self._queues.values():
-            for _, future in queue:
-                future.cancel()
+        for partition, queue in self._queues.items():
+            self._fail(partition, queue, StreamError(_CLOSED))
 
     def _begin(self, partition: int) -> asyncio.Task[None]:
         task = asyncio.create_task(self._write_next(partition), name=f"raw-{partition}")
@@ -134,7 +181,7 @@ class BodyWriter:
     async def _write_next(self, partition: int) -> None:
         """Write what waits of a partition, as much as one message takes."""
         queue = self._queues[partition]
-        group = self._next_group(queue)
+        group = self._next_group(partition, queue)
         if queue:
             self._rounds[partition % RAW_STREAMS].want(partition)
         if not group:
@@ -142,50 +189,59 @@ class BodyWriter:
         try:
             await self._write_group(partition, group)
         except Exception as error:  # noqa: BLE001 - whatever it was, nobody waits for ever
-            for _, future in group:
-                if not future.done():
-                    future.set_exception(_as_stream_error(error))
+            self._fail(partition, group, _as_stream_error(error))
         except asyncio.CancelledError:
-            for _, future in group:
-                future.cancel()
+            self._fail(partition, group, StreamError(_CLOSED))
             raise
 
-    def _next_group(self, queue: _Queue) -> list[_Waiting]:
-        group: list[_Waiting] = []
+    def _next_group(self, partition: int, queue: deque[Body]) -> list[Body]:
+        group: list[Body] = []
         size = 0
         limit = min(_GROUP_BYTES, self._piece_bytes)
         while queue:
-            body, future = queue[0]
-            if group and size + len(body) > limit:
+            body = queue[0]
+            if group and size + len(body.data) > limit:
                 break
             queue.popleft()
-            if not future.done():
-                size += len(body)
-                group.append((body, future))
+            if body.told:
+                size += len(body.data)
+                group.append(body)
+            else:
+                self._leave(partition, body)
         return group
+
+    def _leave(self, partition: int, body: Body) -> None:
+        """Have nobody wait for a body any more, which is on its way no longer."""
+        if self._newest.get(partition) is body:
+            del self._newest[partition]
+
+    def _fail(self, partition: int, bodies: Sequence[Body], failure: StreamError) -> None:
+        for body in list(bodies):
+            self._leave(partition, body)
+            if not body.extents:
+                body.tell(failure=failure)
 
     @property
     def _piece_bytes(self) -> int:
         return self._connection.payload_bytes_max - _HEADROOM_BYTES
 
-    async def _write_group(self, partition: int, group: list[_Waiting]) -> None:
-        payload = b"".join(body for body, _ in group)
+    async def _write_group(self, partition: int, group: list[Body]) -> None:
+        payload = b"".join(body.data for body in group)
         pieces: list[tuple[int, int]] = []  # sequence, length
         for start in range(0, len(payload) or 1, self._piece_bytes):
             piece = payload[start : start + self._piece_bytes]
             seq = await self._publish(partition, piece)
             self._messages.add((partition, seq), piece)
             pieces.append((seq, len(piece)))
+        for body in group:
+            self._leave(partition, body)
         if len(pieces) > 1:  # a body alone, past what one message takes
-            (_, future), *_ = group
-            if not future.done():
-                future.set_result(tuple((seq, 0, length) for seq, length in pieces))
+            group[0].tell(tuple((seq, 0, length) for seq, length in pieces))
             return
         offset = 0
-        for body, future in group:
-            if not future.done():
-                future.set_result(((pieces[0][0], offset, len(body)),))
-            offset += len(body)
+        for body in group:
+            body.tell(((pieces[0][0], offset, len(body.data)),))
+            offset += len(body.data)
 
     async def _publish(self, partition: int, payload: bytes) -> int:
         """Return the sequence of a message, stored; sent until it is, or the time is up."""
@@ -248,7 +304,11 @@ class BodyReader:
             gone = await self._fetch(partition, wanted, found)
         except ClusterError as error:
             raise StreamError(f"partition {partition}: {error}") from None
-        return [_body(entry, found, gone) for entry in entries]
+        bodies: list[bytes | None] = []
+        for n, entry in enumerate(entries):
+            shared = n > 0 and entries[n - 1].extents == entry.extents
+            bodies.append(bodies[-1] if shared else _body(entry, found, gone))
+        return bodies
 
     async def _fetch(self, partition: int, wanted: set[int], found: dict[int, bytes]) -> set[int]:
         """Add the messages wanted to `found`; return those that are nowhere."""

@@ -227,7 +227,7 @@ class JetStreamStream:
         now_s = asyncio.get_running_loop().time()
         for number in range(RAW_STREAMS):
             if now_s - self._proved_s.get(number, -_RAW_PROVED_S) >= _RAW_PROVED_S:
-                await self._writer.write(number, b"")
+                await self._writer.stored(number, b"")
                 self._proved_s[number] = now_s
         await self._commits.probe()
 
@@ -279,7 +279,8 @@ class JetStreamStream:
         chosen: list[Indexed] = []
         size = 0
         for entry in self._state.entries(partition, after):
-            size += entry.bytes
+            if not chosen or chosen[-1].extents != entry.extents:  # else they share it
+                size += entry.bytes
             if chosen and (len(chosen) >= entries_max or size > bytes_max):
                 break
             chosen.append(entry)

@@ -3,6 +3,9 @@
 Every node knows every entry that is not trimmed, which are millions at an hour's replay. What is
 asked of them is a place past a position, and a few entries from there on: those become objects.
 
+Entries that follow one another may share a body: they lie in the same place, and it is counted
+once, with the last of them.
+
 Invariants: all columns have the same length; positions rise; an entry is made of one extent, or is
 in `_more` with all of its own. Two columns are sums modulo 2^32 up to and with the entry, which
 suffices for differences: a partition holds less than that of either.
@@ -15,6 +18,8 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, compress
+from operator import ne, or_
 from typing import Any
 
 from bridge.intervals import Range
@@ -100,23 +105,26 @@ class EntryColumns:
         appended_us: int,
         extents: Sequence[Extent],
     ) -> int:
-        """Take the next entry, whose source is at that place; return the length of its body."""
+        """Take the next entry, whose source is at that place; return the bytes it adds."""
         raw_seq, offset, length = extents[0]
         if len(extents) > 1:
             self._more[position] = tuple(extents)
             raw_seq = max(extent[0] for extent in extents)
             length = sum(extent[2] for extent in extents)
+        raw_seqs, offsets = self._raw_seqs, self._offsets
+        shared = bool(raw_seqs) and raw_seqs[-1] == raw_seq and offsets[-1] == offset
+        added = length - self._lengths[-1] if shared else length
         self._positions.append(position)
         self._sources.append(source)
         self._appended_us.append(appended_us)
-        self._raw_seqs.append(raw_seq)
-        self._offsets.append(offset)
+        raw_seqs.append(raw_seq)
+        offsets.append(offset)
         self._lengths.append(length)
         before = self._through[-1] if self._through else self._through_before
         self._through.append((before + count) & _MASK)
         self._packed += packed
         self._packed_ends.append((self._packed_before + len(self._packed)) & _MASK)
-        return length
+        return added
 
     def past(self, position: int) -> int:
         """Return how many entries lie at or before a position."""
@@ -175,7 +183,7 @@ class EntryColumns:
             return None
         through, packed = self._through[end - 1], self._packed_at(end)
         readings = (through - self._through_before) & _MASK
-        gone = Gone(end, readings, sum(self._lengths[:end]), max(self._raw_seqs[:end]))
+        gone = Gone(end, readings, self._bytes_of(end), max(self._raw_seqs[:end]))
         del self._packed[:packed]
         self._packed_before = self._packed_ends[end - 1]
         self._through_before = through
@@ -195,7 +203,13 @@ class EntryColumns:
 
     def totals(self) -> tuple[int, int]:
         """Return readings, and bytes of bodies."""
-        return self.readings_past(0), sum(self._lengths)
+        return self.readings_past(0), self._bytes_of(len(self))
+
+    def _bytes_of(self, end: int) -> int:
+        """Return the bytes counted with the rows before `end`: a shared body is with its last."""
+        raw_seqs, offsets = self._raw_seqs[: end + 1], self._offsets[: end + 1]
+        other = map(or_, map(ne, raw_seqs[1:], raw_seqs), map(ne, offsets[1:], offsets))
+        return sum(compress(self._lengths[:end], chain(other, (True,))))
 
     # ---- as bytes --------------------------------------------------------------------------------
 

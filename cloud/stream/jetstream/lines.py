@@ -18,15 +18,15 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from bridge.intervals import IntervalSet, Range
-from cloud.ranges import joined
+from bridge.kernel import merged
 from cloud.stream.contract import GivenUp, Part, Source, StreamError
-from cloud.stream.jetstream.bodies import BodyWriter
+from cloud.stream.jetstream.bodies import Body, BodyWriter
 from cloud.stream.jetstream.commits import Commits
 from cloud.stream.jetstream.records import (
     AppendRecord,
-    Extent,
     PartRecord,
     SourceRecord,
     Version,
@@ -58,8 +58,9 @@ class _Append:
     given_up: Sequence[GivenUp]
     assigned: Mapping[Source, int]
     seqs: Mapping[Source, list[Range]] = field(default_factory=dict)  # of the parts
-    bodies: list[asyncio.Future[tuple[Extent, ...]]] = field(default_factory=list)
-    stored: bool = False
+    bodies: list[Body] = field(default_factory=list)
+    left: int = 0  # bodies that are not stored
+    told: Callable[[Body], None] | None = None  # what they tell, while any is left
     versions: dict[Source, Version] = field(default_factory=dict)  # once it counts
 
 
@@ -88,7 +89,6 @@ class Lines:
         self._asking: set[Source] = set()  # whose callers ask what is held
         self._stale: set[Source] = set()  # those that have to, before anything is begun
         self._under_way: set[asyncio.Future[None]] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def looked(self, source: Source) -> None:
         """Note that a caller has just been told what is held of a source."""
@@ -118,12 +118,14 @@ class Lines:
         append.seqs = _seqs(new)
         for source, ranges in append.seqs.items():
             lines[source].pending.update(ranges)
-        append.bodies = [self._bodies.write(part.partition, part.body) for part in new]
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
-        task = asyncio.create_task(self._store(append), name="append")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if new:
+            told = append.told = partial(self._stored, append)
+            append.left = len(new)
+            append.bodies = [self._bodies.write(part.partition, part.body, told) for part in new]
+        else:
+            asyncio.get_running_loop().call_soon(self._advance, append)
         return future
 
     async def settled(self) -> None:
@@ -173,20 +175,17 @@ class Lines:
                     return False
         return True
 
-    async def _store(self, append: _Append) -> None:
-        """Wait for the bodies, give the append to be committed, wait for the answer."""
-        try:
-            if append.bodies:
-                await asyncio.gather(*append.bodies)
-        except StreamError as error:
-            self._fail(append, error)
+    def _stored(self, append: _Append, body: Body) -> None:
+        """Note what became of a body; the last one is followed by the commit."""
+        if append.told is None:
+            return  # it failed with another body
+        if body.failure is not None:
+            self._fail(append, body.failure)
             return
-        except asyncio.CancelledError:
-            if not append.future.done():
-                self._fail(append, StreamError("closed while it was under way"))
-            return
-        append.stored = True
-        self._advance(append)
+        append.left -= 1
+        if not append.left:
+            append.told = None
+            self._advance(append)
 
     def _advance(self, append: _Append) -> None:
         """Give to be committed what is at the head of all its lines, in order."""
@@ -194,7 +193,7 @@ class Lines:
         while ready:
             one = ready.popleft()
             lines = one.lines.values()
-            if not one.stored or any(not _leads(one, line) for line in lines):
+            if one.left or one.future.done() or not all(_leads(one, line) for line in lines):
                 continue
             for line in lines:
                 line.waiting.popleft()
@@ -239,8 +238,11 @@ class Lines:
         failing = [append]
         while failing:
             one = failing.pop()
-            for body in one.bodies:
-                body.cancel()
+            if one.told is not None:
+                for body in one.bodies:
+                    if one.told in body.told:
+                        body.told.remove(one.told)
+                one.told = None
             for source, line in one.lines.items():
                 self._outdate(source)
                 line.failed = True
@@ -264,10 +266,10 @@ class Lines:
 
 def _seqs(parts: Sequence[Part]) -> dict[Source, list[Range]]:
     """Return what parts bring by source, joined: parts of a batch interleave."""
-    found: dict[Source, list[Range]] = {}
+    found: dict[Source, list[tuple[Range, ...]]] = {}
     for part in parts:
-        found.setdefault((part.gateway, part.epoch), []).extend(part.seq_ranges)
-    return {source: joined(ranges) for source, ranges in found.items()}
+        found.setdefault((part.gateway, part.epoch), []).append(part.seq_ranges)
+    return {source: merged(ranges) for source, ranges in found.items()}
 
 
 def _leads(append: _Append, line: _Line) -> bool:
@@ -280,8 +282,8 @@ def _record(append: _Append, number: int) -> AppendRecord:
             (part.gateway, part.epoch),
             part.partition,
             part.count,
-            pack_ranges(part.seq_ranges),
-            body.result(),
+            part.packed or pack_ranges(part.seq_ranges),
+            body.extents,
         )
         for part, body in zip(append.parts, append.bodies, strict=True)
     )

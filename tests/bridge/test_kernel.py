@@ -1,0 +1,189 @@
+"""The loops over a batch in C and in Python do the same, to the byte."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import cbor2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge import kernel
+from bridge.columnar import Columns, Limits, pack, unpack
+from bridge.envelope import runs_of
+from bridge.intervals import Range, ranges_of
+
+# Where nothing was built, Python is compared with itself: the tests still say what is right.
+NATIVE: Any = kernel.native
+
+_SEQS = st.one_of(
+    st.sets(st.integers(1, 60), min_size=1),
+    st.sets(st.integers(1, (1 << 63) - 1), min_size=1, max_size=20),
+    st.sets(st.integers((1 << 63) - 40, (1 << 63) - 1), min_size=1),
+).map(sorted)
+_RANGES = st.lists(
+    st.tuples(st.integers(1, 400), st.integers(0, 70)).map(lambda pair: (pair[0], sum(pair)))
+)
+_TIMES = st.one_of(
+    st.integers(1 - (1 << 62), (1 << 62) - 1), st.integers(0, 300), st.integers(-40_000, 40_000)
+)
+
+
+def twins(name: str) -> list[Any]:
+    python = getattr(kernel, f"_{name}")
+    return [python, getattr(NATIVE, name) if NATIVE else python]
+
+
+@given(_SEQS, st.data())
+def test_seqs_become_their_ranges_and_these_packed(seqs: list[int], data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, len(seqs) - 1))
+    end = data.draw(st.integers(first + 1, len(seqs)))
+    ranges = ranges_of(seqs[first:end])
+    expected = (ranges, cbor2.dumps(runs_of(ranges, 0)))
+    for seq_runs in (*twins("seq_runs"), kernel.seq_runs):
+        assert seq_runs(seqs, first, end) == expected
+
+
+def test_a_range_of_seqs_needs_no_list() -> None:
+    assert kernel.seq_runs(range(300, 400), 0, 100) == (((300, 399),), b"\x81\x19\x01\x2b")
+    assert kernel.seq_runs(range(1, 9, 2), 1, 3) == (((3, 3), (5, 5)), b"\x83\x02\x01\x01")
+
+
+@pytest.mark.parametrize("seqs", [[], [0], [0, 1], [2, 1], [1, 1], [-5, 7], [1, 2, 2]])
+def test_seqs_that_are_none_are_the_callers_fault(seqs: list[int]) -> None:
+    for seq_runs in twins("seq_runs"):
+        with pytest.raises(ValueError, match="seq"):
+            seq_runs(seqs, 0, len(seqs))
+
+
+@given(_SEQS)
+def test_ranges_that_rise_apart_are_counted(seqs: list[int]) -> None:
+    ranges = ranges_of(seqs)
+    for count_apart in twins("count_apart"):
+        assert count_apart(ranges) == len(seqs)
+        assert count_apart(()) == 0
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        ((0, 1),),
+        ((-3, 1),),
+        ((5, 4),),
+        ((1, 2), (3, 4)),
+        ((1, 2), (2, 4)),
+        ((5, 6), (1, 2)),
+        ((1, 1 << 63),),
+        ((1, 2), (1 << 70, 1 << 71)),
+    ],
+)
+def test_ranges_that_do_not_rise_apart_are_found(ranges: tuple[Range, ...]) -> None:
+    for count_apart in twins("count_apart"):
+        assert count_apart(ranges) == -1
+
+
+@given(st.lists(_RANGES.map(tuple)))
+def test_ranges_are_merged_to_what_they_hold_together(several: list[tuple[Range, ...]]) -> None:
+    held = {n for ranges in several for first, last in ranges for n in range(first, last + 1)}
+    for merged in (*twins("merged"), kernel.merged):
+        assert merged(several) == list(ranges_of(sorted(held)))
+
+
+@pytest.mark.parametrize("length", [1, 62, 63, 64, 65, 127, 128, 129, 200])
+@pytest.mark.parametrize("first", [1, 64, 65])
+def test_merged_ranges_end_where_they_end_however_they_lie_in_words(
+    first: int, length: int
+) -> None:
+    ranges = [(1, 1), (first + 2, first + length + 1), (first + length + 3, first + 400)]
+    assert kernel.merged([tuple(ranges)]) == kernel._merged([tuple(ranges)])
+
+
+def test_ranges_far_apart_are_merged_as_well() -> None:
+    far = [((1, 2), (1 << 62, 1 << 62)), ((3, 3), ((1 << 63) - 2, (1 << 63) - 1))]
+    assert kernel.merged(far) == [(1, 3), (1 << 62, 1 << 62), ((1 << 63) - 2, (1 << 63) - 1)]
+
+
+@given(st.lists(st.integers(0, 63), min_size=1, max_size=40), st.data())
+def test_rows_are_split_by_partition_in_the_tables_order(
+    partitions: list[int], data: st.DataObject
+) -> None:
+    index = data.draw(st.lists(st.integers(0, len(partitions) - 1), max_size=60))
+    for split in twins("split"):
+        found = split(index, partitions)
+        assert sorted(row for rows in found.values() for row in rows) == list(range(len(index)))
+        for partition, rows in found.items():
+            assert rows == [n for n, row in enumerate(index) if partitions[row] == partition]
+        assert list(found) == [p for p in dict.fromkeys(partitions) if p in found]
+
+
+def test_an_index_past_the_table_is_an_error() -> None:
+    for split in twins("split"):
+        with pytest.raises(IndexError):
+            split([0, 2], [5, 6])
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 70_000), _TIMES, st.sampled_from([0, 1, 2, 5]), st.binary()),
+        min_size=1,
+        max_size=30,
+    ),
+    _TIMES,
+)
+def test_columns_are_packed_alike(rows: list[tuple[int, int, int, bytes]], reference: int) -> None:
+    index, times, flags, payloads = (list(column) for column in zip(*rows, strict=True))
+    first, second = (
+        one(b"head", index, times, flags, b"middle", payloads, reference) for one in twins("pack")
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("time", [1 << 62, -(1 << 62), 1 << 63, -(1 << 70), 1 << 80])
+def test_a_time_past_what_the_link_carries_is_an_error(time: int) -> None:
+    for one in twins("pack"):
+        with pytest.raises(ValueError, match="outside what the link carries"):
+            one(b"", [0, 0], [0, time], [1, 1], b"", [b"a", b"b"], 0)
+
+
+def test_wrong_types_and_lengths_are_errors() -> None:
+    if not NATIVE:
+        return
+    for columns in (
+        ([0], [1, 2], [1], b"", [b"a"]),
+        ([0], [1], [1], b"", []),
+        ([-1], [1], [1], b"", [b"a"]),
+        (["0"], [1], [1], b"", [b"a"]),
+        ([0], [1], [1], b"", ["a"]),
+        ([], [], [], b"", []),
+    ):
+        with pytest.raises((IndexError, TypeError, ValueError)):
+            NATIVE.pack(b"", *columns, 0)
+    for ranges in ([(1, 2)], ((1,),), (5,), (("1", 2),)):
+        with pytest.raises(TypeError):
+            NATIVE.count_apart(ranges)
+    for several in (((1, 2),), [[(1, 2)]], [(1,)]):
+        with pytest.raises(TypeError):
+            NATIVE.merged(several)
+    with pytest.raises(ValueError, match="ends before"):
+        NATIVE.merged([((5, 4),)])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_packed_is_unpacked_to_the_same(seed: int) -> None:
+    rng = random.Random(seed)
+    n = rng.randrange(1, 300)
+    sources = [(f"a/d{k}/x", f"d{k}") for k in range(rng.randrange(1, min(n, 70) + 1))]
+    columns = Columns(
+        sources,
+        [k % len(sources) for k in range(n)],
+        [rng.randrange(1 << rng.choice([3, 20, 40, 61])) for _ in range(n)],
+        [rng.choice([0, 1, 5]) for _ in range(n)],
+        [rng.randbytes(rng.randrange(300)) for _ in range(n)],
+        [b""] * n,
+    )
+    found = unpack(pack(columns, 77), n, 77, Limits())
+    assert (list(found.sources), found.source_index, found.times, found.flags, found.payloads) == (
+        sources, columns.source_index, columns.times, columns.flags, columns.payloads,
+    )  # fmt: skip
