@@ -192,13 +192,19 @@ class EdgeService:
         self, broker: Broker, journal: Journal, uplink: Uplink, repair: ClockRepair | None
     ) -> None:
         """Begin to take what comes down: commands for devices' sessions, and the true time."""
+
+        async def meet(held_seq: int | None) -> None:
+            await journal.meet(held_seq)
+            if held_seq is not None:
+                uplink.met(held_seq)
+
         commands = Commands(
             CommandStore(self._config.data / "edge" / "commands.db"),
             self._config.commands,
             self._clock,
             lambda: (journal.epoch, journal.last_seq),
             repair,
-            journal.meet,
+            meet,
         )
         try:
             await commands.start(broker)

@@ -202,6 +202,10 @@ class Uplink:
         if self._connection is not None:
             downlink.linked(self._connection)
 
+    def met(self, held_seq: int) -> None:
+        """Hear up to which seq of the journal the cloud has some; docs: UplinkLanes.met."""
+        self._lanes.met(held_seq)
+
     # ---- connection
 
     async def _pump(self) -> None:

@@ -3,7 +3,8 @@
 Three lanes of the link read two of the journal: urgent its own, live and backlog the journal's live
 one at two places. Once the oldest reading that the live lane would send has waited for longer than
 `historical_s` (an outage, a hold, a budget, a link that is too slow), all that lies in the journal
-becomes backlog but for the last moment's, which is still news, and live goes on from there.
+becomes backlog but for the last moment's, which is still news, and live goes on from there. So does
+what a process that is gone left behind readings that the cloud has (`met`): it was backlog then.
 
 A live batch waits for more readings for `linger_ms` at most, and only while it is not full.
 """
@@ -72,6 +73,16 @@ class UplinkLanes:
         self._behind: set[LinkLane] = set()
         self._read_out = -1  # the backlog's sent_seq past which the journal has nothing of it
         self._stale_us = 0  # live readings before it become backlog once live is answered; 0: none
+
+    def met(self, held_seq: int) -> None:
+        """Hear up to which seq the cloud has some, before this process sends anything.
+
+        What still waits up to there must not go as live: newer readings of its devices went first.
+        """
+        last_seq = min(held_seq, self._journal.last_seq)
+        settled_seq = self._journal.settled_seq
+        if settled_seq is None or settled_seq < last_seq:
+            self._state.split(last_seq)
 
     def next(self, now_s: float, batch_readings: int) -> tuple[LinkLane | None, float]:
         """Return the lane to send now, or None and how long to wait unless something happens.

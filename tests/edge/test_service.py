@@ -14,6 +14,7 @@ from pathlib import Path
 import aiomqtt
 import pytest
 
+from bridge.envelope import LinkLane
 from edge.config import CaptureConfig, EdgeConfig, EdgeHttpConfig, JournalConfig
 from edge.service import EdgeService
 from edge.uplink_config import UplinkConfig
@@ -88,6 +89,22 @@ async def test_the_cloud_is_asked_before_anything_goes_up_however_long_the_start
         async with running(gateway(tmp_path, cloud.url)):
             await cloud.until("all taken", lambda: len(cloud.rows) >= 50)
     assert cloud.topics[0] == "tidegate/v1/ctl/gw-1"
+
+
+async def test_what_lies_behind_what_the_cloud_has_is_backlog_to_a_process_that_begins(
+    tmp_path: Path,
+) -> None:
+    """A process that was killed had let live readings pass an outage's: they stay behind them."""
+    async with CloudPeer(lambda _batch, _n: (0x97, "")) as cloud:
+        async with running(gateway(tmp_path, cloud.url)) as service:
+            await publish(service, "devices/d1/t", numbered(40))
+            await cloud.until("refused, so it was asked", lambda: cloud.batches)
+        cloud.held.add(21, 30)
+        cloud.script = lambda _batch, _n: (0, "")
+        async with running(gateway(tmp_path, cloud.url)):
+            await cloud.until("all answered", lambda: cloud.readings >= 40)
+    lanes = {seq: batch.lane for batch in cloud.accepted for seq in batch.readings.seqs}
+    assert lanes == {seq: LinkLane.BACKLOG if seq <= 30 else LinkLane.LIVE for seq in range(1, 41)}
 
 
 async def test_what_devices_publish_reaches_the_cloud(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class CloudPeer:
         doubled: How many accepted readings had been accepted before.
         topics: The topic of each PUBLISH as sent, "" where an alias stood for it.
         publish_heads: Bytes of each PUBLISH packet that were not its payload.
+        held: Seqs it has; a hello is answered with the highest.
         errors: Batches that could not be decoded.
         connack: What a CONNECT is answered.
         structured: Whether it knows the structured mode; older clouds do not.
@@ -72,7 +73,7 @@ class CloudPeer:
         self.connections = 0
         self.keep = True  # rows and batches; else only how many readings there were
         self.readings = 0
-        self._held = IntervalSet()
+        self.held = IntervalSet()
         self._properties = _connack_properties(
             receive_maximum, topic_alias_maximum, maximum_packet_size
         )
@@ -193,7 +194,7 @@ class CloudPeer:
         answer = _puback(packet_id, 0, "")
         message = open_message(payload)
         if isinstance(message, Hello):
-            highest = max((last for _, last in self._held.ranges()), default=0)
+            highest = max((last for _, last in self.held.ranges()), default=0)
             welcome = Publish(DOWN_PREFIX + gateway, seal_message(Welcome(message.epoch, highest)))
             answer += encode(welcome, 5)
         return answer
@@ -222,10 +223,10 @@ class CloudPeer:
         self.accepted.append(batch)
         self.tombstones += batch.tombstones
         for seq, payload in zip(batch.readings.seqs, batch.readings.payloads, strict=True):
-            if seq in self._held:
+            if seq in self.held:
                 self.doubled += 1
             else:
-                self._held.add(seq, seq)
+                self.held.add(seq, seq)
                 self.rows.append((seq, payload))
 
 
