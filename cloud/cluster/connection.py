@@ -182,7 +182,8 @@ class Connection:
 
     def _options(self, access: NatsAccess, refusals: list[str]) -> dict[str, Any]:
         async def error_cb(error: Exception) -> None:
-            refusals[:] = [_text(error)]
+            if not any(map(_no_entry, refusals)):  # what may follow it tells less
+                refusals[:] = [_text(error)]
             transport = self._nc._transport  # noqa: SLF001 - an attempt that failed leaves it open
             if transport is not None and not self._nc.is_connected:
                 transport.close()  # type: ignore[no-untyped-call]  # nats-py has no types there
@@ -482,8 +483,12 @@ class Connection:
 
 
 def _not_connected(url: str, cause: str) -> ClusterError:
-    kind = ClusterError if "uthorization" in cause else Unreachable
-    return kind(f"{url}: {cause}")
+    return (ClusterError if _no_entry(cause) else Unreachable)(f"{url}: {cause}")
+
+
+def _no_entry(cause: str) -> bool:
+    """Return True when a server said that we are not let in."""
+    return "uthorization" in cause
 
 
 def _json(data: bytes) -> dict[str, Any]:

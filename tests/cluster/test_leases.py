@@ -22,7 +22,7 @@ TIMES = LeaseTimes(ttl_s=2.0, renew_s=0.2, moves_max=8)
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
-    with nats_single(tmp_path_factory.mktemp("leases")) as servers:
+    with nats_single(tmp_path_factory.mktemp("leases"), disk_bytes_max=8 << 30) as servers:
         yield servers
 
 

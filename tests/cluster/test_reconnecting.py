@@ -6,7 +6,10 @@ import asyncio
 import gc
 from pathlib import Path
 
-from cloud.cluster.connection import Connection
+import pytest
+
+from cloud.cluster import connection as module
+from cloud.cluster.connection import ClusterError, Connection, Unreachable
 from tests.kit.nats import nats_single
 
 
@@ -34,3 +37,26 @@ async def test_attempts_that_fail_leave_no_socket_open(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
         await connection.close()
     gc.collect()  # what was forgotten says so now, and fails the test
+
+
+async def test_a_server_that_lets_nobody_in_has_said_so_whatever_comes_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_CONNECT_S", 2.0)
+    tried = 0
+
+    async def once(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal tried
+        tried += 1
+        if tried == 1:
+            writer.write(b"INFO {\"auth_required\":true}\r\n-ERR 'Authorization Violation'\r\n")
+            await reader.read()  # until it hangs up
+        writer.close()
+
+    async with await asyncio.start_server(once, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ClusterError, match="Authorization Violation") as caught:
+            await Connection.open(f"nats://127.0.0.1:{port}", name="test")
+    assert not isinstance(caught.value, Unreachable)
+    assert tried > 1
+    gc.collect()
