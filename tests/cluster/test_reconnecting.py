@@ -45,11 +45,13 @@ async def test_a_server_that_lets_nobody_in_has_said_so_whatever_comes_after(
     monkeypatch.setattr(module, "_CONNECT_S", 2.0)
     tried = 0
 
-    async def once(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal tried
         tried += 1
         if tried == 1:
-            writer.write(b"INFO {\"auth_required\":true}\r\n-ERR 'Authorization Violation'\r\n")
+            writer.write(b'INFO {"auth_required":true,"max_payload":1048576}\r\n')
+            await reader.readuntil(b"PING\r\n")
+            writer.write(b"-ERR 'Authorization Violation'\r\n")
             await reader.read()  # until it hangs up
         writer.close()
 
