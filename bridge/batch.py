@@ -55,6 +55,7 @@ __all__ = [
     "decompressor",
     "encode_entry",
     "link_columns",
+    "seal_entry",
     "times_us_of",
 ]
 
@@ -532,15 +533,30 @@ class EntryEncoder:
             Key.CHECK: check_columns(columns, check),
             Key.BODY: body,
         }
-        if len(body) >= len(content):
-            fields |= {Key.MODE: Mode.STORED, Key.BODY: content}
-        if lane != LinkLane.LIVE:
-            fields[Key.LANE] = lane
-        if resolution_us != DEFAULT_RESOLUTION_US:
-            fields[Key.RESOLUTION] = resolution_us
-        if marks:
-            fields[Key.MARKS] = marks
-        return seal_envelope(fields)
+        return seal_entry(fields, content, lane, marks, resolution_us)
+
+
+def seal_entry(
+    fields: dict[int, Any], content: bytes, lane: int, marks: int, resolution_us: int
+) -> bytes:
+    """Return the envelope of an entry: its fields, and those that are not what they are mostly.
+
+    Args:
+        fields: All but these; its body is compressed.
+        content: The body as it was: taken where compressing gained nothing.
+        lane: The lane its readings came by.
+        marks: `Mark` flags.
+        resolution_us: Times are multiples of it.
+    """
+    if len(fields[Key.BODY]) >= len(content):
+        fields |= {Key.MODE: Mode.STORED, Key.BODY: content}
+    if lane != LinkLane.LIVE:
+        fields[Key.LANE] = lane
+    if resolution_us != DEFAULT_RESOLUTION_US:
+        fields[Key.RESOLUTION] = resolution_us
+    if marks:
+        fields[Key.MARKS] = marks
+    return seal_envelope(fields)
 
 
 def encode_entry(gateway: str, epoch: int, readings: Readings, **options: Any) -> bytes:

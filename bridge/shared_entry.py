@@ -29,6 +29,7 @@ from bridge.batch import (
     compressor,
     decompressed,
     decompressor,
+    seal_entry,
     times_us_of,
 )
 from bridge.cbor import read_array
@@ -40,7 +41,6 @@ from bridge.envelope import (
     Mode,
     open_envelope,
     read_uint,
-    seal_envelope,
     unfold_runs,
 )
 from bridge.errors import BatchError
@@ -118,15 +118,7 @@ class SharedEncoder:
             Key.BODY: body,
             Key.SECTIONS: named,
         }
-        if len(body) >= len(content):
-            fields |= {Key.MODE: Mode.STORED, Key.BODY: content}
-        if lane != LinkLane.LIVE:
-            fields[Key.LANE] = lane
-        if resolution_us != DEFAULT_RESOLUTION_US:
-            fields[Key.RESOLUTION] = resolution_us
-        if marks:
-            fields[Key.MARKS] = marks
-        return seal_envelope(fields)
+        return seal_entry(fields, content, lane, marks, resolution_us)
 
 
 class EntryReader:
