@@ -89,18 +89,8 @@ def one_after_the_other(several: Sequence[Readings]) -> Readings:
     for one in several:
         index += map(len(sources).__add__, one.source_index)
         sources += one.sources
-    propertied = any(one.properties for one in several)
-    return Readings(
-        list(chain.from_iterable(one.seqs for one in several)),
-        sources,
-        index,
-        list(chain.from_iterable(one.times_us for one in several)),
-        list(chain.from_iterable(one.flags for one in several)),
-        list(chain.from_iterable(one.payloads for one in several)),
-        list(chain.from_iterable(one.properties or [b""] * len(one) for one in several))
-        if propertied
-        else [],
-    )
+    seqs = list(chain.from_iterable(one.seqs for one in several))
+    return _chained(several, seqs, sources, index)
 
 
 def _block(
@@ -165,10 +155,20 @@ def joined(several: Sequence[Readings]) -> Readings:
             sources = one.sources
             places = [table.setdefault(source, len(table)) for source in sources]
         index += map(places.__getitem__, one.source_index)
+    seqs: Sequence[int] = range(first, last + 1)
+    if not whole:
+        seqs = list(chain.from_iterable(one.seqs for one in several))
+    return _chained(several, seqs, list(table), index)
+
+
+def _chained(
+    several: Sequence[Readings], seqs: Sequence[int], sources: list[Source], index: list[int]
+) -> Readings:
+    """Return several readings as one with these seqs and sources; all else one after the other."""
     propertied = any(one.properties for one in several)
     return Readings(
-        range(first, last + 1) if whole else list(chain.from_iterable(one.seqs for one in several)),
-        list(table),
+        seqs,
+        sources,
         index,
         list(chain.from_iterable(one.times_us for one in several)),
         list(chain.from_iterable(one.flags for one in several)),

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import zstandard
 
+from bridge.kernel import varint
 from bridge.structured.coder import POOLS, Reader, Writer, refuse
 from bridge.structured.context import Context
-from bridge.structured.frames import varint
 from bridge.structured.limits import HISTORY_BYTES
 from bridge.structured.texts import RAW_POOL, TEXT_POOL
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bridge.kernel import varint
 from bridge.structured.coder import refuse
 
 __all__ = [
@@ -21,7 +22,6 @@ __all__ = [
     "check_marks",
     "literal_items",
     "steps_of",
-    "varint",
 ]
 
 _LITERAL, _OPEN, _CLOSE = 0, 1, 2
@@ -72,16 +72,6 @@ def check_marks(fragments: Sequence[bytes]) -> list[list[Step]]:
     if depth:
         refuse("a framed part that is never closed")
     return parsed
-
-
-def varint(value: int) -> bytes:
-    """Return `value` (0 or more) as protobuf writes it: 7 bits a byte, low first."""
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def assemble(fragments: Sequence[Sequence[Step]], tokens: Sequence[bytes]) -> bytes:

@@ -16,8 +16,8 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Literal
 
+from bridge.kernel import varint
 from bridge.structured.calendar import parse_clock, parse_stamp, show_clock, show_stamp
-from bridge.structured.frames import varint
 from bridge.structured.kernel import Kernel, native
 from bridge.structured.limits import VALUE_BITS
 

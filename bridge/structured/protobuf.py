@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from bridge.structured.frames import CLOSE, OPEN, literal_items, varint
+from bridge.kernel import varint
+from bridge.structured.frames import CLOSE, OPEN, literal_items
 from bridge.structured.printers import PrinterKey, PrinterKind
 from bridge.structured.shapes import Path, Shape
 
