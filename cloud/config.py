@@ -219,7 +219,8 @@ class SinksConfig:
         30,
         unit="s",
         minimum=0.001,
-        help="Longest pause between two tries.",
+        help="Longest pause between two tries of an entry; a sink that can take none is tried "
+        "every 2 s at least.",
     )
     decoded_readings_max: int = setting(
         50_000,

@@ -75,6 +75,7 @@ def _sink_status(sink: SinkStats, now_us: int) -> dict[str, Any]:
         "dead_letters": sink.dead_letters,
         "partitions": len(sink.tokens),
         "held_up_by": sink.cause,
+        "waits_s": sink.waits_s,
         "lag_entries": sum(lag.entries for lag in sink.lag.values()),
         "lag_readings": sum(lag.readings for lag in sink.lag.values()),
         "lag_s": _oldest_s(sink, now_us),
@@ -248,6 +249,12 @@ def _sink_metrics(metrics: Metrics, sample: Callable[[], Sample]) -> None:
         "tidegate_sink_partitions",
         "Partitions this node works on.",
         by_sink(lambda sink: len(sink.tokens)),
+        ("sink",),
+    )
+    metrics.gauge(
+        "tidegate_sink_waits_s",
+        "How long the sink has not got on with what there is to do, seconds.",
+        by_sink(lambda sink: sink.waits_s),
         ("sink",),
     )
     metrics.gauge(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +20,15 @@ import asyncpg
 
 from cloud.database import DatabaseError
 
-__all__ = ["LINK_ERRORS", "NotReachable", "PostgresPlace", "blames_entry", "connect", "translated"]
+__all__ = [
+    "LINK_ERRORS",
+    "NotReachable",
+    "PostgresPlace",
+    "blames_entry",
+    "connect",
+    "copy_rows",
+    "translated",
+]
 
 _CONNECT_TIMEOUT_S = 10.0
 _COMMAND_TIMEOUT_S = 120.0
@@ -133,6 +142,44 @@ async def _check(place: PostgresPlace, connection: Any) -> None:
             raise NotReachable(
                 f"{place}: {name} is off, so committed rows can be lost; switch it on"
             )
+
+
+async def copy_rows(
+    connection: Any, table: str, records: AsyncIterator[Any], columns: Sequence[str]
+) -> int:
+    """Copy rows into a table; return how many.
+
+    asyncpg waits without end for room in its buffer once a server takes no more: neither a line
+    that breaks then nor its own time limit wakes it.
+
+    Raises:
+        TimeoutError: it took too long.
+        asyncpg.ConnectionDoesNotExistError: the line broke while it waited.
+        Exception: whatever else the driver raises.
+    """
+    lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def line_broke(_connection: Any) -> None:
+        if not lost.done():
+            lost.set_result(None)
+
+    connection.add_termination_listener(line_broke)
+    copying: asyncio.Task[str] = asyncio.create_task(
+        connection.copy_records_to_table(table, records=records, columns=columns)
+    )
+    try:
+        await asyncio.wait(
+            (copying, lost), timeout=_COMMAND_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        if copying.done():
+            return int(copying.result().rpartition(" ")[2])
+        if lost.done():
+            raise asyncpg.ConnectionDoesNotExistError("the line broke amid a COPY")
+        raise TimeoutError
+    finally:
+        connection.remove_termination_listener(line_broke)
+        copying.cancel()
+        await asyncio.gather(copying, return_exceptions=True)
 
 
 def blames_entry(error: Exception) -> bool:

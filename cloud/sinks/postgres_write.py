@@ -26,7 +26,7 @@ import asyncpg
 from bridge.intervals import IntervalSet, Range
 from cloud.sinks.contract import DecodedEntry, SinkFenced
 from cloud.sinks.corrections import Corrections
-from cloud.sinks.postgres_link import LINK_ERRORS
+from cloud.sinks.postgres_link import LINK_ERRORS, copy_rows
 from cloud.sinks.postgres_rows import Row, rows_of_entry
 from cloud.sinks.postgres_schema import COLUMNS
 from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
@@ -37,6 +37,7 @@ Source = tuple[str, int]
 
 ROWS_LOCK = 0x54475052  # advisory: writers share it, a correction has it alone
 _CLAIM_LOCK_TIMEOUT_S = 2
+_ROLL_BACK_S = 5.0  # a server that hangs is left to find out by itself
 _MARKS_MAX = 100_000
 _SLICE_ROWS = 1_000  # between two turns of the event loop: about 3 ms
 
@@ -190,14 +191,9 @@ class PostgresWriter:
         """Copy the rows, leaving out what is known, in their order; return how many are new."""
         records = self._records(entries, known)
         if careful:
-            await connection.copy_records_to_table(
-                "staging", records=_placed(records), columns=("place", *COLUMNS)
-            )
+            await copy_rows(connection, "staging", _placed(records), ("place", *COLUMNS))
             return int(await connection.fetchval(_FROM_STAGING))
-        copied: str = await connection.copy_records_to_table(
-            "readings", records=records, columns=COLUMNS
-        )
-        return int(copied.rpartition(" ")[2])
+        return await copy_rows(connection, "readings", records, COLUMNS)
 
     async def _records(
         self, entries: Sequence[DecodedEntry], known: Mapping[Source, IntervalSet]
@@ -296,7 +292,8 @@ class PostgresWriter:
 
 async def _roll_back(connection: Any) -> None:
     try:
-        await connection.execute("ROLLBACK")
+        async with asyncio.timeout(_ROLL_BACK_S):
+            await connection.execute("ROLLBACK")
     except LINK_ERRORS:
         connection.terminate()
 

@@ -11,22 +11,23 @@ Invariants:
 
 A failed write of many entries is cut in halves until the entries to blame stand alone; each of
 them is tried `sinks.tries_max` times, with pauses. `SinkUnavailable` blames no entry: everything
-waits and is tried again for as long as it takes.
+waits and is tried again for as long as it takes, with pauses so short that a sink goes on soon
+after what it needs is back, however long that was away.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import structlog
 
 from bridge.errors import BatchError
 from cloud.config import SinksConfig
-from cloud.sinks.chunk import Chunk
+from cloud.sinks.collector import Collector
 from cloud.sinks.contract import (
     BulkSink,
     DecodedEntry,
@@ -40,6 +41,7 @@ from cloud.sinks.contract import (
 )
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.ownership import Ownership
+from cloud.sinks.waits import Waits
 from cloud.stream.contract import PARTITIONS, Backlog, Entry, Stream, StreamError
 
 __all__ = ["SinkRunner", "SinkStats"]
@@ -47,7 +49,7 @@ __all__ = ["SinkRunner", "SinkStats"]
 log = structlog.get_logger(component="sinks")
 
 _WRITE_READINGS_MAX = 20_000
-_READ_ENTRIES_MAX = 512
+_UNAVAILABLE_PAUSE_MAX_S = 2.0
 _CURSOR_INTERVAL_S = 0.5  # between commits of cursors the stream keeps
 _MIRROR_INTERVAL_S = 5.0  # and of those it is only told, so that all nodes know what may be trimmed
 _NOTHING_S = 0.005
@@ -79,6 +81,7 @@ class SinkStats:
     positions: Mapping[int, int]
     lag: Mapping[int, Backlog]  # partitions that are behind
     tokens: Mapping[int, int]  # of the partitions worked on here
+    waits_s: float = 0.0  # how long it has not got on
     taken_over: int = 0  # partitions, since start
     fenced: int = 0  # partitions that another turned out to hold, since start
 
@@ -109,6 +112,7 @@ class SinkRunner:
         self._stream = stream
         self._decoded = decoded
         self._config = config
+        self._waits = Waits(sink.name)
         self._ownership = ownership
         self._mirror = mirror
         self._tokens: dict[int, int] = {}  # of the partitions worked on
@@ -117,17 +121,17 @@ class SinkRunner:
         self._taken_over = self._fenced = 0
         self._committed: dict[int, int] = {}  # of the stream-kept cursors
         self._own_cursors = False
-        self._bulk = isinstance(sink, BulkSink)
-        self._bounds = (
+        bounds = (
             sink.bounds
             if isinstance(sink, BulkSink)
             else WriteBounds(_WRITE_READINGS_MAX, config.write_bytes_max)
         )
+        self._collector = Collector(
+            stream, decoded, bounds, bulk=isinstance(sink, BulkSink), blame=self._failed,
+            waits=self._waits,
+        )  # fmt: skip
         self._failures: dict[int, _Failure] = {}
-        self._unavailable = ""
         self._unavailable_tries = 0
-        self._first_partition = 0
-        self._share = 1  # entries of one partition in one write
         self._idle = False
         self._stopping = False
         self._writing = asyncio.Lock()  # the loop and `redrive` take turns
@@ -144,8 +148,8 @@ class SinkRunner:
         try:
             await self._take_turns()
         except (SinkUnavailable, SinkFenced, StreamError) as error:
-            log.warning("sink_waits", sink=self.name, error=_cause(error))
-            self._unavailable, self._unavailable_tries = _cause(error), 1
+            self._waits.failed(_cause(error))
+            self._unavailable_tries = 1
         self._task = asyncio.create_task(self._run(), name=f"sink-{self.name}")
 
     async def _take_turns(self) -> None:
@@ -155,11 +159,11 @@ class SinkRunner:
             SinkFenced: the store knows of a newer holder.
             SinkUnavailable: nothing can be taken over now.
         """
+        self._waits.on("taking turns")
         if self._ownership is None:
-            if self._lacks_some():
-                await self._take_over(
-                    {p: token for p, token in _ALWAYS.items() if p not in self._tokens}
-                )
+            new = {p: token for p, token in _ALWAYS.items() if p not in self._tokens}
+            if new:
+                await self._take_over(new)
             return
         held = self._ownership.held()
         gone = [p for p, token in self._tokens.items() if held.get(p) != token]
@@ -179,11 +183,13 @@ class SinkRunner:
             await self._take_over(new)
 
     def _lacks_some(self) -> bool:
-        """Return whether a node that is alone does not work on all partitions."""
-        return self._ownership is None and len(self._tokens) < PARTITIONS
+        """Return whether a partition is held that is not worked on: it could not be taken over."""
+        held = _ALWAYS if self._ownership is None else self._ownership.held()
+        return any(self._tokens.get(p) != token for p, token in held.items())
 
     async def _take_over(self, tokens: Mapping[int, int]) -> None:
         """Find where the sink stood in partitions and go on from there."""
+        self._waits.on("taking over {} partitions", len(tokens))
         kept: Mapping[int, int] | None
         if isinstance(self.sink, FencedSink):
             kept = await self.sink.claim(tokens)
@@ -218,20 +224,22 @@ class SinkRunner:
     async def _take_positions(self, kept: Mapping[int, int]) -> None:
         """Start at the cursors kept, unless the stream does not agree with them."""
         ends = (await self._stream.stats()).last_positions
+        starts = dict(kept)
         for partition, position in kept.items():
             end = ends.get(partition, 0)
             if position > end:
                 # the stream is older than the sink: its next entries would get old positions
                 log.warning("stream_behind_sink", sink=self.name, partition=partition,
                             position=position, stream=end)  # fmt: skip
-                position = 0  # noqa: PLW2901 - what the cursor has become
-            if position < end and not await self._stream.read(
-                partition, position, entries_max=1, bytes_max=1
-            ):
+                starts[partition] = 0
+        backlog = await self._stream.backlog(starts)
+        for partition, position in starts.items():
+            end = ends.get(partition, 0)
+            if position < end and not backlog[partition].entries:
                 if position:  # a new sink is not meant to see what was trimmed before it
                     log.warning("trimmed_before_sink", sink=self.name, partition=partition,
                                 position=position, stream=end)  # fmt: skip
-                position = end  # noqa: PLW2901
+                position = end  # noqa: PLW2901 - nothing lies between
             self._positions[partition] = position
 
     async def stop(self) -> None:
@@ -244,6 +252,7 @@ class SinkRunner:
             self._task = None
             with contextlib.suppress(StreamError):  # else the last moment comes again
                 await self._commit_cursors(now=True)
+        self._waits.stop()
         await self.sink.close()
         if self._ownership is not None:
             self._ownership.working({})
@@ -290,7 +299,7 @@ class SinkRunner:
         """
         held = _ALWAYS if self._ownership is None else self._ownership.held()
         backlog = await self._stream.backlog({p: self._positions.get(p, 0) for p in held})
-        causes = [self._unavailable, *(f.cause for f in self._failures.values())]
+        causes = [self._waits.said, *(f.cause for f in self._failures.values())]
         return SinkStats(
             self.name,
             self._readings,
@@ -302,6 +311,7 @@ class SinkRunner:
             dict(self._positions),
             {partition: lag for partition, lag in backlog.items() if lag.entries},
             dict(self._tokens),
+            self._waits.seconds,
             self._taken_over,
             self._fenced,
         )
@@ -315,15 +325,15 @@ class SinkRunner:
                 if not full and not self._lacks_some():
                     await self._wait()
                 await self._take_turns()
-                retries, chunk, full = await self._collect()
-                for one in retries:
-                    await self._deliver([one])
+                tried = await self._try_again()
+                chunk, full = await self._collector.collect(self._positions, self._failures.keys())
                 if chunk:
                     await self._deliver(chunk)
-                elif not retries:
+                elif not tried:
                     await asyncio.sleep(_NOTHING_S)  # woken, yet nothing came: never spin
                 await self._commit_cursors()
-                self._unavailable, self._unavailable_tries = "", 0
+                self._waits.over()
+                self._unavailable_tries = 0
             except SinkFenced as error:
                 self._overtaken(error)
                 full = False
@@ -338,6 +348,7 @@ class SinkRunner:
 
     async def _wait(self) -> None:
         """Wait for entries, for a retry that is due, or for cursors to be saved."""
+        self._waits.rest()
         waiting = {p: at for p, at in self._positions.items() if p not in self._failures}
         due_s = [failure.retry_at_s for failure in self._failures.values()]
         if self._cursors_dirty():
@@ -373,10 +384,9 @@ class SinkRunner:
 
     async def _pause(self, error: Exception) -> None:
         self._errors += 1
-        self._unavailable = _cause(error)
-        pause_s = self._pause_s(self._unavailable_tries)
-        if self._unavailable_tries % 10 == 0:
-            log.warning("sink_waits", sink=self.name, error=self._unavailable, pause_s=pause_s)
+        self._waits.failed(_cause(error))
+        pause_s = min(self._pause_s(self._unavailable_tries), _UNAVAILABLE_PAUSE_MAX_S)
+        pause_s *= random.uniform(0.5, 1.0)  # nodes that lost the same store come back apart
         self._unavailable_tries += 1
         self._idle = True
         try:
@@ -393,110 +403,17 @@ class SinkRunner:
         pause_s: float = self._config.retry_s * 2 ** min(tries, 20)
         return min(pause_s, self._config.retry_max_s)
 
-    # ---- reading ---------------------------------------------------------------------------------
-
-    async def _collect(self) -> tuple[list[DecodedEntry], list[DecodedEntry], bool]:
-        """Read and decode what comes next.
-
-        Returns:
-            Entries to be tried again, each alone; the others; True when there is more to read.
-        """
+    async def _try_again(self) -> bool:
+        """Try the entries whose pauses are over, each alone; return whether there was one."""
         now_s = asyncio.get_running_loop().time()
-        chunk = Chunk(self._bounds)
-        busy = 0
-        until_us: int | None = None
-        retries: list[DecodedEntry] = []
-        partitions = range(self._first_partition, self._first_partition + PARTITIONS)
-        for partition in (number % PARTITIONS for number in partitions):
-            if partition not in self._positions:
-                continue
-            failure = self._failures.get(partition)
-            if failure is not None:
-                if failure.retry_at_s <= now_s:
-                    retries += await self._decode_next(partition)
-                continue
-            if chunk.full:
-                self._first_partition = partition  # here the next write begins
-                break
-            read, last_us = await self._read_into(chunk, partition, until_us)
-            busy += read > 0
-            if until_us is None and read >= self._share and not self._bulk:
-                until_us = last_us
-        if chunk.entries:
-            self._share = chunk.share_of(busy)
-        return retries, chunk.entries, until_us is not None or chunk.full
-
-    async def _read_into(
-        self, chunk: Chunk, partition: int, until_us: int | None
-    ) -> tuple[int, int]:
-        """Read what comes next of a partition; with a bulk sink all of it that fits.
-
-        Of a backlog a write takes what came in the same time in all partitions, as far as the
-        first of them has its share. So an append, of which most partitions have a part, lies in
-        one write, hardly ever in two: where seqs are kept as ranges, one of which some parts are
-        missing is as many ranges as it has readings.
-
-        Args:
-            chunk: Takes it.
-            partition: Which.
-            until_us: Leave what was appended later; None: nothing.
-
-        Returns:
-            How many entries were read, and when the last of them was appended.
-        """
-        after = self._positions[partition]
-        bytes_max = self._bounds.bytes_max
-        read = last_us = 0
-        while True:
-            entries = await self._stream.read(
-                partition,
-                after,
-                entries_max=_READ_ENTRIES_MAX if self._bulk else self._share,
-                bytes_max=max(
-                    1, min(chunk.bytes_left, bytes_max if self._bulk else bytes_max // 4)
-                ),
-            )
-            if until_us is not None:
-                # as far as the first that came later: a clock set back leaves no gap
-                entries = list(takewhile(lambda one: one.appended_us <= until_us, entries))
-            if entries:
-                read += len(entries)
-                last_us = entries[-1].appended_us
-            whole = await self._decode_into(chunk, entries)
-            if not (self._bulk and whole and entries) or chunk.full:
-                return read, last_us
-            after = entries[-1].position
-
-    async def _decode_into(self, chunk: Chunk, entries: Sequence[Entry]) -> bool:
-        """Add entries to a chunk; return False when one of them could not be taken."""
-        for entry in entries:
-            if chunk.full:
-                return False
-            try:
-                decoded = self._decoded.get(entry)
-            except BatchError as error:
-                # those before it are not written yet: it is blamed when it comes first
-                if entry is entries[0] and not any(
-                    one.entry.partition == entry.partition for one in chunk.entries
-                ):
-                    await self._failed(entry, error)
-                return False
-            if chunk.add(decoded):
-                await asyncio.sleep(0)
-        return True
-
-    async def _decode_next(self, partition: int) -> list[DecodedEntry]:
-        entries = await self._stream.read(
-            partition, self._positions[partition], entries_max=1, bytes_max=1
-        )
-        if not entries:  # trimmed by hand meanwhile
-            del self._failures[partition]
-            return []
-        try:
-            return [self._decoded.get(entries[0])]
-        except BatchError as error:
-            await self._failed(entries[0], error)
-            return []
+        due = [p for p, failure in self._failures.items() if failure.retry_at_s <= now_s]
+        for partition in due:
+            found, one = await self._collector.first(partition, self._positions[partition])
+            if one is not None:
+                await self._deliver([one])
+            elif not found:  # trimmed by hand meanwhile
+                del self._failures[partition]
+        return bool(due)
 
     # ---- writing ---------------------------------------------------------------------------------
 
@@ -535,6 +452,7 @@ class SinkRunner:
         return failure is None or entry.position <= failure.position
 
     async def _write(self, entries: Sequence[DecodedEntry], ends: Mapping[int, int]) -> None:
+        self._waits.on("writing {} entries", len(entries))
         async with self._writing:
             await self.sink.write(entries, ends)
         self._writes += 1
@@ -598,6 +516,7 @@ class SinkRunner:
             return
         reached = {p: at for p, at in self._lasting.items() if at > self._committed.get(p, 0)}
         name = self._mirror if self._own_cursors else self.name
+        self._waits.on("saving {} cursors", len(reached))
         await self._stream.commit_cursors(name, reached)
         self._committed.update(reached)
 
