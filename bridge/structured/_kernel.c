@@ -19,6 +19,8 @@
 #define SCALE_BITS 14
 #define SCALE (1 << SCALE_BITS)
 #define STATE_LOW (1 << 16)
+#define SPAN_BITS 16 /* a span: start << SPAN_BITS | frequency */
+#define SPAN_MASK ((1 << SPAN_BITS) - 1)
 
 #define DIRECT 8
 #define BUCKET_BITS_MIN 4
@@ -30,103 +32,6 @@
 #define ESCAPE (BIG + 1)
 
 #define ALPHABET_MAX 256
-
-/* ---- access, always checked ---------------------------------------------------------------- */
-
-/* Returns a borrowed item of a list, or NULL with IndexError set. */
-PyObject *kernel_item(PyObject *list, Py_ssize_t at)
-{
-    if (!PyList_Check(list)) {
-        PyErr_SetString(PyExc_TypeError, "a list is needed");
-        return NULL;
-    }
-    if (at < 0 || at >= PyList_GET_SIZE(list)) {
-        PyErr_SetString(PyExc_IndexError, "an index past its list");
-        return NULL;
-    }
-    return PyList_GET_ITEM(list, at);
-}
-
-int kernel_index(PyObject *list, Py_ssize_t at, Py_ssize_t *out)
-{
-    PyObject *item = kernel_item(list, at);
-    if (item == NULL)
-        return -1;
-    *out = PyLong_AsSsize_t(item);
-    return *out == -1 && PyErr_Occurred() ? -1 : 0;
-}
-
-/* Puts a new reference to `value` into a list whose size was not changed since it was checked. */
-void kernel_put_item(PyObject *list, Py_ssize_t at, PyObject *value)
-{
-    PyObject *before = PyList_GET_ITEM(list, at);
-    Py_INCREF(value);
-    PyList_SET_ITEM(list, at, value);
-    Py_DECREF(before);
-}
-
-/* Returns a borrowed attribute, which its object keeps; NULL with an error set. */
-PyObject *kernel_get(PyObject *object, int name, PyTypeObject *type)
-{
-    PyObject *value = PyObject_GetAttr(object, kernel_names[name]);
-    if (value == NULL)
-        return NULL;
-    int kept = Py_REFCNT(value) > 1;
-    Py_DECREF(value);
-    if (kept && (type == NULL || PyObject_TypeCheck(value, type)))
-        return value;
-    return PyErr_Format(PyExc_TypeError, "an attribute of another type");
-}
-
-/* Returns 0; -1 where the attribute does not fit (no error set) or is none (an error set). */
-int kernel_get_number(PyObject *object, int name, int64_t *out)
-{
-    int overflow;
-    PyObject *value = PyObject_GetAttr(object, kernel_names[name]);
-    if (value == NULL)
-        return -1;
-    *out = PyLong_AsLongLongAndOverflow(value, &overflow);
-    Py_DECREF(value);
-    if (*out == -1 && PyErr_Occurred())
-        return -1;
-    return overflow ? -1 : 0;
-}
-
-/* The same where not to fit is an error as well. */
-int kernel_need_number(PyObject *object, int name, int64_t *out)
-{
-    int failed = kernel_get_number(object, name, out);
-    if (failed && !PyErr_Occurred())
-        PyErr_SetString(PyExc_OverflowError, "a number of more than 64 bits");
-    return failed;
-}
-
-int kernel_set(PyObject *object, int name, PyObject *value)
-{
-    return value == NULL ? -1 : PyObject_SetAttr(object, kernel_names[name], value);
-}
-
-int kernel_set_number(PyObject *object, int name, int64_t number)
-{
-    PyObject *value = PyLong_FromLongLong(number);
-    int failed = kernel_set(object, name, value) < 0;
-    Py_XDECREF(value);
-    return failed ? -1 : 0;
-}
-
-PyObject *kernel_names[NAMES];
-
-int kernel_names_ready(void)
-{
-#define AS_TEXT(name) #name,
-    static const char *const spelled[NAMES] = {KERNEL_NAMES(AS_TEXT)};
-#undef AS_TEXT
-    for (int i = 0; i < NAMES; i++)
-        if (kernel_names[i] == NULL &&
-            (kernel_names[i] = PyUnicode_InternFromString(spelled[i])) == NULL)
-            return -1;
-    return 0;
-}
 
 static int bit_length(uint64_t magnitude)
 {
@@ -162,46 +67,32 @@ int kernel_write_symbols(PyObject *put, PyObject *spans, PyObject *logs, PyObjec
     return 0;
 }
 
-/* Returns the symbol whose range holds `low`: the last start that is not above it; -1 with an
- * error set where there is none. */
-Py_ssize_t kernel_find_symbol(PyObject *starts, long low)
+/* Reads the next symbol of a table and takes the coder's state on by it; -1 with an error set. */
+static Py_ssize_t take_symbol(PyObject *spans, PyObject *words, int64_t *at, uint64_t *state)
 {
-    if (!PyList_Check(starts)) {
+    if (!PyList_Check(spans) || !PyList_Check(words)) {
         PyErr_SetString(PyExc_TypeError, "a list is needed");
         return -1;
     }
-    Py_ssize_t first = 0, end = PyList_GET_SIZE(starts);
-    while (first < end) {
+    long low = (long)(*state & (SCALE - 1)), span = 0;
+    Py_ssize_t first = 0, end = PyList_GET_SIZE(spans);
+    while (first < end) { /* the last start that is not above `low` */
         Py_ssize_t middle = (first + end) / 2;
-        long start = PyLong_AsLong(PyList_GET_ITEM(starts, middle));
-        if (start == -1 && PyErr_Occurred())
+        long tried = PyLong_AsLong(PyList_GET_ITEM(spans, middle));
+        if (tried == -1 && PyErr_Occurred())
             return -1;
-        if (low < start)
+        if (low < tried >> SPAN_BITS) {
             end = middle;
-        else
+        } else {
             first = middle + 1;
+            span = tried;
+        }
     }
-    if (first == 0)
+    if (first == 0) {
         PyErr_SetString(PyExc_IndexError, "no such symbol");
-    return first - 1;
-}
-
-/* Takes on the coder's state by one symbol of `spans`, whose range holds the state's low bits. */
-int kernel_advance(PyObject *spans, Py_ssize_t symbol, PyObject *words, int64_t *at,
-                   uint64_t *state)
-{
-    PyObject *span = kernel_item(spans, symbol);
-    if (span == NULL)
-        return -1;
-    if (!PyTuple_Check(span) || PyTuple_GET_SIZE(span) != 2) {
-        PyErr_SetString(PyExc_TypeError, "a frequency and a start are needed");
         return -1;
     }
-    long freq = PyLong_AsLong(PyTuple_GET_ITEM(span, 0));
-    long start = PyLong_AsLong(PyTuple_GET_ITEM(span, 1));
-    if ((freq == -1 || start == -1) && PyErr_Occurred())
-        return -1;
-    long low = (long)(*state & (SCALE - 1));
+    long freq = span & SPAN_MASK, start = span >> SPAN_BITS;
     *state = (uint64_t)freq * (*state >> SCALE_BITS) + (unsigned long)(low - start);
     if (*state < STATE_LOW) {
         Py_ssize_t word;
@@ -214,21 +105,21 @@ int kernel_advance(PyObject *spans, Py_ssize_t symbol, PyObject *words, int64_t 
         *state = *state << 16 | (uint64_t)word;
         ++*at;
     }
-    return 0;
+    return first - 1;
 }
 
 /* Puts the symbols of the cells from `from` to `to`; takes `state` and `at` on. */
 int kernel_read_symbols(PyObject *out, PyObject *words, int64_t *at, uint64_t *state,
-                        PyObject *starts, PyObject *spans, PyObject *logs, PyObject *contexts,
-                        PyObject *cells, PyObject *after, Py_ssize_t from, Py_ssize_t to)
+                        PyObject *spans, PyObject *logs, PyObject *contexts, PyObject *cells,
+                        PyObject *after, Py_ssize_t from, Py_ssize_t to)
 {
     for (Py_ssize_t i = from; i < to; i++) {
         Py_ssize_t cell, which;
         if (kernel_index(cells, i, &cell) || kernel_index(contexts, cell, &which))
             return -1;
-        PyObject *table = kernel_item(starts, which), *row = table ? kernel_item(spans, which) : NULL;
-        Py_ssize_t symbol = row ? kernel_find_symbol(table, (long)(*state & (SCALE - 1))) : -1;
-        if (symbol < 0 || kernel_advance(row, symbol, words, at, state) < 0)
+        PyObject *table = kernel_item(spans, which);
+        Py_ssize_t symbol = table ? take_symbol(table, words, at, state) : -1;
+        if (symbol < 0)
             return -1;
         PyObject *log = kernel_item(logs, which);
         PyObject *next = log ? kernel_item(after, symbol) : NULL;
@@ -256,14 +147,9 @@ static PyObject *pack_symbols(PyObject *self, PyObject *spans)
     uint8_t *end = words + 2 * n; /* filled from its end: the last word emitted is read first */
     uint64_t state = STATE_LOW;
     for (Py_ssize_t i = n - 1; i >= 0; i--) {
-        PyObject *span = PyList_GET_ITEM(spans, i);
-        if (!PyTuple_Check(span) || PyTuple_GET_SIZE(span) != 2) {
-            PyMem_Free(words);
-            return PyErr_Format(PyExc_TypeError, "a frequency and a start are needed");
-        }
-        long freq = PyLong_AsLong(PyTuple_GET_ITEM(span, 0));
-        long start = PyLong_AsLong(PyTuple_GET_ITEM(span, 1));
-        if (freq < 1 || freq > SCALE || start < 0 || start >= SCALE) {
+        long span = PyLong_AsLong(PyList_GET_ITEM(spans, i));
+        long freq = span & SPAN_MASK, start = span >> SPAN_BITS;
+        if (span < 0 || freq < 1 || freq > SCALE || start >= SCALE) {
             PyMem_Free(words);
             return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "no such frequency");
         }
@@ -286,7 +172,7 @@ static PyObject *pack_symbols(PyObject *self, PyObject *spans)
     return out;
 }
 
-/* Returns the spans and starts of a table whose symbols were seen so often. */
+/* Returns the spans of a table whose symbols were seen so often. */
 PyObject *kernel_frequencies(PyObject *prior, PyObject *counts, long gain)
 {
     int64_t weights[ALPHABET_MAX];
@@ -314,25 +200,18 @@ PyObject *kernel_frequencies(PyObject *prior, PyObject *counts, long gain)
         left -= weights[i];
     }
     weights[greatest] += left;
-    PyObject *spans = PyList_New(n), *starts = PyList_New(n + 1);
+    PyObject *spans = PyList_New(n);
     int64_t start = 0;
-    for (Py_ssize_t i = 0; spans && starts && i <= n; i++) {
-        PyObject *begin = PyLong_FromLongLong(start);
-        if (begin == NULL)
-            goto failed;
-        PyList_SET_ITEM(starts, i, begin);
-        if (i == n)
-            return Py_BuildValue("NN", spans, starts);
-        PyObject *span = Py_BuildValue("LO", (long long)weights[i], begin);
-        if (span == NULL)
-            goto failed;
+    for (Py_ssize_t i = 0; spans && i < n; i++) {
+        PyObject *span = PyLong_FromLongLong(start << SPAN_BITS | weights[i]);
+        if (span == NULL) {
+            Py_CLEAR(spans);
+            break;
+        }
         PyList_SET_ITEM(spans, i, span);
         start += weights[i];
     }
-failed:
-    Py_XDECREF(spans);
-    Py_XDECREF(starts);
-    return NULL;
+    return spans;
 }
 
 static PyObject *frequencies(PyObject *self, PyObject *args)
@@ -586,16 +465,14 @@ static long next_symbol(PyObject *reader, PyObject *table)
 {
     int64_t at, state_read;
     PyObject *words = kernel_get(reader, NAME_words, &PyList_Type);
-    PyObject *starts = words ? kernel_get(table, NAME_starts, NULL) : NULL;
-    PyObject *spans = starts ? kernel_get(table, NAME_spans, &PyList_Type) : NULL;
+    PyObject *spans = words ? kernel_get(table, NAME_spans, &PyList_Type) : NULL;
     if (spans == NULL || kernel_need_number(reader, NAME_at, &at) ||
         kernel_need_number(reader, NAME_state, &state_read))
         return -1;
     uint64_t state = (uint64_t)state_read;
     int64_t before = at;
-    Py_ssize_t symbol = kernel_find_symbol(starts, (long)(state & (SCALE - 1)));
-    if (symbol < 0 || kernel_advance(spans, symbol, words, &at, &state) < 0 ||
-        kernel_set_number(reader, NAME_state, (int64_t)state) ||
+    Py_ssize_t symbol = take_symbol(spans, words, &at, &state);
+    if (symbol < 0 || kernel_set_number(reader, NAME_state, (int64_t)state) ||
         (at != before && kernel_set_number(reader, NAME_at, at)))
         return -1;
     PyObject *number = PyLong_FromSsize_t(symbol);
@@ -746,7 +623,7 @@ PyMODINIT_FUNC PyInit__kernel(void)
     if (kernel_names_ready() < 0)
         return NULL;
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 3) < 0)
+    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 4) < 0)
         Py_CLEAR(made);
     return made;
 }

@@ -80,7 +80,6 @@
     X(source)                                                                                     \
     X(spans)                                                                                      \
     X(spread)                                                                                     \
-    X(starts)                                                                                     \
     X(state)                                                                                      \
     X(steady)                                                                                     \
     X(strayed)                                                                                    \
@@ -105,16 +104,64 @@ enum { KERNEL_NAMES(AS_MEMBER) NAMES };
 extern PyObject *kernel_names[NAMES];
 int kernel_names_ready(void);
 
-/* ---- _kernel.c ------------------------------------------------------------------------------- */
+/* ---- access: _kernel_access.c ---------------------------------------------------------------- */
 
-PyObject *kernel_item(PyObject *list, Py_ssize_t at);
-int kernel_index(PyObject *list, Py_ssize_t at, Py_ssize_t *out);
-void kernel_put_item(PyObject *list, Py_ssize_t at, PyObject *value);
+/* Where objects of a class keep an attribute: its place within the object, 0 where it has none. */
+typedef struct {
+    PyTypeObject *type;
+    Py_ssize_t offset;
+} KernelSlot;
+
+#define KERNEL_CLASSES 4 /* that have an attribute of one name; of further ones none is kept */
+
+extern KernelSlot kernel_slots[NAMES][KERNEL_CLASSES];
+
+PyObject **kernel_find_slot(PyObject *object, int name);
+PyObject *kernel_no_item(PyObject *list);
 PyObject *kernel_get(PyObject *object, int name, PyTypeObject *type);
 int kernel_get_number(PyObject *object, int name, int64_t *out);
 int kernel_need_number(PyObject *object, int name, int64_t *out);
 int kernel_set(PyObject *object, int name, PyObject *value);
 int kernel_set_number(PyObject *object, int name, int64_t number);
+
+/* Returns where an object keeps an attribute; NULL where that is to be asked of Python. */
+static inline PyObject **kernel_slot(PyObject *object, int name)
+{
+    for (int i = 0; i < KERNEL_CLASSES; i++) {
+        const KernelSlot *known = &kernel_slots[name][i];
+        if (known->type == Py_TYPE(object))
+            return known->offset ? (PyObject **)((char *)object + known->offset) : NULL;
+    }
+    return kernel_find_slot(object, name);
+}
+
+/* Returns a borrowed item of a list, or NULL with an error set. */
+static inline PyObject *kernel_item(PyObject *list, Py_ssize_t at)
+{
+    if (PyList_Check(list) && at >= 0 && at < PyList_GET_SIZE(list))
+        return PyList_GET_ITEM(list, at);
+    return kernel_no_item(list);
+}
+
+static inline int kernel_index(PyObject *list, Py_ssize_t at, Py_ssize_t *out)
+{
+    PyObject *item = kernel_item(list, at);
+    if (item == NULL)
+        return -1;
+    *out = PyLong_AsSsize_t(item);
+    return *out == -1 && PyErr_Occurred() ? -1 : 0;
+}
+
+/* Puts a new reference to `value` into a list whose size was not changed since it was checked. */
+static inline void kernel_put_item(PyObject *list, Py_ssize_t at, PyObject *value)
+{
+    PyObject *before = PyList_GET_ITEM(list, at);
+    Py_INCREF(value);
+    PyList_SET_ITEM(list, at, value);
+    Py_DECREF(before);
+}
+
+/* ---- _kernel.c ------------------------------------------------------------------------------- */
 
 PyObject *kernel_symbols(PyObject *steps, PyObject *plain);
 PyObject *kernel_integers(PyObject *symbols, PyObject *plain, Py_ssize_t *end);
@@ -122,12 +169,9 @@ PyObject *kernel_frequencies(PyObject *prior, PyObject *counts, long gain);
 int kernel_write_symbols(PyObject *put, PyObject *spans, PyObject *logs, PyObject *contexts,
                          PyObject *cells, PyObject *symbols, PyObject *after, Py_ssize_t from,
                          Py_ssize_t to);
-Py_ssize_t kernel_find_symbol(PyObject *starts, long low);
-int kernel_advance(PyObject *spans, Py_ssize_t symbol, PyObject *words, int64_t *at,
-                   uint64_t *state);
 int kernel_read_symbols(PyObject *out, PyObject *words, int64_t *at, uint64_t *state,
-                        PyObject *starts, PyObject *spans, PyObject *logs, PyObject *contexts,
-                        PyObject *cells, PyObject *after, Py_ssize_t from, Py_ssize_t to);
+                        PyObject *spans, PyObject *logs, PyObject *contexts, PyObject *cells,
+                        PyObject *after, Py_ssize_t from, Py_ssize_t to);
 
 int kernel_symbol_of(int64_t value, PyObject *plain);
 int kernel_write_number(PyObject *spans, PyObject *plain, PyObject *table, int64_t value);

@@ -8,6 +8,7 @@ from bridge.structured.heads import FamilyRows, Row
 from bridge.structured.planner import BatchPlan
 from bridge.structured.review import SourceView
 from bridge.structured.room import Room
+from bridge.structured.symbols import Spans
 from bridge.structured.tables import Chain, Table
 from bridge.structured.timing import Arrivals
 
@@ -20,9 +21,7 @@ class Kernel(Protocol):
     def forecasts(
         self, sources: list[Source], given: list[int], /
     ) -> tuple[list[int], list[int], list[int], list[int | None]] | None: ...
-    def frequencies(
-        self, prior: list[int], counts: list[int], gain: int, /
-    ) -> tuple[list[tuple[int, int]], list[int]]: ...
+    def frequencies(self, prior: list[int], counts: list[int], gain: int, /) -> Spans: ...
     def integers_of(
         self, symbols: list[int], plain: str, end: int, /
     ) -> tuple[list[int | None], int]: ...
@@ -84,7 +83,7 @@ class Kernel(Protocol):
     def off_counts(
         self, due: list[Source], expected: list[int], wanted: dict[Source, list[int]], /
     ) -> list[int | None]: ...
-    def pack_symbols(self, spans: list[tuple[int, int]], /) -> bytes: ...
+    def pack_symbols(self, spans: Spans, /) -> bytes: ...
     def parse_all(
         self,
         tokens: Sequence[bytes],
@@ -154,7 +153,7 @@ class Kernel(Protocol):
     ) -> tuple[list[int], list[int]]: ...
     def write_chain(
         self,
-        put: list[tuple[int, int]],
+        put: Spans,
         chain: Chain,
         contexts: list[int],
         cells: list[int],
@@ -164,19 +163,17 @@ class Kernel(Protocol):
     ) -> None: ...
     def write_gap(
         self,
-        put: list[tuple[int, int]],
+        put: Spans,
         plain: list[str],
         gaps: list[Table],
         source: Source,
         time: int,
         /,
     ) -> bool: ...
-    def write_integer(
-        self, put: list[tuple[int, int]], plain: list[str], table: Table, value: int, /
-    ) -> None: ...
+    def write_integer(self, put: Spans, plain: list[str], table: Table, value: int, /) -> None: ...
     def write_numbers(
         self,
-        put: list[tuple[int, int]],
+        put: Spans,
         plain: list[str],
         column: Column,
         chain: Chain,
@@ -185,6 +182,6 @@ class Kernel(Protocol):
         tokens: Sequence[bytes],
         /,
     ) -> list[int | None] | None: ...
-    def write_symbol(self, put: list[tuple[int, int]], table: Table, symbol: int, /) -> None: ...
+    def write_symbol(self, put: Spans, table: Table, symbol: int, /) -> None: ...
 
 VERSION: int

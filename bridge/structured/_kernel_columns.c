@@ -94,8 +94,7 @@ int kernel_rebuild_table(PyObject *table)
     int64_t due = total >> 1;
     due = due < DUE_MIN ? DUE_MIN : due > DUE_MAX ? DUE_MAX : due;
     PyObject *made = kernel_frequencies(freqs, counts, GAIN);
-    int failed = made == NULL || kernel_set(table, NAME_spans, PyTuple_GET_ITEM(made, 0)) < 0 ||
-                 kernel_set(table, NAME_starts, PyTuple_GET_ITEM(made, 1)) < 0 ||
+    int failed = made == NULL || kernel_set(table, NAME_spans, made) < 0 ||
                  kernel_set_number(table, NAME_total, total) < 0 ||
                  kernel_set_number(table, NAME_due, due) < 0;
     Py_XDECREF(made);
@@ -114,7 +113,7 @@ PyObject *kernel_rebuild(PyObject *self, PyObject *args)
 /* ---- chains -------------------------------------------------------------------------------- */
 
 typedef struct {
-    PyObject *object, *tables, *logs, *spans, *starts;
+    PyObject *object, *tables, *logs, *spans;
     int64_t noted;
 } Chain;
 
@@ -124,19 +123,15 @@ static int open_chain(PyObject *object, Chain *of)
     of->tables = kernel_get(object, NAME_tables, &PyList_Type);
     of->logs = of->tables ? kernel_get(object, NAME_logs, &PyList_Type) : NULL;
     of->spans = of->logs ? kernel_get(object, NAME_spans, &PyList_Type) : NULL;
-    of->starts = of->spans ? kernel_get(object, NAME_starts, &PyList_Type) : NULL;
-    return of->starts ? kernel_need_number(object, NAME_noted, &of->noted) : -1;
+    return of->spans ? kernel_need_number(object, NAME_noted, &of->noted) : -1;
 }
 
 static int take_over(const Chain *of, Py_ssize_t which, PyObject *table)
 {
     PyObject *spans = kernel_get(table, NAME_spans, NULL);
-    PyObject *starts = spans ? kernel_get(table, NAME_starts, NULL) : NULL;
-    if (starts == NULL || kernel_item(of->spans, which) == NULL ||
-        kernel_item(of->starts, which) == NULL)
+    if (spans == NULL || kernel_item(of->spans, which) == NULL)
         return -1;
     kernel_put_item(of->spans, which, spans);
-    kernel_put_item(of->starts, which, starts);
     return 0;
 }
 
@@ -205,8 +200,8 @@ static PyObject *read_chain(PyObject *reader, PyObject *object, PyObject *contex
     PyObject *out = PyList_New(0);
     for (Py_ssize_t from = 0; out != NULL && from < n; from += CHUNK_ROWS) {
         Py_ssize_t to = from + CHUNK_ROWS < n ? from + CHUNK_ROWS : n;
-        if (kernel_read_symbols(out, words, &at, &state, chain.starts, chain.spans, chain.logs,
-                                contexts, cells, after, from, to) < 0 ||
+        if (kernel_read_symbols(out, words, &at, &state, chain.spans, chain.logs, contexts,
+                                cells, after, from, to) < 0 ||
             note(&chain, to - from) < 0)
             Py_CLEAR(out);
     }

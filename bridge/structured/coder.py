@@ -31,7 +31,14 @@ from bridge.structured.kernel import (
     write_symbol,
 )
 from bridge.structured.limits import ENUM_VALUES
-from bridge.structured.symbols import CONTEXT_AFTER, ESCAPE, SCALE, SCALE_BITS
+from bridge.structured.symbols import (
+    CONTEXT_AFTER,
+    ESCAPE,
+    SCALE,
+    SCALE_BITS,
+    SPAN_BITS,
+    Spans,
+)
 from bridge.structured.tables import Chain, Table
 
 __all__ = ["POOLS", "Coder", "Pool", "Reader", "Writer", "refuse"]
@@ -98,7 +105,7 @@ class Writer:
     """Collects what a body is to say; `section` turns it into bytes.
 
     Attributes:
-        spans: (frequency, start) of every symbol, in order; columns append here directly.
+        spans: The span of every symbol (`symbols.Spans`), in order; the kernel appends here.
         plain: Plain bits as texts of 0 and 1, in order.
         pools: The byte pools.
     """
@@ -106,7 +113,7 @@ class Writer:
     __slots__ = ("plain", "pools", "spans")
 
     def __init__(self) -> None:
-        self.spans: list[tuple[int, int]] = []
+        self.spans: Spans = []
         self.plain: list[str] = []
         self.pools = [bytearray() for _ in range(POOLS)]
 
@@ -129,7 +136,7 @@ class Writer:
             share = SCALE // bound
             last = bound - 1
             freq = share if value < last else SCALE - share * last
-            self.spans.append((freq, share * value))
+            self.spans.append(share * value << SPAN_BITS | freq)
         else:
             self.bits((bound - 1).bit_length(), value)
         return value

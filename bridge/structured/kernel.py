@@ -13,7 +13,6 @@ from __future__ import annotations
 import struct
 import sys
 from bisect import bisect_right
-from itertools import accumulate
 from operator import add
 from typing import TYPE_CHECKING
 
@@ -25,12 +24,14 @@ from bridge.structured.symbols import (
     EXTRA_BITS,
     SCALE,
     SCALE_BITS,
+    SPAN_BITS,
     SYMBOL_BASE,
     SYMBOL_SIGN,
     SYMBOLS,
     SYMBOLS_FROM,
     Spans,
     scaled,
+    spans_of,
     symbol_of,
 )
 
@@ -62,7 +63,7 @@ __all__ = [
     "write_symbol",
 ]
 
-VERSION = 3  # rises with every change of a function's arguments or meaning
+VERSION = 4  # rises with every change of a function's arguments or meaning
 
 
 def _load() -> Kernel | None:
@@ -84,16 +85,15 @@ STATE_BITS = 32  # of a section, before its words
 LAST_DIRECT = 2 * DIRECT  # no plain bits follow it, nor those before
 DIRECT_VALUES = [base * sign for base, sign in zip(SYMBOL_BASE, SYMBOL_SIGN, strict=True)]
 _MASK = SCALE - 1
+_SPAN_MASK = (1 << SPAN_BITS) - 1
 
 
 # ---- tables --------------------------------------------------------------------------------------
 
 
-def _frequencies(prior: list[int], counts: list[int], gain: int) -> tuple[Spans, list[int]]:
-    """Return the spans and starts of a table whose symbols were seen so often."""
-    freqs = scaled(list(map(add, prior, map(gain.__mul__, counts))))
-    starts = list(accumulate(freqs, initial=0))
-    return list(zip(freqs, starts, strict=False)), starts
+def _frequencies(prior: list[int], counts: list[int], gain: int) -> Spans:
+    """Return the spans of a table whose symbols were seen so often."""
+    return spans_of(scaled(list(map(add, prior, map(gain.__mul__, counts)))))
 
 
 # ---- symbols -------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def _read_chain(
         end = min(start + CHUNK_ROWS, n)
         reader.state, reader.at = _read_symbols(
             out, reader.words, reader.at, reader.state,
-            chain.starts, chain.spans, chain.logs, contexts, cells, after, start, end,
+            chain.spans, chain.logs, contexts, cells, after, start, end,
         )  # fmt: skip
         chain.note(end - start)
     return out
@@ -163,7 +163,6 @@ def _read_symbols(
     words: list[int],
     at: int,
     state: int,
-    starts: list[list[int]],
     spans: list[Spans],
     logs: list[list[int]],
     contexts: list[int],
@@ -178,9 +177,9 @@ def _read_symbols(
     for cell in cells[start:end] if end - start < len(cells) else cells:
         which = contexts[cell]
         low = state & _MASK
-        symbol = bisect_right(starts[which], low) - 1
-        freq, base = spans[which][symbol]
-        state = freq * (state >> SCALE_BITS) + low - base
+        symbol = bisect_right(spans[which], low << SPAN_BITS | _SPAN_MASK) - 1
+        span = spans[which][symbol]
+        state = (span & _SPAN_MASK) * (state >> SCALE_BITS) + low - (span >> SPAN_BITS)
         if state < STATE_LOW:
             if at >= n_words:
                 raise EOFError("the symbols end too early")
@@ -197,11 +196,12 @@ def _pack_symbols(spans: Spans) -> bytes:
     state = STATE_LOW
     words: list[int] = []
     emit = words.append
-    for freq, start in reversed(spans):
+    for span in reversed(spans):
+        freq = span & _SPAN_MASK
         if state >= freq << 18:
             emit(state & 0xFFFF)
             state >>= 16
-        state += state // freq * (SCALE - freq) + start
+        state += state // freq * (SCALE - freq) + (span >> SPAN_BITS)
     words.reverse()
     return struct.pack(f"<I{len(words)}H", state, *words)
 
@@ -241,9 +241,9 @@ def _read_symbol(reader: Reader, table: Table) -> int:
         EOFError: the words end too early.
     """
     low = reader.state & _MASK
-    symbol = bisect_right(table.starts, low) - 1
-    freq, start = table.spans[symbol]
-    reader.advance(freq, low - start)
+    symbol = bisect_right(table.spans, low << SPAN_BITS | _SPAN_MASK) - 1
+    span = table.spans[symbol]
+    reader.advance(span & _SPAN_MASK, low - (span >> SPAN_BITS))
     _note_symbol(table, symbol)
     return symbol
 

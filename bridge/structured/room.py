@@ -24,6 +24,16 @@ class Room:
         batch_cells: Slots times readings that the batch may still have.
     """
 
+    __slots__ = (
+        "_cells",
+        "_columns",
+        "_families",
+        "_literals",
+        "_shapes",
+        "_sources",
+        "batch_cells",
+    )
+
     def __init__(self, context: Context, readings: int) -> None:
         limits = context.limits
         self._sources = limits.sources - len(context.sources)

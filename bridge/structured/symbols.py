@@ -27,6 +27,7 @@ __all__ = [
     "SCALE",
     "SCALE_BITS",
     "SMALL_PRIOR",
+    "SPAN_BITS",
     "SYMBOLS",
     "SYMBOLS_FROM",
     "SYMBOL_BASE",
@@ -35,6 +36,7 @@ __all__ = [
     "Prior",
     "Spans",
     "residual_priors",
+    "spans_of",
     "symbol_of",
 ]
 
@@ -102,7 +104,8 @@ SYMBOLS_FROM = -1023
 SYMBOLS = [symbol_of(r) for r in (*range(-SYMBOLS_FROM + 1), *range(SYMBOLS_FROM, 0))]
 
 
-Spans = list[tuple[int, int]]  # by symbol its (frequency, start)
+Spans = list[int]  # by symbol start << SPAN_BITS | frequency, so they rise
+SPAN_BITS = 16
 
 
 class Prior:
@@ -110,16 +113,20 @@ class Prior:
 
     Attributes:
         freqs: By symbol; each 1 or more, all together `SCALE`.
-        spans: By symbol its (frequency, start).
-        starts: By symbol the sum of the frequencies before it; `SCALE` at the end.
+        spans: By symbol its start, the sum of the frequencies before it, and its frequency.
     """
 
-    __slots__ = ("freqs", "spans", "starts")
+    __slots__ = ("freqs", "spans")
 
     def __init__(self, weights: list[int]) -> None:
         self.freqs = scaled(weights)
-        self.starts = list(accumulate(self.freqs, initial=0))
-        self.spans = list(zip(self.freqs, self.starts, strict=False))
+        self.spans = spans_of(self.freqs)
+
+
+def spans_of(freqs: list[int]) -> Spans:
+    """Return the spans of symbols of these frequencies."""
+    starts = accumulate(freqs, initial=0)
+    return [start << SPAN_BITS | freq for freq, start in zip(freqs, starts, strict=False)]
 
 
 def scaled(weights: list[int]) -> list[int]:

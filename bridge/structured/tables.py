@@ -27,20 +27,18 @@ class Table:
     """Frequencies of one alphabet.
 
     Attributes:
-        spans: By symbol its (frequency, start); both add up to `SCALE` at the end.
-        starts: By symbol the start alone, and `SCALE`: for a bisection.
+        spans: By symbol its start and frequency (`symbols.Spans`).
         log: Symbols since the last rebuild, in order; appended to by the coder.
         due: The length of `log` at which a rebuild follows.
         counts: By symbol how often it was seen, halved now and then; None before any rebuild.
         total: The sum of `counts`.
     """
 
-    __slots__ = ("counts", "due", "log", "prior", "spans", "starts", "total")
+    __slots__ = ("counts", "due", "log", "prior", "spans", "total")
 
     def __init__(self, prior: Prior) -> None:
         self.prior = prior
         self.spans = prior.spans
-        self.starts = prior.starts
         self.log: list[int] = []
         self.due = _DUE_MIN
         self.counts: list[int] | None = None
@@ -72,7 +70,7 @@ class Table:
         self.counts = counts
         self.total = sum(counts)
         self.due = max(_DUE_MIN, min(_DUE_MAX, self.total >> 1))
-        self.spans, self.starts = frequencies(self.prior.freqs, counts, _GAIN)
+        self.spans = frequencies(self.prior.freqs, counts, _GAIN)
 
 
 class Chain:
@@ -80,17 +78,16 @@ class Chain:
 
     Attributes:
         tables: By context.
-        spans: Their spans, and `starts` and `logs` alike, at hand for the loops.
+        spans: Their spans, and `logs` alike, at hand for the loops.
         noted: Symbols since the last look for tables to rebuild.
     """
 
-    __slots__ = ("logs", "noted", "spans", "starts", "tables")
+    __slots__ = ("logs", "noted", "spans", "tables")
 
     def __init__(self, priors: Sequence[Prior]) -> None:
         self.tables = [Table(prior) for prior in priors]
         self.logs = [table.log for table in self.tables]
         self.spans = [table.spans for table in self.tables]
-        self.starts = [table.starts for table in self.tables]
         self.noted = 0
 
     def note(self, count: int) -> None:
@@ -104,10 +101,9 @@ class Chain:
                 table = self.tables[which]
                 if len(log) >= table.due:
                     table.rebuild()
-                    self.spans[which], self.starts[which] = table.spans, table.starts
+                    self.spans[which] = table.spans
 
     def refresh(self) -> None:
         """Take over tables that were changed from outside."""
         self.logs = [table.log for table in self.tables]
         self.spans = [table.spans for table in self.tables]
-        self.starts = [table.starts for table in self.tables]

@@ -72,7 +72,7 @@ def test_any_symbols_and_bits_give_the_same_integers_or_error(
 
 def statistics(chain: Chain) -> Any:
     tables = [(table.counts, table.total, table.due, table.spans) for table in chain.tables]
-    return tables, chain.logs, chain.spans, chain.starts, chain.noted
+    return tables, chain.logs, chain.spans, chain.noted
 
 
 @given(st.randoms(use_true_random=False), st.integers(0, 400))
@@ -116,7 +116,7 @@ def test_integers_and_symbols_one_by_one_are_written_and_read_alike(
         if escapes:
             put(writer.spans, table, ESCAPE)
         sections.append(writer.section())
-        tables.append((table.log, table.counts, table.total, table.due, table.spans, table.starts))
+        tables.append((table.log, table.counts, table.total, table.due, table.spans))
     assert sections[0] == sections[1]
     assert tables[0] == tables[1]
     for read in (kernel._read_integer, twin("read_integer")):
