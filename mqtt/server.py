@@ -337,6 +337,39 @@ class ServerConnection(ServerSender):
         token = (self, kind & 7, ids, self._routes)
         return PublishRun(client, kind >> 3, data, 1, 0, self._settled, token)
 
+    def lone_run(self, data: bytes, generation: int, now_s: float) -> PublishRun | None:
+        """Return a read that is one captured publish of QoS 1 like the last as a run.
+
+        None when it is not, may have subscribers, or the client does not take its answers.
+
+        Args:
+            data: The read; it counts as received only as a run.
+            generation: Of the routes whose receivers are current.
+            now_s: Monotonic time.
+        """
+        if (
+            self._kind < 0
+            or self._kind & 7 != 1
+            or len(data) != self._size
+            or self._need
+            or not self.writable
+            or self.state is not CONNECTED
+            or not data.startswith(self._prefix)
+        ):
+            return None
+        for route in self._routes:
+            if (
+                route.generation != generation
+                or route.targets
+                or route.shares
+                or route.reach is not None
+            ):
+                return None
+        run = self._run_like_the_last(data)
+        if run is not None:
+            self.last_received_s = now_s
+        return run
+
     def _arrival_like_the_last(self, data: bytes) -> Arrivals | None:
         """Return a read that is one publish with the header and topic of the last one, which no
         capture wants, nor retained nor with properties; None as above (benchmarks/pairs.py).

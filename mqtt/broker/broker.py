@@ -23,6 +23,7 @@ from mqtt.broker.bus import Bus
 from mqtt.broker.config import BrokerConfig
 from mqtt.broker.connection import Connection
 from mqtt.broker.core import BrokerStats, Core
+from mqtt.broker.lone import LonePublishes
 from mqtt.broker.net.config import ListenerConfig
 from mqtt.broker.net.listener import Listener
 from mqtt.broker.permissions import decide_anew, drop_forbidden, routes_of
@@ -102,6 +103,8 @@ class Broker:
             self.config, clock or SystemClock(), capture, store, access, hooks, bus, exchanges
         )
         self._core.handlers = HANDLERS
+        if capture is not None:
+            self._core.sift = LonePublishes(self._core, capture)
         if auth_methods is not None:
             self._core.auth_methods = auth_methods
         self.listeners: list[Listener] = []

@@ -302,9 +302,24 @@ class Connection(asyncio.Protocol):
                     self._share(run)
                     break
         if capture.saturated():
-            self.pause(_CAPTURE)
-            core.when_capture_relieved(partial(self._relieved, _CAPTURE))
+            self.wait_for_capture()
         return True
+
+    def wait_for_capture(self) -> None:
+        """Read nothing until the capture has room."""
+        self.pause(_CAPTURE)
+        self.core.when_capture_relieved(partial(self._relieved, _CAPTURE))
+
+    def lone_run(self, data: bytes, generation: int, now_s: float) -> PublishRun | None:
+        """Return a read as a run if it is all that `mqtt.broker.lone` takes, else None."""
+        if self.closed or self.paused or self.meter is not None or self._backlog is not None:
+            return None
+        return self.machine.lone_run(data, generation, now_s)
+
+    def refused(self, run: PublishRun, reason_code: int) -> None:
+        """The capture has not taken a lone run: answer it, or offer it again later."""
+        if not self._refused(run, reason_code):
+            self._wait_with([run])
 
     def _refused(self, run: PublishRun, reason_code: int) -> bool:
         """Answer a run that the capture did not take; 3.1.1 has no answer, so it waits."""

@@ -18,7 +18,7 @@ from mqtt.broker.config import BrokerConfig
 from mqtt.broker.full_queues import FullQueues
 from mqtt.broker.logs import BoundedLog
 from mqtt.broker.net.readiness import Readiness
-from mqtt.broker.net.sockets import Sockets
+from mqtt.broker.net.sockets import Sift, Sockets
 from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.registry import SessionRegistry
 from mqtt.broker.router import Router
@@ -160,6 +160,7 @@ class Core:
         # One object for all machines, which each keep it.
         self.flush_soon: Callable[[ServerSender], None] = self._flush_soon
         self._unflushed: list[ServerSender] = []
+        self.sift: Sift | None = None  # sees what plain sockets have read first; set by the broker
         self._sockets: Sockets | None = None  # None before the first plain connection
         self._readiness: Readiness | None = None  # None before the first TLS connection
         self._waiting_for_capture: list[Callable[[], None]] = []
@@ -211,7 +212,7 @@ class Core:
     def sockets(self) -> Sockets:
         """The plain sockets of the running loop."""
         if self._sockets is None:
-            self._sockets = Sockets(asyncio.get_running_loop())
+            self._sockets = Sockets(asyncio.get_running_loop(), self.sift)
         return self._sockets
 
     @property

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from mqtt.broker.lone_calls import native
 from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.seams import PublishRun
 from mqtt.errors import ProtocolError
@@ -22,7 +23,7 @@ from mqtt.session import ASKED, SETTLED
 if TYPE_CHECKING:
     from mqtt.broker.connection import Connection
 
-__all__ = ["HeldRun", "answer", "settle", "settle_inbound"]
+__all__ = ["HeldRun", "answer", "settle", "settle_inbound", "settle_run"]
 
 
 class HeldRun:
@@ -102,7 +103,7 @@ def _keep_identifiers(
     return bool(kept)
 
 
-def settle(run: PublishRun, codes: int | Sequence[int]) -> None:
+def settle_run(run: PublishRun, codes: int | Sequence[int]) -> None:
     """Answer a captured run: `PublishRun.settled` of every run."""
     token = run.token
     if type(token) is tuple:
@@ -118,6 +119,11 @@ def settle(run: PublishRun, codes: int | Sequence[int]) -> None:
             _settle(token, codes, run.reasons)
     else:
         token.settled(codes, run.reasons)
+
+
+settle = native.settle if native else settle_run
+if native:
+    native.leave_to(settle_run)
 
 
 def _settle(token: RunToken, codes: int | Sequence[int], reasons: Mapping[int, str] | None) -> None:

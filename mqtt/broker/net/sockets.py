@@ -23,13 +23,14 @@ import errno
 import os
 import select
 import socket
+from collections.abc import Callable
 from mmap import mmap
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from mqtt.broker.net import socket_calls
 from mqtt.broker.net.socket_calls import WRITABLE
 
-__all__ = ["TOGETHER_BYTES", "SocketTransport", "Sockets"]
+__all__ = ["TOGETHER_BYTES", "Sift", "SocketTransport", "Sockets"]
 
 TOGETHER_BYTES: Final = 64 << 10
 _READ_BYTES: Final = 64 << 10  # of one socket a turn, ...
@@ -38,12 +39,21 @@ _HIGH_BYTES: Final = 64 << 10  # asyncio's own
 _READABLE: Final = int(select.EPOLLIN)
 _NOT_NOW: Final = (-errno.EAGAIN, -errno.EINTR)
 
+# What `socket_calls.receive` found and the transports by descriptor -> what is left of the former.
+Sift: TypeAlias = "Callable[[list[int | bytes], dict[int, SocketTransport]], list[int | bytes]]"
+
 
 class Sockets:
-    """The plain sockets of one event loop."""
+    """The plain sockets of one event loop.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    Args:
+        loop: It.
+        sift: Sees what a turn has read before the protocols do, and returns what is for them.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sift: Sift | None = None) -> None:
         self.loop = loop
+        self._sift = sift
         self.epoll = select.epoll()
         self.transports: dict[int, SocketTransport] = {}  # by descriptor
         self.outgoing: dict[int, bytes] = {}  # what leaves at the end of the turn, by descriptor
@@ -90,9 +100,17 @@ class Sockets:
         """Read whatever has come, and give it to whom it is for."""
         if self.outgoing:  # its turn is over: what is read now would delay it by some ms
             self._flush()
-        found = iter(socket_calls.receive(self.epoll, self._buffer, _READ_BYTES))
+        found = socket_calls.receive(self.epoll, self._buffer, _READ_BYTES)
         transports = self.transports
-        for descriptor, what in zip(found, found, strict=True):
+        if self._sift is not None:
+            try:
+                found = self._sift(found, transports)
+            except Exception as error:  # noqa: BLE001 - no memory: what is handled is not known
+                for descriptor in set(found[::2]):
+                    self.broke(transports[descriptor], error)  # type: ignore[index]
+                return
+        pairs = iter(found)
+        for descriptor, what in zip(pairs, pairs, strict=True):
             transport = transports[descriptor]  # type: ignore[index] # they take turns
             try:
                 if what.__class__ is bytes and what and transport.takes_data:
