@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -46,7 +46,7 @@ class Device:
         self.client = client
         self.core: Any = served.broker._core
         self.transport: Any = next(iter(self.core.sockets.transports.values()))
-        self.connection: Any = self.transport.protocol
+        self.connection = cast(connections.Connection, self.transport.protocol)
         self.machine: Any = self.connection.machine
 
     @property
@@ -83,6 +83,8 @@ async def device(request: pytest.FixtureRequest) -> AsyncIterator[Device]:
         capture.settle()
         await client.receive(Puback)
         yield device
+        capture.settle()
+        device.machine.unacknowledged = 0  # a stop waits for what a test has made of no read
 
 
 async def test_a_publish_like_the_last_is_a_run_as_any_other(device: Device) -> None:
@@ -164,6 +166,7 @@ async def test_properties_other_than_the_last_are_left() -> None:
         await device.publish(reading(1, properties={CONTENT_TYPE: "a"}))
         assert device.find(reading(2, properties={CONTENT_TYPE: "b"})) == ([], False)
         assert device.find(reading(2, properties={CONTENT_TYPE: "a"}))[1]
+        device.machine.unacknowledged = 0
 
 
 async def test_answers_follow_the_commit_one_by_one(device: Device) -> None:
@@ -212,6 +215,7 @@ async def test_what_is_refused_is_answered_or_offered_again(version: int) -> Non
         if version == V5:
             assert await client.receive(Puback) == Puback(2, ReasonCode.QUOTA_EXCEEDED)
             assert device.machine.unacknowledged == 1
+            capture.settle()
             return
         await served.until(lambda: device.connection.paused)
         assert len(capture.taken) == 1
