@@ -46,7 +46,7 @@ class Device:
         self.client = client
         self.core: Any = served.broker._core
         self.transport: Any = next(iter(self.core.sockets.transports.values()))
-        self.connection = cast(connections.Connection, self.transport.protocol)
+        self.connection = cast("connections.Connection", self.transport.protocol)
         self.machine: Any = self.connection.machine
 
     @property
@@ -217,7 +217,7 @@ async def test_what_is_refused_is_answered_or_offered_again(version: int) -> Non
             assert device.machine.unacknowledged == 1
             capture.settle()
             return
-        await served.until(lambda: device.connection.paused)
+        await served.until(lambda: device.connection.paused != 0)
         assert len(capture.taken) == 1
         capture.relieve()
         await capture.wait_for(2)
