@@ -1,17 +1,19 @@
 """How much backlog each gateway may send: decided from what sinks and ingest can take. Pure.
 
 Theory of operation. While the sinks keep up few are not limited. Once the slowest has
-`lag_target_s` of work before it, or half of what sinks keep decoded for one another, or ingest a
-second of its own, the fleet gets a total: what the slowest sink writes a second, less when the
-pressure is above 1, more when below, without what comes in live. A crowd has a total from the
-start, since all together they could send more in a moment than is worked off in many seconds: it
-rises step by step while there is no pressure. And a crowd is pressure when batches are slow to be
-answered, live ones among them: few govern themselves, by their windows; of a crowd each has only a
-batch or two under way, and a smaller window would be none.
+`lag_target_s` of work before it, or ingest a second of its own, the fleet gets a total: what the
+slowest sink writes a second, less when the pressure is above 1, more when below, without what comes
+in live. A crowd has a total from the start, since all together they could send more in a moment
+than is worked off in many seconds: it rises step by step while there is no pressure. And a crowd is
+pressure when batches are slow to be answered, live ones among them: few govern themselves, by their
+windows; of a crowd each has only a batch or two under way, and a smaller window would be none. And
+when half of what sinks keep decoded for one another lies before the slowest: a crowd's entries are
+small and dear to decode again, while few would drain at its speed and not at their links'.
 The total is divided among the gateways that drain: in equal parts, but those whose partitions lag
 more get less, who of a crowd has drained less than the others gets more until it has come up with
-them, and what a gateway does not use goes to the others. A gateway that has just come has
-a limit by how many there are, and under great pressure is told to come back later.
+them, and what a gateway does not use goes to the others. A gateway that has just come where there
+may be a crowd has a limit by how many there are, and under great pressure is told to come back
+later.
 
 Live readings are not limited: they are what the pressure must never delay.
 """
@@ -110,7 +112,8 @@ class FleetPacer:
         """Return the credit of every gateway that drains."""
         crowd = len(draining) >= _CROWD
         self._lag_pressure = max(pressure.lag_s.values(), default=0.0) / self._lag_target_s
-        self._sink_pressure = max(self._lag_pressure, pressure.decoded / _DECODED_TARGET)
+        decoded = pressure.decoded / _DECODED_TARGET if crowd else 0.0
+        self._sink_pressure = max(self._lag_pressure, decoded)
         waiting = pressure.waiting_s / _WAITING_TARGET_S
         answer = pressure.answer_s / _ANSWER_TARGET_S if crowd else 0.0
         self.pressure = max(self._sink_pressure, waiting, answer)
@@ -127,12 +130,14 @@ class FleetPacer:
     def newcomer(self, connections: int) -> Credit:
         """Return the credit of a gateway that connects, until it is told one of its own.
 
-        It always has a limit, which holds for a moment: when a fleet comes back at once, all of it
-        is here before any pressure shows.
+        Among many it always has a limit, which holds for a moment: when a fleet comes back at once,
+        all of it is here before any pressure shows.
 
         Args:
             connections: How many are connected already.
         """
+        if self.total_readings_s is None and connections + 1 < _CROWD:
+            return Credit(valid_s=_NEWCOMER_VALID_S)
         hold_s = 0
         if self._lag_pressure >= _HOLD_PRESSURE:
             hold_s = min(_HOLD_MAX_S, max(1, round(self._lag_pressure * self._lag_target_s)))

@@ -3,7 +3,8 @@
 One append of a source (gateway, epoch) and lane is under way at a time. What is decoded meanwhile
 goes with the next one, as readings of one batch. And what is appended of several sources at the
 same time shares bodies (cloud/ingest_packs.py): an entry costs nearly as much however few readings
-it holds, so work follows time and partitions, not gateways. Each source has an append of its own
+it holds, so work follows time and partitions, not gateways; and backlog that comes in fast is
+gathered for a moment, much shorter than a gateway's window. Each source has an append of its own
 nevertheless: it counts or fails by itself. One that sends a batch now and then waits for nobody,
 and live readings never for an append of backlog.
 
@@ -36,9 +37,11 @@ from runtime.clock import Clock
 __all__ = ["Appends", "Waiting"]
 
 _READINGS_MAX = 8192  # of several batches in one append
+_GATHER_S = 0.08  # from one append of backlog to the next, where
+_GATHER_READINGS = 2000  # as many went with the one before, and nothing live waits
 _BYTES_MAX = 2 << 20  # of these written out, far below what a reader takes
 
-_Row = tuple[str, int, int, bool]  # gateway, epoch, lane, historical
+_RowName = tuple[str, int, int, bool]  # gateway, epoch, lane, historical
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +53,7 @@ class Waiting:
     answered: Callable[[Exception | None], None]  # called once: None when it is in the stream
     later: bool = False  # it is backlog that nothing live waits for
     refused: bool = False  # it lies behind a batch that was refused: it is not begun any more
+    row: _Row | None = None  # that it waits in
     turn: Turn | None = None  # that it waits for
     group: Group | None = None  # that it is being encoded with
     bytes: int = field(init=False, default=0)  # at most, of its readings written out
@@ -61,22 +65,84 @@ class Waiting:
             self.bytes += sum(map(len, new.properties))
 
     @property
+    def count(self) -> int:
+        """How many readings the stream does not hold yet."""
+        return len(self.new) if self.new is not None else 0
+
+    @property
     def source(self) -> Source:
         """Whose readings these are."""
         return self.batch.gateway, self.batch.epoch
 
     @property
-    def row(self) -> _Row:
+    def row_name(self) -> _RowName:
         """With whose batches it may share an append."""
         return *self.source, self.batch.lane, self.batch.historical
 
     def hurry(self) -> None:
         """Something live waits for it from now on."""
         self.later = False
+        if self.row is not None:
+            self.row.wake.set()
         if self.turn is not None:
             self.turn.hurry()
         if self.group is not None:
             self.group.hurry()
+
+
+class _Row:
+    """The batches of one source and lane that wait for their append, in order."""
+
+    __slots__ = ("batches", "begun_s", "readings", "taken", "wake")
+
+    def __init__(self) -> None:
+        self.batches: deque[Waiting] = deque()
+        self.readings = 0  # of these
+        self.taken = 0  # readings of the last append,
+        self.begun_s = 0.0  # and when it began
+        self.wake = asyncio.Event()
+
+    def add(self, waiting: Waiting) -> None:
+        waiting.row = self
+        self.batches.append(waiting)
+        self.readings += waiting.count
+        if not waiting.later or self.readings >= _READINGS_MAX:
+            self.wake.set()
+
+    async def gather(self) -> None:
+        """Return when the next append may begin."""
+        due_s = self.begun_s + _GATHER_S
+        while (
+            self.taken >= _GATHER_READINGS
+            and self.readings < _READINGS_MAX
+            and all(one.later for one in self.batches)
+        ):
+            self.wake.clear()
+            try:
+                async with asyncio.timeout_at(due_s):
+                    await self.wake.wait()
+            except TimeoutError:
+                return
+
+    def take(self) -> list[Waiting]:
+        """Take what goes into the next append; the rest keeps its order."""
+        self.begun_s = asyncio.get_running_loop().time()
+        group: list[Waiting] = []
+        count = size = last = 0
+        while self.batches:
+            one = self.batches[0]
+            if one.new is not None:
+                count, size = count + one.count, size + one.bytes
+                over = count > _READINGS_MAX or size > _BYTES_MAX
+                if group and (over or one.new.seqs[0] <= last):
+                    break
+                last = one.new.seqs[-1]
+            self.batches.popleft()
+            one.row = None
+            group.append(one)
+        self.taken = sum(one.count for one in group)
+        self.readings -= self.taken
+        return group
 
 
 class Appends:
@@ -108,18 +174,19 @@ class Appends:
         self._stream = stream
         self._encoder = encoder
         self._packs = (Packs(encoder, late_s=late_s), Packs(encoder, late_s=late_s))  # live; later
-        self._queues: dict[_Row, deque[Waiting]] = {}  # of those with something under way
+        self._rows: dict[_RowName, _Row] = {}  # of those with something under way
         self._tasks: set[asyncio.Task[None]] = set()
 
     def put(self, waiting: Waiting) -> None:
         """Have a batch appended behind those of its source and lane."""
-        row = waiting.row
-        queue = self._queues.get(row)
-        if queue is not None:
-            queue.append(waiting)
+        name = waiting.row_name
+        row = self._rows.get(name)
+        if row is not None:
+            row.add(waiting)
             return
-        self._queues[row] = deque((waiting,))
-        task = asyncio.create_task(self._work(row), name="ingest-append")
+        row = self._rows[name] = _Row()
+        row.add(waiting)
+        task = asyncio.create_task(self._work(name, row), name="ingest-append")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -128,20 +195,20 @@ class Appends:
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def _work(self, row: _Row) -> None:
-        queue = self._queues[row]
+    async def _work(self, name: _RowName, row: _Row) -> None:
         try:
-            while queue:
-                await self._take_turn(queue)
-                await self._append(_next_group(queue))
+            while row.batches:
+                await self._take_turn(row)
+                await self._append(row.take())
+                await row.gather()
         finally:
-            del self._queues[row]
+            del self._rows[name]
 
-    async def _take_turn(self, queue: deque[Waiting]) -> None:
+    async def _take_turn(self, row: _Row) -> None:
         """Return when it is the turn of what is in front; what comes meanwhile goes with it."""
-        first = queue[0]
+        first = row.batches[0]
         size = sum(map(len, first.new.payloads)) if first.new is not None else 0
-        first.turn = self._turns.ask(size, later=all(one.later for one in queue))
+        first.turn = self._turns.ask(size, later=all(one.later for one in row.batches))
         if first.turn is not None:
             await self._turns.wait(first.turn)
             first.turn = None
@@ -214,22 +281,6 @@ def _refused(one: Waiting) -> bool:
 
 def _new(batches: Sequence[Waiting]) -> Readings:
     return joined([one.new for one in batches if one.new is not None])
-
-
-def _next_group(queue: deque[Waiting]) -> list[Waiting]:
-    """Take from a queue what goes into the next append; the rest keeps its order."""
-    group: list[Waiting] = []
-    count = size = last = 0
-    while queue:
-        new = queue[0].new
-        if new is not None:
-            count, size = count + len(new), size + queue[0].bytes
-            over = count > _READINGS_MAX or size > _BYTES_MAX
-            if group and (over or new.seqs[0] <= last):
-                break
-            last = new.seqs[-1]
-        group.append(queue.popleft())
-    return group
 
 
 def _given_up(batch: Batch, stone: Tombstone) -> GivenUp:

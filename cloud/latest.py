@@ -156,33 +156,32 @@ class Latest:
             times_us: Corrected times, in place of those they bear.
             place: Partition and position of the entry.
         """
-        newest = [-1] * len(readings.sources)  # index of the newest reading of each source
         true_us = times = readings.times_us if times_us is None else times_us
         if times and max(times) > received_us:
             times = [min(time_us, received_us) for time_us in times]
-        for index, source in enumerate(readings.source_index):
-            best = newest[source]
-            if best < 0 or times[index] >= times[best]:  # seq rises: the later of equals is newer
-                newest[source] = index
-        for source, index in enumerate(newest):
-            if index >= 0:
-                topic, device = readings.sources[source]
-                payload = readings.payloads[index]
-                self._take(
-                    LatestReading(
-                        device,
-                        topic,
-                        gateway,
-                        epoch,
-                        readings.seqs[index],
-                        true_us[index],
-                        received_us,
-                        readings.flags[index] & FLAG_QOS_MASK,
-                        payload[: self._limits.payload_bytes],
-                        len(payload),
-                        *place,
-                    )
+        # the later of equals is newer: seq rises
+        rows: Sequence[int] = range(len(times))
+        if sorted(times) != times:
+            rows = sorted(rows, key=times.__getitem__)
+        newest = dict(zip(map(readings.source_index.__getitem__, rows), rows, strict=True))
+        for source, index in sorted(newest.items()):
+            topic, device = readings.sources[source]
+            payload = readings.payloads[index]
+            self._take(
+                LatestReading(
+                    device,
+                    topic,
+                    gateway,
+                    epoch,
+                    readings.seqs[index],
+                    true_us[index],
+                    received_us,
+                    readings.flags[index] & FLAG_QOS_MASK,
+                    payload[: self._limits.payload_bytes],
+                    len(payload),
+                    *place,
                 )
+            )
 
     def _take(self, reading: LatestReading) -> None:
         topics = self._devices.get(reading.device)

@@ -45,7 +45,7 @@ class Chunk:
             self.bytes_left -= len(body)
         self.entries.append(decoded)
         self._readings += decoded.entry.count
-        self._payload_bytes += sum(map(len, decoded.readings.payloads))
+        self._payload_bytes += decoded.payload_bytes
         self.full = (
             self.bytes_left <= 0
             or self._readings >= self._readings_max

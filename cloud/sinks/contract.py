@@ -9,7 +9,7 @@ crash, so such a sink is at least once. DESIGN section 3, cloud.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from bridge.readings import Readings
@@ -59,6 +59,10 @@ class DecodedEntry:
     entry: Entry
     readings: Readings
     historical: bool  # they waited at the edge through an outage
+    payload_bytes: int = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "payload_bytes", sum(map(len, self.readings.payloads)))
 
 
 class Sink(Protocol):

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from bridge.readings import FLAG_QOS_MASK, FLAG_RETAIN
+from bridge.readings import FLAG_QOS_MASK, FLAG_RETAIN, Readings
 from cloud.config import LiveConfig
 from cloud.sinks.contract import DecodedEntry
 from cloud.stream.contract import Entry
@@ -121,6 +121,12 @@ class LiveSink:
                 want is not None and self._broker.has_subscribers(FRESH_PREFIX + topic)
                 for want, (topic, _) in zip(wanted, readings.sources, strict=True)
             ]
+            if not any(wanted) and not any(fresh) and not _retained(readings):
+                if None in wanted:
+                    self.stats.reserved += sum(
+                        wanted[source] is None for source in readings.source_index
+                    )
+                continue
             properties = readings.properties or [b""] * len(readings)
             for source, time_us, flags, payload, block in zip(
                 readings.source_index,
@@ -172,6 +178,11 @@ class LiveSink:
             properties += _HISTORICAL
         retain = bool(flags & FLAG_RETAIN) and not historical
         return Outgoing(topic, payload, flags & FLAG_QOS_MASK, retain, properties, expiry_s)
+
+
+def _retained(readings: Readings) -> bool:
+    """Return whether one of them was published with RETAIN."""
+    return any(flags & FLAG_RETAIN for flags in set(readings.flags))
 
 
 def _us(seconds: float) -> int:

@@ -118,11 +118,30 @@ def test_what_waits_before_ingest_is_pressure_too() -> None:
 
 def test_a_newcomer_has_a_limit_by_how_many_there_are_already() -> None:
     pacer = FleetPacer(5.0, 30)
-    assert [pacer.newcomer(n).readings_s for n in (0, 99, 999)] == [4000, 40, 4]
+    assert [pacer.newcomer(n).readings_s for n in (15, 99, 999)] == [250, 40, 4]
     assert pacer.newcomer(10**6).readings_s == 1
-    assert [pacer.newcomer(n).valid_s for n in (0, 99, 999, 10**6)] == [10, 25, 240, 240], (
+    assert [pacer.newcomer(n).valid_s for n in (15, 99, 999, 10**6)] == [10, 25, 240, 240], (
         "until its first batch has come it knows no other limit"
     )
+
+
+def test_a_newcomer_among_few_begins_at_its_links_speed_unless_there_is_pressure() -> None:
+    pacer = FleetPacer(5.0, 30)
+    assert [pacer.newcomer(n).readings_s for n in (0, 14)] == [None, None]
+    pacer.decide(behind(6.0), fleet(2, 5000))
+    assert pacer.newcomer(2).readings_s is not None
+
+
+def test_only_a_crowd_is_slowed_down_for_what_would_have_to_be_decoded_again() -> None:
+    again = Pressure({}, decoded=1.0)
+    assert all(
+        one.readings_s is None for one in FleetPacer(5.0, 30).decide(again, fleet(15, 100)).values()
+    )
+    pacer = FleetPacer(5.0, 30)
+    pacer.decide(Pressure({}, decoded=0.0, capacity_readings_s=4000), fleet(16, 100))
+    before = pacer.total_readings_s
+    pacer.decide(again, fleet(16, 100))
+    assert (pacer.total_readings_s or 0) < (before or 0)
 
 
 def test_under_great_pressure_a_newcomer_is_told_to_come_back_later() -> None:

@@ -13,6 +13,7 @@ from bridge.envelope import LinkLane, Mode, Tombstone
 from bridge.intervals import ranges_of
 from bridge.readings import Readings
 from bridge.shared_entry import EntryReader
+from cloud import ingest_appends
 from cloud.ingest_appends import Appends, Waiting
 from cloud.ingest_parts import PartEncoder
 from cloud.stream.contract import GivenUp, Part, Source, StreamError
@@ -67,9 +68,10 @@ class Lab:
         lane: int = LinkLane.LIVE,
         epoch: int = 1,
         gateway: str = "gw",
+        later: bool = False,
     ) -> Waiting:
         """Put a batch of `count` readings; it is known by its first seq."""
-        waiting = self.offer(first, count, lane=lane, epoch=epoch, gateway=gateway)
+        waiting = self.offer(first, count, lane=lane, epoch=epoch, gateway=gateway, later=later)
         await turns()
         return waiting
 
@@ -82,22 +84,28 @@ class Lab:
         epoch: int = 1,
         gateway: str = "gw",
         topic: str = "",
+        later: bool = False,
     ) -> Waiting:
         """Put a batch in this turn of the loop."""
         new = one_per_row(count, first_seq=first, devices=1 if topic else 7)
         new.sources = [(topic or name, device) for name, device in new.sources]
         batch = Batch(gateway, epoch, lane, False, new, ranges_of(new.seqs), (),
                       first + count - 1, Mode.COLUMNAR, 1000)  # fmt: skip
-        return self._put(batch, new, first)
+        return self._put(batch, new, first, later=later)
 
     async def put_batch(self, batch: Batch, new: Readings | None, name: int) -> Waiting:
         waiting = self._put(batch, new, name)
         await turns()
         return waiting
 
-    def _put(self, batch: Batch, new: Readings | None, name: int) -> Waiting:
+    def _put(
+        self, batch: Batch, new: Readings | None, name: int, *, later: bool = False
+    ) -> Waiting:
         waiting = Waiting(
-            batch, new, lambda error: self.answers.append((name, str(error) if error else "ok"))
+            batch,
+            new,
+            lambda error: self.answers.append((name, str(error) if error else "ok")),
+            later,
         )
         self.appends.put(waiting)
         return waiting
@@ -143,6 +151,56 @@ async def test_what_waits_shares_the_next_append_and_is_answered_by_it() -> None
     assert lab.appends.entry_bytes == sum(
         len(part.body) for parts in lab.stream.appends for part in parts
     )
+
+
+async def gathering(monkeypatch: pytest.MonkeyPatch) -> tuple[Lab, Waiting]:
+    """Return a lab where much backlog was appended, and a batch that came behind it."""
+    monkeypatch.setattr(ingest_appends, "_GATHER_S", 3600.0)
+    monkeypatch.setattr(ingest_appends, "_GATHER_READINGS", 50)
+    lab = Lab()
+    await lab.put(1, 50, later=True)
+    waiting = await lab.put(51, later=True)
+    await lab.answer(0)
+    assert lab.answers == [(1, "ok")]
+    assert len(lab.stream.appends) == 1
+    return lab, waiting
+
+
+async def test_backlog_that_comes_fast_is_gathered_until_a_full_append(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab, _ = await gathering(monkeypatch)
+    monkeypatch.setattr(ingest_appends, "_READINGS_MAX", 30)
+    await lab.put(61, later=True)
+    assert len(lab.stream.appends) == 1
+    await lab.put(71, later=True)
+    assert lab.stream.seqs()[1:] == [list(range(51, 81))]
+    await lab.answer(1)
+    assert [answer for _, answer in lab.answers] == ["ok"] * 4
+    await lab.appends.settled()
+
+
+async def test_what_is_gathered_goes_when_something_live_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab, waiting = await gathering(monkeypatch)
+    await lab.put(1001, gateway="other")
+    assert lab.stream.seqs()[1:] == [list(range(1001, 1011))], "no others' append waits for it"
+    waiting.hurry()
+    await turns()
+    assert lab.stream.seqs()[2:] == [list(range(51, 61))]
+
+
+async def test_backlog_is_gathered_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest_appends, "_GATHER_READINGS", 50)
+    lab = Lab()
+    await lab.put(1, 50, later=True)
+    await lab.put(51, later=True)
+    await lab.answer(0)
+    async with asyncio.timeout(10):
+        while len(lab.stream.appends) < 2:
+            await asyncio.sleep(0.01)
+    assert lab.stream.seqs()[1:] == [list(range(51, 61))]
 
 
 async def test_lanes_and_sources_wait_for_none_but_their_own() -> None:

@@ -193,17 +193,21 @@ async def test_few_govern_themselves_by_their_windows() -> None:
     assert node.pacing._pacer.total_readings_s is None
 
 
-async def test_sinks_that_would_have_to_decode_again_are_pressure() -> None:
+@pytest.mark.parametrize(("gateways", "is_pressure"), [(15, False), (16, True)])
+async def test_a_crowd_whose_entries_would_be_decoded_again_is_pressure(
+    gateways: int, *, is_pressure: bool
+) -> None:
     node = Node()
     node.pacing = Pacing(
         PacingConfig(lag_target_s=1000), node.clock, node.seen, node, node.sinks, node,
         decoded_readings_max=50_000,
     )  # fmt: skip
-    await node.second("a", behind=20_000)
-    await node.second("a", behind=20_000)
-    assert node.pacing._pacer.total_readings_s is None
-    await node.second("a", behind=26_000)
-    assert node.pacing._pacer.total_readings_s is not None
+    names = [f"gw-{n}" for n in range(gateways)]
+    for behind in (20_000, 20_000):
+        await node.second(*names, behind=behind)
+        assert node.pacing._pacer.pressure < 1
+    await node.second(*names, behind=26_000)
+    assert (node.pacing._pacer.pressure > 1) is is_pressure
 
 
 # ---- at the door ---------------------------------------------------------------------------------
