@@ -193,7 +193,8 @@ class BatchIngest:
         self._taken = taken
         self._held = HeldSeqs(stream)
         self._turns = Turns()
-        self._appends = Appends(stream, PartEncoder(encoded), clock, self._turns)
+        encoder = PartEncoder(encoded, lambda: stream.shares_bodies)
+        self._appends = Appends(stream, encoder, clock, self._turns)
         self._lines: set[_Line] = set()  # with work to do
         self._waiting: dict[_Run, None] = {}  # live and not answered, the oldest first
         self._waits = Waits()  # since it was asked last

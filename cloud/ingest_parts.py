@@ -1,7 +1,8 @@
 """Readings made into parts of appends: split by partition, encoded, one body a partition.
 
 Readings of several sources that are appended at the same time share the body of a partition
-(bridge/shared_entry.py); those of one source are a body that can be read alone. What goes into a
+(bridge/shared_entry.py), where the stream allows it; those of one source are a body that can be
+read alone. What goes into a
 part is handed to the sinks as well, who then need not decode it again.
 """
 
@@ -28,14 +29,18 @@ class PartEncoder:
 
     Args:
         encoded: Told of each part; None when nobody wants to know.
+        shares: Whether parts may share a body at present: whoever reads the stream knows that.
     """
 
-    __slots__ = ("_encoded", "_encoder", "_shared")
+    __slots__ = ("_encoded", "_encoder", "_shared", "_shares")
 
-    def __init__(self, encoded: Encoded | None = None) -> None:
+    def __init__(
+        self, encoded: Encoded | None = None, shares: Callable[[], bool] = lambda: True
+    ) -> None:
         self._encoder = EntryEncoder()
         self._shared = SharedEncoder()
         self._encoded = encoded
+        self._shares = shares
 
     def parts(
         self,
@@ -56,6 +61,11 @@ class PartEncoder:
         Raises:
             ValueError: a time the format cannot carry.
         """
+        if len(several) > 1 and not self._shares():
+            for place, (source, one) in enumerate(zip(sources, several, strict=True)):
+                for found in self.parts([source], [one], lane=lane, historical=historical):
+                    yield [(place, part) for _, part in found]
+            return
         # the link's resolution is not in a batch; without need, microseconds cost 1-2 B a reading
         fine = any(any(map((1000).__rmod__, one.times_us)) for one in several)
         for block in blocks(several):

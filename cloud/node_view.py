@@ -14,7 +14,7 @@ from cloud.stream.contract import SourceLedger, StreamStats
 from cloud.views import GatewayView, GivenUpView, LedgerView, PartitionView
 
 if TYPE_CHECKING:
-    from cloud.cluster.leases import LeaseHolder  # NATS is an extra
+    from cloud.cluster.lease_keys import LeaseHolder  # NATS is an extra
 
 __all__ = ["gateway_views", "ledger_views", "partition_views"]
 

@@ -238,7 +238,8 @@ class CloudService:
         if not isinstance(self.stream, JetStreamStream):
             return None
         bucket = Bucket(self.stream.connection, self.stream.layout.bucket("leases"))
-        return Leases(bucket, self.config.node_id, self.clock)
+        version = self.stream.layout.version
+        return Leases(bucket, self.config.node_id, self.clock, version=version)
 
     def _per_node(self) -> dict[str, bool]:
         """Return the sinks that a cluster's nodes do not share (cloud/sinks/group.py)."""
@@ -320,10 +321,18 @@ class CloudService:
                 await self._read_sample()
             except StreamError as error:
                 log.warning("figures_not_read", error=str(error))
+            self._step_back()
             if loop.time() >= probe_at_s:
                 await self._probe()
                 probe_at_s = loop.time() + _PROBE_INTERVAL_S
             await asyncio.sleep(_SAMPLE_INTERVAL_S)
+
+    def _step_back(self) -> None:
+        """Leave the partitions to other nodes when this one cannot read the stream any more."""
+        leases = self.sinks.leases
+        broken = isinstance(self.stream, JetStreamStream) and self.stream.broken
+        if broken and leases is not None and not leases.draining:
+            leases.begin_drain()
 
     async def _read_sample(self) -> None:
         self._sample = Sample(

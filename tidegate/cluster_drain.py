@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from cloud.cluster.bucket import Bucket, Value
 from cloud.cluster.connection import Connection
-from cloud.cluster.leases import drain_key, holder_of, node_of
+from cloud.cluster.lease_keys import drain_key, holder_of, node_of
 from cloud.config import CloudConfig
 from cloud.stream.opening import access_of, layout_of
 from runtime.config import ConfigError
@@ -56,7 +56,7 @@ async def _drain(config: CloudConfig, node: str, wait_s: float) -> int:
 
         watch = await bucket.watch(noted)
         try:
-            known = sorted(filter(None, map(node_of, watch.values.values())))
+            known = sorted(one.node for one in filter(None, map(node_of, watch.values.values())))
             if node not in known:
                 raise ConfigError(
                     f"cluster drain: no node '{node}'; there is: {', '.join(known) or 'none'}"

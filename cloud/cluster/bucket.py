@@ -16,6 +16,7 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 
 from cloud.cluster.connection import ApiError, Connection, NoResponders, Unanswered
 from cloud.cluster.follower import Follower, Message
@@ -214,7 +215,7 @@ class BucketWatch:
     """A bucket in memory, kept up to date.
 
     Attributes:
-        values: By key.
+        values: By key, those changed last at the end.
     """
 
     def __init__(
@@ -228,7 +229,12 @@ class BucketWatch:
         self._prefix_length = len(f"$KV.{bucket.name}.")
         self._changed = changed
         self._follower = Follower(
-            connection, bucket.stream, f"live.{bucket.stream}.>", self._take, poll_s=poll_s
+            connection,
+            bucket.stream,
+            f"live.{bucket.stream}.>",
+            self._take,
+            poll_s=poll_s,
+            begins=self._drop_purged,
         )
 
     @property
@@ -254,8 +260,16 @@ class BucketWatch:
             if self.values.pop(key, None) is not None:
                 self._changed(key, None)
             return
+        self.values.pop(key, None)
         value = self.values[key] = Value(key, message.data, message.seq)
         self._changed(key, value)
+
+    def _drop_purged(self, first: int) -> None:
+        """Forget what lay before `first`: a purge by hand leaves no marker that says so."""
+        values = self.values.values()
+        for value in list(takewhile(lambda one: one.revision < first, values)):
+            del self.values[value.key]
+            self._changed(value.key, None)
 
 
 def is_deleted(headers: dict[str, str]) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,10 @@ class Follower:
         deliver: Called with each message; must not raise.
         poll_s: How often the stream is asked for what no republish announced.
         altered: Called with a line when the stream is not the one it was: shorter, or emptied.
+        described: Called with the stream's metadata at the start and with each look; must not
+            raise.
+        begins: Called, when all there is was delivered, with the sequence before which the stream
+            holds nothing any more; must not raise.
     """
 
     def __init__(
@@ -78,6 +82,8 @@ class Follower:
         *,
         poll_s: float = 1.0,
         altered: Callable[[str], None] = lambda _line: None,
+        described: Callable[[Mapping[str, str]], None] = lambda _metadata: None,
+        begins: Callable[[int], None] = lambda _seq: None,
     ) -> None:
         self.stream = stream
         self._connection = connection
@@ -85,6 +91,8 @@ class Follower:
         self._deliver = deliver
         self._poll_s = poll_s
         self._altered = altered
+        self._described = described
+        self._begins = begins
         self._next_seq = 1
         self._behind = 0  # times in a row that the stream said it ends before what we have read
         self._behind_since_s = 0.0
@@ -123,7 +131,7 @@ class Follower:
         self._task = asyncio.create_task(self._work(), name=f"follow-{self.stream}")
 
     async def _load(self) -> None:
-        info = await self._connection.api(f"STREAM.INFO.{self.stream}")
+        info = await self._look()
         self._created = str(info.get("created"))
         last = int(info["state"]["last_seq"])
         while self._next_seq <= last:
@@ -220,7 +228,7 @@ class Follower:
             await self._fill(max(wanted, gap))
             return max(wanted, gap) >= self._next_seq and bool(wanted >= self._next_seq or gap)
         reached = self._next_seq - 1  # before the question: it goes on meanwhile
-        info = await self._connection.api(f"STREAM.INFO.{self.stream}")
+        info = await self._look()
         last = int(info["state"]["last_seq"])
         if last < reached:
             self._fell_behind(reached, last, str(info.get("created")))
@@ -229,7 +237,13 @@ class Follower:
         while self._next_seq <= last:
             if not await self._fill(last):
                 return True
+        self._begins(int(info["state"]["first_seq"]))
         return False
+
+    async def _look(self) -> dict[str, Any]:
+        info = await self._connection.api(f"STREAM.INFO.{self.stream}")
+        self._described(info["config"].get("metadata") or {})
+        return info
 
     def _fell_behind(self, reached: int, last: int, created: str) -> None:
         """Judge an answer by which the stream ends before what was read from it."""

@@ -13,6 +13,7 @@ are read through the `Stream` contract, never from RAW itself.
 Everything is R3, file, `discard: new`. A node makes nothing: `tidegate cluster apply` does. What
 was ever made is noted in the ledger's metadata, so a stream that has gone is known from one that is
 yet to come, and is never made again in silence (PAINS P26, P27).
+The version of what lies in all of this is there too (cloud/cluster/versions.py).
 """
 
 from __future__ import annotations
@@ -23,11 +24,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bridge.partition import PARTITIONS
+from cloud.cluster.bucket import Bucket
 from cloud.cluster.connection import ApiError, ClusterError, Connection
 from cloud.cluster.reading import insist
+from cloud.cluster.versions import VERSION, VERSION_KEY, check_version, older_nodes, version_of
+from cloud.sinks.schema import epoch_text
+from runtime.clock import SystemClock
 
 __all__ = [
     "BUCKETS",
+    "EPOCH_KEY",
     "RAW_STREAMS",
     "Layout",
     "Step",
@@ -48,15 +54,13 @@ BUCKETS = (
     "alerts",
 )
 
-_LAYOUT_VERSION = "1"
 _NS = 1_000_000_000
 _MIB = 1 << 20
 _NOT_FOUND = (10059,)
 _EXISTS = 10058
 _READY_S = 30.0
+EPOCH_KEY = "tidegate.epoch"
 _KEY_CLUSTER = "tidegate.cluster"
-_KEY_EPOCH = "tidegate.epoch"
-_KEY_LAYOUT = "tidegate.layout"
 _KEY_MADE = "tidegate.made"
 _KEY_PARTITIONS = "tidegate.partitions"
 
@@ -82,6 +86,7 @@ class Layout:
         bucket_bytes_max: Bytes of each bucket, and of the dead letters.
         mqtt_bytes_max: Bytes of MQTT messages for sessions that are away; before it is full nodes
             count and remove the oldest (cloud/cluster/mqtt_shedding.py).
+        version: What this program knows, and writes once `apply` has raised the cluster to it.
     """
 
     cluster: str = "tidegate"
@@ -90,6 +95,7 @@ class Layout:
     ledger_bytes_max: int = 256 * _MIB
     bucket_bytes_max: int = 256 * _MIB
     mqtt_bytes_max: int = 512 * _MIB
+    version: int = VERSION
 
     def raw_stream(self, partition: int) -> str:
         """Return the stream that has a partition's bodies."""
@@ -225,16 +231,22 @@ async def plan(connection: Connection, layout: Layout) -> list[Step]:
     """Return what has to be done to have what `layout` says; nothing is changed.
 
     Raises:
-        ClusterError: JetStream cannot be asked.
+        ClusterError: JetStream cannot be asked, the cluster is of a newer version, or its ledger
+            does not say any more which cluster it is of.
     """
     found = {spec.name: await _info(connection, spec.name) for spec in layout.specs()}
     ledger = found[layout.ledger_stream]
+    if ledger is not None:
+        _check_identity(layout, ledger)
+    check_version(layout.cluster, _metadata(ledger), layout.version)
     made = _metadata(ledger).get(_KEY_MADE, "").split()
     steps: list[Step] = []
     for spec in layout.specs():
         info = found[spec.name]
         if info is not None:
-            steps += _differences(spec, info["config"])
+            is_ledger = spec.name == layout.ledger_stream
+            older = _older(_metadata(info), layout.version) if is_ledger else []
+            steps += _differences(spec, info["config"], older)
         elif spec.name in made or (spec.name == layout.ledger_stream and any(found.values())):
             detail = "it was made once and is gone, with what was in it"
             steps.append(Step("lost", spec.name, detail, spec.config))
@@ -264,18 +276,26 @@ async def apply(
             raise ClusterError(
                 f"{step.stream}: {step.detail}; restore it, or say --recreate {step.stream}"
             )
+    if found := await _too_old(connection, layout):
+        raise ClusterError(
+            f"{' and '.join(found)} would not know layout {layout.version}: start this version of"
+            " tidegate there, or stop what runs there, then apply again"
+        )
     for step in steps:
         config = {"name": step.stream, **step.config}
         if step.stream == layout.ledger_stream:
             known = _metadata(await _info(connection, step.stream))
             config["metadata"] = {**_identity(layout), **known}
         word = "UPDATE" if step.action == "update" else "CREATE"
+        if word == "CREATE" and step.stream.startswith("KV_"):
+            # revisions fence: those of a bucket that is made again go on where the lost one's were
+            config["first_seq"] = SystemClock().wall_us()
         try:
             await _call(connection, f"STREAM.{word}.{step.stream}", config)
         except ApiError as error:
             if error.err_code != _EXISTS:  # somebody else is applying too: see below
                 raise ClusterError(f"{step.stream}: {error}") from None
-    await _note_made(connection, layout)
+    await _note_made(connection, layout)  # the version as well: what it needs is there now
     left = await plan(connection, layout)
     if left:
         raise ClusterError(f"after all was made still to do: {left[0].line()}")
@@ -288,35 +308,48 @@ async def stream_epoch(connection: Connection, layout: Layout) -> int:
     Raises:
         ClusterError: there is no such cluster.
     """
-    said = _metadata(await _info(connection, layout.ledger_stream))
-    if said.get(_KEY_CLUSTER) != layout.cluster or _KEY_EPOCH not in said:
+    ledger = await _info(connection, layout.ledger_stream)
+    if ledger is None:
         others = await _clusters(connection)
         known = f"; there are: {', '.join(others)}" if others else ""
         raise ClusterError(
             f"no cluster '{layout.cluster}' there{known}: check stream.cluster, or run"
             " 'tidegate cluster apply'"
         )
-    if said.get(_KEY_LAYOUT) != _LAYOUT_VERSION:
-        raise ClusterError(
-            f"cluster '{layout.cluster}' has layout {said.get(_KEY_LAYOUT)}, this version knows"
-            f" {_LAYOUT_VERSION}: use one version of tidegate on all nodes"
-        )
+    _check_identity(layout, ledger)
+    said = _metadata(ledger)
+    check_version(layout.cluster, said, layout.version)
     if said.get(_KEY_PARTITIONS) != str(PARTITIONS):
         raise ClusterError(
             f"cluster '{layout.cluster}' has {said.get(_KEY_PARTITIONS)} partitions,"
             f" this version {PARTITIONS}"
         )
-    return int(said[_KEY_EPOCH], 16)
+    return int(said[EPOCH_KEY], 16)
 
 
 # ---- helpers -------------------------------------------------------------------------------------
 
 
+def _check_identity(layout: Layout, ledger: Mapping[str, Any]) -> None:
+    """Refuse a ledger that was altered by hand, which a new epoch would make another cluster's.
+
+    Raises:
+        ClusterError.
+    """
+    said = _metadata(ledger)
+    for key, wanted in ((_KEY_CLUSTER, layout.cluster), (EPOCH_KEY, said.get(EPOCH_KEY))):
+        if not wanted or said.get(key) != wanted:
+            raise ClusterError(
+                f"{layout.ledger_stream} was altered: its metadata has no {key} of cluster"
+                f" '{layout.cluster}' any more; put it back (a node that runs logs what it was)"
+            )
+
+
 def _identity(layout: Layout) -> dict[str, str]:
     return {
         _KEY_CLUSTER: layout.cluster,
-        _KEY_EPOCH: f"{secrets.randbits(64):016x}",
-        _KEY_LAYOUT: _LAYOUT_VERSION,
+        EPOCH_KEY: epoch_text(secrets.randbits(64)),
+        VERSION_KEY: str(layout.version),
         _KEY_PARTITIONS: str(PARTITIONS),
     }
 
@@ -340,9 +373,28 @@ async def _call(
     return await insist(lambda: connection.api(path, body), timeout_s=_READY_S)
 
 
-def _differences(spec: StreamSpec, config: Mapping[str, Any]) -> list[Step]:
-    """Return at most one step: what differs of those fields the layout names."""
-    differing = [
+def _older(metadata: Mapping[str, str], version: int) -> list[str]:
+    """Return what an operator is told of a cluster that may be raised to a version."""
+    said = version_of(metadata)
+    if said is None or said >= version:
+        return []
+    return [f"layout is {said}, has to be {version} once no older node runs"]
+
+
+async def _too_old(connection: Connection, layout: Layout) -> list[str]:
+    """Return the nodes that keep a cluster from being raised to the version of a layout."""
+    ledger = await _info(connection, layout.ledger_stream)
+    bucket = Bucket(connection, layout.bucket("leases"))
+    if not _older(_metadata(ledger), layout.version) or not await _info(connection, bucket.stream):
+        return []
+    return await older_nodes(bucket, layout.version)
+
+
+def _differences(
+    spec: StreamSpec, config: Mapping[str, Any], more: Sequence[str] = ()
+) -> list[Step]:
+    """Return at most one step: what differs of those fields the layout names, and `more`."""
+    differing = [*more] + [
         f"{key} is {_shown(config.get(key))}, has to be {_shown(wanted)}"
         for key, wanted in spec.config.items()
         if not _same(config.get(key), wanted)
@@ -370,7 +422,7 @@ async def _note_made(connection: Connection, layout: Layout) -> None:
     if info is None:
         raise ClusterError(f"{layout.ledger_stream}: not there after it was made")
     made = " ".join(spec.name for spec in layout.specs())
-    metadata = {**_metadata(info), _KEY_MADE: made}
+    metadata = {**_metadata(info), _KEY_MADE: made, VERSION_KEY: str(layout.version)}
     if metadata != _metadata(info):
         config = {**info["config"], "metadata": metadata}
         await _call(connection, f"STREAM.UPDATE.{layout.ledger_stream}", config)

@@ -28,7 +28,6 @@ import json
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 
@@ -36,26 +35,31 @@ from bridge.partition import PARTITIONS
 from cloud.cluster.bucket import Bucket, BucketWatch, Conflict, Value, key_token
 from cloud.cluster.connection import ClusterError
 from cloud.cluster.follower import START_S
+from cloud.cluster.lease_keys import (
+    DRAIN,
+    NODE,
+    LeaseHolder,
+    NodeSeen,
+    drain_key,
+    holder_of,
+    lease_key,
+    lease_of,
+    node_of,
+    token_of,
+)
 from cloud.cluster.reading import insist
 from runtime.clock import Clock
 from runtime.logs import limited
 
 __all__ = [
-    "LeaseHolder",
     "LeaseStats",
     "LeaseTimes",
     "Leases",
-    "NodeSeen",
-    "drain_key",
-    "holder_of",
-    "node_of",
 ]
 
 log = structlog.get_logger(component="leases")
 
 _LOG_EVERY_S = 10.0
-_NODE = "node."
-_DRAIN = "drain."
 
 
 @dataclass(slots=True, frozen=True)
@@ -65,26 +69,6 @@ class LeaseTimes:
     ttl_s: float = 12.0
     renew_s: float = 2.0
     moves_max: int = 8  # partitions of one sink that a node gives up between two renewals
-
-
-@dataclass(slots=True, frozen=True)
-class LeaseHolder:
-    """Who has a partition for a sink, as the bucket says."""
-
-    sink: str
-    partition: int
-    node: str
-    token: int
-
-
-@dataclass(slots=True, frozen=True)
-class NodeSeen:
-    """A node of the cluster."""
-
-    node: str
-    draining: bool
-    sinks: frozenset[str]  # that it works for
-    instance: str  # another after each start
 
 
 @dataclass(slots=True)
@@ -114,6 +98,7 @@ class _Held:
         self.leases: dict[int, _Lease] = {}
         self.stats = LeaseStats()
         self.given_up = 0  # partitions the worker was told to end with since the last renewal
+        self.lost: dict[str, list[int]] = {}  # by cause, not told yet
         self._clock = clock
         self._working: dict[int, int] = {}
         self._news = asyncio.Event()
@@ -144,6 +129,13 @@ class _Held:
     def tell(self) -> None:
         """Wake whoever waits for a change."""
         self._news.set()
+
+    def lose(self, partition: int, cause: str) -> None:
+        """Take note that a lease is not this node's any more."""
+        del self.leases[partition]
+        self.stats.lost += 1
+        self.lost.setdefault(cause, []).append(partition)
+        self.tell()
 
     def working(self, tokens: Mapping[int, int]) -> None:
         """Take note of what the worker works on; it has ended with everything else."""
@@ -183,12 +175,20 @@ class Leases:
         node: This node's id; no two nodes of a cluster have the same.
         clock: For the monotonic clock.
         times: How long things last.
+        version: Of the layout, that this node knows; the others are told.
     """
 
     def __init__(
-        self, bucket: Bucket, node: str, clock: Clock, times: LeaseTimes | None = None
+        self,
+        bucket: Bucket,
+        node: str,
+        clock: Clock,
+        times: LeaseTimes | None = None,
+        *,
+        version: int = 1,
     ) -> None:
         self.node = node
+        self._version = version
         self._bucket = bucket
         self._clock = clock
         self._times = times or LeaseTimes()
@@ -230,12 +230,13 @@ class Leases:
 
         What `tidegate cluster drain` does from outside, by `drain_key`.
         """
-        self._drain()
+        self.begin_drain()
         while any(group.leases for group in self._groups.values()):
             self._looked.clear()
             await self._looked.wait()
 
-    def _drain(self) -> None:
+    def begin_drain(self) -> None:
+        """Have a share of none from now on."""
         self.draining = True
         self._due_s = 0.0  # the others have to know before they may take more
         self._wake.set()
@@ -281,46 +282,38 @@ class Leases:
         return {sink: group.stats for sink, group in self._groups.items()}
 
     def _changed(self, key: str, value: Value | None) -> None:
-        said = {} if value is None else _decoded(value.value)
-        if key.startswith(_DRAIN):
+        if key.startswith(DRAIN):
             if key == drain_key(self.node) and value is not None and self._task is not None:
                 log.info("draining", node=self.node)
-                self._drain()
-        elif key.startswith(_NODE):
-            token = key.removeprefix(_NODE)
+                self.begin_drain()
+        elif key.startswith(NODE):
+            token = key.removeprefix(NODE)
             for node in [one for one in self._view.nodes if key_token(one) == token]:
                 del self._view.nodes[node]
-            if "node" in said:
-                self._saw(said)
-        else:
-            sink, _, number = key.rpartition(".")
-            holders = self._view.holders.setdefault(sink, {})
-            tokens = self._view.tokens.setdefault(sink, {})
-            partition = int(number)
-            holders.pop(partition, None)
-            tokens.pop(partition, None)
-            if value is not None and "node" in said:
-                holders[partition] = str(said["node"])
-                tokens[partition] = int(said.get("token") or value.revision)
-            elif partition not in self._mine(sink):
-                self._wake.set()  # it is free
-                return
+            seen = None if value is None else node_of(value)
+            if seen is not None:
+                self._saw(seen)
+        elif (lease := lease_of(key)) is not None:
+            self._held_now(*lease, value)
         self._wake.set()
 
-    def _saw(self, said: Mapping[str, Any]) -> None:
-        seen = NodeSeen(
-            str(said["node"]), bool(said.get("draining")), frozenset(said.get("sinks") or ()),
-            str(said.get("instance")),
-        )  # fmt: skip
+    def _held_now(self, sink: str, partition: int, value: Value | None) -> None:
+        """Take what the bucket says of a lease."""
+        holders = self._view.holders.setdefault(sink, {})
+        tokens = self._view.tokens.setdefault(sink, {})
+        holders.pop(partition, None)
+        tokens.pop(partition, None)
+        node = None if value is None else holder_of(value)
+        if value is not None and node is not None:
+            holders[partition] = node
+            tokens[partition] = token_of(value)
+
+    def _saw(self, seen: NodeSeen) -> None:
         self._view.nodes[seen.node] = seen
         if seen.node == self.node and seen.instance != self.instance and self._task is not None:
             limited(log, "twice", _LOG_EVERY_S).error(
                 "node_id_twice", node=self.node, hint="give each cloud node a node_id of its own"
             )
-
-    def _mine(self, sink: str) -> Mapping[int, _Lease]:
-        group = self._groups.get(sink)
-        return {} if group is None else group.leases
 
     # ---- the work --------------------------------------------------------------------------------
 
@@ -368,7 +361,7 @@ class Leases:
             return  # it has run out: `_drop_expired` says so
         try:
             lease.revision = await self._bucket.update(
-                _key(group.sink, partition),
+                lease_key(group.sink, partition),
                 self._value(lease.token),
                 lease.revision,
                 ttl_s=self._times.ttl_s,
@@ -377,10 +370,7 @@ class Leases:
             if await self._still_ours(group.sink, partition, lease):
                 return  # the next renewal is in time: nothing is held longer for having looked
             if group.leases.get(partition) is lease:
-                del group.leases[partition]
-                group.stats.lost += 1
-                group.tell()
-                log.warning("lease_lost", sink=group.sink, partition=partition)
+                group.lose(partition, "no longer ours in the bucket")
             return
         lease.until_s = max(lease.until_s, sent_s + self._times.ttl_s)
 
@@ -439,7 +429,7 @@ class Leases:
         sent_s = self._clock.monotonic_s()
         try:
             revision = await self._bucket.create(
-                _key(group.sink, partition), self._value(0), ttl_s=self._times.ttl_s
+                lease_key(group.sink, partition), self._value(0), ttl_s=self._times.ttl_s
             )
         except Conflict:
             return
@@ -454,7 +444,7 @@ class Leases:
     async def _delete(self, group: _Held, partition: int, lease: _Lease) -> None:
         while True:
             try:
-                await self._bucket.delete(_key(group.sink, partition), revision=lease.revision)
+                await self._bucket.delete(lease_key(group.sink, partition), revision=lease.revision)
             except Conflict:
                 if await self._still_ours(group.sink, partition, lease):
                     continue
@@ -466,10 +456,8 @@ class Leases:
 
     async def _still_ours(self, sink: str, partition: int, lease: _Lease) -> bool:
         """Take over the revision of a renewal whose answer was never heard; False: lost."""
-        found = await self._bucket.get(_key(sink, partition))
-        said = {} if found is None else _decoded(found.value)
-        token = 0 if found is None else said.get("token") or found.revision
-        if found is None or (said.get("node"), token) != (self.node, lease.token):
+        found = await self._bucket.get(lease_key(sink, partition))
+        if found is None or (holder_of(found), token_of(found)) != (self.node, lease.token):
             return False
         lease.revision = found.revision
         return True
@@ -480,10 +468,12 @@ class Leases:
         for group in self._groups.values():
             for partition, lease in list(group.leases.items()):
                 if now_s >= lease.until_s:
-                    del group.leases[partition]
-                    group.stats.lost += 1
-                    group.tell()
-                    log.warning("lease_ran_out", sink=group.sink, partition=partition)
+                    group.lose(partition, "not renewed in time")
+            for cause, partitions in group.lost.items():
+                log.warning(
+                    "leases_lost", sink=group.sink, cause=cause, partitions=sorted(partitions)
+                )
+            group.lost.clear()
 
     async def _announce(self) -> None:
         said = {
@@ -491,49 +481,19 @@ class Leases:
             "draining": self.draining,
             "sinks": sorted({*self._groups, *self._others}),
             "instance": self.instance,
+            "layout": self._version,
         }
         value = json.dumps(said).encode()
         await self._bucket.put(self._node_key, value, ttl_s=self._times.ttl_s)
 
     @property
     def _node_key(self) -> str:
-        return _NODE + key_token(self.node)
+        return NODE + key_token(self.node)
 
     def _value(self, token: int) -> bytes:
         return json.dumps({"node": self.node, "token": token}).encode()
 
 
-def drain_key(node: str) -> str:
-    """Return the key that asks a node to hand everything over, until it starts anew."""
-    return _DRAIN + key_token(node)
-
-
-def node_of(value: Value) -> str | None:
-    """Return the node that a value of the bucket announces; None when it is something else."""
-    said = _decoded(value.value)
-    return str(said["node"]) if value.key.startswith(_NODE) and "node" in said else None
-
-
-def holder_of(value: Value) -> str | None:
-    """Return who holds the lease that a value of the bucket is; None when it is something else."""
-    if value.key.startswith((_NODE, _DRAIN)):
-        return None
-    said = _decoded(value.value)
-    return str(said["node"]) if "node" in said else None
-
-
 def _share(nodes: int, rank: int) -> int:
     """Return how many partitions the node of a rank has: they differ by one at most."""
     return PARTITIONS // nodes + (1 if rank < PARTITIONS % nodes else 0)
-
-
-def _key(sink: str, partition: int) -> str:
-    return f"{sink}.{partition}"
-
-
-def _decoded(value: bytes) -> dict[str, Any]:
-    try:
-        said = json.loads(value)
-    except ValueError:
-        return {}
-    return said if isinstance(said, dict) else {}

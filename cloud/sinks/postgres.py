@@ -30,7 +30,7 @@ from cloud.sinks.postgres_link import (
     connect,
     translated,
 )
-from cloud.sinks.postgres_schema import Slices, compact, make_schema
+from cloud.sinks.postgres_schema import Slices, check_columns, compact, make_schema
 from cloud.sinks.postgres_write import ROWS_LOCK, PostgresWriter
 from cloud.sinks.schema import epoch_to_sql
 from cloud.sinks.storage import StorageStats
@@ -203,10 +203,11 @@ class PostgresSink:
                 self._slices.forget()
                 raise SinkUnavailable(str(translated(self.place, error))) from None
             except LINK_ERRORS as error:
-                if blames_entry(error):
+                cause = await self._altered(error)
+                if not cause and blames_entry(error):
                     raise
                 self._drop_connection()
-                raise SinkUnavailable(str(translated(self.place, error))) from None
+                raise SinkUnavailable(cause or str(translated(self.place, error))) from None
             except asyncio.CancelledError:
                 self._drop_connection()  # of whatever was under way nothing is known
                 raise
@@ -224,6 +225,17 @@ class PostgresSink:
             self._writer.forget()
             self._connection = connection
         return self._connection
+
+    async def _altered(self, error: Exception) -> str:
+        """Return what is wrong with the table that a server refuses to write to, else nothing."""
+        if isinstance(error, asyncpg.PostgresError) and self._connection is not None:
+            try:
+                await check_columns(self.place, self._connection)
+            except NotReachable as altered:
+                return str(altered)
+            except LINK_ERRORS:
+                return ""
+        return ""
 
     def _drop_connection(self) -> None:
         if self._connection is not None:

@@ -34,8 +34,9 @@ _CONNECT_TIMEOUT_S = 10.0
 _COMMAND_TIMEOUT_S = 120.0
 _VERSION_MIN = 150_000  # range_agg over multiranges
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
-# classes of SQLSTATE that speak of values: data, integrity, program limits (a key too long)
-_BLAMED_CLASSES = ("22", "23", "54")
+# classes of SQLSTATE that speak of values: data, program limits (a key too long); integrity is
+# that of constraints which somebody has added: what ours ask for is looked up beforehand
+_BLAMED_CLASSES = ("22", "54")
 # the internal one: a server that was killed amid an answer leaves the driver's state confused
 LINK_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError,
                TimeoutError, asyncio.IncompleteReadError)  # fmt: skip

@@ -24,13 +24,15 @@ from typing import Any
 
 from cloud.sinks.postgres_link import NotReachable, PostgresPlace
 
-__all__ = ["COLUMNS", "VERSION", "Slices", "compact", "make_schema"]
+__all__ = ["COLUMNS", "VERSION", "Slices", "check_columns", "compact", "make_schema"]
 
 VERSION = 1
-COLUMNS = (
-    "gateway", "epoch", "seq", "device", "topic", "time_us", "received_us", "qos",
-    "payload", "payload_bytes", "retain", "properties",
-)  # fmt: skip
+_TYPES = {
+    "gateway": "text", "epoch": "bigint", "seq": "bigint", "device": "text", "topic": "text",
+    "time_us": "bigint", "received_us": "bigint", "qos": "smallint", "payload": "text",
+    "payload_bytes": "bytea", "retain": "boolean", "properties": "bytea",
+}  # fmt: skip
+COLUMNS = tuple(_TYPES)
 _MAKE_LOCK = 0x54475051  # advisory: one at a time makes tables, slices and drops them
 
 _TABLES = """
@@ -93,7 +95,7 @@ async def make_schema(place: PostgresPlace, connection: Any, slice_us: int) -> b
         True when `readings` is a hypertable.
 
     Raises:
-        NotReachable: the tables are of a newer version, or not safe from a crash.
+        NotReachable: the tables are of a newer version, altered, or not safe from a crash.
     """
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _MAKE_LOCK)
@@ -128,7 +130,25 @@ async def make_schema(place: PostgresPlace, connection: Any, slice_us: int) -> b
             f"{place}: {row['unlogged']}: unlogged, so a crash empties it; "
             "ALTER TABLE .. SET LOGGED"
         )
+    await check_columns(place, connection)
     return not row["plain"]
+
+
+async def check_columns(place: PostgresPlace, connection: Any) -> None:
+    """Return when `readings` has the columns that rows are copied into, whatever else it has.
+
+    Raises:
+        NotReachable: somebody has altered it, so that what goes wrong is no fault of an entry.
+    """
+    rows = await connection.fetch(
+        "SELECT attname, atttypid::regtype::text FROM pg_attribute"
+        " WHERE attrelid = to_regclass('readings') AND attnum > 0 AND NOT attisdropped"
+    )
+    found = dict(map(tuple, rows))
+    for name, wanted in _TYPES.items():
+        if found.get(name) != wanted:
+            said = f"is {found[name]}, has to be {wanted}" if name in found else "is missing"
+            raise NotReachable(f"{place}: table readings was altered: column {name} {said}")
 
 
 async def compact(connection: Any, table: str) -> None:

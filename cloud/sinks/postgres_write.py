@@ -89,7 +89,7 @@ WITH added AS (
     AND NOT EXISTS (SELECT FROM expired e
         WHERE e.gateway = s.gateway AND e.epoch = s.epoch AND e.seqs @> s.seq)
     ORDER BY s.place
-    ON CONFLICT DO NOTHING RETURNING 1
+    ON CONFLICT (gateway, epoch, seq, received_us) DO NOTHING RETURNING 1
 )
 SELECT count(*) FROM added
 """  # noqa: S608 - names of our own columns

@@ -319,14 +319,16 @@ class SinkRunner:
     # ---- the loop --------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        full = False
+        at_once = False  # there is more to read, or something failed: partitions may have gone
         while not self._stopping:
             try:
-                if not full and not self._lacks_some():
+                if not at_once and not self._lacks_some():
                     await self._wait()
                 await self._take_turns()
                 tried = await self._try_again()
-                chunk, full = await self._collector.collect(self._positions, self._failures.keys())
+                chunk, at_once = await self._collector.collect(
+                    self._positions, self._failures.keys()
+                )
                 if chunk:
                     await self._deliver(chunk)
                 elif not tried:
@@ -336,14 +338,14 @@ class SinkRunner:
                 self._unavailable_tries = 0
             except SinkFenced as error:
                 self._overtaken(error)
-                full = False
+                at_once = True
                 await self._pause(error)
             except (SinkUnavailable, StreamError) as error:
-                full = False
+                at_once = True
                 await self._pause(error)
             except Exception as error:
                 log.exception("sink_error", sink=self.name)
-                full = False
+                at_once = True
                 await self._pause(error)
 
     async def _wait(self) -> None:

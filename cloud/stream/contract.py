@@ -205,6 +205,11 @@ class StreamLog(Protocol):
         ...
 
     @property
+    def shares_bodies(self) -> bool:
+        """True when every reader there may be knows bodies that several entries share."""
+        ...
+
+    @property
     def file_bytes(self) -> int:
         """Bytes in use on the disk, or of a cluster's entries."""
         ...

@@ -139,6 +139,10 @@ class EmbeddedStream:
         return "embedded-fsync"
 
     @property
+    def shares_bodies(self) -> bool:
+        return True  # the file is this process's alone; an older program refuses it
+
+    @property
     def file_bytes(self) -> int:
         """Bytes the file uses, free pages not counted."""
         return self._file_bytes

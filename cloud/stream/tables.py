@@ -104,7 +104,8 @@ CREATE TABLE meta (
 ) WITHOUT ROWID
 """
 
-STREAM_KIND = DatabaseKind("a Tidegate stream", 0x54475354, 1, _SCHEMA, ARRIVALS_SCHEMA)  # "TGST"
+# version 2: a body may be another entry's, which programs that know 1 would take for damage
+STREAM_KIND = DatabaseKind("a Tidegate stream", 0x54475354, 2, _SCHEMA, ARRIVALS_SCHEMA)  # "TGST"
 
 _TRIM_ENTRIES = 1000  # a transaction: appends wait for it
 _VACUUM_PAGES = 2048

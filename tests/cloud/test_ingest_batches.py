@@ -39,11 +39,17 @@ class GatedStream(EmbeddedStream):
         gate: Appends wait for it; open unless cleared.
         fault: What appends raise instead of storing; None when they store.
         failing: Called with the parts of an append; True when `fault` is for it.
+        shares: Whether every reader knows bodies that are shared.
     """
 
     gate: asyncio.Event
     fault: StreamError | None = None
     calls = 0
+    shares = True
+
+    @property
+    def shares_bodies(self) -> bool:
+        return self.shares
 
     def failing(self, _parts: Sequence[Part]) -> bool:
         return True
@@ -271,6 +277,28 @@ async def test_of_gateways_that_send_at_once_each_reading_is_there_once_as_it_wa
         entries = await entries_of(stream)
         assert len({entry.body for entry in entries}) < len(entries), "bodies are shared"
         await stream.close()
+
+
+async def test_no_body_is_shared_while_a_node_is_there_that_could_not_read_it(
+    stream: GatedStream, capture: CloudCapture
+) -> None:
+    uplinks = [Uplink(capture, f"gw-{n}") for n in range(5)]
+    for first, shares in ((1, False), (101, True)):
+        stream.shares = shares
+        for uplink in uplinks:
+            uplink.send(uplink.batch(one_per_row(30, first_seq=first)))
+        for uplink in uplinks:
+            assert not any(await uplink.answered())
+        if not shares:
+            alone = await entries_of(stream)
+    assert {entry.gateway for entry in alone} == {uplink.gateway for uplink in uplinks}
+    for entry in alone:
+        batch = decode_entry(entry.body)  # the first version's reader
+        assert (batch.gateway, batch.seq_ranges) == (entry.gateway, entry.seq_ranges)
+    assert any(entry.body[1:3] == b"\x00\x02" for entry in await entries_of(stream))
+    await check_gateways(
+        stream, {one.gateway: IntervalSet([(1, 30), (101, 130)]) for one in uplinks}
+    )
 
 
 async def check_gateways(stream: EmbeddedStream, expected: Mapping[str, IntervalSet]) -> None:

@@ -511,6 +511,36 @@ async def test_a_database_that_may_only_be_read_blames_no_entry(
     assert await seqs_stored(server, url) == list(range(1, 11))
 
 
+@pytest.mark.parametrize(
+    ("altered", "restored", "says"),
+    [
+        ("ALTER COLUMN qos TYPE integer", "ALTER COLUMN qos TYPE smallint", "qos is integer"),
+        ("ALTER COLUMN qos TYPE text", "ALTER COLUMN qos TYPE smallint USING 0", "qos is text"),
+        ("RENAME COLUMN topic TO name", "RENAME COLUMN name TO topic", "topic is missing"),
+        ("ADD COLUMN site text NOT NULL", "DROP COLUMN site", "null value in column .site"),
+        ("ADD CHECK (qos > 5) NOT VALID", "DROP CONSTRAINT readings_qos_check", "qos_check"),
+        ("ADD UNIQUE (device, received_us)",
+         "DROP CONSTRAINT readings_device_received_us_key", "received_us_key"),
+    ],
+)  # fmt: skip
+async def test_a_table_altered_by_hand_blames_no_entry(
+    server: PostgresServer, url: str, altered: str, restored: str, says: str
+) -> None:
+    entries = decoded(one_per_row(10, devices=1))
+    async with opened(url) as sink:
+        await sink.write((), {1: 0})  # the tables are there
+        for connected in (True, False):  # while it works, and before it begins
+            await server.rows(url, f"ALTER TABLE tidegate.readings {altered}")
+            if not connected:
+                sink._drop_connection()
+            with pytest.raises(SinkUnavailable, match=says) as caught:
+                await sink.write(entries, ends(entries))
+            assert "\n" not in str(caught.value)
+            await server.rows(url, f"ALTER TABLE tidegate.readings {restored}")
+        await sink.write(entries, ends(entries))
+    assert await seqs_stored(server, url) == list(range(1, 11))
+
+
 async def test_a_lost_slice_is_made_again(server: PostgresServer, url: str) -> None:
     entries = decoded(one_per_row(10))
     more = decoded(one_per_row(10, first_seq=11), position=2)

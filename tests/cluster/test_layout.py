@@ -11,6 +11,8 @@ import pytest
 from cloud.cluster.bucket import Bucket, Conflict, Value, key_token
 from cloud.cluster.connection import ClusterError, Connection, Unanswered, servers_of
 from cloud.cluster.layout import apply, plan, stream_epoch
+from cloud.stream.jetstream.engine import JetStreamStream
+from runtime.clock import SystemClock
 from tests.kit.nats import NatsServers, connected, layout_of, nats_single
 
 
@@ -88,6 +90,36 @@ async def test_a_wrong_cluster_name_names_those_there_are(
         await apply(connection, layout_of(servers, cluster))
         with pytest.raises(ClusterError, match=f"no cluster 'other' there.*{cluster}"):
             await stream_epoch(connection, layout_of(servers, "other"))
+
+
+async def test_a_ledger_without_its_epoch_is_refused_and_never_given_another(
+    servers: NatsServers, cluster: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = layout_of(servers, cluster)
+    async with connected(servers) as connection:
+        await apply(connection, layout)
+        epoch = await stream_epoch(connection, layout)
+        stream = await JetStreamStream.open(
+            connection, layout, epoch, SystemClock(), durability="relaxed", tail_bytes_max=0,
+            arrivals_max=0,
+        )  # fmt: skip
+        try:
+            path = f"STREAM.UPDATE.{layout.ledger_stream}"
+            config = (await connection.api(f"STREAM.INFO.{layout.ledger_stream}"))["config"]
+            await connection.api(path, {**config, "metadata": {}})
+            for refuses in (plan, apply, stream_epoch):
+                with pytest.raises(ClusterError, match="was altered: its metadata") as caught:
+                    await refuses(connection, layout)
+                assert "\n" not in str(caught.value)
+            said = ""
+            async with asyncio.timeout(20):
+                while f"tidegate.epoch '{epoch:016x}'" not in said:
+                    await stream.append([])  # it goes on, and says what to put back
+                    said += capsys.readouterr().out
+            await connection.api(path, config)
+            assert await plan(connection, layout) == []
+        finally:
+            await stream.close(keep_connection=True)
 
 
 # ---- buckets -------------------------------------------------------------------------------------
@@ -176,6 +208,54 @@ async def test_a_time_to_live_ends_a_key_and_the_watch_sees_it(
                 await gone.wait()
             assert await bucket.get("t") is None
             assert await bucket.create("t", b"again") > revision
+        finally:
+            await watch.stop()
+
+
+async def test_a_watch_forgets_what_was_purged_by_hand(
+    servers: NatsServers, bucket_name: str
+) -> None:
+    async with connected(servers) as connection:
+        bucket = Bucket(connection, bucket_name)
+        gone: list[str] = []
+        watch = await bucket.watch(
+            lambda key, value: gone.append(key) if value is None else None, poll_s=0.1
+        )
+        try:
+            for key in ("a", "b", "c", "a"):  # b is the oldest now
+                revision = await bucket.put(key, b"1")
+            await watch.reach(revision)
+            stream = f"STREAM.PURGE.{bucket.stream}"
+            await connection.api(stream, {"keep": 2})
+            async with asyncio.timeout(10):
+                while gone != ["b"]:
+                    await asyncio.sleep(0.01)
+            await connection.api(stream)
+            async with asyncio.timeout(10):
+                while gone != ["b", "c", "a"]:
+                    await asyncio.sleep(0.01)
+            await watch.reach(await bucket.create("a", b"2"))
+            assert {key: value.value for key, value in watch.values.items()} == {"a": b"2"}
+        finally:
+            await watch.stop()
+
+
+async def test_revisions_of_a_bucket_made_again_go_on(servers: NatsServers, cluster: str) -> None:
+    layout = layout_of(servers, cluster)
+    async with connected(servers) as connection:
+        await apply(connection, layout)
+        bucket = Bucket(connection, layout.bucket("leases"))
+        watch = await bucket.watch(lambda _key, _value: None, poll_s=0.1)
+        try:
+            before = await bucket.create("storage.1", b"1")
+            await watch.reach(before)
+            await connection.api(f"STREAM.DELETE.{bucket.stream}")
+            await apply(connection, layout, recreate=[bucket.stream])
+            after = await bucket.create("storage.1", b"2")
+            assert after > before  # a token: PostgreSQL refuses lower ones
+            async with asyncio.timeout(10):
+                await watch.reach(after)  # who watched the lost one goes on
+            assert watch.values["storage.1"].revision == after
         finally:
             await watch.stop()
 

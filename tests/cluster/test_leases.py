@@ -333,3 +333,25 @@ async def test_the_bucket_away_for_longer_than_a_lease(tmp_path: Path) -> None:
                 assert all(first.worked[p] >= token for p, token in tokens.items())
         finally:
             await connection.close()
+
+
+async def test_a_bucket_purged_by_hand_is_shared_out_anew(bucket: Bucket) -> None:
+    async with nodes(bucket, "a", "b") as workers:
+        await until(lambda: shares(workers) == [32, 32])
+        tokens = {p: token for worker in workers for p, token in worker.worked.items()}
+        await bucket._connection.api(f"STREAM.PURGE.{bucket.stream}")
+        await until(lambda: all(worker.leases.stats()["storage"].lost for worker in workers))
+        await until(lambda: sorted(shares(workers)) == [32, 32])
+        taken = {p: token for worker in workers for p, token in worker.worked.items()}
+        assert all(taken[p] > token for p, token in tokens.items())
+
+
+async def test_keys_that_no_node_wrote_are_overlooked(bucket: Bucket) -> None:
+    keys = ("foo", "foo.bar", "storage.64", "storage.-1", "storage.x", "node.x", "a.b.c")
+    async with nodes(bucket, "a") as workers:
+        for key in keys:
+            for value in (b"", b"junk", b"[1]", b'{"node": 5, "sinks": 7, "layout": "x"}'):
+                await bucket.put(key, value)
+        await until(lambda: shares(workers) == [64])
+        async with nodes(bucket, "b") as others:  # one that starts, and reads them all
+            await until(lambda: shares([*workers, *others])[1] > 0)

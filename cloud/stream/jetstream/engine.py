@@ -27,8 +27,10 @@ import structlog
 from bridge.intervals import Range
 from cloud.cluster.connection import ClusterError, Connection
 from cloud.cluster.follower import Follower, Message
-from cloud.cluster.layout import RAW_STREAMS, Layout
+from cloud.cluster.layout import EPOCH_KEY, RAW_STREAMS, Layout
 from cloud.cluster.reading import insist
+from cloud.cluster.versions import SHARED_BODIES, check_version
+from cloud.sinks.schema import epoch_text
 from cloud.stream.checked import checked_bytes
 from cloud.stream.contract import (
     Arrival,
@@ -52,6 +54,7 @@ from cloud.stream.jetstream.records import RecordError, decode
 from cloud.stream.jetstream.state import LedgerState
 from runtime.bell import Bell
 from runtime.clock import Clock
+from runtime.logs import limited
 
 __all__ = ["JetStreamStream"]
 
@@ -63,6 +66,7 @@ _CHECKPOINT_KEEP = 5_000  # records before a checkpoint that stay, for nodes tha
 _CHECKPOINT_BYTES = 16 << 20  # of records: many appends in one make it large
 _CHECKPOINT_KEEP_BYTES = 8 << 20
 _CHECKPOINT_EVERY_S = 30.0
+_LOG_EVERY_S = 60.0
 _RAW_PROVED_S = 30.0  # a probe writes to a RAW stream that took nothing for so long
 
 
@@ -108,6 +112,7 @@ class JetStreamStream:
         self._give_up_s = give_up_s
         self._closing = False
         self._broken = ""
+        self._version = 1  # of the layout, as the ledger said last
         self._purged: dict[int, int] = {}
         self._record_bytes = 0  # of records read since the checkpoint this node knows
         self._appended = Bell()
@@ -121,6 +126,7 @@ class JetStreamStream:
             layout.live(layout.ledger_stream),
             self._deliver,
             altered=self._break,
+            described=self._described,
         )
         messages = Messages(tail_bytes_max)
         self._reader = BodyReader(connection, layout, messages)
@@ -179,6 +185,10 @@ class JetStreamStream:
     @property
     def durability(self) -> str:
         return self._durability
+
+    @property
+    def shares_bodies(self) -> bool:
+        return self._version >= SHARED_BODIES
 
     @property
     def file_bytes(self) -> int:
@@ -262,6 +272,21 @@ class JetStreamStream:
             self._commits.read_back(record, taken.counted)
         if taken.added:
             self._appended.ring()
+
+    def _described(self, metadata: Mapping[str, str]) -> None:
+        """Take what the ledger says of the version that the cluster is at."""
+        try:
+            version = check_version(self.layout.cluster, metadata, self.layout.version)
+        except ClusterError as error:
+            self._break(str(error))
+        else:
+            self._version = self._version if version is None else version
+        epoch = epoch_text(self._epoch)
+        if metadata.get(EPOCH_KEY) != epoch:
+            limited(log, "epoch", _LOG_EVERY_S).error(
+                "ledger_altered", stream=self.layout.ledger_stream,
+                hint=f"its metadata has no {EPOCH_KEY} '{epoch}' any more: put it back"
+            )  # fmt: skip
 
     def _break(self, line: str) -> None:
         """Take nothing any more: what this node believes is not what the cluster holds."""
