@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from mqtt.errors import MalformedPacket, ProtocolError, TruncatedPacket, UnsupportedProtocolVersion
+from mqtt.filter_calls import native
 from mqtt.packets import (
     PACKET_NAMES,
     Auth,
@@ -326,7 +327,10 @@ def _decode_subscribe(body: bytes, version: int, _role: Role | None, limits: Lim
     if version >= 5:
         properties, pos = decode_properties(body, pos, end, 8, limits.user_properties_max)
     subscriptions: list[Subscription] = []
-    text = body.decode("ascii") if body.isascii() else ""  # once for all filters
+    if native is not None:
+        limit = limits.subscriptions_max
+        subscriptions, pos = native.subscriptions(Subscription, body, pos, limit)
+    text = body.decode("ascii") if pos < end and body.isascii() else ""  # once for all filters
     while pos < end:
         start = pos + 2
         after = start + (body[pos] << 8 | body[pos + 1]) if text and start < end else end

@@ -195,9 +195,9 @@ def _encode_suback(packet: Suback, version: int) -> bytes:
     codes = packet.reason_codes
     if not codes:
         raise LocalProtocolError("SUBACK without a code", "MQTT-3.9.3")
-    for code in codes:
+    for code in set(codes):
         _reason(code, 9, "MQTT-3.9.3-2")
-    if version < 5:  # [MQTT-3.1.1:3.9.3-2]
+    if version < 5 and max(codes) > 2:  # [MQTT-3.1.1:3.9.3-2]
         codes = [code if code <= 2 else 0x80 for code in codes]
     head = _packet_id(packet.packet_id) + _properties(packet.properties, 9, version)
     return head + bytes(codes)

@@ -19,6 +19,7 @@ from math import ceil
 from typing import Any, ClassVar, Final, Protocol
 from zlib import crc32
 
+from mqtt.filter_calls import native
 from mqtt.packets import Subscription
 from mqtt.primitives import encode_variable_integer, read_variable_integer
 from mqtt.server_messages import Message, publish_pieces
@@ -38,6 +39,7 @@ __all__ = [
     "expiry_property",
     "identifier_property",
     "publish_check",
+    "subscribed",
 ]
 
 NEVER_EXPIRES: Final = 0xFFFF_FFFF
@@ -123,6 +125,15 @@ class Subscribed:
     def identifier(self) -> int:
         """The subscription identifier, 0 for none."""
         return read_variable_integer(self.identifiers, 1, 5)[0] if self.identifiers else 0
+
+
+def subscribed(
+    session: Session, subscriptions: Sequence[Subscription], identifiers: bytes
+) -> list[Subscribed]:
+    """Return what subscriptions make of a session, one for each."""
+    if native is not None:
+        return native.entries(Subscribed, session, subscriptions, identifiers)
+    return [Subscribed(session, each, identifiers) for each in subscriptions]
 
 
 class ShareGroup:

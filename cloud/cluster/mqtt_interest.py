@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from cloud.cluster.mqtt_wire import SHARDS, shard_of
-from mqtt.topics import FilterTable, split_shared
+from mqtt.topic_tables import FilterTable
+from mqtt.topics import split_shared
 
 __all__ = ["Group", "Interest", "Reach"]
 

@@ -27,6 +27,7 @@ from mqtt.errors import (
     TruncatedPacket,
     UnsupportedProtocolVersion,
 )
+from mqtt.filter_calls import native
 from mqtt.packets import (
     PACKET_NAMES,
     PUBACK,
@@ -362,17 +363,19 @@ def _subscribe(connection: Connection, packet: Subscribe) -> None:
     identifier = packet.properties.get(SUBSCRIPTION_IDENTIFIER, [0])[0]
     refusals = _refusals(connection, session, packet.subscriptions)
     taken = packet.subscriptions
+    codes = [each.qos for each in taken]  # [MQTT-3.8.4-6] [MQTT-3.8.4-7]
     if any(refusals):
+        codes = [code or qos for code, qos in zip(refusals, codes, strict=True)]
         taken = [each for each, code in zip(taken, refusals, strict=True) if not code]
-    # [MQTT-3.8.4-6] [MQTT-3.8.4-7]
-    codes = [code or each.qos for each, code in zip(packet.subscriptions, refusals, strict=True)]
     existed = core.router.subscribe_all(session, taken, identifier)
     held = session.subscriptions or {}
     if session.recorder is not None and core.recorder is not None:
         for each in taken:
             core.recorder.subscription_saved(held[each.topic_filter])
     wanting: list[Subscription] = []
-    if core.bus is not None or len(core.router.retained):
+    if core.bus is not None or core.router.retained.may_match(
+        [each.topic_filter for each in taken]
+    ):
         # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
         wanting = [
             each
@@ -402,7 +405,7 @@ def _feeds(
     return [
         RetainedFeed(router, session, one, identifier_property(identifier))
         for one in subscriptions
-        if router.retained.may_match(one.topic_filter)
+        if router.retained.may_match([one.topic_filter])
     ]
 
 
@@ -415,6 +418,10 @@ def _refusals(
     slashes_max, characters = config.topic_levels_max - 1, config.topic_bytes_max >> 2
     held = session.subscriptions or {}
     is_full = len(held) + len(subscriptions) > config.subscriptions_max
+    if native is not None and not is_full and core.access is None:
+        topic_filters = [each.topic_filter for each in subscriptions]
+        if native.are_within(topic_filters, slashes_max, characters):
+            return [0] * len(subscriptions)
     new: set[str] = set()  # filters that take a place of `subscriptions_max`
     refusals = []
     for subscription in subscriptions:

@@ -14,9 +14,17 @@ from mqtt.broker.seams import Capture
 from mqtt.packets import Subscription
 from mqtt.server_messages import Message
 from mqtt.server_routes import Route, RouteTable, SubscriptionKey
-from mqtt.session import Delivery, Session, ShareGroup, Subscribed, identifier_property
+from mqtt.session import (
+    Delivery,
+    Session,
+    ShareGroup,
+    Subscribed,
+    identifier_property,
+    subscribed,
+)
 from mqtt.session_policy import SessionPolicy
-from mqtt.topics import FilterTable, NameTree, split_shared
+from mqtt.topic_tables import FilterTable, NameTree
+from mqtt.topics import split_shared
 
 __all__ = ["Router"]
 
@@ -73,29 +81,36 @@ class Router:
         held = session.subscriptions
         if held is None:
             held = session.subscriptions = {}
-        identifiers = identifier_property(identifier)
-        add = self.filters.add
-        existed = []
-        for subscription in subscriptions:
-            topic_filter = subscription.topic_filter
-            entry = Subscribed(session, subscription, identifiers)
-            if topic_filter[0] == "$" and topic_filter.startswith("$share/"):
-                self._join_group(entry)
-            else:
-                add(topic_filter, session, entry)
-            existed.append(topic_filter in held)
-            held[topic_filter] = entry
-        self.routes.subscriptions_changed([each.topic_filter for each in subscriptions])
+        topic_filters = [each.topic_filter for each in subscriptions]
+        entries = subscribed(session, subscriptions, identifier_property(identifier))
+        if "$share/" in "".join(topic_filters):
+            plain = [each for each in entries if not self._join_group(each)]
+            self.filters.add_all(session, [each.topic_filter for each in plain], plain)
+        else:
+            self.filters.add_all(session, topic_filters, entries)
+        count = len(held)
+        existed = [each in held for each in topic_filters] if held else [False] * len(entries)
+        held.update(zip(topic_filters, entries, strict=True))
+        if len(held) - count != existed.count(False):  # some of them are there twice
+            before: set[str] = set()
+            for index, topic_filter in enumerate(topic_filters):
+                existed[index] = existed[index] or topic_filter in before
+                before.add(topic_filter)
+        self.routes.subscriptions_changed(topic_filters)
         return existed
 
-    def _join_group(self, entry: Subscribed) -> None:
+    def _join_group(self, entry: Subscribed) -> bool:
+        """Let a session take its turns in a shared subscription; False when it is none."""
         topic_filter = entry.topic_filter
+        if not topic_filter.startswith("$share/"):
+            return False
         group = self._groups.get(topic_filter)
         if group is None:
             share_name, plain = split_shared(topic_filter)
             group = self._groups[topic_filter] = ShareGroup(topic_filter)
             self.filters.add(plain, (share_name,), group)
         group.add(entry)
+        return True
 
     def unsubscribe(self, session: Session, topic_filter: str) -> bool:
         """Remove a subscription [MQTT-3.10.4-1]; return whether there was one."""

@@ -15,7 +15,7 @@ from mqtt.server_messages import PropertyBlocks
 from mqtt.server_routes import RouteTable
 from mqtt.session import Session
 from mqtt.session_policy import SessionPolicy
-from mqtt.topics import FilterTable
+from mqtt.topic_tables import FilterTable
 
 __all__ = ["Machine", "lane_of"]
 

@@ -12,7 +12,7 @@ from mqtt.server_messages import PropertyBlocks
 from mqtt.server_routes import NOT_CAPTURED, ClientRoutes, RouteTable
 from mqtt.session import Session
 from mqtt.session_policy import SessionPolicy
-from mqtt.topics import FilterTable
+from mqtt.topic_tables import FilterTable
 from tests.kit.server_machines import lane_of
 
 
