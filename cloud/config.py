@@ -89,7 +89,8 @@ class StreamConfig:
         unit="s",
         minimum=0,
         help="How long a node that starts waits for NATS servers that do not answer, as after a "
-        "power cut of everything, before it ends with an error.",
+        "power cut of everything, before it ends with an error; for one answer it waits 2 s at "
+        "least.",
     )
     nats: NatsConfig = section(NatsConfig, help="Who the node is to the NATS servers.")
     file_bytes_max: int = setting(

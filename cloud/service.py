@@ -58,6 +58,7 @@ _SAMPLE_INTERVAL_S = 1.0
 RELOADABLE = ("access", "broker", "listeners", "host", "port")  # tables and keys
 _PROBE_INTERVAL_S = 5.0
 _PROBE_TIMEOUT_S = 5.0
+_PROBE_MIN_S = 2.0
 _PROVE_PAUSE_S = 0.5
 _DRAIN_S = 5.0  # how long an orderly stop waits for the sinks to catch up
 
@@ -353,21 +354,22 @@ class CloudService:
         wait_s = self.config.stream.start_wait_s if self.config.stream.url else 0.0
         give_up_at_s = self.clock.monotonic_s() + wait_s
         while True:
-            await self._probe()
+            await self._probe(max(_PROBE_MIN_S, give_up_at_s - self.clock.monotonic_s()))
             if not self._not_ready or self._full:
                 return
             if self.clock.monotonic_s() >= give_up_at_s:
                 raise StartError(f"stream: {self._not_ready}")
             await asyncio.sleep(_PROVE_PAUSE_S)
 
-    async def _probe(self) -> None:
+    async def _probe(self, timeout_s: float = _PROBE_TIMEOUT_S) -> None:
         before = self._not_ready
+        timeout_s = min(timeout_s, _PROBE_TIMEOUT_S)
         try:
-            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 await self.stream.append(())
             self._not_ready = ""
         except TimeoutError:
-            self._not_ready = f"the stream took no append in {_PROBE_TIMEOUT_S:g} s"
+            self._not_ready = f"the stream took no append in {timeout_s:.0f} s"
         except StreamError as error:
             self._not_ready = str(error)
             self._full = isinstance(error, StreamFull)

@@ -21,7 +21,6 @@ import cbor2
 import structlog
 
 from cloud.cluster.connection import ClusterError, Connection
-from cloud.cluster.follower import START_S
 from cloud.cluster.layout import Layout
 from cloud.cluster.leases import Leases
 from cloud.cluster.reading import insist
@@ -74,7 +73,7 @@ class AlertPeers:
         """Answer the others from now on; raises ClusterError."""
         subject = self._prefix + self._leases.instance
         self._subscription = await self._connection.subscribe(subject, self._asked)
-        await insist(self._connection.flush, timeout_s=START_S)
+        await insist(self._connection.flush, timeout_s=self._connection.patience_s)
 
     async def stop(self) -> None:
         """Answer nobody; harmless when not started."""

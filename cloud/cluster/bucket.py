@@ -67,6 +67,11 @@ class Bucket:
         self._prefix = f"$KV.{name}."
         self._timeout_s = timeout_s
 
+    @property
+    def patience_s(self) -> float:
+        """How long what a node needs at its start is tried."""
+        return self._connection.patience_s
+
     async def get(self, key: str) -> Value | None:
         """Return the value as the bucket's leader has it; None when there is none.
 

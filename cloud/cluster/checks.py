@@ -98,7 +98,7 @@ async def check_cluster(
 
 async def _check_account(connection: Connection) -> None:
     try:
-        await insist(lambda: connection.api("INFO"), timeout_s=5)
+        await insist(lambda: connection.api("INFO"), timeout_s=min(5, connection.patience_s))
     except (NoResponders, Unanswered) as error:
         raise Unreachable(
             "JetStream does not answer: the servers have no quorum, JetStream is not enabled, or"

@@ -31,7 +31,6 @@ from bridge.partition import partition_of
 from cloud.cluster.bucket import Bucket, Conflict, is_deleted, key_token
 from cloud.cluster.connection import ApiError, ClusterError, Connection
 from cloud.cluster.control import Control
-from cloud.cluster.follower import START_S
 from cloud.cluster.layout import Layout
 from cloud.cluster.reading import all_at_once, insist, read_subject
 from cloud.commands.contract import (
@@ -90,7 +89,8 @@ class ClusterCommandStore:
         """Tell the others that devices may be connected to this node."""
         name = self._node_id.encode()
         key = f"n.{key_token(self._node_id)}"
-        await _said(insist(lambda: self._control.put(key, name), timeout_s=START_S))
+        patience_s = self._control.patience_s
+        await _said(insist(lambda: self._control.put(key, name), timeout_s=patience_s))
 
     async def watch(self, watcher: CommandWatcher) -> None:
         """Tell `watcher` what is there, and from here on what changes."""

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
 __all__ = [
+    "PATIENCE_MIN_S",
+    "PATIENCE_S",
     "Ack",
     "ApiError",
     "ClusterError",
@@ -49,6 +51,8 @@ log = structlog.get_logger(component="nats")
 _BUFFER_BYTES = 16 << 20  # nats-py's; a publish that finds it full waits and swallows cancellation
 _IN_FLIGHT_BYTES_MAX = 8 << 20
 _CONNECT_S = 10.0
+PATIENCE_MIN_S = 2.0  # one request, or one server's answer to a connection
+PATIENCE_S = 60.0  # elections come in rows
 _LOG_EVERY_S = 5.0
 _FULL_CODES = frozenset({10077, 10023, 10047, 10028})  # bytes, resources, storage, memory exceeded
 
@@ -130,10 +134,12 @@ class Connection:
 
     Attributes:
         reconnects: How often it came back.
+        patience_s: How long what a node needs at its start is tried while nobody answers.
     """
 
-    def __init__(self, client: Client, url: str) -> None:
+    def __init__(self, client: Client, url: str, patience_s: float) -> None:
         self.reconnects = 0
+        self.patience_s = patience_s
         self._nc = client
         self._url = url
         self._inbox = f"_INBOX.{secrets.token_hex(12)}"
@@ -146,8 +152,21 @@ class Connection:
         self._closing = False
 
     @classmethod
-    async def open(cls, url: str, *, name: str, access: NatsAccess = NatsAccess()) -> Self:
+    async def open(
+        cls,
+        url: str,
+        *,
+        name: str,
+        access: NatsAccess = NatsAccess(),
+        patience_s: float = PATIENCE_S,
+    ) -> Self:
         """Connect to one of the servers of `url`.
+
+        Args:
+            url: `nats://host[:port][,host[:port]...]`.
+            name: Shown to the servers' operator.
+            access: Who we are.
+            patience_s: How long it may take, up to 10 s, and what is needed at a start after it.
 
         Raises:
             Unreachable: nobody answers there.
@@ -164,16 +183,17 @@ class Connection:
             servers = servers_of(url)
         except ValueError as error:
             raise ClusterError(str(error)) from None
-        connection = cls(client, url)
+        connection = cls(client, url, max(patience_s, PATIENCE_MIN_S))
+        connect_s = min(_CONNECT_S, connection.patience_s)
         refusals: list[str] = []
         options = connection._options(access, refusals)
         try:
-            async with asyncio.timeout(_CONNECT_S):
+            async with asyncio.timeout(connect_s):
                 await client.connect(servers, name=name, **options)
                 await connection._begin()
         except TimeoutError:
             await client.close()
-            cause = refusals[-1] if refusals else f"no server answered in {_CONNECT_S:g} s"
+            cause = refusals[-1] if refusals else f"no server answered in {connect_s:g} s"
             raise _not_connected(url, cause) from None
         except Exception as error:
             await client.close()

@@ -31,7 +31,7 @@ from runtime.logs import limited
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
-__all__ = ["START_S", "Follower", "Message", "message_of"]
+__all__ = ["Follower", "Message", "message_of"]
 
 log = structlog.get_logger(component="cluster")
 
@@ -43,7 +43,6 @@ _AHEAD_MAX = 4096  # republished messages kept while a gap is read
 _BEHIND_MAX = 3
 _BEHIND_S = 60.0
 _RETRY_S = 0.1
-START_S = 60.0  # how long what a node needs at its start is tried: elections come in rows
 _LOG_EVERY_S = 10.0
 
 
@@ -117,7 +116,7 @@ class Follower:
         self._next_seq = first_seq
         self._subscription = await self._connection.subscribe(self._live, self._republished)
         loop = asyncio.get_running_loop()
-        give_up_at_s = loop.time() + START_S
+        give_up_at_s = loop.time() + self._connection.patience_s
         while True:
             try:
                 await self._connection.flush()

@@ -370,7 +370,8 @@ async def _info(connection: Connection, stream: str) -> dict[str, Any] | None:
 async def _call(
     connection: Connection, path: str, body: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    return await insist(lambda: connection.api(path, body), timeout_s=_READY_S)
+    ready_s = min(_READY_S, connection.patience_s)
+    return await insist(lambda: connection.api(path, body), timeout_s=ready_s)
 
 
 def _older(metadata: Mapping[str, str], version: int) -> list[str]:

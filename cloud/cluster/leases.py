@@ -34,7 +34,6 @@ import structlog
 from bridge.partition import PARTITIONS
 from cloud.cluster.bucket import Bucket, BucketWatch, Conflict, Value, key_token
 from cloud.cluster.connection import ClusterError
-from cloud.cluster.follower import START_S
 from cloud.cluster.lease_keys import (
     DRAIN,
     NODE,
@@ -220,8 +219,9 @@ class Leases:
         Raises:
             ClusterError: the bucket cannot be read or written.
         """
-        await insist(lambda: self._bucket.delete(drain_key(self.node)), timeout_s=START_S)
-        await insist(self._announce, timeout_s=START_S)
+        patience_s = self._bucket.patience_s
+        await insist(lambda: self._bucket.delete(drain_key(self.node)), timeout_s=patience_s)
+        await insist(self._announce, timeout_s=patience_s)
         self._watch = await self._bucket.watch(self._changed, poll_s=self._times.renew_s / 2)
         self._task = asyncio.create_task(self._run(), name="leases")
 

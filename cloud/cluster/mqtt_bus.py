@@ -62,7 +62,6 @@ T = TypeVar("T")
 
 _TOLD_S: Final = 2.0  # how long a node that joins waits for the others' subscriptions
 _LEAVE_S: Final = 2.0
-_START_S: Final = 60.0  # as long as a node's other parts try to begin
 _PAUSE_S: Final = 1.0
 _LOCAL_PREFIX: Final = "$SYS/"
 _RECENT_US: Final = 5_000_000
@@ -105,7 +104,13 @@ class MqttCluster:
     """
 
     def __init__(
-        self, fabric: Fabric, node: str, clock: Clock, local_topics: frozenset[str] = frozenset()
+        self,
+        fabric: Fabric,
+        node: str,
+        clock: Clock,
+        local_topics: frozenset[str] = frozenset(),
+        *,
+        patience_s: float = 60.0,
     ) -> None:
         self.salvages = 0
         self.tickets = Tickets()
@@ -113,6 +118,7 @@ class MqttCluster:
         self.interest = Interest(self._interest_changed)
         self._fabric = fabric
         self._clock = clock
+        self._patience_s = patience_s
         self._local_topics = local_topics
         self._core: Core
         self._router: BusRouter
@@ -194,9 +200,9 @@ class MqttCluster:
         """
         self._take_name()
         await self._fabric.follow_states(self._seen)
-        self.receiving.position = await self._patiently(self._fabric.log_end, _START_S)
+        self.receiving.position = await self._patiently(self._fabric.log_end, self._patience_s)
         await self._fabric.follow_log(self.position, self.receiving.read)
-        await self._patiently(self._join, _START_S)
+        await self._patiently(self._join, self._patience_s)
         loop = asyncio.get_running_loop()
         for name, work in (
             ("beats", self.peers.run),

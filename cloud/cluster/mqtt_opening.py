@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 from bridge.link_pacing import DOWN_ALL
-from cloud.cluster.connection import ClusterError, Connection
-from cloud.cluster.follower import START_S
+from cloud.cluster.connection import PATIENCE_MIN_S, ClusterError, Connection
 from cloud.cluster.mqtt_bus import MqttCluster
 from cloud.cluster.mqtt_fabric import FabricError
 from cloud.cluster.mqtt_nats import NatsFabric
@@ -30,10 +29,16 @@ async def open_mqtt_cluster(config: StreamConfig, clock: Clock, *, node_id: str)
     """
     try:
         connection = await insist(
-            lambda: Connection.open(config.url, name=f"{node_id}-mqtt", access=access_of(config)),
-            timeout_s=START_S,
-        )
+            lambda: Connection.open(
+                config.url, name=f"{node_id}-mqtt", access=access_of(config),
+                patience_s=config.start_wait_s,
+            ),
+            timeout_s=max(config.start_wait_s, PATIENCE_MIN_S),
+        )  # fmt: skip
     except ClusterError as error:
         raise FabricError(str(error)) from None
     fabric = NatsFabric(connection, layout_of(config))
-    return MqttCluster(fabric, _NO_TOKEN.sub("_", node_id), clock, frozenset({DOWN_ALL}))
+    return MqttCluster(
+        fabric, _NO_TOKEN.sub("_", node_id), clock, frozenset({DOWN_ALL}),
+        patience_s=config.start_wait_s,
+    )  # fmt: skip

@@ -50,7 +50,8 @@ async def insist(call: Callable[[], Awaitable[T]], *, timeout_s: float = 15.0) -
                     cause = error
                 await asyncio.sleep(_PAUSE_S)
     except TimeoutError:
-        raise Unanswered(f"no answer in {timeout_s:g} s: {cause}") from None
+        said = f": {cause}" if cause is not None else ""
+        raise Unanswered(f"no answer in {timeout_s:g} s{said}") from None
 
 
 async def all_at_once(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:

@@ -281,7 +281,7 @@ class CommandsPart:
             return
         for place, gateway, payload in taken.words:
             if speaks_for(gateway, run.client):
-                taken.codes[place] = await self._hear(gateway, payload)
+                taken.codes[place] = await self._hear(gateway, payload, run.time_us)
             else:
                 taken.codes[place] = ReasonCode.NOT_AUTHORIZED
                 limited(log, ("stranger", gateway), _LOG_EVERY_S).warning(
@@ -316,8 +316,8 @@ class CommandsPart:
 
     # ---- what gateways say -----------------------------------------------------------------------
 
-    async def _hear(self, gateway: str, payload: bytes) -> int:
-        """Take a gateway's word; return the reason code that answers it."""
+    async def _hear(self, gateway: str, payload: bytes, heard_us: int) -> int:
+        """Take a gateway's word, as it was heard then; return the reason code that answers it."""
         if not gateway or "/" in gateway:
             return ReasonCode.TOPIC_NAME_INVALID
         try:
@@ -328,7 +328,7 @@ class CommandsPart:
             )
             return ReasonCode.PAYLOAD_FORMAT_INVALID
         if isinstance(message, Hello):
-            await self._welcome(gateway, message)
+            await self._welcome(gateway, message, heard_us)
         elif isinstance(message, Outcome):
             if self._config.enabled:
                 await self._dispatch.hear(gateway, message)
@@ -338,13 +338,17 @@ class CommandsPart:
             return ReasonCode.PAYLOAD_FORMAT_INVALID
         return 0
 
-    async def _welcome(self, gateway: str, hello: Hello) -> None:
+    async def _welcome(self, gateway: str, hello: Hello, heard_us: int) -> None:
         """A gateway listens: tell it what is known of its journal; all it lacks goes out again."""
         assert self._node is not None
-        highest = await self._node.stream.highest_seq(gateway, hello.epoch)
+        stream = self._node.stream
+        highest = await stream.highest_seq(gateway, hello.epoch)
         if highest > hello.last_seq:
-            log.error("journal_is_older", gateway=gateway, epoch=f"{hello.epoch:016x}",
-                      last_seq=hello.last_seq, held_seq=highest)  # fmt: skip
+            newest = await stream.arrival(gateway, hello.epoch, highest)
+            # behind an election its batches have come meanwhile: they say nothing of its journal
+            if newest is None or newest.arrived_us < heard_us:
+                log.error("journal_is_older", gateway=gateway, epoch=f"{hello.epoch:016x}",
+                          last_seq=hello.last_seq, held_seq=highest)  # fmt: skip
         await self._dispatch.greeted(gateway, Welcome(hello.epoch, highest, self._now_us()))
 
     def _on_moved(self, devices: Collection[str]) -> None:

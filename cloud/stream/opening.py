@@ -63,27 +63,34 @@ async def open_cluster_stream(
         StreamError: the cluster cannot be used, or is less durable than it has to be; one line.
     """
     give_up_at_s = clock.monotonic_s() + config.start_wait_s
+    left_s = config.start_wait_s
     while True:
         try:
-            return await _open(config, clock, node_id)
+            return await _open(config, clock, node_id, left_s)
         except (Unreachable, Unanswered, NoResponders) as error:
-            if clock.monotonic_s() >= give_up_at_s:
+            left_s = give_up_at_s - clock.monotonic_s()
+            if left_s <= 0:
                 raise StreamError(str(error)) from None
-            log.warning("waiting_for_cluster", error=str(error))
+            log.warning("waiting_for_cluster", error=str(error), left_s=round(left_s, 1))
         except ClusterError as error:
             raise StreamError(str(error)) from None
-        await asyncio.sleep(_PAUSE_S)
+        await asyncio.sleep(min(_PAUSE_S, left_s))
+        left_s = max(0.0, give_up_at_s - clock.monotonic_s())
 
 
-async def _open(config: StreamConfig, clock: Clock, node_id: str) -> JetStreamStream:
+async def _open(
+    config: StreamConfig, clock: Clock, node_id: str, patience_s: float
+) -> JetStreamStream:
     layout = layout_of(config)
-    connection = await Connection.open(config.url, name=node_id, access=access_of(config))
+    connection = await Connection.open(
+        config.url, name=node_id, access=access_of(config), patience_s=patience_s
+    )
     try:
         checked = await check_cluster(
             connection, layout, monitors=config.monitors, servers_fsync=config.servers_fsync
         )
         _tell(checked, relaxed=config.durability == RELAXED)
-        return await JetStreamStream.open(
+        stream = await JetStreamStream.open(
             connection,
             layout,
             checked.epoch,
@@ -95,6 +102,8 @@ async def _open(config: StreamConfig, clock: Clock, node_id: str) -> JetStreamSt
     except BaseException:
         await connection.close()
         raise
+    connection.patience_s = max(connection.patience_s, config.start_wait_s)  # the parts to come
+    return stream
 
 
 def _tell(checked: Checked, *, relaxed: bool) -> None:

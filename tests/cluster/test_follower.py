@@ -15,6 +15,8 @@ from cloud.cluster.follower import Follower
 class Servers:
     """A stream of ten messages, all of them gone; leaders that answer what they are told to."""
 
+    patience_s = 60.0
+
     def __init__(self) -> None:
         self.last = 10
         self.created = "2026-11-21T00:00:00Z"

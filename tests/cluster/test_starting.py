@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloud.cluster import checks
-from cloud.cluster.connection import Connection, Unreachable
+from cloud.cluster.connection import Ack, Connection, NoResponders, Unreachable
 from cloud.config import StreamConfig
 from cloud.node import Node
 from cloud.stream.contract import StreamError
 from cloud.stream.jetstream.engine import JetStreamStream
+from cloud.stream.opening import open_cluster_stream
 from runtime.clock import SystemClock
 from runtime.service import StartError
 from tests.kit.nats import NatsServers, connected, make_layout, nats_single
@@ -113,3 +115,72 @@ async def test_a_server_that_does_not_say_yet_how_it_syncs_is_not_taken_for_a_we
         assert await weak(connection, "http://old", "http://new") == []
         with pytest.raises(Unreachable, match="says yet how it runs JetStream"):
             await weak(connection, "http://new", "http://none")
+
+
+# ---- how long it waits ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def mute() -> AsyncIterator[str]:
+    """Give the address of somebody who takes connections and says nothing."""
+    keeping: set[asyncio.Task[None] | None] = set()
+
+    async def keep(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        keeping.add(asyncio.current_task())
+        await reader.read(-1)
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(keep, "127.0.0.1", 0) as server:
+        yield f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await asyncio.gather(*filter(None, keeping))
+
+
+async def test_servers_that_say_nothing_are_waited_for_no_longer_than_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Less than one connection may take, or the pause between two."""
+    monkeypatch.setattr("cloud.cluster.connection._CONNECT_S", 1e6)
+    monkeypatch.setattr("cloud.stream.opening._PAUSE_S", 1e6)
+    async with mute() as url, asyncio.timeout(30):
+        config = StreamConfig(url=url, start_wait_s=0.5)
+        with pytest.raises(StreamError, match="no server answered in 2 s"):
+            await open_cluster_stream(config, SystemClock(), node_id="n")
+
+
+async def test_nor_are_those_without_a_leader(
+    server: NatsServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = await make_layout(server, "mute")
+    real = Connection.api
+
+    async def api(self: Connection, path: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+        if path == f"STREAM.INFO.{layout.ledger_stream}":
+            raise NoResponders("nobody serves it now")
+        return await real(self, path, *arguments, **options)
+
+    monkeypatch.setattr(Connection, "api", api)
+    monkeypatch.setattr("cloud.cluster.layout._READY_S", 1e6)
+    config = StreamConfig(url=server.url, cluster="mute", start_wait_s=0.5)
+    async with asyncio.timeout(30):
+        with pytest.raises(StreamError, match="nobody serves it now"):
+            await open_cluster_stream(config, SystemClock(), node_id="n")
+
+
+async def test_nor_do_the_parts_of_a_node_wait_longer(
+    server: NatsServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream was opened; who leads the leases has died since."""
+    node = await node_on(server, "parts", tmp_path, wait_s=0.5)
+    real = Connection.publish
+
+    async def publish(self: Connection, subject: str, *arguments: Any, **options: Any) -> Ack:
+        if ".parts-leases." in subject:
+            raise NoResponders("nobody serves it now")
+        return await real(self, subject, *arguments, **options)
+
+    monkeypatch.setattr(Connection, "publish", publish)
+    async with asyncio.timeout(30):
+        with pytest.raises(StartError, match="no answer in 2 s"):
+            await node.start()
+    await node.stop()

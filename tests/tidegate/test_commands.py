@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import pytest
+from structlog.testing import capture_logs
 
-from bridge.commands import Outcome, seal_message
+from bridge.commands import CTL_PREFIX, Hello, Outcome, seal_message
 from cloud.commands.config import CommandsConfig
 from cloud.node import Node
 from edge.service import EdgeService
@@ -22,7 +25,9 @@ from mqtt.properties import (
     USER_PROPERTY,
 )
 from mqtt.reason_codes import ReasonCode
+from tests.kit.cloud import EPOCH, append_readings
 from tests.kit.nodes import node_config, running_node
+from tests.kit.readings import one_per_row
 from tests.kit.sites import Box, client_at, running_gateway, until
 from tidegate.node_api import ask_node
 
@@ -95,8 +100,6 @@ async def test_a_command_reaches_the_device_and_its_outcome_comes_back(tmp_path:
 
 
 async def test_the_api_takes_commands_and_shows_them(tmp_path: Path) -> None:
-    import asyncio
-
     async with (
         site(tmp_path) as (node, gateway),
         client_at(gateway.port, "d1", "devices/d1/cmd/#") as (_, device),
@@ -294,3 +297,32 @@ async def test_a_device_cannot_speak_or_listen_for_a_gateway(tmp_path: Path) -> 
         assert device.payloads() == [b"open"]
         topics = {message.topic_name for message in heard.messages}
         assert not any(topic.startswith("tidegate/v1/down/") for topic in topics)
+
+
+async def test_batches_that_overtake_a_hello_do_not_make_its_journal_an_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits behind an election; what its gateway sends meanwhile lies past its last seq."""
+    async with running_node(tmp_path) as node, client_at(node.port, "gw-9") as (gateway, _):
+        asked, answer = asyncio.Event(), asyncio.Event()
+        real = node.stream.highest_seq
+
+        async def highest_seq(name: str, epoch: int) -> int:
+            asked.set()
+            await answer.wait()
+            return await real(name, epoch)
+
+        monkeypatch.setattr(node.stream, "highest_seq", highest_seq)
+        await append_readings(node.stream, one_per_row(10), gateway="gw-9")
+        hello = seal_message(Hello(EPOCH, 10))
+        with capture_logs() as logs:
+            said = asyncio.create_task(gateway.publish(CTL_PREFIX + "gw-9", hello, 1))
+            async with asyncio.timeout(20):
+                await asked.wait()
+                await append_readings(node.stream, one_per_row(10, first_seq=11), gateway="gw-9")
+                answer.set()
+                await said
+            assert [line for line in logs if line["event"] == "journal_is_older"] == []
+            await gateway.publish(CTL_PREFIX + "gw-9", hello, 1)
+        (line,) = (line for line in logs if line["event"] == "journal_is_older")
+        assert (line["gateway"], line["last_seq"], line["held_seq"]) == ("gw-9", 10, 20)

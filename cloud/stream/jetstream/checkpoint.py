@@ -34,6 +34,7 @@ _VERSION = 1
 _PIECE_BYTES = 512 << 10
 _BYTES_MAX = 1 << 31
 _TRIES = 5
+_LAST_S = 15.0
 
 
 class Checkpoints:
@@ -91,7 +92,10 @@ class Checkpoints:
     async def _last(self, *tokens: object) -> tuple[int, bytes] | None:
         subject = self._layout.checkpoint_subject(*tokens)
         stream = self._layout.checkpoint_stream
-        found = await insist(lambda: self._connection.last_message(stream, subject))
+        found = await insist(
+            lambda: self._connection.last_message(stream, subject),
+            timeout_s=min(_LAST_S, self._connection.patience_s),
+        )
         if found is None:
             return None
         return int(found["seq"]), base64.b64decode(found.get("data") or "")
