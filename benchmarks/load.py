@@ -90,11 +90,15 @@ class _Sender:
         "done",
         "frame_bytes",
         "left",
+        "odd_bytes",
         "position",
+        "receive_into",
+        "send",
         "sock",
         "span",
         "started",
         "unsent",
+        "whole",
         "window",
     )
 
@@ -119,9 +123,11 @@ class _Sender:
             raise ValueError("topics differ in length")
         self.span = self.frame_bytes * count
         self.block = memoryview(b"".join(frames) * 2)
+        self.whole = self.block[: self.span]
         self.position = 0  # in the first half of the block
         self.unsent = 0  # bytes from `position` on that the window allows and the socket refused
-        self.carry = b""  # of an acknowledgement cut by a read
+        self.odd_bytes = 0  # read of an acknowledgement that is not whole: QoS 1, ...
+        self.carry = b""  # ... and QoS 2
         self.done = 0
         self.left = spec.count // spec.connections if spec.count else 1 << 62  # frames, QoS 1
         self.started = False
@@ -130,17 +136,24 @@ class _Sender:
             spec.port, client_id, host=spec.host, protocol_version=spec.protocol_version
         )
         self.sock.setblocking(False)
+        self.send = self.sock.send
+        self.receive_into = self.sock.recv_into
 
     def push(self) -> bool:
         """Send what the window allows; False when the socket is full."""
-        while self.unsent:
-            upto = min(self.position + self.unsent, 2 * self.span)
+        unsent = self.unsent
+        while unsent:
+            position = self.position
             try:
-                sent = self.sock.send(self.block[self.position : upto])
+                sent = self.send(
+                    self.whole
+                    if unsent == self.span and not position
+                    else self.block[position : min(position + unsent, 2 * self.span)]
+                )
             except BlockingIOError:
                 return False
-            self.unsent -= sent
-            self.position = (self.position + sent) % self.span
+            self.unsent = unsent = unsent - sent
+            self.position = (position + sent) % self.span
         return True
 
 
@@ -187,6 +200,7 @@ def _pump_qos1(senders: dict[int, _Sender], poller: select.epoll, end: float, co
     _start_windows(senders, poller)
     total = 0
     clock, poll = time.monotonic, poller.poll
+    buffer = bytearray(65536)  # acknowledgements are counted by their bytes, never looked at
     while clock() < end and not (count and total >= count):
         for fd, event in poll(0.1):
             sender = senders[fd]
@@ -194,19 +208,16 @@ def _pump_qos1(senders: dict[int, _Sender], poller: select.epoll, end: float, co
                 poller.modify(fd, select.EPOLLIN)
             if not event & select.EPOLLIN:
                 continue
-            data = sender.sock.recv(65536)
-            if not data:
+            size = sender.receive_into(buffer)
+            if not size:
                 raise ConnectionError("closed by the broker")
-            if sender.carry:
-                data = sender.carry + data
-            acked = len(data) // _ACK_BYTES
-            sender.carry = data[acked * _ACK_BYTES :]
+            acked, sender.odd_bytes = divmod(sender.odd_bytes + size, _ACK_BYTES)
             sender.done += acked
             total += acked
             blocked = sender.unsent
-            frames = min(acked, sender.left)
+            frames = acked if acked < sender.left else sender.left
             sender.left -= frames
-            sender.unsent += frames * sender.frame_bytes
+            sender.unsent = blocked + frames * sender.frame_bytes
             if not blocked and not sender.push():
                 poller.modify(fd, select.EPOLLIN | select.EPOLLOUT)
 
