@@ -215,7 +215,7 @@ def _pump_qos1(senders: dict[int, _Sender], poller: select.epoll, end: float, co
             sender.done += acked
             total += acked
             blocked = sender.unsent
-            frames = acked if acked < sender.left else sender.left
+            frames = min(sender.left, acked)
             sender.left -= frames
             sender.unsent = blocked + frames * sender.frame_bytes
             if not blocked and not sender.push():
