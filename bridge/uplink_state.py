@@ -585,14 +585,21 @@ class UplinkState:
         """Return when a hold ends."""
         return self._hold_until_s
 
-    def handle_timeout(self, now_s: float) -> list[UplinkEvent]:
-        """Return `Redial` when bytes in flight have stood still for too long."""
-        if not self.connected or not self._in_flight:
+    def handle_timeout(self, now_s: float, *, unheard: bool = False) -> list[UplinkEvent]:
+        """Return `Redial` when bytes in flight have stood still for too long.
+
+        Args:
+            now_s: Now.
+            unheard: Nothing may be sent before the cloud has said what it holds, which it has not
+                since the connection was made.
+        """
+        if not self.connected or not (self._in_flight or unheard):
             return []
         silent_s = now_s - self._progress_s
         if silent_s < self._limits.ack_timeout_s:
             return []
-        return [Redial(f"connected, but nothing was acknowledged for {silent_s:.0f} s")]
+        what = "the cloud has not said what it holds" if unheard else "nothing was acknowledged"
+        return [Redial(f"connected, but {what} for {silent_s:.0f} s")]
 
     # ---- inner
 

@@ -66,7 +66,7 @@ _REPORTS_MAX = 16  # on their way to the cloud at once
 _NEVER_S = 1e10  # no clock is wrong by that much
 _LOG_EVERY_S = 10.0
 _RETRY_S = 1.0
-_WELCOME_S = 10.0  # how long after its answer to the hello the cloud's word is waited for
+_HELLO_AGAIN_S = 5.0  # after the answer to a hello that no welcome has come with
 _WAITING_MAX = 1_000  # messages from the link not looked at yet
 
 
@@ -140,7 +140,7 @@ class Commands:
         clock: Clock,
         journal: Callable[[], tuple[int, int]],
         repair: ClockRepairing | None = None,
-        meet: Callable[[int | None], Awaitable[None]] | None = None,
+        meet: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self._store = store
         self._config = config
@@ -148,8 +148,8 @@ class Commands:
         self._journal = journal
         self._repair = repair
         self._meet = meet
-        self._met_by_s: float | None = None  # then a cloud that has our hello will not say
-        self._word: tuple[int | None] | None = None  # what it holds, or that it does not say
+        self._word: int | None = None  # the highest seq that the cloud holds; None: not heard yet
+        self._again_s: float | None = None  # when the hello is said again, unless that was heard
         self._hello_s = 0.0  # when the last hello was said
         self._broker: CommandBroker | None = None
         self._link: CommandLink | None = None
@@ -208,7 +208,7 @@ class Commands:
         """A connection to the cloud is up."""
         self._link = link
         self._hello_due = True
-        self._met_by_s = None
+        self._again_s = None
         self._reporting.clear()
         if self._repair is not None:
             self._repair.linked(link)
@@ -223,14 +223,18 @@ class Commands:
             self._repair.unlinked()
 
     def ready(self) -> bool:
-        """Return True once readings may go: the cloud has said what it holds, or keeps silent."""
+        """Return True once readings may go: the journal was compared with what the cloud holds."""
         if self._meet is None:
             return True
-        silent = self._met_by_s is not None and self._clock.monotonic_s() >= self._met_by_s
-        if silent and self._word is None:
-            self._word = (None,)
+        if self._again_s is not None and self._clock.monotonic_s() >= self._again_s:
+            self._again_s = None
+            self._hello_due = True
             self._wake.set()
         return False
+
+    def unheard(self) -> bool:
+        """Return True while that waits for the cloud's word, and not for the journal."""
+        return self._meet is not None and self._word is None
 
     def received(self, payload: bytes) -> bool:
         """Take what came down; False when it is none of ours."""
@@ -253,7 +257,7 @@ class Commands:
         if self._repair is not None:
             self._repair.welcomed(welcome, self._hello_s)
         if welcome.epoch == self._journal()[0]:
-            self._word = (welcome.assigned,)
+            self._word = welcome.assigned
 
     # ---- the loop --------------------------------------------------------------------------------
 
@@ -287,7 +291,7 @@ class Commands:
     async def _compare(self) -> None:
         """Tell the journal what the cloud holds of it, once that is known."""
         if self._meet is not None and self._word is not None:
-            await self._meet(*self._word)
+            await self._meet(self._word)
             self._meet = None
 
     async def _turn(self) -> None:
@@ -304,8 +308,8 @@ class Commands:
         self._report()
 
     def _heard(self, _code: int) -> None:
-        """The cloud has answered the hello, or refused it: its word comes now or never."""
-        self._met_by_s = self._clock.monotonic_s() + _WELCOME_S
+        """The cloud has answered the hello, or cannot now: its word comes soon, or was lost."""
+        self._again_s = self._clock.monotonic_s() + _HELLO_AGAIN_S
 
     async def _take(self, message: Message) -> None:
         if isinstance(message, Command):

@@ -123,14 +123,14 @@ class Journal:
                 raise
         self._news.ring()
 
-    async def meet(self, held_seq: int | None) -> None:
+    async def meet(self, held_seq: int) -> None:
         """Hear up to which seq of this epoch the cloud holds some, before anything is sent to it.
 
         The first word of a process counts: a journal that had given out less before is an older
         copy, and what was captured since gets new seqs (journal_older.py).
 
         Args:
-            held_seq: The highest; None for a cloud that does not say.
+            held_seq: The highest.
 
         Raises:
             JournalError: the disk is full or fails: nothing may be sent before it is done.
@@ -140,9 +140,8 @@ class Journal:
             unmet_seq = keeper.state.unmet_seq
             if unmet_seq is None:
                 return
-            older = held_seq is not None and held_seq > unmet_seq
+            older = held_seq > unmet_seq
             if older:
-                assert held_seq is not None
                 await go_past(
                     self._path, keeper, self._tail, self._clock, self._committer.on_commit,
                     held_seq,

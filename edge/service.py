@@ -193,10 +193,9 @@ class EdgeService:
     ) -> None:
         """Begin to take what comes down: commands for devices' sessions, and the true time."""
 
-        async def meet(held_seq: int | None) -> None:
+        async def meet(held_seq: int) -> None:
             await journal.meet(held_seq)
-            if held_seq is not None:
-                uplink.met(held_seq)
+            uplink.met(held_seq)
 
         commands = Commands(
             CommandStore(self._config.data / "edge" / "commands.db"),

@@ -72,6 +72,10 @@ class Downlink(Protocol):
         """Return True once readings may go on this connection."""
         ...
 
+    def unheard(self) -> bool:
+        """Return True while they may not because the cloud has not said what it holds."""
+        ...
+
     def received(self, payload: bytes, /) -> bool:
         """Take a control message; False when it is none of its own."""
         ...
@@ -299,6 +303,8 @@ class Uplink:
             if self._stopping and not self._state.batches_in_flight:
                 return
             if not self._stopping and self._downlink is not None and not self._downlink.ready():
+                now_s = self._clock.monotonic_s()
+                self._redial_when_due(connection, now_s, unheard=self._downlink.unheard())
                 await self._wait(_READY_S)
                 continue
             await self._asides.finish()
@@ -335,7 +341,13 @@ class Uplink:
         if moved.outstanding and moved.acked > self._acked_mark:
             self._state.progressed(now_s)
         self._acked_mark = moved.acked
-        for event in self._state.handle_timeout(now_s):
+        self._redial_when_due(connection, now_s)
+
+    def _redial_when_due(
+        self, connection: UplinkConnection, now_s: float, *, unheard: bool = False
+    ) -> None:
+        """Drop a connection that nothing gets through; `unheard` as for the state."""
+        for event in self._state.handle_timeout(now_s, unheard=unheard):
             assert isinstance(event, Redial)
             connection.abort(event.cause)
 

@@ -143,7 +143,8 @@ class UplinkConfig:
         30,
         unit="s",
         minimum=1,
-        help="When bytes on their way stand still for this long the connection is dialled anew.",
+        help="When bytes on their way stand still for this long, or the cloud does not say what it "
+        "holds before the first, the connection is dialled anew.",
     )
     connect_timeout_s: float = setting(
         10,

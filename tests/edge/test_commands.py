@@ -1,4 +1,4 @@
-"""When the first readings of a process may go: the cloud has said what it holds, or will not."""
+"""When the first readings of a process may go: the cloud has said what it holds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Gateway:
     def __init__(self, path: Path) -> None:
         self.clock = ManualClock()
         self.hellos: list[Callable[[int], None]] = []  # unanswered
-        self.told: list[int | None] = []
+        self.told: list[int] = []
         self.fault: JournalError | None = None
         self.was_told = asyncio.Event()
         self.store = CommandStore(path)
@@ -38,7 +38,7 @@ class Gateway:
         self.hellos.append(answered)
         return True
 
-    async def meet(self, held_seq: int | None) -> None:
+    async def meet(self, held_seq: int) -> None:
         self.told.append(held_seq)
         self.was_told.set()
         if self.fault is not None:
@@ -68,6 +68,11 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     await gateway.commands.stop()
 
 
+async def turns() -> None:
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
 def welcome(held_seq: int, epoch: int = EPOCH) -> bytes:
     return seal_message(Welcome(epoch, held_seq))
 
@@ -80,30 +85,42 @@ async def test_readings_wait_for_the_clouds_word(gateway: Gateway) -> None:
     assert gateway.told == [9]
 
 
-async def test_a_line_that_dies_before_the_word_is_no_silent_cloud(gateway: Gateway) -> None:
+async def test_nothing_goes_uncompared_however_long_the_cloud_is_silent(gateway: Gateway) -> None:
     for _ in range(3):
-        await gateway.greets()
+        answered = await gateway.greets()
         gateway.clock.advance(3600)
         assert not gateway.commands.ready()
+        answered(0)
+        gateway.commands.received(welcome(9, EPOCH + 1))  # of another journal
+        gateway.clock.advance(3600)
+        assert not gateway.commands.ready()
+        assert gateway.commands.unheard()
         gateway.commands.unlinked()
-    answered = await gateway.greets()
-    answered(0)
-    gateway.clock.advance(9)
-    assert not gateway.commands.ready()
-    gateway.commands.unlinked()
-    await gateway.greets()  # its answer counts on its own connection only
-    gateway.clock.advance(2)
-    assert not gateway.commands.ready()
     assert gateway.told == []
 
 
-async def test_a_cloud_that_has_the_hello_and_says_nothing_is_sent_to(gateway: Gateway) -> None:
+@pytest.mark.parametrize("code", [0, 0x83])
+async def test_a_hello_whose_welcome_was_lost_or_refused_is_said_again(
+    gateway: Gateway, code: int
+) -> None:
     answered = await gateway.greets()
-    answered(0)
-    gateway.commands.received(welcome(9, EPOCH + 1))  # of another journal
-    gateway.clock.advance(11)
+    gateway.hellos.clear()
+    answered(code)
+    gateway.clock.advance(4)
+    assert not gateway.commands.ready()
+    await turns()
+    assert gateway.hellos == []
+    gateway.clock.advance(2)
+    assert not gateway.commands.ready()
+    await turns()
+    assert len(gateway.hellos) == 1
+    gateway.clock.advance(3600)  # not before it is answered
+    assert not gateway.commands.ready()
+    await turns()
+    assert len(gateway.hellos) == 1
+    gateway.commands.received(welcome(9))
     await gateway.ready()
-    assert gateway.told == [None]
+    assert gateway.told == [9]
 
 
 async def test_nothing_goes_while_the_journal_cannot_be_compared(

@@ -59,10 +59,10 @@ async def test_what_was_captured_in_any_session_since_gets_new_seqs(tmp_path: Pa
         assert payloads_in(await read_all(journal)) == kept + captured
 
 
-async def test_a_cloud_that_does_not_say_changes_nothing(tmp_path: Path) -> None:
+async def test_only_the_clouds_first_word_counts(tmp_path: Path) -> None:
     async with journal_at(tmp_path) as journal:
         payloads = await fill(journal, 2)
-        await journal.meet(None)
+        await journal.meet(0)
         await journal.meet(HELD_SEQ)  # too late: some may have been sent
         assert payloads_in(await read_all(journal)) == payloads
         assert journal.last_seq == 6

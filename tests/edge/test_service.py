@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from runtime.clock import SystemClock
 from runtime.service import StartError
 from tests.kit.brokers import WireClient
 from tests.kit.cloud_peer import CloudPeer
+from tests.kit.proxy import Proxy
 
 
 def gateway(folder: Path, *endpoints: str) -> EdgeConfig:
@@ -89,6 +90,65 @@ async def test_the_cloud_is_asked_before_anything_goes_up_however_long_the_start
         async with running(gateway(tmp_path, cloud.url)):
             await cloud.until("all taken", lambda: len(cloud.rows) >= 50)
     assert cloud.topics[0] == "tidegate/v1/ctl/gw-1"
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3], ids=["CONNECT", "SUBSCRIBE", "hello"])
+async def test_a_line_that_dies_before_the_clouds_word_is_dialled_anew_and_nothing_goes_uncompared(
+    tmp_path: Path, passes: int
+) -> None:
+    """The second connection goes through; the first ends with the gateway's first packets."""
+    async with running(gateway(tmp_path)) as service:
+        await publish(service, "devices/d1/t", numbered(50))
+    async with CloudPeer() as cloud, Proxy("127.0.0.1", cloud.port) as proxy:
+        cloud.held.add(1, 100)  # of a journal that was put back from an older copy
+        left = iter([passes])
+
+        def silent_behind() -> Callable[[bytes], bytes]:
+            rest = next(left, None)
+
+            def change(packet: bytes) -> bytes:
+                nonlocal rest
+                if rest is None:
+                    return packet
+                rest -= 1
+                return packet if rest >= 0 else b""
+
+            return change
+
+        def connack_only() -> Callable[[bytes], bytes]:
+            first = proxy.connections == 1
+            return lambda packet: packet if not first or packet[0] >> 4 == 2 else b""
+
+        proxy.up.packets, proxy.down.packets = silent_behind, connack_only
+        config = gateway(tmp_path, proxy.url)
+        config = replace(config, uplink=replace(config.uplink, ack_timeout_s=1))
+        async with running(config) as service:
+            await proxy.until_connections(2)
+            assert not cloud.batches
+            await cloud.until("all taken", lambda: len(cloud.rows) >= 50)
+            assert "has not said what it holds" in service.status()["uplink"]["last_error"]
+    assert min(seq for seq, _ in cloud.rows) > 100
+
+
+async def test_a_welcome_that_was_lost_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.commands._HELLO_AGAIN_S", 0.01)
+    async with running(gateway(tmp_path)) as service:
+        await publish(service, "devices/d1/t", numbered(50))
+    async with CloudPeer() as cloud, Proxy("127.0.0.1", cloud.port) as proxy:
+        cloud.held.add(1, 100)
+        lost = iter([True])
+
+        def lossy() -> Callable[[bytes], bytes]:
+            return lambda packet: b"" if packet[0] >> 4 == 3 and next(lost, False) else packet
+
+        proxy.down.packets = lossy
+        async with running(gateway(tmp_path, proxy.url)):
+            await cloud.until("all taken", lambda: len(cloud.rows) >= 50)
+        assert proxy.connections == 1
+        assert cloud.topics[:2] == ["tidegate/v1/ctl/gw-1"] * 2
+    assert min(seq for seq, _ in cloud.rows) > 100
 
 
 async def test_what_lies_behind_what_the_cloud_has_is_backlog_to_a_process_that_begins(
