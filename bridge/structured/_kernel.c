@@ -30,6 +30,7 @@
 #define HALVED (4 * (HALVED_BITS_MAX - BUCKET_BITS_MIN + 1))
 #define BIG (BUCKETS + HALVED + 2 * (BUCKET_BITS_MAX - HALVED_BITS_MAX))
 #define ESCAPE (BIG + 1)
+_Static_assert(ESCAPE == KERNEL_ESCAPE, "one number for what is no integer");
 
 #define ALPHABET_MAX 256
 
@@ -47,22 +48,21 @@ static int bit_length(uint64_t magnitude)
 
 /* Puts the spans of the symbols from `from` to `to`, the tables being as they are. */
 int kernel_write_symbols(PyObject *put, PyObject *spans, PyObject *logs, PyObject *contexts,
-                         PyObject *cells, PyObject *symbols, PyObject *after, Py_ssize_t from,
-                         Py_ssize_t to)
+                         const Py_ssize_t *cells, const int *symbols, PyObject *after,
+                         Py_ssize_t from, Py_ssize_t to)
 {
     for (Py_ssize_t i = from; i < to; i++) {
-        Py_ssize_t cell, which, symbol;
-        if (kernel_index(cells, i, &cell) || kernel_index(symbols, i, &symbol) ||
-            kernel_index(contexts, cell, &which))
+        Py_ssize_t which;
+        if (kernel_index(contexts, cells[i], &which))
             return -1;
         PyObject *table = kernel_item(spans, which);
-        PyObject *span = table ? kernel_item(table, symbol) : NULL;
+        PyObject *span = table ? kernel_item(table, symbols[i]) : NULL;
         PyObject *log = span ? kernel_item(logs, which) : NULL;
-        PyObject *next = log ? kernel_item(after, symbol) : NULL;
+        PyObject *next = log ? kernel_item(after, symbols[i]) : NULL;
         if (next == NULL || PyList_Append(put, span) < 0 ||
-            PyList_Append(log, PyList_GET_ITEM(symbols, i)) < 0)
+            kernel_append_new(log, PyLong_FromLong(symbols[i])))
             return -1;
-        kernel_put_item(contexts, cell, next);
+        kernel_put_item(contexts, cells[i], next);
     }
     return 0;
 }
@@ -109,13 +109,13 @@ static Py_ssize_t take_symbol(PyObject *spans, PyObject *words, int64_t *at, uin
 }
 
 /* Puts the symbols of the cells from `from` to `to`; takes `state` and `at` on. */
-int kernel_read_symbols(PyObject *out, PyObject *words, int64_t *at, uint64_t *state,
-                        PyObject *spans, PyObject *logs, PyObject *contexts, PyObject *cells,
+int kernel_read_symbols(int *out, PyObject *words, int64_t *at, uint64_t *state, PyObject *spans,
+                        PyObject *logs, PyObject *contexts, const Py_ssize_t *cells,
                         PyObject *after, Py_ssize_t from, Py_ssize_t to)
 {
     for (Py_ssize_t i = from; i < to; i++) {
-        Py_ssize_t cell, which;
-        if (kernel_index(cells, i, &cell) || kernel_index(contexts, cell, &which))
+        Py_ssize_t which;
+        if (kernel_index(contexts, cells[i], &which))
             return -1;
         PyObject *table = kernel_item(spans, which);
         Py_ssize_t symbol = table ? take_symbol(table, words, at, state) : -1;
@@ -123,15 +123,10 @@ int kernel_read_symbols(PyObject *out, PyObject *words, int64_t *at, uint64_t *s
             return -1;
         PyObject *log = kernel_item(logs, which);
         PyObject *next = log ? kernel_item(after, symbol) : NULL;
-        PyObject *number = next ? PyLong_FromSsize_t(symbol) : NULL;
-        if (number == NULL)
+        if (next == NULL || kernel_append_new(log, PyLong_FromSsize_t(symbol)))
             return -1;
-        if (PyList_Append(log, number) < 0 || PyList_Append(out, number) < 0) {
-            Py_DECREF(number);
-            return -1;
-        }
-        Py_DECREF(number);
-        kernel_put_item(contexts, cell, next);
+        out[i] = (int)symbol;
+        kernel_put_item(contexts, cells[i], next);
     }
     return 0;
 }
@@ -226,18 +221,16 @@ static PyObject *frequencies(PyObject *self, PyObject *args)
 
 /* ---- residuals ----------------------------------------------------------------------------- */
 
-/* Appends the low `count` bits of `value` as a text of 0 and 1. */
+/* Appends the low `count` bits of `value` as signs 0 and 1, the lowest first. */
 static int put_bits(PyObject *plain, int count, uint64_t value)
 {
-    char text[64];
-    for (int i = 0; i < count; i++)
-        text[i] = '0' + (char)(value >> (count - 1 - i) & 1);
-    PyObject *bits = PyUnicode_FromStringAndSize(text, count);
-    if (bits == NULL)
+    Py_ssize_t size = PyByteArray_GET_SIZE(plain);
+    if (PyByteArray_Resize(plain, size + count) < 0)
         return -1;
-    int failed = PyList_Append(plain, bits);
-    Py_DECREF(bits);
-    return failed;
+    char *text = PyByteArray_AS_STRING(plain) + size;
+    for (int i = 0; i < count; i++)
+        text[i] = '0' + (char)(value >> i & 1);
+    return 0;
 }
 
 /* Returns the symbol of an integer, its plain bits appended; -1 with an error set. */
@@ -269,8 +262,12 @@ int kernel_symbol_of(int64_t value, PyObject *plain)
     return BUCKETS + ((bits - BUCKET_BITS_MIN) * 2 + half) * 2 + negative;
 }
 
-PyObject *kernel_symbols(PyObject *steps, PyObject *plain)
+static PyObject *symbols_of(PyObject *self, PyObject *args)
 {
+    (void)self;
+    PyObject *steps, *plain;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyList_Type, &steps, &PyByteArray_Type, &plain))
+        return NULL;
     Py_ssize_t n = PyList_GET_SIZE(steps);
     PyObject *out = PyList_New(n);
     if (out == NULL)
@@ -296,15 +293,6 @@ PyObject *kernel_symbols(PyObject *steps, PyObject *plain)
 failed:
     Py_DECREF(out);
     return NULL;
-}
-
-static PyObject *symbols_of(PyObject *self, PyObject *args)
-{
-    (void)self;
-    PyObject *steps, *plain;
-    if (!PyArg_ParseTuple(args, "O!O!", &PyList_Type, &steps, &PyList_Type, &plain))
-        return NULL;
-    return kernel_symbols(steps, plain);
 }
 
 /* Reads `count` plain bits before `*end`; -1 with EOFError set when there are not so many. */
@@ -363,74 +351,69 @@ static int integer_of(long symbol, PyObject *plain, Py_ssize_t *end, int64_t *va
     return 0;
 }
 
-PyObject *kernel_integers(PyObject *symbols, PyObject *plain, Py_ssize_t *end)
+/* Turns symbols into integers, none for an escape; -1 with an error set. */
+int kernel_integers(const int *symbols, Py_ssize_t n, PyObject *plain, Py_ssize_t *end,
+                    KernelMaybe *out)
 {
-    if (!PyUnicode_IS_ASCII(plain) || *end > PyUnicode_GET_LENGTH(plain))
-        return PyErr_Format(PyExc_ValueError, "no such bits");
-    Py_ssize_t n = PyList_GET_SIZE(symbols);
-    PyObject *out = PyList_New(n);
-    if (out == NULL)
-        return NULL;
-    for (Py_ssize_t i = 0; i < n; i++) {
-        long symbol = PyLong_AsLong(PyList_GET_ITEM(symbols, i));
-        PyObject *number = NULL;
-        if (symbol == ESCAPE) {
-            number = Py_None;
-            Py_INCREF(number);
-        } else if (symbol < 0 || symbol > ESCAPE) {
-            if (!PyErr_Occurred())
-                PyErr_SetString(PyExc_ValueError, "no such symbol");
-        } else {
-            int64_t value;
-            if (integer_of(symbol, plain, end, &value) == 0)
-                number = PyLong_FromLongLong(value);
-        }
-        if (number == NULL) {
-            Py_DECREF(out);
-            return NULL;
-        }
-        PyList_SET_ITEM(out, i, number);
+    if (!PyUnicode_IS_ASCII(plain) || *end > PyUnicode_GET_LENGTH(plain)) {
+        PyErr_SetString(PyExc_ValueError, "no such bits");
+        return -1;
     }
-    return out;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        out[i].there = symbols[i] != ESCAPE;
+        out[i].value = 0;
+        if (symbols[i] < 0 || symbols[i] > ESCAPE) {
+            PyErr_SetString(PyExc_ValueError, "no such symbol");
+            return -1;
+        }
+        if (out[i].there && integer_of(symbols[i], plain, end, &out[i].value) < 0)
+            return -1;
+    }
+    return 0;
 }
 
 static PyObject *integers_of(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *symbols, *plain;
+    PyObject *given, *plain, *out = NULL;
     Py_ssize_t end;
-    if (!PyArg_ParseTuple(args, "O!O!n", &PyList_Type, &symbols, &PyUnicode_Type, &plain, &end))
+    if (!PyArg_ParseTuple(args, "O!O!n", &PyList_Type, &given, &PyUnicode_Type, &plain, &end))
         return NULL;
-    PyObject *out = kernel_integers(symbols, plain, &end);
+    Py_ssize_t n = PyList_GET_SIZE(given);
+    int *symbols = kernel_numbers_of(given);
+    KernelMaybe *steps = PyMem_New(KernelMaybe, n + 1);
+    if (steps == NULL)
+        PyErr_NoMemory();
+    else if (symbols != NULL && kernel_integers(symbols, n, plain, &end, steps) == 0)
+        out = kernel_list_of(steps, n);
+    PyMem_Free(symbols);
+    PyMem_Free(steps);
     return out ? Py_BuildValue("Nn", out, end) : NULL;
 }
 
 /* ---- one by one ---------------------------------------------------------------------------- */
 
 /* Notes a symbol in its table, which may be rebuilt. */
-static int note_symbol(PyObject *table, PyObject *symbol)
+static int note_symbol(PyObject *table, long symbol)
 {
     int64_t due;
     PyObject *log = kernel_get(table, NAME_log, &PyList_Type);
-    if (log == NULL || PyList_Append(log, symbol) < 0 || kernel_need_number(table, NAME_due, &due))
+    if (log == NULL || kernel_append_new(log, PyLong_FromLong(symbol)) || kernel_need_number(table, NAME_due, &due))
         return -1;
     return PyList_GET_SIZE(log) >= due ? kernel_rebuild_table(table) : 0;
 }
 
-static int write_symbol(PyObject *put, PyObject *table, long number)
+int kernel_put_symbol(PyObject *put, PyObject *table, long number)
 {
     PyObject *spans = kernel_get(table, NAME_spans, &PyList_Type);
     PyObject *span = spans ? kernel_item(spans, number) : NULL;
-    PyObject *symbol = span ? PyLong_FromLong(number) : NULL;
-    int failed = symbol == NULL || PyList_Append(put, span) < 0 || note_symbol(table, symbol) < 0;
-    Py_XDECREF(symbol);
-    return failed ? -1 : 0;
+    return span == NULL || PyList_Append(put, span) < 0 ? -1 : note_symbol(table, number);
 }
 
 int kernel_write_number(PyObject *put, PyObject *plain, PyObject *table, int64_t value)
 {
     int symbol = kernel_symbol_of(value, plain);
-    return symbol < 0 ? -1 : write_symbol(put, table, symbol);
+    return symbol < 0 ? -1 : kernel_put_symbol(put, table, symbol);
 }
 
 PyObject *kernel_write_symbol(PyObject *self, PyObject *args)
@@ -439,7 +422,7 @@ PyObject *kernel_write_symbol(PyObject *self, PyObject *args)
     PyObject *put, *table;
     long symbol;
     if (!PyArg_ParseTuple(args, "O!Ol", &PyList_Type, &put, &table, &symbol) ||
-        write_symbol(put, table, symbol) < 0)
+        kernel_put_symbol(put, table, symbol) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -449,7 +432,7 @@ PyObject *kernel_write_integer(PyObject *self, PyObject *args)
     (void)self;
     PyObject *put, *plain, *table, *number;
     int overflow;
-    if (!PyArg_ParseTuple(args, "O!O!OO", &PyList_Type, &put, &PyList_Type, &plain, &table,
+    if (!PyArg_ParseTuple(args, "O!O!OO", &PyList_Type, &put, &PyByteArray_Type, &plain, &table,
                           &number))
         return NULL;
     long long value = PyLong_AsLongLongAndOverflow(number, &overflow);
@@ -475,10 +458,7 @@ static long next_symbol(PyObject *reader, PyObject *table)
     if (symbol < 0 || kernel_set_number(reader, NAME_state, (int64_t)state) ||
         (at != before && kernel_set_number(reader, NAME_at, at)))
         return -1;
-    PyObject *number = PyLong_FromSsize_t(symbol);
-    int failed = number == NULL || note_symbol(table, number) < 0;
-    Py_XDECREF(number);
-    return failed ? -1 : (long)symbol;
+    return note_symbol(table, (long)symbol) < 0 ? -1 : (long)symbol;
 }
 
 /* Reads an integer; returns 1 for an escape, which is none, and -1 with an error set. */
@@ -583,15 +563,15 @@ PyObject *kernel_bit_sizes(PyObject *self, PyObject *steps)
     X(read_chain)                                                                                 \
     X(read_gap)                                                                                   \
     X(read_integer)                                                                               \
-    X(read_numbers)                                                                               \
+    X(read_columns)                                                                               \
     X(read_symbol)                                                                                \
     X(rebuild)                                                                                    \
     X(show_all)                                                                                   \
     X(take_due)                                                                                   \
     X(write_chain)                                                                                \
+    X(write_columns)                                                                              \
     X(write_gap)                                                                                  \
     X(write_integer)                                                                              \
-    X(write_numbers)                                                                              \
     X(write_symbol)
 
 #define AS_DECLARED(name) PyObject *kernel_##name(PyObject *self, PyObject *args);
@@ -623,7 +603,7 @@ PyMODINIT_FUNC PyInit__kernel(void)
     if (kernel_names_ready() < 0)
         return NULL;
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 4) < 0)
+    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 5) < 0)
         Py_CLEAR(made);
     return made;
 }

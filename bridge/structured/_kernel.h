@@ -21,6 +21,7 @@
     X(burst_length)                                                                               \
     X(bytes)                                                                                      \
     X(cells)                                                                                      \
+    X(chain)                                                                                      \
     X(changes)                                                                                    \
     X(clear)                                                                                      \
     X(cold)                                                                                       \
@@ -30,7 +31,10 @@
     X(complete)                                                                                   \
     X(contexts)                                                                                   \
     X(counts)                                                                                     \
+    X(decimals)                                                                                   \
     X(due)                                                                                        \
+    X(elsewhere)                                                                                  \
+    X(escapes)                                                                                    \
     X(extend)                                                                                     \
     X(family)                                                                                     \
     X(flags)                                                                                      \
@@ -39,6 +43,7 @@
     X(gain)                                                                                       \
     X(gap)                                                                                        \
     X(gap_size)                                                                                   \
+    X(here)                                                                                       \
     X(hot)                                                                                        \
     X(hot_columns)                                                                                \
     X(index)                                                                                      \
@@ -46,9 +51,11 @@
     X(json)                                                                                       \
     X(keep_sample)                                                                                \
     X(key)                                                                                        \
+    X(kind)                                                                                       \
     X(known)                                                                                      \
     X(last)                                                                                       \
     X(layouts)                                                                                    \
+    X(lengths)                                                                                    \
     X(literal_bytes)                                                                              \
     X(literals)                                                                                   \
     X(log)                                                                                        \
@@ -57,7 +64,9 @@
     X(members)                                                                                    \
     X(mode)                                                                                       \
     X(multiple)                                                                                   \
+    X(native)                                                                                     \
     X(noted)                                                                                      \
+    X(of_siblings)                                                                                \
     X(order)                                                                                      \
     X(param)                                                                                      \
     X(payloads)                                                                                   \
@@ -68,11 +77,15 @@
     X(plain_at)                                                                                   \
     X(plan)                                                                                       \
     X(predictor)                                                                                  \
+    X(prepare)                                                                                    \
     X(printer)                                                                                    \
     X(prior)                                                                                      \
     X(readings)                                                                                   \
     X(recent)                                                                                     \
     X(recent_aux)                                                                                 \
+    X(ref)                                                                                        \
+    X(referred)                                                                                   \
+    X(referred_outside)                                                                           \
     X(resembles)                                                                                  \
     X(rows)                                                                                       \
     X(samples)                                                                                    \
@@ -87,6 +100,7 @@
     X(template)                                                                                   \
     X(templates)                                                                                  \
     X(text_index)                                                                                 \
+    X(texts)                                                                                      \
     X(times)                                                                                      \
     X(tokens)                                                                                     \
     X(total)                                                                                      \
@@ -106,6 +120,12 @@ int kernel_names_ready(void);
 
 /* ---- access: _kernel_access.c ---------------------------------------------------------------- */
 
+/* An integer, or none. */
+typedef struct {
+    int there;
+    int64_t value;
+} KernelMaybe;
+
 /* Where objects of a class keep an attribute: its place within the object, 0 where it has none. */
 typedef struct {
     PyTypeObject *type;
@@ -118,6 +138,9 @@ extern KernelSlot kernel_slots[NAMES][KERNEL_CLASSES];
 
 PyObject **kernel_find_slot(PyObject *object, int name);
 PyObject *kernel_no_item(PyObject *list);
+int kernel_append_new(PyObject *list, PyObject *item);
+int *kernel_numbers_of(PyObject *list);
+Py_ssize_t *kernel_places_of(PyObject *list);
 PyObject *kernel_get(PyObject *object, int name, PyTypeObject *type);
 int kernel_get_number(PyObject *object, int name, int64_t *out);
 int kernel_need_number(PyObject *object, int name, int64_t *out);
@@ -161,29 +184,59 @@ static inline void kernel_put_item(PyObject *list, Py_ssize_t at, PyObject *valu
     Py_DECREF(before);
 }
 
+PyObject *kernel_list_of(const KernelMaybe *numbers, Py_ssize_t n);
+
 /* ---- _kernel.c ------------------------------------------------------------------------------- */
 
-PyObject *kernel_symbols(PyObject *steps, PyObject *plain);
-PyObject *kernel_integers(PyObject *symbols, PyObject *plain, Py_ssize_t *end);
+#define KERNEL_ESCAPE 62 /* the symbol that says: no integer */
+
 PyObject *kernel_frequencies(PyObject *prior, PyObject *counts, long gain);
 int kernel_write_symbols(PyObject *put, PyObject *spans, PyObject *logs, PyObject *contexts,
-                         PyObject *cells, PyObject *symbols, PyObject *after, Py_ssize_t from,
-                         Py_ssize_t to);
-int kernel_read_symbols(PyObject *out, PyObject *words, int64_t *at, uint64_t *state,
-                        PyObject *spans, PyObject *logs, PyObject *contexts, PyObject *cells,
+                         const Py_ssize_t *cells, const int *symbols, PyObject *after,
+                         Py_ssize_t from, Py_ssize_t to);
+int kernel_read_symbols(int *out, PyObject *words, int64_t *at, uint64_t *state, PyObject *spans,
+                        PyObject *logs, PyObject *contexts, const Py_ssize_t *cells,
                         PyObject *after, Py_ssize_t from, Py_ssize_t to);
-
 int kernel_symbol_of(int64_t value, PyObject *plain);
+int kernel_integers(const int *symbols, Py_ssize_t n, PyObject *plain, Py_ssize_t *end,
+                    KernelMaybe *out);
+int kernel_put_symbol(PyObject *put, PyObject *table, long number);
 int kernel_write_number(PyObject *spans, PyObject *plain, PyObject *table, int64_t value);
 int kernel_read_number(PyObject *reader, PyObject *table, int64_t *value);
 
-/* ---- the other parts ------------------------------------------------------------------------- */
+/* ---- _kernel_chains.c ------------------------------------------------------------------------ */
 
 int kernel_rebuild_table(PyObject *table);
-PyObject *kernel_predict_lists(PyObject *lists[6], int kind, int64_t num, int64_t den,
-                               PyObject *recent, PyObject *recent_aux, int forward,
-                               int64_t after[2]);
-PyObject *kernel_parse_by_key(PyObject *tokens, PyObject *key);
-PyObject *kernel_show_by_key(PyObject *values, PyObject *key);
+int kernel_code_chain(PyObject *put, PyObject *chain, PyObject *contexts, const Py_ssize_t *cells,
+                      Py_ssize_t n, const int *symbols, PyObject *after);
+int kernel_take_chain(PyObject *reader, PyObject *chain, PyObject *contexts,
+                      const Py_ssize_t *cells, Py_ssize_t n, int *symbols, PyObject *after);
+
+/* ---- _kernel_predict.c ----------------------------------------------------------------------- */
+
+/* The rows in which a column is coded; refs: what it refers to there, NULL where that is nothing. */
+typedef struct {
+    Py_ssize_t n;
+    const Py_ssize_t *cells;
+    const int64_t *times;
+    const KernelMaybe *refs;
+} KernelRows;
+
+int kernel_load(PyObject *item, KernelMaybe *out);
+int kernel_predict_rows(PyObject *column, PyObject *state, const KernelRows *rows, KernelMaybe *xs,
+                        PyObject *numbers, int forward);
+
+/* ---- _kernel_spell.c ------------------------------------------------------------------------- */
+
+typedef struct {
+    int kind, digits;
+    const char *text, *prefix, *suffix;
+    Py_ssize_t text_size, prefix_size, suffix_size;
+} KernelSpelling;
+
+int kernel_read_key(PyObject *key, KernelSpelling *by);
+int kernel_parse(const KernelSpelling *by, PyObject *token, KernelMaybe *out);
+int kernel_parse_other_decimal(PyObject *token, int *digits, KernelMaybe *out);
+PyObject *kernel_show(const KernelSpelling *by, int64_t value);
 
 #endif

@@ -2,10 +2,12 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from bridge.structured.assembly import Budget, Decoded, Placed
-from bridge.structured.coder import Reader
-from bridge.structured.context import Column, Source, Template
+from bridge.structured.coder import Reader, Writer
+from bridge.structured.columns import ReadColumn, WrittenColumn
+from bridge.structured.context import Column, ModelTables, Source, Template
 from bridge.structured.heads import FamilyRows, Row
 from bridge.structured.planner import BatchPlan
+from bridge.structured.references import Places, References
 from bridge.structured.review import SourceView
 from bridge.structured.room import Room
 from bridge.structured.symbols import Spans
@@ -119,19 +121,22 @@ class Kernel(Protocol):
         after: list[int],
         /,
     ) -> list[int]: ...
+    def read_columns(
+        self,
+        reader: Reader,
+        rows: FamilyRows,
+        items: list[ReadColumn],
+        references: References,
+        after: list[int],
+        one: Callable[[Column, Places], list[bytes]],
+        rest: Callable[[Column, Places, list[int | None]], list[bytes]],
+        escape: Callable[[Column], bytes],
+        /,
+    ) -> list[list[bytes]]: ...
     def read_gap(
         self, reader: Reader, gaps: list[Table], source: Source, /
     ) -> int | tuple[int | None] | None: ...
     def read_integer(self, reader: Reader, table: Table, /) -> int | None: ...
-    def read_numbers(
-        self,
-        reader: Reader,
-        column: Column,
-        chain: Chain,
-        rows: tuple[list[int], Sequence[int], Sequence[int | None]],
-        after: list[int],
-        /,
-    ) -> tuple[list[int | None] | None, list[bytes] | list[int | None] | None]: ...
     def read_symbol(self, reader: Reader, table: Table, /) -> int: ...
     def rebuild(self, table: Table, /) -> None: ...
     def show_all(
@@ -147,7 +152,7 @@ class Kernel(Protocol):
     def split_json(
         self, payload: bytes, /
     ) -> tuple[tuple[bytes, ...], tuple[bytes, ...]] | None: ...
-    def symbols_of(self, steps: list[int | None], plain: list[str], /) -> list[int]: ...
+    def symbols_of(self, steps: list[int | None], plain: bytearray, /) -> list[int]: ...
     def take_due(
         self, due: list[Source], expected: list[int], steps: list[int | None], /
     ) -> tuple[list[int], list[int]]: ...
@@ -161,27 +166,28 @@ class Kernel(Protocol):
         after: list[int],
         /,
     ) -> None: ...
+    def write_columns(
+        self,
+        writer: Writer,
+        rows: FamilyRows,
+        items: list[WrittenColumn],
+        references: References,
+        tables: ModelTables,
+        after: tuple[list[int], list[int]],
+        one: Callable[[Column, Places, Sequence[bytes]], None],
+        escape: Callable[[Column, bytes], bytes],
+        /,
+    ) -> None: ...
     def write_gap(
         self,
         put: Spans,
-        plain: list[str],
+        plain: bytearray,
         gaps: list[Table],
         source: Source,
         time: int,
         /,
     ) -> bool: ...
-    def write_integer(self, put: Spans, plain: list[str], table: Table, value: int, /) -> None: ...
-    def write_numbers(
-        self,
-        put: Spans,
-        plain: list[str],
-        column: Column,
-        chain: Chain,
-        rows: tuple[list[int], Sequence[int], Sequence[int | None]],
-        after: list[int],
-        tokens: Sequence[bytes],
-        /,
-    ) -> list[int | None] | None: ...
+    def write_integer(self, put: Spans, plain: bytearray, table: Table, value: int, /) -> None: ...
     def write_symbol(self, put: Spans, table: Table, symbol: int, /) -> None: ...
 
 VERSION: int

@@ -7,6 +7,7 @@
 
 #include "_kernel.h"
 
+#include <limits.h>
 #include <structmember.h>
 
 PyObject *kernel_names[NAMES];
@@ -31,6 +32,63 @@ PyObject *kernel_no_item(PyObject *list)
     else
         PyErr_SetString(PyExc_TypeError, "a list is needed");
     return NULL;
+}
+
+/* Appends an item that was made for it, NULL with an error set being none. */
+int kernel_append_new(PyObject *list, PyObject *item)
+{
+    int failed = item == NULL || PyList_Append(list, item);
+    Py_XDECREF(item);
+    return failed ? -1 : 0;
+}
+
+/* These return what a list of small integers holds, to be freed; NULL with an error set. */
+
+int *kernel_numbers_of(PyObject *list)
+{
+    Py_ssize_t n = PyList_GET_SIZE(list);
+    int *out = PyMem_New(int, n + 1);
+    if (out == NULL)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; out != NULL && i < n; i++) {
+        long number = PyLong_AsLong(PyList_GET_ITEM(list, i));
+        if (number == -1 && PyErr_Occurred()) {
+            PyMem_Free(out);
+            return NULL;
+        }
+        out[i] = number < INT_MIN || number > INT_MAX ? -1 : (int)number;
+    }
+    return out;
+}
+
+Py_ssize_t *kernel_places_of(PyObject *list)
+{
+    Py_ssize_t n = PyList_GET_SIZE(list);
+    Py_ssize_t *out = PyMem_New(Py_ssize_t, n + 1);
+    if (out == NULL)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; out != NULL && i < n; i++) {
+        out[i] = PyLong_AsSsize_t(PyList_GET_ITEM(list, i));
+        if (out[i] == -1 && PyErr_Occurred()) {
+            PyMem_Free(out);
+            return NULL;
+        }
+    }
+    return out;
+}
+
+PyObject *kernel_list_of(const KernelMaybe *numbers, Py_ssize_t n)
+{
+    PyObject *out = PyList_New(n);
+    for (Py_ssize_t i = 0; out != NULL && i < n; i++) {
+        PyObject *number =
+            numbers[i].there ? PyLong_FromLongLong(numbers[i].value) : Py_NewRef(Py_None);
+        if (number == NULL)
+            Py_CLEAR(out);
+        else
+            PyList_SET_ITEM(out, i, number);
+    }
+    return out;
 }
 
 /* Returns the place of an attribute that is a writable slot of the class; 0 where it is not. */

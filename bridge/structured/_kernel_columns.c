@@ -1,347 +1,477 @@
-/* Columns of symbols and of numbers in C: docs/link-format-structured.md sections 3.2 and 5.
+/* The columns of a family in C: docs/link-format-structured.md section 5, the twins of columns.py.
  *
- * Each function goes through the steps of its Python twin (kernel.py, tables.py, columns.py) on the
- * same lists, without the interpreter between them.
+ * Columns of numbers that the kernel spells, and of texts that all are known, are coded here; every
+ * other one is given to `one`, a function in Python that does the whole of it. What decides that is
+ * looked at before anything is changed.
  */
 
 #include "_kernel.h"
 
-#define CHUNK_ROWS 128
-#define LOOK_EVERY 48
-#define DUE_MIN 16
-#define DUE_MAX 256
-#define TOTAL_MAX 1024
-#define GAIN 2048
-#define ALPHABET_MAX 256
+enum { NUMBER, ENUM };
 
-/* ---- tables -------------------------------------------------------------------------------- */
+typedef struct {
+    PyObject *rows, *references, *index, *referred, *referred_outside, *here, *elsewhere;
+    PyObject *after_numbers, *after_texts, *one, *escape;
+    /* of all rows */
+    Py_ssize_t n, *all_cells;
+    int64_t *all_times;
+    /* of those in which a column is coded */
+    KernelRows some;
+    Py_ssize_t *cells;
+    int64_t *times;
+    KernelMaybe *refs, *xs, *by_row;
+    int *symbols;
+} Scene;
 
-static PyObject *zeros(Py_ssize_t n)
+/* ---- rows ---------------------------------------------------------------------------------- */
+
+/* Takes memory for all arrays at once; returns what is to be freed. */
+static void *set_room(Scene *of)
 {
-    PyObject *out = PyList_New(n), *zero = PyLong_FromLong(0);
-    for (Py_ssize_t i = 0; out != NULL && zero != NULL && i < n; i++) {
-        Py_INCREF(zero);
-        PyList_SET_ITEM(out, i, zero);
-    }
-    if (zero == NULL)
-        Py_CLEAR(out);
-    Py_XDECREF(zero);
-    return out;
+    size_t n = (size_t)of->n + 1;
+    char *block = PyMem_Malloc(n * (2 * sizeof *of->cells + 2 * sizeof *of->times +
+                                    3 * sizeof *of->xs + sizeof *of->symbols));
+    if (block == NULL)
+        return PyErr_NoMemory();
+    char *at = block;
+#define CARVE(array) array = (void *)at, at += n * sizeof *array
+    CARVE(of->refs);
+    CARVE(of->xs);
+    CARVE(of->by_row);
+    CARVE(of->all_times);
+    CARVE(of->times);
+    CARVE(of->all_cells);
+    CARVE(of->cells);
+    CARVE(of->symbols);
+#undef CARVE
+    return block;
 }
 
-/* Adds the symbols of `log` to `counts`, halving all of them where `total` says so. */
-static int count_symbols(PyObject *log, PyObject *counts, int64_t *total)
+/* Reads what all columns of a family need; returns what is to be freed, NULL with an error set. */
+static void *open_scene(Scene *of, PyObject *rows, PyObject *references)
 {
-    long seen[ALPHABET_MAX] = {0};
-    Py_ssize_t n = PyList_GET_SIZE(counts);
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(log); i++) {
-        Py_ssize_t symbol;
-        if (kernel_index(log, i, &symbol))
+    of->rows = rows;
+    of->references = references;
+    PyObject *family = kernel_get(rows, NAME_family, NULL);
+    of->index = family ? kernel_get(family, NAME_index, NULL) : NULL;
+    of->referred = of->index ? kernel_get(family, NAME_referred, &PySet_Type) : NULL;
+    of->referred_outside =
+        of->referred ? kernel_get(family, NAME_referred_outside, &PySet_Type) : NULL;
+    of->here = of->referred_outside ? kernel_get(references, NAME_here, &PyDict_Type) : NULL;
+    of->elsewhere = of->here ? kernel_get(references, NAME_elsewhere, &PyDict_Type) : NULL;
+    PyObject *cells = of->elsewhere ? kernel_get(rows, NAME_cells, &PyList_Type) : NULL;
+    PyObject *times = cells ? kernel_get(rows, NAME_times, &PyList_Type) : NULL;
+    if (times == NULL)
+        return NULL;
+    of->n = PyList_GET_SIZE(cells);
+    if (PyList_GET_SIZE(times) != of->n)
+        return PyErr_Format(PyExc_ValueError, "a time for each row is needed");
+    void *block = set_room(of);
+    for (Py_ssize_t i = 0; block != NULL && i < of->n; i++) {
+        of->all_times[i] = PyLong_AsLongLong(PyList_GET_ITEM(times, i));
+        of->all_cells[i] = PyLong_AsSsize_t(PyList_GET_ITEM(cells, i));
+        if (PyErr_Occurred()) {
+            PyMem_Free(block);
+            return NULL;
+        }
+    }
+    return block;
+}
+
+/* Chooses the rows of a column: those at `places`, or all of them. */
+static int choose(Scene *of, PyObject *places)
+{
+    of->some = (KernelRows){of->n, of->all_cells, of->all_times, NULL};
+    if (places == Py_None)
+        return 0;
+    if (!PyList_Check(places) || PyList_GET_SIZE(places) > of->n) {
+        PyErr_SetString(PyExc_ValueError, "places of rows are needed");
+        return -1;
+    }
+    Py_ssize_t n = PyList_GET_SIZE(places), place;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (kernel_index(places, i, &place))
             return -1;
-        if (symbol < 0 || symbol >= n || symbol >= ALPHABET_MAX) {
-            PyErr_SetString(PyExc_IndexError, "no such symbol");
+        if (place < 0 || place >= of->n) {
+            PyErr_SetString(PyExc_IndexError, "a row that does not exist");
             return -1;
         }
-        seen[symbol]++;
+        of->cells[i] = of->all_cells[place];
+        of->times[i] = of->all_times[place];
     }
-    *total += PyList_GET_SIZE(log);
-    int halves = *total > TOTAL_MAX;
-    if (halves)
-        *total = 0;
-    for (Py_ssize_t i = 0; i < n; i++) {
-        if (!seen[i] && !halves)
-            continue;
-        Py_ssize_t count;
-        if (kernel_index(counts, i, &count))
-            return -1;
-        count = (count + seen[i]) >> halves;
-        PyObject *number = PyLong_FromSsize_t(count);
-        if (number == NULL)
-            return -1;
-        kernel_put_item(counts, i, number);
-        Py_DECREF(number);
-        if (halves)
-            *total += count;
-    }
+    of->some = (KernelRows){n, of->cells, of->times, NULL};
     return 0;
 }
 
-/* Makes the frequencies anew from all symbols seen; the log is empty after it. */
-int kernel_rebuild_table(PyObject *table)
+/* Reads integers into `out`, one a row of `n` at `places`; the others are none. Returns 1; 0 where
+ * one does not fit, or -1. */
+static int spread(PyObject *numbers, PyObject *places, KernelMaybe *out, Py_ssize_t n)
 {
-    int64_t total;
-    PyObject *log = kernel_get(table, NAME_log, &PyList_Type);
-    PyObject *prior = log ? kernel_get(table, NAME_prior, NULL) : NULL;
-    PyObject *freqs = prior ? kernel_get(prior, NAME_freqs, &PyList_Type) : NULL;
-    PyObject *counts = freqs ? kernel_get(table, NAME_counts, NULL) : NULL;
-    if (counts == NULL || kernel_need_number(table, NAME_total, &total) < 0)
+    if (!PyList_Check(numbers) || (places != Py_None && !PyList_Check(places)) ||
+        PyList_GET_SIZE(numbers) != (places == Py_None ? n : PyList_GET_SIZE(places))) {
+        PyErr_SetString(PyExc_ValueError, "an integer for each row is needed");
         return -1;
-    if (counts == Py_None) {
-        PyObject *fresh = zeros(PyList_GET_SIZE(freqs));
-        int failed = kernel_set(table, NAME_counts, fresh) < 0;
-        Py_XDECREF(fresh);
-        counts = failed ? NULL : kernel_get(table, NAME_counts, NULL);
-        if (counts == NULL)
+    }
+    for (Py_ssize_t i = 0; places != Py_None && i < n; i++)
+        out[i] = (KernelMaybe){0, 0};
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(numbers); i++) {
+        Py_ssize_t place = i;
+        if (places != Py_None && (kernel_index(places, i, &place) || place < 0 || place >= n))
             return -1;
+        if (kernel_load(PyList_GET_ITEM(numbers, i), out + place))
+            return PyErr_Occurred() ? -1 : 0;
     }
-    if (!PyList_Check(counts) || PyList_GET_SIZE(counts) > ALPHABET_MAX) {
-        PyErr_SetString(PyExc_ValueError, "a table of another size");
+    return 1;
+}
+
+/* Finds what a column refers to in its rows; returns 1, 0 where `one` is to do it, or -1. */
+static int refer(Scene *of, PyObject *column, PyObject *places)
+{
+    Py_ssize_t where, index, place;
+    PyObject *ref = kernel_get(column, NAME_ref, &PyTuple_Type), *known, *numbers;
+    if (ref == NULL || !PyArg_ParseTuple(ref, "nn", &where, &index))
         return -1;
+    if (index < 0)
+        return 1;
+    of->some.refs = of->refs;
+    if (where >= 0) {
+        numbers = PyObject_CallMethodObjArgs(of->references, kernel_names[NAME_of_siblings],
+                                             of->rows, ref, places, NULL);
+        int done = numbers ? spread(numbers, Py_None, of->refs, of->some.n) : -1;
+        Py_XDECREF(numbers);
+        return done;
     }
-    if (count_symbols(log, counts, &total) < 0 ||
-        PyList_SetSlice(log, 0, PyList_GET_SIZE(log), NULL) < 0)
+    PyObject *entry = PyDict_GetItemWithError(of->here, PyTuple_GET_ITEM(ref, 1));
+    if (entry == NULL) {
+        for (Py_ssize_t i = 0; i < of->some.n; i++)
+            of->refs[i] = (KernelMaybe){0, 0};
+        return PyErr_Occurred() ? -1 : 1;
+    }
+    if (!PyTuple_Check(entry) || !PyArg_ParseTuple(entry, "OO", &known, &numbers))
         return -1;
-    int64_t due = total >> 1;
-    due = due < DUE_MIN ? DUE_MIN : due > DUE_MAX ? DUE_MAX : due;
-    PyObject *made = kernel_frequencies(freqs, counts, GAIN);
-    int failed = made == NULL || kernel_set(table, NAME_spans, made) < 0 ||
-                 kernel_set_number(table, NAME_total, total) < 0 ||
-                 kernel_set_number(table, NAME_due, due) < 0;
-    Py_XDECREF(made);
+    if (places == Py_None)
+        return spread(numbers, known, of->refs, of->n);
+    int done = spread(numbers, known, of->by_row, of->n);
+    for (Py_ssize_t i = 0; done > 0 && i < of->some.n; i++) {
+        if (kernel_index(places, i, &place))
+            return -1;
+        of->refs[i] = of->by_row[place];
+    }
+    return done;
+}
+
+/* Keeps the integers of a hot column that others refer to. */
+static int keep(const Scene *of, PyObject *column, PyObject *places, PyObject *numbers)
+{
+    int64_t hot;
+    PyObject *index = kernel_get(column, NAME_index, NULL);
+    if (index == NULL || kernel_need_number(column, NAME_hot, &hot))
+        return -1;
+    if (!hot)
+        return 0;
+    int here = PySet_Contains(of->referred, index);
+    int outside = PySet_Contains(of->referred_outside, index), failed = here < 0 || outside < 0;
+    if (here > 0) {
+        PyObject *entry = PyTuple_Pack(2, places, numbers);
+        failed = failed || entry == NULL || PyDict_SetItem(of->here, index, entry);
+        Py_XDECREF(entry);
+    }
+    if (outside > 0) {
+        PyObject *key = PyTuple_Pack(2, of->index, index);
+        PyObject *entry = PyTuple_Pack(3, of->rows, places, numbers);
+        failed = failed || key == NULL || entry == NULL ||
+                 PyDict_SetItem(of->elsewhere, key, entry);
+        Py_XDECREF(key);
+        Py_XDECREF(entry);
+    }
     return failed ? -1 : 0;
 }
 
-PyObject *kernel_rebuild(PyObject *self, PyObject *args)
+/* ---- what a column is ---------------------------------------------------------------------- */
+
+/* Returns the kind of a column that can be done here, -1 of any other; -2 with an error set. */
+static int kind_of(PyObject *column, KernelSpelling *by)
 {
-    (void)self;
-    PyObject *table;
-    if (!PyArg_ParseTuple(args, "O", &table) || kernel_rebuild_table(table) < 0)
-        return NULL;
-    Py_RETURN_NONE;
+    int64_t kind, native;
+    if (kernel_need_number(column, NAME_kind, &kind))
+        return -2;
+    if (kind != NUMBER)
+        return kind == ENUM ? ENUM : -1;
+    PyObject *printer = kernel_get(column, NAME_printer, NULL);
+    if (printer == NULL || printer == Py_None)
+        return printer ? -1 : -2;
+    if (kernel_need_number(printer, NAME_native, &native))
+        return -2;
+    PyObject *key = native ? kernel_get(printer, NAME_key, NULL) : NULL;
+    if (key == NULL || kernel_read_key(key, by))
+        return PyErr_Occurred() ? -2 : -1;
+    return NUMBER;
 }
 
-/* ---- chains -------------------------------------------------------------------------------- */
+/* Returns the tables of a column, made if they are not there; the column keeps them. */
+static PyObject *chain_of(PyObject *column)
+{
+    PyObject *chain = kernel_get(column, NAME_chain, NULL);
+    if (chain != Py_None)
+        return chain;
+    chain = PyObject_CallMethodNoArgs(column, kernel_names[NAME_prepare]);
+    Py_XDECREF(chain);
+    return chain;
+}
+
+/* ---- writing ------------------------------------------------------------------------------- */
 
 typedef struct {
-    PyObject *object, *tables, *logs, *spans;
-    int64_t noted;
-} Chain;
+    PyObject *put, *plain, *lengths, *decimals;
+} Out;
 
-static int open_chain(PyObject *object, Chain *of)
+/* Returns the integers of tokens, none where one is not spelled so; they are in `xs` as well. */
+static PyObject *parse(const KernelSpelling *by, PyObject *tokens, Py_ssize_t n, KernelMaybe *xs)
 {
-    of->object = object;
-    of->tables = kernel_get(object, NAME_tables, &PyList_Type);
-    of->logs = of->tables ? kernel_get(object, NAME_logs, &PyList_Type) : NULL;
-    of->spans = of->logs ? kernel_get(object, NAME_spans, &PyList_Type) : NULL;
-    return of->spans ? kernel_need_number(object, NAME_noted, &of->noted) : -1;
-}
-
-static int take_over(const Chain *of, Py_ssize_t which, PyObject *table)
-{
-    PyObject *spans = kernel_get(table, NAME_spans, NULL);
-    if (spans == NULL || kernel_item(of->spans, which) == NULL)
-        return -1;
-    kernel_put_item(of->spans, which, spans);
-    return 0;
-}
-
-/* Counts symbols of a chunk that is done; now and then rebuilds the tables that are due. */
-static int note(Chain *of, Py_ssize_t count)
-{
-    of->noted += count;
-    if (of->noted < LOOK_EVERY)
-        return kernel_set_number(of->object, NAME_noted, of->noted);
-    of->noted = 0;
-    if (kernel_set_number(of->object, NAME_noted, 0) < 0)
-        return -1;
-    for (Py_ssize_t which = 0; which < PyList_GET_SIZE(of->logs); which++) {
-        PyObject *log = PyList_GET_ITEM(of->logs, which);
-        if (!PyList_Check(log) || PyList_GET_SIZE(log) < DUE_MIN)
-            continue;
-        int64_t due;
-        PyObject *table = kernel_item(of->tables, which);
-        if (table == NULL || kernel_need_number(table, NAME_due, &due) < 0)
-            return -1;
-        if (PyList_GET_SIZE(log) >= due && (kernel_rebuild_table(table) < 0 || take_over(of, which, table) < 0))
-            return -1;
+    PyObject *numbers = PyList_New(n);
+    for (Py_ssize_t i = 0; numbers != NULL && i < n; i++) {
+        PyObject *number = NULL;
+        if (!kernel_parse(by, PySequence_Fast_GET_ITEM(tokens, i), xs + i))
+            number = xs[i].there ? PyLong_FromLongLong(xs[i].value) : Py_NewRef(Py_None);
+        if (number == NULL)
+            Py_CLEAR(numbers);
+        else
+            PyList_SET_ITEM(numbers, i, number);
     }
-    return 0;
-}
-
-static int write_chain(PyObject *put, PyObject *object, PyObject *contexts, PyObject *cells,
-                       PyObject *symbols, PyObject *after)
-{
-    Chain chain;
-    if (open_chain(object, &chain) < 0)
-        return -1;
-    Py_ssize_t n = PyList_GET_SIZE(cells);
-    for (Py_ssize_t from = 0; from < n; from += CHUNK_ROWS) {
-        Py_ssize_t to = from + CHUNK_ROWS < n ? from + CHUNK_ROWS : n;
-        if (kernel_write_symbols(put, chain.spans, chain.logs, contexts, cells, symbols, after,
-                                 from, to) < 0 ||
-            note(&chain, to - from) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-PyObject *kernel_write_chain(PyObject *self, PyObject *args)
-{
-    (void)self;
-    PyObject *put, *chain, *contexts, *cells, *symbols, *after;
-    if (!PyArg_ParseTuple(args, "O!OO!O!O!O!", &PyList_Type, &put, &chain, &PyList_Type, &contexts,
-                          &PyList_Type, &cells, &PyList_Type, &symbols, &PyList_Type, &after) ||
-        write_chain(put, chain, contexts, cells, symbols, after) < 0)
-        return NULL;
-    Py_RETURN_NONE;
-}
-
-static PyObject *read_chain(PyObject *reader, PyObject *object, PyObject *contexts,
-                            PyObject *cells, PyObject *after)
-{
-    Chain chain;
-    int64_t at, state_read;
-    PyObject *words = kernel_get(reader, NAME_words, &PyList_Type);
-    if (words == NULL || kernel_need_number(reader, NAME_at, &at) < 0 ||
-        kernel_need_number(reader, NAME_state, &state_read) < 0 || open_chain(object, &chain) < 0)
-        return NULL;
-    uint64_t state = (uint64_t)state_read;
-    Py_ssize_t n = PyList_GET_SIZE(cells);
-    PyObject *out = PyList_New(0);
-    for (Py_ssize_t from = 0; out != NULL && from < n; from += CHUNK_ROWS) {
-        Py_ssize_t to = from + CHUNK_ROWS < n ? from + CHUNK_ROWS : n;
-        if (kernel_read_symbols(out, words, &at, &state, chain.spans, chain.logs, contexts,
-                                cells, after, from, to) < 0 ||
-            note(&chain, to - from) < 0)
-            Py_CLEAR(out);
-    }
-    if (out != NULL && (kernel_set_number(reader, NAME_at, at) < 0 ||
-                        kernel_set_number(reader, NAME_state, (int64_t)state) < 0))
-        Py_CLEAR(out);
-    return out;
-}
-
-PyObject *kernel_read_chain(PyObject *self, PyObject *args)
-{
-    (void)self;
-    PyObject *reader, *chain, *contexts, *cells, *after;
-    if (!PyArg_ParseTuple(args, "OOO!O!O!", &reader, &chain, &PyList_Type, &contexts, &PyList_Type,
-                          &cells, &PyList_Type, &after))
-        return NULL;
-    return read_chain(reader, chain, contexts, cells, after);
-}
-
-/* ---- columns of numbers -------------------------------------------------------------------- */
-
-typedef struct {
-    PyObject *state, *contexts, *key; /* of the column */
-    PyObject *cells, *after, *chain;
-    PyObject *lists[6]; /* for the predictor; the last one is set when it is known */
-    int64_t kind, num, den;
-} Column;
-
-static int open_column(PyObject *column, PyObject *chain, PyObject *rows, PyObject *after,
-                       Column *of)
-{
-    PyObject *cells, *times, *refs, *param, *printer;
-    if (!PyTuple_Check(rows) ||
-        !PyArg_ParseTuple(rows, "O!OO", &PyList_Type, &cells, &times, &refs))
-        return -1;
-    of->state = kernel_get(column, NAME_cells, NULL);
-    of->contexts = of->state ? kernel_get(column, NAME_contexts, &PyList_Type) : NULL;
-    printer = of->contexts ? kernel_get(column, NAME_printer, NULL) : NULL;
-    of->key = printer ? kernel_get(printer, NAME_key, &PyTuple_Type) : NULL;
-    param = of->key ? kernel_get(column, NAME_param, &PyTuple_Type) : NULL;
-    of->lists[0] = param ? kernel_get(of->state, NAME_last, &PyList_Type) : NULL;
-    of->lists[1] = of->lists[0] ? kernel_get(of->state, NAME_aux, &PyList_Type) : NULL;
-    long long num, den;
-    if (of->lists[1] == NULL || kernel_need_number(column, NAME_predictor, &of->kind) < 0 ||
-        !PyArg_ParseTuple(param, "LL", &num, &den))
-        return -1;
-    of->num = num;
-    of->den = den;
-    of->lists[2] = of->cells = cells;
-    of->lists[3] = times;
-    of->lists[4] = refs;
-    of->chain = chain;
-    of->after = after;
-    return 0;
-}
-
-/* Returns what kernel_predict_lists does for `xs`, the column's state brought up to date. */
-static PyObject *predict(Column *of, PyObject *xs, int forward)
-{
-    int64_t latest[2];
-    PyObject *recent = kernel_get(of->state, NAME_recent, NULL);
-    PyObject *recent_aux = recent ? kernel_get(of->state, NAME_recent_aux, NULL) : NULL;
-    if (recent_aux == NULL)
-        return NULL;
-    of->lists[5] = xs;
-    PyObject *out = kernel_predict_lists(of->lists, (int)of->kind, of->num, of->den, recent,
-                                         recent_aux, forward, latest);
-    if (out != NULL && out != Py_None &&
-        (kernel_set_number(of->state, NAME_recent, latest[0]) < 0 ||
-         kernel_set_number(of->state, NAME_recent_aux, latest[1]) < 0))
-        Py_CLEAR(out);
-    return out;
-}
-
-/* Returns the integers of a column's tokens, coded; None where one does not fit, all as it was. */
-PyObject *kernel_write_numbers(PyObject *self, PyObject *args)
-{
-    (void)self;
-    PyObject *put, *plain, *column, *chain, *rows, *after, *tokens;
-    Column of;
-    if (!PyArg_ParseTuple(args, "O!O!OOOO!O", &PyList_Type, &put, &PyList_Type, &plain, &column,
-                          &chain, &rows, &PyList_Type, &after, &tokens) ||
-        open_column(column, chain, rows, after, &of) < 0)
-        return NULL;
-    PyObject *numbers = kernel_parse_by_key(tokens, of.key);
-    PyObject *steps = numbers ? predict(&of, numbers, 1) : NULL;
-    if (steps == NULL || steps == Py_None) {
-        Py_XDECREF(numbers);
-        return steps;
-    }
-    PyObject *symbols = kernel_symbols(steps, plain);
-    if (symbols == NULL || write_chain(put, chain, of.contexts, of.cells, symbols, after) < 0)
-        Py_CLEAR(numbers);
-    Py_DECREF(steps);
-    Py_XDECREF(symbols);
     return numbers;
 }
 
-static int holds_none(PyObject *list)
+/* Codes a token that is no integer of its column: a known text, or a decimal of other digits. */
+static int write_escape(const Scene *of, const Out *to, PyObject *column, PyObject *token)
 {
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); i++)
-        if (PyList_GET_ITEM(list, i) == Py_None)
-            return 1;
-    return 0;
+    KernelMaybe value;
+    int digits;
+    PyObject *table = kernel_get(column, NAME_escapes, NULL);
+    PyObject *texts = table ? kernel_get(column, NAME_text_index, &PyDict_Type) : NULL;
+    PyObject *place = texts ? PyDict_GetItemWithError(texts, token) : NULL;
+    if (texts == NULL || (place == NULL && PyErr_Occurred()))
+        return -1;
+    if (table != Py_None && place != NULL) {
+        long number = PyLong_AsLong(place);
+        return number < 0 ? -1 : kernel_write_number(to->put, to->plain, table, number);
+    }
+    if (kernel_parse_other_decimal(token, &digits, &value))
+        return -1;
+    if (table != Py_None && value.there) {
+        PyObject *first = kernel_item(to->decimals, 0), *second = kernel_item(to->decimals, 1);
+        return first == NULL || second == NULL ||
+                       kernel_write_number(to->put, to->plain, table, -1) < 0 ||
+                       kernel_write_number(to->put, to->plain, first, digits) < 0 ||
+                       kernel_write_number(to->put, to->plain, second, value.value) < 0
+                   ? -1
+                   : 0;
+    }
+    PyObject *done = PyObject_CallFunctionObjArgs(of->escape, column, token, NULL);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
 }
 
-/* Returns (integers, tokens); (integers, None) where some are escaped; (None, residuals) where an
- * integer does not fit, the residuals having been read and nothing else been done. */
-PyObject *kernel_read_numbers(PyObject *self, PyObject *args)
+/* Returns 1 when a column was coded, 0 where `one` is to do it, or -1. */
+static int write_numbers(Scene *of, const Out *to, const KernelSpelling *by, PyObject *column,
+                         PyObject *places, PyObject *tokens)
+{
+    Py_ssize_t n = of->some.n;
+    PyObject *state = kernel_get(column, NAME_cells, NULL);
+    PyObject *contexts = state ? kernel_get(column, NAME_contexts, &PyList_Type) : NULL;
+    int ready = contexts ? refer(of, column, places) : -1;
+    if (ready <= 0)
+        return ready;
+    PyObject *numbers = parse(by, tokens, n, of->xs);
+    int late = numbers ? kernel_predict_rows(column, state, &of->some, of->xs, numbers, 1) : -1;
+    int failed = late < 0;
+    for (Py_ssize_t i = 0; !late && !failed && i < n; i++) {
+        of->symbols[i] = of->xs[i].there ? kernel_symbol_of(of->xs[i].value, to->plain)
+                                         : KERNEL_ESCAPE;
+        failed = of->symbols[i] < 0;
+    }
+    if (!late && !failed) {
+        PyObject *chain = chain_of(column);
+        failed = chain == NULL || kernel_code_chain(to->put, chain, contexts, of->some.cells, n,
+                                                    of->symbols, of->after_numbers) < 0;
+        for (Py_ssize_t i = 0; !failed && i < n; i++)
+            failed = !of->xs[i].there &&
+                     write_escape(of, to, column, PySequence_Fast_GET_ITEM(tokens, i)) < 0;
+        failed = failed || keep(of, column, places, numbers) < 0;
+    }
+    Py_XDECREF(numbers);
+    return failed ? -1 : !late;
+}
+
+/* The same for texts that all are known. */
+static int write_texts(Scene *of, const Out *to, PyObject *column, PyObject *tokens)
+{
+    PyObject *texts = kernel_get(column, NAME_text_index, &PyDict_Type);
+    PyObject *contexts = texts ? kernel_get(column, NAME_contexts, &PyList_Type) : NULL;
+    if (contexts == NULL)
+        return -1;
+    for (Py_ssize_t i = 0; i < of->some.n; i++) {
+        PyObject *place = PyDict_GetItemWithError(texts, PySequence_Fast_GET_ITEM(tokens, i));
+        long symbol = place ? PyLong_AsLong(place) : -1;
+        if (symbol < 0)
+            return PyErr_Occurred() ? -1 : 0;
+        of->symbols[i] = (int)symbol;
+    }
+    PyObject *chain = chain_of(column);
+    return chain == NULL || kernel_write_number(to->put, to->plain, to->lengths, 0) < 0 ||
+                   kernel_code_chain(to->put, chain, contexts, of->some.cells, of->some.n,
+                                     of->symbols, of->after_texts) < 0
+               ? -1
+               : 1;
+}
+
+static int write_column(Scene *of, const Out *to, PyObject *column, PyObject *places,
+                        PyObject *given)
+{
+    KernelSpelling by;
+    int kind = kind_of(column, &by), done = 0;
+    if (kind == -2 || choose(of, places) < 0)
+        return -1;
+    PyObject *tokens = PySequence_Fast(given, "tokens are needed");
+    if (tokens == NULL)
+        return -1;
+    if (PySequence_Fast_GET_SIZE(tokens) != of->some.n) {
+        PyErr_SetString(PyExc_ValueError, "a token for each row is needed");
+        done = -1;
+    } else if (kind == NUMBER) {
+        done = write_numbers(of, to, &by, column, places, tokens);
+    } else if (kind == ENUM) {
+        done = write_texts(of, to, column, tokens);
+    }
+    Py_DECREF(tokens);
+    if (done)
+        return done;
+    PyObject *found = PyObject_CallFunctionObjArgs(of->one, column, places, given, NULL);
+    Py_XDECREF(found);
+    return found ? 1 : -1;
+}
+
+/* Codes columns of one family, each with the rows in which it is coded and its tokens there. */
+PyObject *kernel_write_columns(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *reader, *column, *chain, *rows, *after;
-    Column of;
+    PyObject *io, *rows, *items, *references, *tables, *column, *places, *tokens;
+    Scene of;
+    Out to;
+    if (!PyArg_ParseTuple(args, "OOO!OO(O!O!)OO", &io, &rows, &PyList_Type, &items, &references,
+                          &tables, &PyList_Type, &of.after_numbers, &PyList_Type, &of.after_texts,
+                          &of.one, &of.escape))
+        return NULL;
+    if ((to.put = kernel_get(io, NAME_spans, &PyList_Type)) == NULL ||
+        (to.plain = kernel_get(io, NAME_plain, &PyByteArray_Type)) == NULL ||
+        (to.lengths = kernel_get(tables, NAME_lengths, NULL)) == NULL ||
+        (to.decimals = kernel_get(tables, NAME_decimals, &PyList_Type)) == NULL)
+        return NULL;
+    void *block = open_scene(&of, rows, references);
+    int failed = block == NULL;
+    for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(items); i++) {
+        PyObject *item = Py_NewRef(PyList_GET_ITEM(items, i));
+        failed = !PyTuple_Check(item) ||
+                 !PyArg_ParseTuple(item, "OOO", &column, &places, &tokens) ||
+                 write_column(&of, &to, column, places, tokens) < 0;
+        Py_DECREF(item);
+    }
+    PyMem_Free(block);
+    if (!failed)
+        Py_RETURN_NONE;
+    return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "a tuple is needed");
+}
+
+/* ---- reading ------------------------------------------------------------------------------- */
+
+/* Returns the tokens of values; `escape` reads those that are none. */
+static PyObject *show(const Scene *of, const KernelSpelling *by, PyObject *column)
+{
+    PyObject *out = PyList_New(of->some.n);
+    for (Py_ssize_t i = 0; out != NULL && i < of->some.n; i++) {
+        PyObject *token = of->xs[i].there ? kernel_show(by, of->xs[i].value)
+                                          : PyObject_CallOneArg(of->escape, column);
+        if (token == NULL)
+            Py_CLEAR(out);
+        else
+            PyList_SET_ITEM(out, i, token);
+    }
+    return out;
+}
+
+/* Returns a column's tokens; NULL where `one` is to read them, nothing having been read, or with
+ * an error set. Where an integer does not fit, `rest` makes the tokens of the residuals read. */
+static PyObject *read_numbers(Scene *of, PyObject *io, const KernelSpelling *by, PyObject *column,
+                              PyObject *places, PyObject *rest)
+{
+    Py_ssize_t n = of->some.n, end;
     int64_t plain_at;
-    if (!PyArg_ParseTuple(args, "OOOOO!", &reader, &column, &chain, &rows, &PyList_Type, &after) ||
-        open_column(column, chain, rows, after, &of) < 0)
+    PyObject *state = kernel_get(column, NAME_cells, NULL);
+    PyObject *contexts = state ? kernel_get(column, NAME_contexts, &PyList_Type) : NULL;
+    PyObject *plain = contexts ? kernel_get(io, NAME_plain, &PyUnicode_Type) : NULL;
+    PyObject *chain = plain ? chain_of(column) : NULL;
+    if (chain == NULL || refer(of, column, places) <= 0 ||
+        kernel_take_chain(io, chain, contexts, of->some.cells, n, of->symbols,
+                          of->after_numbers) < 0 ||
+        kernel_need_number(io, NAME_plain_at, &plain_at))
         return NULL;
-    PyObject *plain = kernel_get(reader, NAME_plain, &PyUnicode_Type);
-    if (plain == NULL || kernel_need_number(reader, NAME_plain_at, &plain_at) < 0)
+    end = (Py_ssize_t)plain_at;
+    if (kernel_integers(of->symbols, n, plain, &end, of->xs) < 0 ||
+        kernel_set_number(io, NAME_plain_at, end))
         return NULL;
-    Py_ssize_t end = (Py_ssize_t)plain_at;
-    PyObject *symbols = read_chain(reader, chain, of.contexts, of.cells, after);
-    PyObject *steps = symbols ? kernel_integers(symbols, plain, &end) : NULL;
-    Py_XDECREF(symbols);
-    if (steps == NULL || kernel_set_number(reader, NAME_plain_at, end) < 0) {
-        Py_XDECREF(steps);
-        return NULL;
+    KernelMaybe *steps = of->by_row; /* what it was used for is in `refs` */
+    for (Py_ssize_t i = 0; i < n; i++)
+        steps[i] = of->xs[i];
+    PyObject *numbers = PyList_New(n), *out = NULL;
+    int late = numbers ? kernel_predict_rows(column, state, &of->some, of->xs, numbers, 0) : -1;
+    if (late > 0) {
+        PyObject *list = kernel_list_of(steps, n);
+        out = list ? PyObject_CallFunctionObjArgs(rest, column, places, list, NULL) : NULL;
+        Py_XDECREF(list);
+    } else if (late == 0) {
+        out = show(of, by, column);
+        if (out != NULL && keep(of, column, places, numbers) < 0)
+            Py_CLEAR(out);
     }
-    PyObject *numbers = predict(&of, steps, 0);
-    if (numbers == Py_None)
-        return Py_BuildValue("NN", numbers, steps);
-    Py_DECREF(steps);
-    if (numbers == NULL)
+    Py_XDECREF(numbers);
+    return out;
+}
+
+static PyObject *read_column(Scene *of, PyObject *io, PyObject *column, PyObject *places,
+                             PyObject *rest)
+{
+    KernelSpelling by;
+    int kind = kind_of(column, &by);
+    if (kind == -2 || choose(of, places) < 0)
         return NULL;
-    if (holds_none(numbers))
-        return Py_BuildValue("NO", numbers, Py_None);
-    PyObject *shown = kernel_show_by_key(numbers, of.key);
-    if (shown == NULL) {
-        Py_DECREF(numbers);
+    PyObject *tokens = NULL;
+    if (kind == NUMBER)
+        tokens = read_numbers(of, io, &by, column, places, rest);
+    if (tokens == NULL && !PyErr_Occurred())
+        tokens = PyObject_CallFunctionObjArgs(of->one, column, places, NULL);
+    return tokens;
+}
+
+/* Returns the tokens of columns of one family, each in the rows in which it is coded. */
+PyObject *kernel_read_columns(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *io, *rows, *items, *references, *column, *places, *rest;
+    Scene of;
+    if (!PyArg_ParseTuple(args, "OOO!OO!OOO", &io, &rows, &PyList_Type, &items, &references,
+                          &PyList_Type, &of.after_numbers, &of.one, &rest, &of.escape))
         return NULL;
+    void *block = open_scene(&of, rows, references);
+    PyObject *out = block ? PyList_New(0) : NULL;
+    for (Py_ssize_t i = 0; out != NULL && i < PyList_GET_SIZE(items); i++) {
+        PyObject *item = Py_NewRef(PyList_GET_ITEM(items, i)), *tokens = NULL;
+        if (!PyTuple_Check(item))
+            PyErr_SetString(PyExc_TypeError, "a tuple is needed");
+        else if (PyArg_ParseTuple(item, "OO", &column, &places))
+            tokens = read_column(&of, io, column, places, rest);
+        Py_DECREF(item);
+        if (kernel_append_new(out, tokens))
+            Py_CLEAR(out);
     }
-    return Py_BuildValue("NN", numbers, shown);
+    PyMem_Free(block);
+    return out;
 }

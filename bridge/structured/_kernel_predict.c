@@ -14,23 +14,18 @@ typedef __int128 wide;
 enum { LAST, LINEAR, MEAN, TIME, DIFFERENCE, RATIO, BEFORE, SIBLING, LINE, KINDS };
 
 typedef struct {
-    int there;
-    int64_t value;
-} Maybe;
-
-typedef struct {
     int kind;
     int64_t num, den;
     int64_t recent, recent_aux;
 } Predictor;
 
 typedef struct {
-    Maybe last, aux, ref;
+    KernelMaybe last, aux, ref;
     int64_t time;
 } Row;
 
 /* Returns 0, or -1 where the integer does not fit (no error set) or is none (an error set). */
-static int load(PyObject *item, Maybe *out)
+int kernel_load(PyObject *item, KernelMaybe *out)
 {
     out->there = item != Py_None;
     out->value = 0;
@@ -166,78 +161,59 @@ static PyObject *checked(PyObject *list, Py_ssize_t at)
     return NULL;
 }
 
-typedef struct {
-    PyObject *last, *aux, *cells, *times, *refs, *xs;
-} Lists;
-
-/* Takes one row on; returns 0, or -1 with an error set or, where something does not fit, none. */
-static int step(Predictor *by, const Lists *in, Py_ssize_t i, int forward, PyObject *out,
-                PyObject **saved)
+/* Takes one row on: its value to the residual, or back, in `*x`; `numbers` has its value, or gets
+ * it. Returns 0, or -1 with an error set or, where something does not fit, none. */
+static int step(Predictor *by, PyObject *cells[2], const KernelRows *rows, Py_ssize_t i,
+                KernelMaybe *x, PyObject *numbers, int forward, PyObject **saved)
 {
-    PyObject *x = PyList_GET_ITEM(in->xs, i);
-    if (x == Py_None) {
-        Py_INCREF(x);
-        PyList_SET_ITEM(out, i, x);
+    if (!x->there) {
+        if (!forward)
+            PyList_SET_ITEM(numbers, i, Py_NewRef(Py_None));
         return 0;
     }
     Row row = {{0, 0}, {0, 0}, {0, 0}, 0};
-    Maybe given, time;
-    Py_ssize_t cell = PyLong_AsSsize_t(PyList_GET_ITEM(in->cells, i));
-    if (cell == -1 && PyErr_Occurred())
+    Py_ssize_t cell = rows->cells[i];
+    PyObject *last = checked(cells[0], cell), *aux = last ? checked(cells[1], cell) : NULL;
+    if (aux == NULL || kernel_load(last, &row.last) < 0 || kernel_load(aux, &row.aux) < 0)
         return -1;
-    PyObject *last = checked(in->last, cell), *aux = last ? checked(in->aux, cell) : NULL;
-    if (aux == NULL || load(last, &row.last) < 0 || load(aux, &row.aux) < 0 || load(x, &given) < 0)
-        return -1;
-    if (by->kind == TIME) {
-        if (load(PyList_GET_ITEM(in->times, i), &time) < 0)
-            return -1;
-        row.time = time.value;
-    } else if (by->kind >= DIFFERENCE && load(PyList_GET_ITEM(in->refs, i), &row.ref) < 0) {
-        return -1;
-    }
+    if (by->kind == TIME)
+        row.time = rows->times[i];
+    else if (by->kind >= DIFFERENCE)
+        row.ref = rows->refs[i];
     if (!fits(row.last.value) || !fits(row.ref.value) || !fits(row.time) || !fits(by->recent))
         return -1;
     wide p = expected(by, &row), changed;
-    wide value = forward ? given.value : given.value + p;
-    wide made = forward ? given.value - p : value;
+    wide value = forward ? x->value : x->value + p;
+    wide made = forward ? x->value - p : value;
     if (!fits(value) || made > INT64_MAX || made < -INT64_MAX)
         return -1;
-    PyObject *result = PyLong_FromLongLong((long long)made);
-    if (result == NULL)
-        return -1;
-    PyList_SET_ITEM(out, i, result);
-    PyObject *kept = forward ? x : result;
-    Py_INCREF(kept);
-    if (exchange(in->last, cell, kept, &saved[0]) < 0)
+    x->value = (int64_t)made;
+    if (!forward) {
+        PyObject *result = PyLong_FromLongLong((long long)made);
+        if (result == NULL)
+            return -1;
+        PyList_SET_ITEM(numbers, i, result);
+    }
+    if (exchange(cells[0], cell, Py_NewRef(PyList_GET_ITEM(numbers, i)), &saved[0]) < 0)
         return -1;
     if (!learned(by, &row, (int64_t)value, &changed))
         return 0;
     if (changed > INT64_MAX || changed < -INT64_MAX)
         return -1;
-    return exchange(in->aux, cell, PyLong_FromLongLong((long long)changed), &saved[1]);
-}
-
-static int as_long_as(PyObject *list, Py_ssize_t n)
-{
-    if (PyList_Check(list) && PyList_GET_SIZE(list) == n)
-        return 1;
-    PyErr_SetString(PyExc_ValueError, "a list of the rows' length is needed");
-    return 0;
+    return exchange(cells[1], cell, PyLong_FromLongLong((long long)changed), &saved[1]);
 }
 
 /* Lets go of what was saved; puts it back first where `undo` says so. */
-static void release(const Lists *in, PyObject **saved, Py_ssize_t n, int undo)
+static void release(PyObject *cells[2], const KernelRows *rows, PyObject **saved, int undo)
 {
-    for (Py_ssize_t i = n - 1; i >= 0; i--) {
+    for (Py_ssize_t i = rows->n - 1; i >= 0; i--) {
         for (int part = 0; part < 2; part++) {
-            PyObject *before = saved[2 * i + part], *cell = PyList_GET_ITEM(in->cells, i);
+            PyObject *before = saved[2 * i + part];
             if (before == NULL)
                 continue;
             if (undo) {
-                PyObject *list = part ? in->aux : in->last, *now;
-                Py_ssize_t at = PyLong_AsSsize_t(cell);
-                now = PyList_GET_ITEM(list, at);
-                PyList_SET_ITEM(list, at, before);
+                PyObject *now = PyList_GET_ITEM(cells[part], rows->cells[i]);
+                PyList_SET_ITEM(cells[part], rows->cells[i], before);
                 before = now;
             }
             Py_DECREF(before);
@@ -246,65 +222,142 @@ static void release(const Lists *in, PyObject **saved, Py_ssize_t n, int undo)
     PyMem_Free(saved);
 }
 
-/* Takes values to residuals, or back. Returns a list, with the column's most recent value and aux
- * in `after`; None where something does not fit, all being as it was; NULL with an error set.
- *
- * lists: the cells' last values, their aux, and by row the cell, time, referred value and x. */
-PyObject *kernel_predict_lists(PyObject *lists[6], int kind, int64_t num, int64_t den,
-                               PyObject *recent, PyObject *recent_aux, int forward,
-                               int64_t after[2])
+/* Takes values to residuals, or back, in `xs`; `numbers` has the values, or gets them. Returns 0;
+ * 1 where something does not fit, the cells being as they were; -1 with an error set. */
+static int run(Predictor *by, PyObject *cells[2], const KernelRows *rows, KernelMaybe *xs,
+               PyObject *numbers, int forward)
 {
-    Lists in = {lists[0], lists[1], lists[2], lists[3], lists[4], lists[5]};
-    Predictor by = {kind, num, den, 0, 0};
-    Maybe first, second;
-    Py_ssize_t n = PyList_GET_SIZE(in.xs), i;
-    if (by.kind < 0 || by.kind >= KINDS || ((by.kind == TIME || by.kind == LINE) && den < 1) ||
-        (by.kind == MEAN && (num < 1 || num > 6)))
-        return PyErr_Format(PyExc_ValueError, "no such predictor");
-    if (!as_long_as(in.cells, n) || (by.kind == TIME && !as_long_as(in.times, n)) ||
-        (by.kind >= DIFFERENCE && !as_long_as(in.refs, n)))
-        return NULL;
-    if (load(recent, &first) < 0 || load(recent_aux, &second) < 0) {
-        if (PyErr_Occurred())
-            return NULL;
-        Py_RETURN_NONE;
+    if (by->kind < 0 || by->kind >= KINDS ||
+        ((by->kind == TIME || by->kind == LINE) && by->den < 1) ||
+        (by->kind == MEAN && (by->num < 1 || by->num > 6)) ||
+        (by->kind == TIME && rows->times == NULL) ||
+        (by->kind >= DIFFERENCE && rows->refs == NULL)) {
+        PyErr_SetString(PyExc_ValueError, "no such predictor");
+        return -1;
     }
-    by.recent = first.value;
-    by.recent_aux = second.value;
-    PyObject *out = PyList_New(n), **saved = PyMem_Calloc(2 * (size_t)n + 1, sizeof *saved);
-    if (out == NULL || saved == NULL) {
-        Py_XDECREF(out);
-        PyMem_Free(saved);
-        return PyErr_NoMemory();
+    PyObject **saved = PyMem_Calloc(2 * (size_t)rows->n + 1, sizeof *saved);
+    if (saved == NULL) {
+        PyErr_NoMemory();
+        return -1;
     }
-    for (i = 0; i < n; i++)
-        if (step(&by, &in, i, forward, out, saved + 2 * i) < 0)
-            break;
-    release(&in, saved, n, i < n);
-    after[0] = by.recent;
-    after[1] = by.recent_aux;
-    if (i == n)
-        return out;
-    Py_DECREF(out);
-    if (PyErr_Occurred())
-        return NULL;
-    Py_RETURN_NONE;
+    Py_ssize_t i = 0;
+    while (i < rows->n && !step(by, cells, rows, i, xs + i, numbers, forward, saved + 2 * i))
+        i++;
+    release(cells, rows, saved, i < rows->n);
+    return i == rows->n ? 0 : PyErr_Occurred() ? -1 : 1;
 }
 
+/* The same with a column's predictor and state, which is taken on. */
+int kernel_predict_rows(PyObject *column, PyObject *state, const KernelRows *rows, KernelMaybe *xs,
+                        PyObject *numbers, int forward)
+{
+    int64_t kind;
+    Predictor by;
+    PyObject *param = kernel_get(column, NAME_param, &PyTuple_Type);
+    PyObject *cells[2] = {kernel_get(state, NAME_last, &PyList_Type), NULL};
+    cells[1] = cells[0] ? kernel_get(state, NAME_aux, &PyList_Type) : NULL;
+    if (param == NULL || cells[1] == NULL || kernel_need_number(column, NAME_predictor, &kind))
+        return -1;
+    KernelMaybe num, den;
+    if (PyTuple_GET_SIZE(param) != 2 || kernel_load(PyTuple_GET_ITEM(param, 0), &num) ||
+        kernel_load(PyTuple_GET_ITEM(param, 1), &den) ||
+        kernel_get_number(state, NAME_recent, &by.recent) ||
+        kernel_get_number(state, NAME_recent_aux, &by.recent_aux))
+        return PyErr_Occurred() ? -1 : 1;
+    by.kind = (int)kind;
+    by.num = num.value;
+    by.den = den.value;
+    int done = run(&by, cells, rows, xs, numbers, forward);
+    if (done)
+        return done;
+    return kernel_set_number(state, NAME_recent, by.recent) ||
+                   kernel_set_number(state, NAME_recent_aux, by.recent_aux)
+               ? -1
+               : 0;
+}
+
+/* Reads a sequence of the rows' integers; returns them, or NULL, with an error set unless one does
+ * not fit. */
+static KernelMaybe *loaded(PyObject *list, Py_ssize_t n)
+{
+    if (!PyList_Check(list) || PyList_GET_SIZE(list) != n) {
+        PyErr_SetString(PyExc_ValueError, "a list of the rows' length is needed");
+        return NULL;
+    }
+    KernelMaybe *out = PyMem_New(KernelMaybe, n + 1);
+    if (out == NULL)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; out != NULL && i < n; i++) {
+        if (kernel_load(PyList_GET_ITEM(list, i), out + i) == 0)
+            continue;
+        PyMem_Free(out);
+        return NULL;
+    }
+    return out;
+}
+
+typedef struct {
+    KernelMaybe *xs, *refs, *times;
+    Py_ssize_t *cells;
+    int64_t *units; /* the times */
+} Loaded;
+
+/* Reads what one predictor needs of `in`: cells, times, refs, xs. */
+static int load_rows(PyObject *in[4], int kind, Loaded *of, KernelRows *rows)
+{
+    Py_ssize_t n = rows->n = PyList_GET_SIZE(in[3]);
+    if (PyList_GET_SIZE(in[0]) != n) {
+        PyErr_SetString(PyExc_ValueError, "a list of the rows' length is needed");
+        return -1;
+    }
+    if ((of->xs = loaded(in[3], n)) == NULL || (of->cells = kernel_places_of(in[0])) == NULL ||
+        (kind == TIME && (of->times = loaded(in[1], n)) == NULL) ||
+        (kind >= DIFFERENCE && (of->refs = loaded(in[2], n)) == NULL))
+        return -1;
+    if (of->times != NULL && (of->units = PyMem_New(int64_t, n + 1)) == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; of->times != NULL && i < n; i++)
+        of->units[i] = of->times[i].value;
+    rows->cells = of->cells;
+    rows->times = of->units;
+    rows->refs = of->refs;
+    return 0;
+}
+
+/* Takes a list of values to one of residuals, or back; returns it with the most recent value and
+ * aux; None where something does not fit, all being as it was. */
 PyObject *kernel_predict(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *in[6], *recent, *recent_aux;
+    PyObject *cells[2], *in[4], *recent, *recent_aux, *out = NULL;
     long long num, den;
     int kind, forward;
-    int64_t after[2];
-    if (!PyArg_ParseTuple(args, "iO!O!O!OOO!LLOOp", &kind, &PyList_Type, &in[0], &PyList_Type,
-                          &in[1], &PyList_Type, &in[2], &in[3], &in[4], &PyList_Type, &in[5], &num,
-                          &den, &recent, &recent_aux, &forward))
+    if (!PyArg_ParseTuple(args, "iO!O!O!OOO!LLOOp", &kind, &PyList_Type, &cells[0], &PyList_Type,
+                          &cells[1], &PyList_Type, &in[0], &in[1], &in[2], &PyList_Type, &in[3],
+                          &num, &den, &recent, &recent_aux, &forward))
         return NULL;
-    PyObject *out =
-        kernel_predict_lists(in, kind, num, den, recent, recent_aux, forward, after);
-    if (out == NULL || out == Py_None)
+    KernelMaybe first, second;
+    KernelRows rows = {0};
+    Loaded of = {0};
+    int done = -1;
+    if (!kernel_load(recent, &first) && !kernel_load(recent_aux, &second) &&
+        !load_rows(in, kind, &of, &rows)) {
+        Predictor by = {kind, num, den, first.value, second.value};
+        PyObject *numbers = forward ? Py_NewRef(in[3]) : PyList_New(rows.n);
+        done = numbers ? run(&by, cells, &rows, of.xs, numbers, forward) : -1;
+        if (done == 0)
+            out = Py_BuildValue("NLL", forward ? kernel_list_of(of.xs, rows.n) : Py_NewRef(numbers),
+                                (long long)by.recent, (long long)by.recent_aux);
+        Py_XDECREF(numbers);
+    }
+    PyMem_Free(of.xs);
+    PyMem_Free(of.refs);
+    PyMem_Free(of.times);
+    PyMem_Free(of.cells);
+    PyMem_Free(of.units);
+    if (out != NULL || PyErr_Occurred())
         return out;
-    return Py_BuildValue("NLL", out, (long long)after[0], (long long)after[1]);
+    Py_RETURN_NONE;
 }

@@ -217,14 +217,6 @@ static int note_row(const Batch *in, Use *of, PyObject *source, PyObject *time, 
     return failed ? -1 : PLAIN;
 }
 
-static int append_number(PyObject *list, long number)
-{
-    PyObject *item = PyLong_FromLong(number);
-    int failed = item == NULL || PyList_Append(list, item);
-    Py_XDECREF(item);
-    return failed ? -1 : 0;
-}
-
 static int note_rows_of(const Batch *in, Use *of, PyObject *arrival, PyObject *rows,
                         PyObject *heads)
 {
@@ -246,7 +238,7 @@ static int note_rows_of(const Batch *in, Use *of, PyObject *arrival, PyObject *r
         if (head == -1)
             return -1;
         if (head >= 0) {
-            if (append_number(heads, head))
+            if (kernel_append_new(heads, PyLong_FromLong(head)))
                 return -1;
             continue;
         }

@@ -215,10 +215,7 @@ static int skip_between(Text *in, int *keys)
 
 static int append_slice(PyObject *list, const char *begin, const char *end)
 {
-    PyObject *piece = PyBytes_FromStringAndSize(begin, end - begin);
-    int failed = piece == NULL || PyList_Append(list, piece);
-    Py_XDECREF(piece);
-    return failed ? -1 : 0;
+    return kernel_append_new(list, PyBytes_FromStringAndSize(begin, end - begin));
 }
 
 /* Returns the fragments and tokens of JSON; None where it is none, or is for the twin to judge. */

@@ -36,12 +36,6 @@ enum {
     VARINT = 13
 };
 
-typedef struct {
-    int kind, digits;
-    const char *text, *prefix, *suffix;
-    Py_ssize_t text_size, prefix_size, suffix_size;
-} Spelling;
-
 static int is_digit(char sign)
 {
     return sign >= '0' && sign <= '9';
@@ -79,7 +73,7 @@ static wide power_of_ten(int digits)
 
 /* ---- decimals ------------------------------------------------------------------------------ */
 
-static int parse_decimal(const Spelling *by, const char *text, Py_ssize_t size, wide *value)
+static int parse_decimal(const KernelSpelling *by, const char *text, Py_ssize_t size, wide *value)
 {
     int negative = size > 0 && text[0] == '-';
     Py_ssize_t at = negative, whole = at;
@@ -126,7 +120,7 @@ static char *put_digits(char *at, uint64_t number, int width)
     return at;
 }
 
-static char *show_decimal(const Spelling *by, char *end, int64_t value)
+static char *show_decimal(const KernelSpelling *by, char *end, int64_t value)
 {
     uint64_t rest = value < 0 ? (uint64_t)0 - (uint64_t)value : (uint64_t)value;
     char *at = end;
@@ -168,7 +162,7 @@ static int64_t days_since_1970(int64_t year, int64_t month, int64_t day)
     return era * ERA_DAYS + day_of_era - EPOCH_DAYS;
 }
 
-static int parse_stamp(const Spelling *by, const char *text, Py_ssize_t size, wide *value)
+static int parse_stamp(const KernelSpelling *by, const char *text, Py_ssize_t size, wide *value)
 {
     if (size < 19 || size > 20 + DIGITS_MAX || by->text_size != 1 || text[4] != '-' ||
         text[7] != '-' || text[10] != by->text[0] || text[13] != ':' || text[16] != ':')
@@ -196,7 +190,7 @@ static int parse_stamp(const Spelling *by, const char *text, Py_ssize_t size, wi
     return 1;
 }
 
-static char *show_stamp(const Spelling *by, char *end, int64_t value)
+static char *show_stamp(const KernelSpelling *by, char *end, int64_t value)
 {
     int64_t scale = (int64_t)power_of_ten(by->digits);
     int64_t units = value % scale, seconds = value / scale, fraction = by->digits;
@@ -238,7 +232,7 @@ static char *show_stamp(const Spelling *by, char *end, int64_t value)
     return put_digits(at, (uint64_t)year, 4);
 }
 
-static int parse_clock(const Spelling *by, const char *text, Py_ssize_t size, wide *value)
+static int parse_clock(const KernelSpelling *by, const char *text, Py_ssize_t size, wide *value)
 {
     wide days = 0;
     if (by->text_size) {
@@ -259,7 +253,7 @@ static int parse_clock(const Spelling *by, const char *text, Py_ssize_t size, wi
     return 1;
 }
 
-static char *show_clock(const Spelling *by, char *end, int64_t value)
+static char *show_clock(const KernelSpelling *by, char *end, int64_t value)
 {
     if (value < 0)
         return NULL;
@@ -279,7 +273,7 @@ static char *show_clock(const Spelling *by, char *end, int64_t value)
 
 /* ---- bytes --------------------------------------------------------------------------------- */
 
-static int parse_whole(const Spelling *by, const char *text, Py_ssize_t size, wide *value)
+static int parse_whole(const KernelSpelling *by, const char *text, Py_ssize_t size, wide *value)
 {
     int little = by->kind == UNSIGNED_LITTLE || by->kind == SIGNED_LITTLE;
     int is_signed = by->kind == SIGNED_LITTLE || by->kind == SIGNED_BIG;
@@ -293,7 +287,7 @@ static int parse_whole(const Spelling *by, const char *text, Py_ssize_t size, wi
     return 1;
 }
 
-static char *show_whole(const Spelling *by, char *end, int64_t value)
+static char *show_whole(const KernelSpelling *by, char *end, int64_t value)
 {
     int little = by->kind == UNSIGNED_LITTLE || by->kind == SIGNED_LITTLE;
     int is_signed = by->kind == SIGNED_LITTLE || by->kind == SIGNED_BIG;
@@ -339,7 +333,7 @@ static char *show_varint(char *end, int64_t value)
 
 /* ---- many ---------------------------------------------------------------------------------- */
 
-static int parse_core(const Spelling *by, const char *text, Py_ssize_t size, wide *value)
+static int parse_core(const KernelSpelling *by, const char *text, Py_ssize_t size, wide *value)
 {
     switch (by->kind) {
     case FIXED:
@@ -361,7 +355,7 @@ static int parse_core(const Spelling *by, const char *text, Py_ssize_t size, wid
     }
 }
 
-static char *show_core(const Spelling *by, char *end, int64_t value)
+static char *show_core(const KernelSpelling *by, char *end, int64_t value)
 {
     switch (by->kind) {
     case FIXED:
@@ -382,7 +376,7 @@ static char *show_core(const Spelling *by, char *end, int64_t value)
     }
 }
 
-static int check_spelling(const Spelling *by)
+static int check_spelling(const KernelSpelling *by)
 {
     int bytes = by->kind >= UNSIGNED_LITTLE && by->kind <= SIGNED_BIG;
     if (by->digits < 0 || by->digits > DIGITS_MAX || by->text_size > TEXT_MAX ||
@@ -395,7 +389,7 @@ static int check_spelling(const Spelling *by)
     return 0;
 }
 
-static int read_spelling(PyObject *args, PyObject **given, Spelling *by)
+static int read_spelling(PyObject *args, PyObject **given, KernelSpelling *by)
 {
     if (!PyArg_ParseTuple(args, "Oiiy#y#y#", given, &by->kind, &by->digits, &by->text,
                           &by->text_size, &by->prefix, &by->prefix_size, &by->suffix,
@@ -405,7 +399,7 @@ static int read_spelling(PyObject *args, PyObject **given, Spelling *by)
 }
 
 /* The same from a printer's key: (kind, digits, text, prefix, suffix). */
-static int read_key(PyObject *key, Spelling *by)
+int kernel_read_key(PyObject *key, KernelSpelling *by)
 {
     if (!PyTuple_Check(key)) {
         PyErr_SetString(PyExc_TypeError, "a tuple is needed");
@@ -417,62 +411,64 @@ static int read_key(PyObject *key, Spelling *by)
     return check_spelling(by);
 }
 
-static PyObject *parse_one(const Spelling *by, PyObject *token)
+/* Parses a token; none where it is not spelled so. Returns -1 with an error set. */
+int kernel_parse(const KernelSpelling *by, PyObject *token, KernelMaybe *out)
 {
-    if (!PyBytes_Check(token))
-        return PyErr_Format(PyExc_TypeError, "bytes are needed");
+    if (!PyBytes_Check(token)) {
+        PyErr_SetString(PyExc_TypeError, "bytes are needed");
+        return -1;
+    }
     const char *text = PyBytes_AS_STRING(token);
     Py_ssize_t size = PyBytes_GET_SIZE(token) - by->prefix_size - by->suffix_size;
-    wide value;
-    if (size >= 0 && !memcmp(text, by->prefix, (size_t)by->prefix_size) &&
-        !memcmp(text + by->prefix_size + size, by->suffix, (size_t)by->suffix_size) &&
-        parse_core(by, text + by->prefix_size, size, &value) && value > -VALUE_BOUND &&
-        value < VALUE_BOUND)
-        return PyLong_FromLongLong((long long)value);
-    Py_RETURN_NONE;
+    wide value = 0;
+    out->there = size >= 0 && !memcmp(text, by->prefix, (size_t)by->prefix_size) &&
+                 !memcmp(text + by->prefix_size + size, by->suffix, (size_t)by->suffix_size) &&
+                 parse_core(by, text + by->prefix_size, size, &value) && value > -VALUE_BOUND &&
+                 value < VALUE_BOUND;
+    out->value = (int64_t)value;
+    return 0;
 }
 
-static PyObject *parse_many(const Spelling *by, PyObject *given)
+/* Parses a token as a decimal of as many digits as it has; none where it is not spelled so. */
+int kernel_parse_other_decimal(PyObject *token, int *digits, KernelMaybe *out)
 {
-    PyObject *tokens = PySequence_Fast(given, "a sequence is needed");
-    if (tokens == NULL)
-        return NULL;
-    Py_ssize_t n = PySequence_Fast_GET_SIZE(tokens);
-    PyObject *out = PyList_New(n);
-    for (Py_ssize_t i = 0; out != NULL && i < n; i++) {
-        PyObject *number = parse_one(by, PySequence_Fast_GET_ITEM(tokens, i));
-        if (number == NULL)
-            Py_CLEAR(out);
-        else
-            PyList_SET_ITEM(out, i, number);
-    }
-    Py_DECREF(tokens);
-    return out;
+    Py_ssize_t size = PyBytes_Check(token) ? PyBytes_GET_SIZE(token) : 0;
+    const char *point = size ? memchr(PyBytes_AS_STRING(token), '.', (size_t)size) : NULL;
+    Py_ssize_t fraction = point ? PyBytes_AS_STRING(token) + size - 1 - point : 0;
+    KernelSpelling by = {FIXED, (int)fraction, "", "", "", 0, 0, 0};
+    *digits = (int)fraction;
+    out->there = 0;
+    return fraction > DIGITS_MAX ? 0 : kernel_parse(&by, token, out);
 }
 
 PyObject *kernel_parse_all(PyObject *self, PyObject *args)
 {
     (void)self;
     PyObject *given;
-    Spelling by;
-    return read_spelling(args, &given, &by) < 0 ? NULL : parse_many(&by, given);
-}
-
-PyObject *kernel_parse_by_key(PyObject *tokens, PyObject *key)
-{
-    Spelling by;
-    return read_key(key, &by) < 0 ? NULL : parse_many(&by, tokens);
-}
-
-static PyObject *show_one(const Spelling *by, PyObject *item)
-{
-    char core[CORE_MAX], *end = core + CORE_MAX;
-    int overflow;
-    long long value = PyLong_AsLongLongAndOverflow(item, &overflow);
-    if (value == -1 && PyErr_Occurred())
+    KernelSpelling by;
+    if (read_spelling(args, &given, &by) < 0)
         return NULL;
-    char *at = NULL;
-    if (!overflow && value > -VALUE_BOUND && value < VALUE_BOUND)
+    PyObject *tokens = PySequence_Fast(given, "a sequence is needed");
+    if (tokens == NULL)
+        return NULL;
+    Py_ssize_t n = PySequence_Fast_GET_SIZE(tokens);
+    KernelMaybe *numbers = PyMem_New(KernelMaybe, n + 1);
+    int failed = numbers == NULL;
+    if (failed)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; !failed && i < n; i++)
+        failed = kernel_parse(&by, PySequence_Fast_GET_ITEM(tokens, i), numbers + i);
+    PyObject *out = failed ? NULL : kernel_list_of(numbers, n);
+    PyMem_Free(numbers);
+    Py_DECREF(tokens);
+    return out;
+}
+
+/* Returns the token of a value; NULL with ValueError set where there is none. */
+PyObject *kernel_show(const KernelSpelling *by, int64_t value)
+{
+    char core[CORE_MAX], *end = core + CORE_MAX, *at = NULL;
+    if (value > -VALUE_BOUND && value < VALUE_BOUND)
         at = show_core(by, end, value);
     if (at == NULL)
         return PyErr_Format(PyExc_ValueError, "an integer its column cannot spell");
@@ -487,32 +483,27 @@ static PyObject *show_one(const Spelling *by, PyObject *item)
     return token;
 }
 
-static PyObject *show_many(const Spelling *by, PyObject *values)
+PyObject *kernel_show_all(PyObject *self, PyObject *args)
 {
+    (void)self;
+    PyObject *values, *out;
+    KernelSpelling by;
+    if (read_spelling(args, &values, &by) < 0)
+        return NULL;
     if (!PyList_Check(values))
         return PyErr_Format(PyExc_TypeError, "a list is needed");
     Py_ssize_t n = PyList_GET_SIZE(values);
-    PyObject *out = PyList_New(n);
+    out = PyList_New(n);
     for (Py_ssize_t i = 0; out != NULL && i < n; i++) {
-        PyObject *token = show_one(by, PyList_GET_ITEM(values, i));
+        int overflow;
+        long long value = PyLong_AsLongLongAndOverflow(PyList_GET_ITEM(values, i), &overflow);
+        PyObject *token = NULL;
+        if (value != -1 || !PyErr_Occurred())
+            token = kernel_show(&by, overflow ? INT64_MAX : value);
         if (token == NULL)
             Py_CLEAR(out);
         else
             PyList_SET_ITEM(out, i, token);
     }
     return out;
-}
-
-PyObject *kernel_show_all(PyObject *self, PyObject *args)
-{
-    (void)self;
-    PyObject *values;
-    Spelling by;
-    return read_spelling(args, &values, &by) < 0 ? NULL : show_many(&by, values);
-}
-
-PyObject *kernel_show_by_key(PyObject *values, PyObject *key)
-{
-    Spelling by;
-    return read_key(key, &by) < 0 ? NULL : show_many(&by, values);
 }

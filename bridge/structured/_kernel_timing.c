@@ -115,13 +115,6 @@ static int note_expected(PyObject *source, int64_t time, int64_t residual)
 
 /* ---- a round ------------------------------------------------------------------------------- */
 
-static int append_new(PyObject *list, PyObject *item)
-{
-    int failed = item == NULL || PyList_Append(list, item);
-    Py_XDECREF(item);
-    return failed ? -1 : 0;
-}
-
 /* Returns 1 when a source's next reading is expected one period on; 0, -1, or -2 for the twin. */
 static int is_ahead(PyObject *source, int64_t *forecast, int64_t *spread, int64_t *near)
 {
@@ -165,9 +158,9 @@ PyObject *kernel_forecasts(PyObject *self, PyObject *args)
         beyond = ahead < 0;
         if (ahead <= 0)
             continue;
-        failed = append_new(out[0], PyLong_FromSsize_t(i)) ||
-                 append_new(out[1], PyLong_FromLongLong(forecast)) ||
-                 append_new(out[2], PyLong_FromLongLong(spread >> 2));
+        failed = kernel_append_new(out[0], PyLong_FromSsize_t(i)) ||
+                 kernel_append_new(out[1], PyLong_FromLongLong(forecast)) ||
+                 kernel_append_new(out[2], PyLong_FromLongLong(spread >> 2));
         if (failed || !writes)
             continue;
         int overflow;
@@ -178,7 +171,7 @@ PyObject *kernel_forecasts(PyObject *self, PyObject *args)
         if (failed || beyond)
             continue;
         if (step >= -near && step <= near)
-            failed = append_new(out[3], PyLong_FromLongLong(step));
+            failed = kernel_append_new(out[3], PyLong_FromLongLong(step));
         else
             failed = PyList_Append(out[3], Py_None);
     }
@@ -262,7 +255,7 @@ PyObject *kernel_write_gap(PyObject *self, PyObject *args)
     PyObject *put, *plain, *tables, *source, *table;
     long long time;
     int64_t last, mean;
-    if (!PyArg_ParseTuple(args, "O!O!O!OL", &PyList_Type, &put, &PyList_Type, &plain, &PyList_Type,
+    if (!PyArg_ParseTuple(args, "O!O!O!OL", &PyList_Type, &put, &PyByteArray_Type, &plain, &PyList_Type,
                           &tables, &source, &time))
         return NULL;
     int found = far(time) ? 0 : gap_table(source, tables, &last, &mean, &table);
@@ -446,8 +439,8 @@ PyObject *kernel_take_due(PyObject *self, PyObject *args)
             failed = 1;
             break;
         }
-        failed = append_new(places, PyLong_FromSsize_t(i)) ||
-                 append_new(counts, PyLong_FromLongLong(count + step)) ||
+        failed = kernel_append_new(places, PyLong_FromSsize_t(i)) ||
+                 kernel_append_new(counts, PyLong_FromLongLong(count + step)) ||
                  kernel_set_number(source, NAME_absent, 0);
     }
     if (!failed)

@@ -7,13 +7,13 @@ Invariant: no more memory is taken than the limits allow for the payloads of one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from bridge.readings import FLAG_PROPERTIES
 from bridge.structured.coder import Reader, refuse
-from bridge.structured.columns import decode_column
+from bridge.structured.columns import ReadColumn, read_columns
 from bridge.structured.context import RAW, Context, Source, Template
 from bridge.structured.heads import (
     EXPLICIT,
@@ -27,7 +27,6 @@ from bridge.structured.heads import (
     note_template,
 )
 from bridge.structured.kernel import native
-from bridge.structured.predictors import Rows
 from bridge.structured.references import References
 from bridge.structured.schema import add_instance
 from bridge.structured.timing import Arrivals
@@ -213,33 +212,26 @@ def _decode_changes(
 
 def _decode_columns(io: Reader, context: Context, rows: FamilyRows, references: References) -> None:
     references.enter()
+    changed = rows.changed_columns()
+    cold: list[ReadColumn] = [(column, rows.extra[column.index][0]) for column in changed]
     if len(rows.layouts) == 1:
         (layout,) = rows.layouts
-        everywhere, selected = range(len(rows.cells)), Rows(rows.cells, rows.times)
+        order = rows.family.hot_order(layout)
+        hot: list[ReadColumn] = [(column, None) for column, _ in order]
+        tokens = read_columns(io, context, rows, hot + cold, references)
         by_place: list[list[bytes]] = [[]] * len(layout)
-        for column, place in rows.family.hot_order(layout):
-            references.give(rows, column, everywhere, selected)
-            by_place[place], numbers = decode_column(io, context, column, selected)
-            references.keep(rows, column, everywhere, numbers)
+        for (_, place), some in zip(order, tokens, strict=False):
+            by_place[place] = some
         rows.hot = list(zip(*by_place, strict=True))
-    elif rows.layouts:
-        hot: dict[int, Iterator[bytes]] = {}
+    else:
         by_column = rows.rows_by_column()
-        for column in rows.hot_columns():
-            places = by_column[column.index]
-            selected = rows.select(places)
-            references.give(rows, column, places, selected)
-            tokens, numbers = decode_column(io, context, column, selected)
-            references.keep(rows, column, places, numbers)
-            hot[column.index] = iter(tokens)
+        hot = [(column, by_column[column.index]) for column in rows.hot_columns()]
+        tokens = read_columns(io, context, rows, hot + cold, references)
+        rest = {column.index: iter(some) for (column, _), some in zip(hot, tokens, strict=False)}
         for template in rows.templates:
-            rows.hot.append(tuple([next(hot[index]) for index in template.hot_columns]))
-    for column in rows.changed_columns():
-        places, _ = rows.extra[column.index]
-        selected = rows.select(places)
-        references.give(rows, column, places, selected)
-        tokens, _ = decode_column(io, context, column, selected)
-        for place, token in zip(places, tokens, strict=True):
+            rows.hot.append(tuple([next(rest[index]) for index in template.hot_columns]))
+    for column, some in zip(changed, tokens[len(hot) :], strict=True):
+        for place, token in zip(rows.extra[column.index][0], some, strict=True):
             rows.changes.setdefault(place, []).append((column.index, token))
 
 

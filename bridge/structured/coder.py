@@ -20,6 +20,7 @@ from bridge.structured.kernel import (
     STATE_BITS,
     STATE_LOW,
     Maybe,
+    bits_of,
     integers_of,
     pack_symbols,
     read_chain,
@@ -41,7 +42,7 @@ from bridge.structured.symbols import (
 )
 from bridge.structured.tables import Chain, Table
 
-__all__ = ["POOLS", "Coder", "Pool", "Reader", "Writer", "refuse"]
+__all__ = ["POOLS", "SAME", "Coder", "Pool", "Reader", "Writer", "refuse"]
 
 _MASK = SCALE - 1
 
@@ -106,7 +107,7 @@ class Writer:
 
     Attributes:
         spans: The span of every symbol (`symbols.Spans`), in order; the kernel appends here.
-        plain: Plain bits as texts of 0 and 1, in order.
+        plain: Plain bits as signs 0 and 1, backwards: of each value the lowest first.
         pools: The byte pools.
     """
 
@@ -114,7 +115,7 @@ class Writer:
 
     def __init__(self) -> None:
         self.spans: Spans = []
-        self.plain: list[str] = []
+        self.plain = bytearray()
         self.pools = [bytearray() for _ in range(POOLS)]
 
     def symbol(self, table: Table, value: int = 0) -> int:
@@ -170,12 +171,11 @@ class Writer:
 
     def bits(self, count: int, value: int) -> None:
         """Code the low `count` bits of `value`."""
-        mark = 1 << count
-        self.plain.append(bin(value & (mark - 1) | mark)[3:])
+        self.plain += bits_of(count, value)
 
     def section(self) -> bytes:
         """Return the final state, the words as a decoder takes them, and the plain bits."""
-        plain = "".join(reversed(self.plain))
+        plain = self.plain[::-1]
         tail = int(plain, 2).to_bytes((len(plain) + 7) // 8, "big") if plain else b""
         return pack_symbols(self.spans) + tail
 

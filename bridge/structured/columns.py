@@ -15,100 +15,134 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
-from bridge.structured.coder import Coder, Reader, Writer, refuse
+from bridge.structured.coder import SAME, Coder, Reader, Writer, refuse
 from bridge.structured.context import Column, ColumnKind, Context, TextModel
+from bridge.structured.heads import FamilyRows
 from bridge.structured.kernel import Maybe, native
 from bridge.structured.limits import ENUM_VALUES
-from bridge.structured.predictors import Rows, residuals, values
+from bridge.structured.predictors import residuals, values
 from bridge.structured.printers import DIGITS_MAX, Printer, PrinterKind
+from bridge.structured.references import Places, References
 from bridge.structured.symbols import CONTEXT_AFTER, UNKNOWN_PRIOR
 from bridge.structured.tables import Table
 from bridge.structured.texts import code_text
 
-__all__ = ["decode_column", "encode_column"]
+__all__ = ["ReadColumn", "WrittenColumn", "read_columns", "write_columns"]
 
 _DECIMAL = re.compile(rb"-?\d+(?:\.(\d+))?")
 _OTHER_DIGITS = -1
 _REMEMBERED_BYTES = 64  # longer texts are not kept by a column
 
+WrittenColumn = tuple[Column, Places, Sequence[bytes]]  # the rows it is coded in, and its tokens
+ReadColumn = tuple[Column, Places]
 
-def encode_column(
-    io: Writer, context: Context, column: Column, rows: Rows, tokens: Sequence[bytes]
-) -> list[Maybe]:
-    """Code the tokens of a column; returns the integers of a NUMBER column for those referring."""
+
+def write_columns(
+    io: Writer,
+    context: Context,
+    rows: FamilyRows,
+    items: list[WrittenColumn],
+    references: References,
+) -> None:
+    """Code columns of one family, in order; the kernel does most by itself."""
+    one = partial(_write_column, io, context, rows, references)
+    if native is None:
+        for column, places, tokens in items:
+            one(column, places, tokens)
+    elif items:
+        after = CONTEXT_AFTER, SAME
+        escape = partial(_code_escape, io, context)
+        native.write_columns(io, rows, items, references, context.tables, after, one, escape)
+
+
+def read_columns(
+    io: Reader,
+    context: Context,
+    rows: FamilyRows,
+    items: list[ReadColumn],
+    references: References,
+) -> list[list[bytes]]:
+    """Return the tokens of columns of one family, in order."""
+    one = partial(_read_column, io, context, rows, references)
+    if native is None or not items:
+        return [one(column, places) for column, places in items]
+    rest = partial(_tokens_of, io, context, rows, references)
+    escape = partial(_code_escape, io, context)
+    try:
+        return native.read_columns(io, rows, items, references, CONTEXT_AFTER, one, rest, escape)
+    except EOFError as error:
+        refuse(str(error))
+
+
+def _write_column(
+    io: Writer,
+    context: Context,
+    rows: FamilyRows,
+    references: References,
+    column: Column,
+    places: Places,
+    tokens: Sequence[bytes],
+) -> None:
+    selected = rows.select(places)
     if column.kind == ColumnKind.NUMBER and column.printer is not None:
-        numbers = _write_numbers(io, column, column.printer, rows, tokens)
-        if None in numbers:
-            for number, token in zip(numbers, tokens, strict=True):
-                if number is None:
-                    _code_escape(io, context, column, token)
-        return numbers
-    if column.kind == ColumnKind.ENUM:
-        _write_enum(io, context, column, rows.cells, tokens)
+        references.give(rows, column, places, selected)
+        numbers = column.printer.parse_all(tokens)
+        steps = residuals(column.predictor, column.cells, selected, numbers, column.param)
+        io.residuals(column.prepare(), column.contexts, selected.cells, steps)
+        for number, token in zip(numbers, tokens, strict=True):
+            if number is None:
+                _code_escape(io, context, column, token)
+        references.keep(rows, column, places, numbers)
+    elif column.kind == ColumnKind.ENUM:
+        _write_enum(io, context, column, selected.cells, tokens)
     else:
-        _code_texts(io, context, column, rows.cells, tokens)
-    return []
+        _code_texts(io, context, column, selected.cells, tokens)
 
 
-def decode_column(
-    io: Reader, context: Context, column: Column, rows: Rows
-) -> tuple[list[bytes], list[Maybe]]:
-    """Return the tokens of a column and, of a NUMBER column, their integers."""
+def _read_column(
+    io: Reader,
+    context: Context,
+    rows: FamilyRows,
+    references: References,
+    column: Column,
+    places: Places,
+) -> list[bytes]:
+    cells = rows.select(places).cells
     if column.kind == ColumnKind.NUMBER and column.printer is not None:
-        numbers, shown = _read_numbers(io, column, column.printer, rows)
-        if shown is not None:
-            return shown, numbers
-        show = column.printer.show
-        return [
-            _code_escape(io, context, column) if number is None else show(number)
-            for number in numbers
-        ], numbers
+        steps = io.residuals(column.prepare(), column.contexts, cells)
+        return _tokens_of(io, context, rows, references, column, places, steps)
     if column.kind == ColumnKind.ENUM:
-        return _read_enum(io, context, column, rows.cells), []
-    return _code_texts(io, context, column, rows.cells, None), []
+        return _read_enum(io, context, column, cells)
+    return _code_texts(io, context, column, cells, None)
 
 
 # ---- NUMBER --------------------------------------------------------------------------------------
 
 
-def _write_numbers(
-    io: Writer, column: Column, printer: Printer, rows: Rows, tokens: Sequence[bytes]
-) -> list[Maybe]:
-    """Code the integers of a column's tokens; returns them, None for a token to be escaped."""
-    if native is not None and printer.native:
-        among = rows.cells, rows.times, rows.refs
-        done = native.write_numbers(
-            io.spans, io.plain, column, column.prepare(), among, CONTEXT_AFTER, tokens
-        )
-        if done is not None:
-            return done
-    numbers = printer.parse_all(tokens)
-    steps = residuals(column.predictor, column.cells, rows, numbers, column.param)
-    io.residuals(column.prepare(), column.contexts, rows.cells, steps)
-    return numbers
-
-
-def _read_numbers(
-    io: Reader, column: Column, printer: Printer, rows: Rows
-) -> tuple[list[Maybe], list[bytes] | None]:
-    """Return a column's integers, and its tokens if none is escaped."""
-    chain = column.prepare()
-    if native is not None and printer.native:
-        among = rows.cells, rows.times, rows.refs
-        try:
-            done, rest = native.read_numbers(io, column, chain, among, CONTEXT_AFTER)
-        except EOFError as error:
-            refuse(str(error))
-        if done is not None:
-            return done, rest  # type: ignore[return-value]  # what goes with integers is tokens
-        steps: list[Maybe] = rest  # type: ignore[assignment]  # and with nothing it is residuals
-    else:
-        steps = io.residuals(chain, column.contexts, rows.cells)
-    numbers = values(column.predictor, column.cells, rows, steps, column.param)
-    if None in numbers:
-        return numbers, None
-    return numbers, printer.show_all(numbers)  # type: ignore[arg-type]  # no None
+def _tokens_of(
+    io: Reader,
+    context: Context,
+    rows: FamilyRows,
+    references: References,
+    column: Column,
+    places: Places,
+    steps: list[Maybe],
+) -> list[bytes]:
+    """Return the tokens of a column of numbers whose residuals are known."""
+    selected = rows.select(places)
+    references.give(rows, column, places, selected)
+    numbers = values(column.predictor, column.cells, selected, steps, column.param)
+    references.keep(rows, column, places, numbers)
+    printer = column.printer
+    assert printer is not None
+    if None not in numbers:
+        return printer.show_all(numbers)  # type: ignore[arg-type]  # no None
+    return [
+        _code_escape(io, context, column) if number is None else printer.show(number)
+        for number in numbers
+    ]
 
 
 def _code_escape(io: Coder, context: Context, column: Column, token: bytes = b"") -> bytes:

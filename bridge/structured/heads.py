@@ -6,7 +6,6 @@ Both ends run these functions; an encoder gives what it wants coded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -100,9 +99,9 @@ class FamilyRows:
                 found[index].append(row)
         return found
 
-    def select(self, rows: Sequence[int]) -> Rows:
-        """Return what a predictor needs to know of `rows`."""
-        if len(rows) == len(self.cells):
+    def select(self, rows: list[int] | None) -> Rows:
+        """Return what a predictor needs to know of `rows`, None being all."""
+        if rows is None:
             return Rows(self.cells, self.times)
         cells, times = self.cells, self.times
         return Rows([cells[row] for row in rows], [times[row] for row in rows])

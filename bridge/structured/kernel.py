@@ -50,6 +50,7 @@ __all__ = [
     "VERSION",
     "Kernel",
     "Maybe",
+    "bits_of",
     "frequencies",
     "integers_of",
     "native",
@@ -63,7 +64,7 @@ __all__ = [
     "write_symbol",
 ]
 
-VERSION = 4  # rises with every change of a function's arguments or meaning
+VERSION = 5  # rises with every change of a function's arguments or meaning
 
 
 def _load() -> Kernel | None:
@@ -222,7 +223,7 @@ def _write_symbol(put: Spans, table: Table, symbol: int) -> None:
     _note_symbol(table, symbol)
 
 
-def _write_integer(put: Spans, plain: list[str], table: Table, value: int) -> None:
+def _write_integer(put: Spans, plain: bytearray, table: Table, value: int) -> None:
     """Put the span of an integer's symbol, and its plain bits.
 
     Raises:
@@ -267,7 +268,13 @@ def _read_integer(reader: Reader, table: Table) -> Maybe:
 # ---- integers ------------------------------------------------------------------------------------
 
 
-def _put_plain(plain: list[str], value: int) -> None:
+def bits_of(count: int, value: int) -> bytes:
+    """Return the low `count` bits of `value` as signs 0 and 1, the lowest first."""
+    mark = 1 << count
+    return bin(value & (mark - 1) | mark)[:2:-1].encode()
+
+
+def _put_plain(plain: bytearray, value: int) -> None:
     """Put the bits that follow the symbol of an integer that has some.
 
     Raises:
@@ -280,10 +287,9 @@ def _put_plain(plain: list[str], value: int) -> None:
         bits = magnitude.bit_length()
         if bits > INTEGER_BITS:
             raise ValueError(f"an integer of {bits} bits")
-        plain.append(f"{(value < 0) << 6 | bits:07b}")
+        plain += bits_of(7, (value < 0) << 6 | bits)
         count = bits - 1
-    mark = 1 << count
-    plain.append(bin(magnitude & (mark - 1) | mark)[3:])
+    plain += bits_of(count, magnitude)
 
 
 def _take_plain(plain: str, end: int, symbol: int) -> tuple[int, int]:
@@ -310,24 +316,21 @@ def _take_plain(plain: str, end: int, symbol: int) -> tuple[int, int]:
     return sign * (base + rest), begin
 
 
-def _plain(r: int) -> str:
-    """Return the plain bits of a residual as a text of 0 and 1."""
-    count = EXTRA_BITS[symbol_of(r)]
-    return bin(abs(r) & ((1 << count) - 1) | 1 << count)[3:]
-
-
 # Plain bits of small residuals, by residual: negative ones count from the end of the list.
-_PLAIN = [_plain(r) for r in (*range(-SYMBOLS_FROM + 1), *range(SYMBOLS_FROM, 0))]
+_PLAIN = [
+    bits_of(EXTRA_BITS[symbol_of(r)], abs(r))
+    for r in (*range(-SYMBOLS_FROM + 1), *range(SYMBOLS_FROM, 0))
+]
 
 
-def _symbols_of(steps: list[Maybe], plain: list[str]) -> list[int]:
+def _symbols_of(steps: list[Maybe], plain: bytearray) -> list[int]:
     """Return the symbols of residuals, their plain bits put in order."""
     known: list[int] = steps  # type: ignore[assignment]  # unless there is a None, see below
     escapes = None in steps
     if escapes:
         known = [step for step in steps if step is not None]
     if known and min(known) >= SYMBOLS_FROM and max(known) <= -SYMBOLS_FROM:
-        plain += [_PLAIN[step] for step in known if step > DIRECT or step < -DIRECT]
+        plain += b"".join([_PLAIN[step] for step in known if step > DIRECT or step < -DIRECT])
         if escapes:
             return [ESCAPE if step is None else SYMBOLS[step] for step in steps]
         return list(map(SYMBOLS.__getitem__, known))

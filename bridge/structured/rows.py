@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from bridge.readings import FLAG_PROPERTIES
 from bridge.structured.coder import Writer
-from bridge.structured.columns import encode_column
+from bridge.structured.columns import WrittenColumn, write_columns
 from bridge.structured.context import RAW, Context, Source, Template
 from bridge.structured.heads import (
     EXPLICIT,
@@ -27,7 +27,6 @@ from bridge.structured.heads import (
     note_template,
 )
 from bridge.structured.kernel import native
-from bridge.structured.predictors import Rows
 from bridge.structured.references import References
 from bridge.structured.schema import TemplatePlan, add_instance
 from bridge.structured.timing import Arrivals
@@ -175,28 +174,24 @@ def _note_changes(
 def _encode_columns(io: Writer, context: Context, rows: FamilyRows, references: References) -> None:
     """Code the columns of a family: the hot ones, then those cold ones that changed somewhere."""
     references.enter()
+    items = _hot_items(rows)
+    for column in rows.changed_columns():
+        places, tokens = rows.extra[column.index]
+        items.append((column, places, tokens))
+    write_columns(io, context, rows, items, references)
+
+
+def _hot_items(rows: FamilyRows) -> list[WrittenColumn]:
+    """Return the hot columns coded in some row, in order, with their rows and tokens there."""
     if len(rows.layouts) == 1:
         (layout,) = rows.layouts
-        everywhere, selected = range(len(rows.cells)), Rows(rows.cells, rows.times)
         by_place = list(zip(*rows.hot, strict=True))
-        for column, place in rows.family.hot_order(layout):
-            references.give(rows, column, everywhere, selected)
-            numbers = encode_column(io, context, column, selected, by_place[place])
-            references.keep(rows, column, everywhere, numbers)
-    else:
-        by_column = rows.rows_by_column()
-        for column in rows.hot_columns():
-            places = by_column[column.index]
-            tokens = [
-                rows.hot[place][rows.templates[place].hot_columns.index(column.index)]
-                for place in places
-            ]
-            selected = rows.select(places)
-            references.give(rows, column, places, selected)
-            numbers = encode_column(io, context, column, selected, tokens)
-            references.keep(rows, column, places, numbers)
-    for column in rows.changed_columns():
-        places, changed = rows.extra[column.index]
-        selected = rows.select(places)
-        references.give(rows, column, places, selected)
-        encode_column(io, context, column, selected, changed)
+        return [(column, None, by_place[place]) for column, place in rows.family.hot_order(layout)]
+    by_column = rows.rows_by_column()
+    tokens: dict[int, list[bytes]] = {index: [] for index in by_column}
+    for template, some in zip(rows.templates, rows.hot, strict=True):
+        for index, token in zip(template.hot_columns, some, strict=True):
+            tokens[index].append(token)
+    return [
+        (column, by_column[column.index], tokens[column.index]) for column in rows.hot_columns()
+    ]

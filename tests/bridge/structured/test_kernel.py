@@ -39,12 +39,11 @@ def twin(name: str) -> Any:
 
 @given(_MAYBE)
 def test_integers_become_the_same_symbols_and_bits_and_come_back(steps: list[int | None]) -> None:
-    plain: list[str] = []
+    plain, bits = bytearray(), bytearray()
     symbols = kernel._symbols_of(steps, plain)
-    bits: list[str] = []
     assert twin("symbols_of")(steps, bits) == symbols
     assert bits == plain
-    text = "0" * 32 + "".join(reversed(plain))
+    text = "0" * 32 + plain[::-1].decode()
     for integers_of in (kernel._integers_of, twin("integers_of")):
         assert integers_of(symbols, text, len(text)) == (steps, 32)
 
@@ -53,7 +52,7 @@ def test_integers_become_the_same_symbols_and_bits_and_come_back(steps: list[int
 def test_an_integer_of_more_than_63_bits_is_an_error(value: int) -> None:
     for symbols_of in (kernel._symbols_of, twin("symbols_of")):
         with pytest.raises(ValueError, match="bits"):
-            symbols_of([value], [])
+            symbols_of([value], bytearray())
 
 
 @given(st.lists(st.integers(0, RESIDUALS - 1), max_size=20), st.text("01", max_size=90))
