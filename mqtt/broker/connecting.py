@@ -295,7 +295,7 @@ def _established(
     session.attach(machine)
     if core.hooks is not None:
         core.hooks.client_connected(client)
-    session.send_waiting(core.now_s)
+    session.send_waiting(core.refresh())
     connection.resume_connecting()
     if machine.keeps_data:
         connection.handle_waiting()

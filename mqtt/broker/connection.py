@@ -189,7 +189,7 @@ class Connection(asyncio.Protocol):
         self.core.writable_again()
         self.resume(_WRITE)
         if not self.closed and self.session is not None:
-            self.session.send_waiting(self.core.now_s)
+            self.session.send_waiting(self.core.refresh())
             self.pump()
 
     # -- events -------------------------------------------------------------------------------
@@ -514,12 +514,13 @@ class Connection(asyncio.Protocol):
         if feeds is None or session is None:
             return
         core = self.core
+        now_s = core.refresh()
         left = _FEED_AT_ONCE
         while left > 0:
             room = core.policy.inflight_max - len(session.outbound or ())
             if self.closed or not self.machine.writable or room <= 0:
                 return  # resume_writing or an acknowledgement goes on
-            left -= feeds[0].send(min(room, left), core.now_s)
+            left -= feeds[0].send(min(room, left), now_s)
             if feeds[0].is_done:
                 del feeds[0]
                 if not feeds:

@@ -270,6 +270,7 @@ def _on_pubrec(connection: Connection, session: Session, event: Acknowledged) ->
         for packet_id in event.packet_ids:
             session.acknowledged(packet_id, 2)
         session.send_waiting(connection.core.now_s)
+        connection.pump()
         return
     known: list[tuple[int, bool]] = []
     for packet_id in event.packet_ids:

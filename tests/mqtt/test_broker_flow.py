@@ -20,8 +20,10 @@ from mqtt.packets import (
     Pingreq,
     Puback,
     Publish,
+    Pubrec,
 )
 from mqtt.properties import SESSION_EXPIRY_INTERVAL
+from mqtt.reason_codes import ReasonCode
 from runtime.clock import ManualClock
 from tests.kit.brokers import ManualCapture, Served, WireClient, serving
 
@@ -189,6 +191,21 @@ async def test_retained_messages_wait_for_a_slow_subscriber_instead_of_being_dro
         while len(names) < 300:
             names.add((await reader.receive(Publish)).topic_name)
         assert broker.broker.stats().drops == {}
+
+
+@pytest.mark.conformance("MQTT-3.3.1-9", "MQTT-4.3.3-4")
+async def test_retained_messages_go_on_when_each_one_is_refused() -> None:
+    async with serving(BrokerConfig(sys_interval_s=0, inflight_max=3)) as broker:
+        writer = await broker.connect("writer")
+        writer.send(*[Publish(f"kept/{n}", b"x", 2, retain=True, packet_id=n) for n in range(1, 9)])
+        assert [type(answer) for answer in await writer.settled()] == [Pubrec] * 8
+        reader = await broker.connect("reader")
+        await reader.subscribe("kept/#")
+        got = set()
+        while len(got) < 8:
+            message = await reader.receive(Publish)
+            got.add(message.topic_name)
+            reader.send(Pubrec(message.packet_id, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR))
 
 
 async def test_a_reconnect_storm_of_one_client_id_leaves_nothing_behind() -> None:
