@@ -497,6 +497,12 @@ class ServerConnection(ServerSender):
                         check_utf8(data[payload_at:after])
                 route = self.routes[topic]
                 qos = first_byte >> 1 & 3
+                if (
+                    qos
+                    and self.unacknowledged + len(ids) >= self.limits.receive_maximum
+                    and (fault := self._receive_maximum_fault())
+                ):
+                    break
                 again = NEW
                 if qos == 2:
                     assert self.session is not None
