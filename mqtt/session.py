@@ -526,6 +526,12 @@ class Session:
             if delivery.share is not None and (delivery.qos == 1 or not delivery.dup):
                 yield packet_id, delivery
 
+    def drop(self, packet_id: int, delivery: Delivery, reason: str) -> None:
+        """Forget a delivery, and count it by the reason."""
+        if self.outbound is not None and self.outbound.pop(packet_id, None) is not None:
+            self._ended(packet_id, delivery)
+        self.policy.dropped(reason)
+
     def discard_queue(self) -> None:
         """Forget everything outbound: the session ends."""
         if self.outbound:
@@ -557,14 +563,14 @@ class Session:
     def _send(self, link: Link, packet_id: int, delivery: Delivery, now_s: float) -> bool:
         message = delivery.message
         if message.expires_s and message.expires_s <= now_s and not delivery.dup:
-            self._drop(packet_id, delivery, "expired")  # [MQTT-3.3.2-5]
+            self.drop(packet_id, delivery, "expired")  # [MQTT-3.3.2-5]
             return False
         first_byte = 0x30 | delivery.qos << 1 | delivery.retain
         if delivery.dup:  # [MQTT-3.3.1-1]
             first_byte |= _DUP
         frame = link.publish_frame(message, first_byte, packet_id, delivery.identifiers, now_s)
         if frame is None:  # [MQTT-3.1.2-24] [MQTT-3.1.2-25] as if it had been delivered
-            self._drop(packet_id, delivery, "too_large")
+            self.drop(packet_id, delivery, "too_large")
             return False
         delivery.dup = delivery.counted = True
         self.window_used += 1
@@ -582,17 +588,12 @@ class Session:
                 if self.takes(size) and policy.takes(size):
                     break
                 if not delivery.dup:  # what was sent is finished [MQTT-4.3.2-1] [MQTT-4.3.3-1]
-                    self._drop(packet_id, delivery, "queue_full_oldest")
+                    self.drop(packet_id, delivery, "queue_full_oldest")
         return self.takes(size) and policy.takes(size)
 
     def _window_open(self, link: Link) -> bool:
         used = self.window_used
         return used < link.receive_maximum and used < self.policy.inflight_max
-
-    def _drop(self, packet_id: int, delivery: Delivery, reason: str) -> None:
-        if self.outbound is not None and self.outbound.pop(packet_id, None) is not None:
-            self._ended(packet_id, delivery)
-        self.policy.dropped(reason)
 
     def _ended(self, packet_id: int, delivery: Delivery, *, taken: bool = False) -> None:
         self.queued_bytes -= delivery.size

@@ -26,7 +26,7 @@ from mqtt.broker.core import BrokerStats, Core
 from mqtt.broker.lone import LonePublishes
 from mqtt.broker.net.config import ListenerConfig
 from mqtt.broker.net.listener import Listener
-from mqtt.broker.permissions import decide_anew, drop_forbidden, routes_of
+from mqtt.broker.permissions import decide_anew, drop_forbidden, drop_wills, routes_of
 from mqtt.broker.requests import HANDLERS
 from mqtt.broker.router import Router
 from mqtt.broker.seams import Access, Capture, ClientInfo, Exchanges, Hooks, SessionStore
@@ -350,9 +350,10 @@ class Broker:
     async def recheck(self, still_known: Callable[[ClientInfo], bool]) -> tuple[int, int]:
         """After permissions have changed: forget verdicts, and take away what is not allowed now.
 
-        Clients that are not known any more are disconnected with 0x87; of the others, those
-        subscriptions end that they may not have. All others notice nothing, but for those whose
-        CONNECT was being answered: they are refused with 0x89 and ask again.
+        Wills that may not be sent are forgotten. Clients that are not known any more are
+        disconnected with 0x87; of the others, those subscriptions end that they may not have,
+        and what they brought is dropped. All others notice nothing, but for those whose CONNECT
+        was being answered: they are refused with 0x89 and ask again.
 
         Args:
             still_known: Whether a connected client would still get in.
@@ -362,6 +363,7 @@ class Broker:
         """
         self.access_changed()
         self._core.access_changes += 1  # who is being let in at this moment is to come again
+        await drop_wills(self._core)
         gone = ended = 0
         for connection in list(self._core.connections):
             client, session = connection.machine.client, connection.session

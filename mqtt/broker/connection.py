@@ -15,7 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from sys import intern
 from typing import TYPE_CHECKING, Any, Final
@@ -76,6 +76,7 @@ class Connection(asyncio.Protocol):
         "meter",
         "paused",
         "reason_code",
+        "relayed",
         "send_will",
         "session",
         "slow_since_s",
@@ -89,6 +90,7 @@ class Connection(asyncio.Protocol):
         self.listener = listener  # None: a transport that the host has made itself
         self.is_established = False  # the listener's own: counted as past CONNECT
         self.source: tuple[str, int] | None = None  # the client's address, told by a balancer
+        self.relayed = False  # somebody else may be behind whoever connected: never local
         self.address = ""  # the client's, without its port; empty for a Unix socket
         self.machine: ServerConnection
         self.transport: Any = None  # asyncio.Transport, or what looks like one
@@ -508,6 +510,11 @@ class Connection(asyncio.Protocol):
         self._feeds = [source]
         self.pump()
 
+    def stop_feeding(self, topic_filters: Collection[str]) -> None:
+        """Send no more of what is retained under filters."""
+        left = [each for each in self._feeds or () if each.topic_filter not in topic_filters]
+        self._feeds = left or None
+
     def pump(self) -> None:
         """Send more retained messages, if any are left and the client has room."""
         feeds, session = self._feeds, self.session
@@ -626,7 +633,7 @@ class Connection(asyncio.Protocol):
 
     def is_local(self) -> bool:
         """Return True when the client is on this machine; what a balancer tells is no proof."""
-        if self.source is not None:
+        if self.source is not None or self.relayed:
             return False
         return not self.address or is_loopback(self.address)
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mqtt.broker.seams import PENDING, ClientInfo
+from mqtt.broker.seams import PENDING, Access, ClientInfo
 from mqtt.packets import Connect, Subscribe
 from mqtt.reason_codes import ReasonCode
 from mqtt.server_routes import ClientRoutes, Route, VerdictPending
 from mqtt.session import Session
-from mqtt.topics import split_shared
+from mqtt.topics import matches, split_shared
 
 if TYPE_CHECKING:
     from mqtt.broker.connection import Connection
@@ -28,6 +28,7 @@ __all__ = [
     "decide_anew",
     "decide_subscriptions",
     "drop_forbidden",
+    "drop_wills",
     "on_verdict_pending",
     "routes_of",
     "wait_for_subscribe",
@@ -51,7 +52,7 @@ def on_verdict_pending(connection: Connection, pending: VerdictPending) -> None:
 
 
 async def _publish_later(connection: Connection, client: ClientInfo, topic_name: str) -> None:
-    failed = await _decide(connection, client, "publish", [topic_name])
+    failed = await _decide(connection.core, client, "publish", [topic_name])
     if connection.closed:
         return
     if failed:
@@ -87,7 +88,7 @@ def wait_for_subscribe(
 async def _subscribe_later(
     connection: Connection, client: ClientInfo, waiting: list[str], proceed: Callable[[], None]
 ) -> None:
-    await _decide(connection, client, "subscribe", waiting)
+    await _decide(connection.core, client, "subscribe", waiting)
     if connection.closed:
         return
     proceed()
@@ -111,11 +112,14 @@ async def decide_anew(connection: Connection, session: Session, client: ClientIn
     filters = [split_shared(each)[1] for each in session.subscriptions or ()]
     waiting = [each for each in filters if core.access.subscribe(client, each) == PENDING]
     if waiting:
-        await _decide(connection, client, "subscribe", waiting)
+        await _decide(connection.core, client, "subscribe", waiting)
 
 
 def drop_forbidden(connection: Connection, session: Session, client: ClientInfo) -> int:
-    """End the subscriptions of a session that its client may not have (any more); count them."""
+    """End the subscriptions of a session that its client may not have (any more); count them.
+
+    Nor does it get what they brought: rules may have changed, or its user may be another one.
+    """
     core = connection.core
     access = core.access
     if access is None:
@@ -133,14 +137,58 @@ def drop_forbidden(connection: Connection, session: Session, client: ClientInfo)
         core.log.warning(
             "mqtt_subscriptions_taken_away", client_id=client.client_id, count=len(forbidden)
         )
+        connection.stop_feeding(forbidden)
+    _drop_messages(session, client, access)
     return len(forbidden)
 
 
-async def _decide(
-    connection: Connection, client: ClientInfo, action: str, topics: Iterable[str]
-) -> bool:
+def _drop_messages(session: Session, client: ClientInfo, access: Access) -> None:
+    """Drop what waits for a client that may not subscribe to it.
+
+    Not what the client is in the middle of acknowledging, nor what the host has for it alone.
+    """
+    verdicts: dict[bytes, bool] = {}
+    for packet_id, delivery in list((session.outbound or {}).items()):
+        message = delivery.message
+        sent = delivery.dup and session.link is not None
+        if sent or delivery.released or message.token:
+            continue
+        may = verdicts.get(message.topic)
+        if may is None:
+            topic_name = message.topic.decode()
+            code = access.subscribe(client, topic_name)
+            may = verdicts[message.topic] = not code or (
+                code == PENDING  # of each subscription that is left it has said yes
+                and any(
+                    matches(split_shared(each)[1], topic_name)
+                    for each in session.subscriptions or ()
+                )
+            )
+        if not may:
+            session.drop(packet_id, delivery, "not_authorized")
+
+
+async def drop_wills(core: Core) -> None:
+    """Forget the wills of clients that may not publish them any more."""
+    access = core.access
+    if access is None:
+        return
+    for session in list(core.registry.sessions.values()):
+        will = session.will
+        connection, away = session.owner, session.timer
+        client = connection.machine.client if connection is not None else away and away.client
+        if will is None or client is None:
+            continue
+        topic_name = will.topic.decode()
+        if access.publish(client, topic_name) == PENDING:
+            await _decide(core, client, "publish", [topic_name])
+        if access.publish(client, topic_name) and session.will is will:
+            core.registry.forget_will(session)
+            core.log.warning("mqtt_will_taken_away", client_id=session.client_id)
+
+
+async def _decide(core: Core, client: ClientInfo, action: str, topics: Iterable[str]) -> bool:
     """Have the access decide; True when it could not, or not in time."""
-    core = connection.core
     access = core.access
     assert access is not None
     try:

@@ -178,6 +178,12 @@ class SessionRegistry:
         session.expiry_s = min(expiry_s, self.expiry_max_s)
         self._store(session)
 
+    def forget_will(self, session: Session) -> None:
+        """Forget a will that is not to be sent."""
+        session.will = None
+        if session.recorder is not None and self._recorder is not None:
+            self._recorder.session_saved(session, away=session.owner is None)
+
     def away_timeout(self, away: Away, now_s: float) -> None:
         """Send the will that is due, end the session that has expired, or wait on."""
         session = away.session

@@ -30,7 +30,16 @@ class RetainedFeed:
         identifier: The subscription identifier as an encoded property, b"" for none.
     """
 
-    __slots__ = ("_at", "_identifier", "_messages", "_names", "_qos", "_router", "_session")
+    __slots__ = (
+        "_at",
+        "_identifier",
+        "_messages",
+        "_names",
+        "_qos",
+        "_router",
+        "_session",
+        "topic_filter",
+    )
 
     def __init__(
         self, router: Router, session: Session, subscription: Subscription, identifier: bytes
@@ -39,7 +48,8 @@ class RetainedFeed:
         self._session = session
         self._qos = subscription.qos
         self._identifier = identifier
-        self._names, self._messages = router.retained.select(subscription.topic_filter)
+        self.topic_filter = subscription.topic_filter
+        self._names, self._messages = router.retained.select(self.topic_filter)
         self._at = 0  # of the next one
 
     @property

@@ -14,12 +14,11 @@ from mqtt.broker.access.config import AccessConfig, PluginConfig, RuleConfig
 from mqtt.broker.access.passwords import Passwords, hash_password
 from mqtt.broker.front import FrontError
 from mqtt.broker.net.config import ListenerConfig
-from mqtt.packets import Connack, Connect, Disconnect, Puback, Publish, Pubrec, Will
-from mqtt.properties import SESSION_EXPIRY_INTERVAL
+from mqtt.packets import Disconnect, Puback, Publish, Pubrec, Will
 from mqtt.reason_codes import ReasonCode
 from tests.kit.amqtt_plugins import RecordingAuth, SlowTopics
-from tests.kit.brokers import ManualCapture, ManualStore, WireClient
-from tests.kit.fronts import Fronted, fronting, settings
+from tests.kit.brokers import ManualCapture, WireClient
+from tests.kit.fronts import Fronted, fronting
 
 ALICE = hash_password("secret")
 
@@ -344,122 +343,3 @@ async def test_a_plugin_that_cannot_be_loaded_is_one_line(plugin: PluginConfig) 
         async with fronting(access=AccessConfig(plugins=(plugin,))):
             pass
     assert "\n" not in str(caught.value)
-
-
-# -- reload ---------------------------------------------------------------------------------------
-
-
-async def test_a_reload_takes_leave_away_and_gives_it(users: Path) -> None:
-    async with fronting() as front:
-        client, _ = await front.ask_at("c")
-        await client.subscribe("a/#", "b/#")
-        other, _ = await front.ask_at("other")
-        assert await refusal(other, "a/x") == 0
-        assert isinstance(await client.next(), Publish)
-        access = AccessConfig(rules=(RuleConfig(topics=("b/#",)),))
-        now = front.front._settings
-        await front.front.reload(replace(now, access=access))
-        assert await refusal(other, "a/x") == 0x87
-        assert await refusal(other, "b/x") == 0
-        assert getattr(await client.next(), "topic_name", None) == "b/x"
-        assert front.broker.stats().subscriptions == 1
-        await front.front.reload(replace(now, access=AccessConfig()))
-        assert await client.subscribe("a/#") == [2]
-
-
-async def test_a_reload_counts_for_a_client_whose_connect_is_being_answered(users: Path) -> None:
-    store = ManualStore()
-    async with fronting(store=store) as front:
-        client = await front.open()
-        client.send(
-            Connect("c", properties={SESSION_EXPIRY_INTERVAL: 60}, will=Will("w", b"x", 0, True))
-        )
-        await front.until(lambda: len(store.changes) == 1)  # let in, and not yet told so
-        now = front.front._settings
-        await front.front.reload(replace(now, access=AccessConfig(anonymous="never")))
-        store.commit()
-        assert (await client.receive(Connack)).reason_code == ReasonCode.SERVER_BUSY
-        assert await client.closed()
-        assert await code(front) == 0x87
-        assert front.broker.stats().retained_messages == 0  # its will was not sent
-
-
-async def test_a_reload_ends_whoever_would_not_get_in_and_nobody_else(users: Path) -> None:
-    users.write_text(f"alice:{ALICE}\nbob:{ALICE}\n")
-    access = AccessConfig(password_file=users)
-    async with fronting(access=access) as front:
-        clients = {}
-        for name in ("alice", "bob"):
-            clients[name], connack = await front.ask_at(name, username=name, password=b"secret")
-            assert connack.reason_code == 0
-        local, _ = await front.ask_at("local")
-        users.write_text(f"bob:{ALICE}\n")
-        await front.front.reload(front.front._settings)
-        assert (await clients["alice"].receive(Disconnect)).reason_code == 0x87
-        assert await clients["bob"].settled() == []
-        assert await local.settled() == []
-        await front.front.reload(
-            replace(front.front._settings, access=replace(access, anonymous="never"))
-        )
-        assert (await local.receive(Disconnect)).reason_code == 0x87
-
-
-async def test_a_reload_that_cannot_be_changes_nothing(users: Path) -> None:
-    access = AccessConfig(password_file=users)
-    async with fronting(access=access) as front:
-        broken = replace(access, plugins=(PluginConfig("no.such.Plugin"),), anonymous="never")
-        with pytest.raises(FrontError):
-            await front.front.reload(replace(front.front._settings, access=broken))
-        assert await code(front) == 0
-        assert await code(front, username="alice", password=b"secret") == 0
-
-
-async def test_what_a_plugin_said_is_forgotten_by_a_reload() -> None:
-    access = AccessConfig(plugins=(TOPICS,))
-    async with fronting(access=access) as front:
-        client, _ = await front.ask_at("c")
-        assert await refusal(client, "ok/1") == 0x10
-        other = replace(access, plugins=(replace(TOPICS, options={"prefixes": ["x"]}),))
-        await front.front.reload(replace(front.front._settings, access=other))
-        assert await refusal(client, "ok/1") == 0x87
-        assert len(SlowTopics.asked) == 2
-
-
-async def test_a_session_that_comes_back_has_lost_what_it_may_not_have_any_more() -> None:
-    async with fronting() as front:
-        lasting = {SESSION_EXPIRY_INTERVAL: 100}
-        client, _ = await front.ask_at("c", properties=lasting)
-        await client.subscribe("a", "b")
-        await front.gone(client)
-        access = AccessConfig(rules=(RuleConfig(topics=("b",)),))
-        await front.front.reload(replace(front.front._settings, access=access))
-        _, connack = await front.ask_at("c", clean_start=False, properties=lasting)
-        assert connack.session_present
-        assert front.broker.stats().subscriptions == 1
-
-
-async def test_listeners_open_close_and_change_by_a_reload() -> None:
-    async with fronting(ListenerConfig(port=0), ListenerConfig(port=0, transport="ws")) as front:
-        tcp, ws = front.broker.listeners
-        client, _ = await front.ask_at("c", port=tcp.port)
-        fewer = replace(tcp.config, connections_max=1)
-        more = ListenerConfig(port=0, transport="tcp", host="127.0.0.2")
-        await front.front.reload(settings(fewer, more))
-        assert [each.config for each in front.broker.listeners] == [fewer, more]
-        _, connack = await front.ask_at("d", port=tcp.port)
-        assert connack.reason_code == 0x89
-        with pytest.raises(OSError, match="Connect call failed"):
-            await asyncio.open_connection("127.0.0.1", ws.port)
-        assert await client.settled() == []
-
-
-async def test_limits_change_by_a_reload() -> None:
-    async with fronting() as front:
-        client, _ = await front.ask_at("c")
-        now = front.front._settings
-        broker = replace(now.broker, subscriptions_max=1, maximum_packet_size_bytes=1000)
-        await front.front.reload(replace(now, broker=broker))
-        assert await client.subscribe("a", "b") == [2, 0x97]
-        other = await front.open()
-        other.send(Connect("d", protocol_version=5))
-        assert (await other.receive(Connack)).properties[0x27] == 1000

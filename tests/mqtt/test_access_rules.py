@@ -66,6 +66,8 @@ def test_actions_are_told_apart() -> None:
         ("client:dev-?", Identity("dev-1"), True),
         ("client:dev-?", Identity("dev-12"), False),
         ("name:gw", Identity("c", name="gw"), True),
+        ("user:ops[1]", Identity("c", user="ops[1]"), True),  # no other sign means anything
+        ("user:ops[1]", Identity("c", user="ops1"), False),
     ],
 )
 def test_whom_a_rule_concerns(who: str, identity: Identity, is_concerned: bool) -> None:

@@ -203,6 +203,10 @@ async def test_a_balancer_cannot_make_a_client_local() -> None:
         before = proxy("127.0.0.1")
         _, connack = await front.ask_at("c", before=before)
         assert connack.reason_code == 0x87
+        for family in (0x00, 0x31):  # it does not say, or its client came by a Unix socket
+            before = SIGNATURE + bytes([0x21, family, 0, 216]) + bytes(216)
+            _, connack = await front.ask_at("c", before=before)
+            assert connack.reason_code == 0x87
         _, connack = await front.ask_at("c", before=proxy(command=0x20))  # it speaks for itself
         assert connack.reason_code == 0
 
@@ -286,9 +290,37 @@ async def test_pages_that_may_connect(origins: tuple[str, ...], origin: str) -> 
         writer.close()
 
 
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"Host": "localhost:8083"}, 0),
+        ({"Host": "127.0.0.1"}, 0),
+        ({"Host": "[::1]:8083", "Origin": "http://[::1]"}, 0),
+        ({"Host": "localhost", "X_Forwarded_For": "127.0.0.1"}, 0x87),
+        ({"Host": "localhost", "X_Real_IP": "203.0.113.9"}, 0x87),
+        ({"Host": "localhost", "Forwarded": "for=203.0.113.9"}, 0x87),
+        ({"Host": "broker.example"}, 0x87),
+        # a page whose name was made to stand for this machine after it was loaded
+        ({"Host": "127.evil.example", "Origin": "http://127.evil.example"}, 0x87),
+        ({"Host": "[::1"}, 0x87),
+    ],
+)
+async def test_a_proxy_or_page_on_this_machine_makes_nobody_local(
+    headers: dict[str, str], code: int
+) -> None:
+    async with fronting(ListenerConfig(transport="ws", port=0)) as front:
+        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        writer.write(upgrade(**headers))
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(frame(2, encode(Connect("c"), 5)))
+        head = await reader.readexactly(6)
+        assert (head[2], head[5]) == (0x20, code)
+        writer.close()
+
+
 async def open_websocket(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(upgrade())
+    writer.write(upgrade(Host="localhost:8083"))
     await reader.readuntil(b"\r\n\r\n")
     return reader, writer
 

@@ -167,7 +167,10 @@ class BrokerAccess:
             return sources.passwords is not None and (
                 sources.passwords.line(identity.user) == known.line
             )
-        return identity.authenticated or self._admits_anonymous(client) or bool(sources.plugins)
+        plugins = sources.plugins
+        if identity.user is not None:  # by the word of a plugin
+            return plugins is not None and plugins.authenticates
+        return identity.name is not None or self._admits_anonymous(client) or plugins is not None
 
     # -- what it may do -----------------------------------------------------------------------
 

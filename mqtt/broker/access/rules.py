@@ -139,7 +139,7 @@ def _is(word: str, who: Identity) -> bool:
         return who.authenticated is (word == "authenticated")
     kind, _, pattern = word.partition(":")
     value = {"user": who.user, "client": who.client_id, "name": who.name}[kind]
-    return value is not None and fnmatchcase(value, pattern)
+    return value is not None and fnmatchcase(value, pattern.replace("[", "[[]"))
 
 
 def _expand(pattern: str, who: Identity, *, widen: bool) -> list[str] | None:

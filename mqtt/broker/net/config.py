@@ -7,6 +7,7 @@ average, a burst on top.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from runtime.config import setting
@@ -17,12 +18,18 @@ TRANSPORTS = ("tcp", "tls", "ws", "wss", "unix")
 CLIENT_CERTIFICATES = ("none", "optional", "required")
 CERTIFICATE_NAMES = ("cn", "san")
 _DEFAULT_PORTS = {"tcp": 1883, "tls": 8883, "ws": 8083, "wss": 8084, "unix": 0}
-_LOOPBACK = ("localhost", "::1")
 
 
 def is_loopback(host: str) -> bool:
     """Return True for an address or name that only this machine reaches."""
-    return host in _LOOPBACK or host.startswith(("127.", "::ffff:127."))
+    if host == "localhost":
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:  # some name, which may look like an address: 127.example.org
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 @dataclass(frozen=True, slots=True)

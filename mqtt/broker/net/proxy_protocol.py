@@ -12,10 +12,17 @@ import ipaddress
 import socket
 from typing import Final
 
-__all__ = ["HEADER_BYTES_MAX", "ProxyError", "parse_proxy_header", "read_proxy_header"]
+__all__ = [
+    "HEADER_BYTES_MAX",
+    "NO_ADDRESS",
+    "ProxyError",
+    "parse_proxy_header",
+    "read_proxy_header",
+]
 
 SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 HEADER_BYTES_MAX: Final = 2048  # after the first 16; addresses take 36, real values some hundred
+NO_ADDRESS: Final = ("unknown", 0)  # of a client that a balancer cannot or will not tell
 _ADDRESS_BYTES: Final = {1: 4, 2: 16}  # AF_INET, AF_INET6
 
 
@@ -31,7 +38,8 @@ def parse_proxy_header(head: bytes, body: bytes) -> tuple[str, int] | None:
         body: As many bytes as the head says.
 
     Returns:
-        None when the balancer speaks for itself (a health check), or of no Internet address.
+        None when the balancer speaks for itself (a health check); NO_ADDRESS when its client has
+        no Internet address.
 
     Raises:
         ProxyError: it is not a header of version 2.
@@ -45,7 +53,7 @@ def parse_proxy_header(head: bytes, body: bytes) -> tuple[str, int] | None:
         raise ProxyError(f"PROXY command {command} is unknown")
     size = _ADDRESS_BYTES.get(family)
     if size is None:
-        return None
+        return NO_ADDRESS
     if len(body) < 2 * size + 4:
         raise ProxyError("PROXY header has no room for its addresses")
     address = ipaddress.ip_address(body[:size])

@@ -21,6 +21,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Origin, Subprotocol
 
 from mqtt.broker.connection import Connection
+from mqtt.broker.net.config import is_loopback
 
 if TYPE_CHECKING:
     from mqtt.broker.net.listener import Listener
@@ -30,6 +31,22 @@ __all__ = ["WebSocketProtocol"]
 _MQTT: Final = Subprotocol("mqtt")
 _MESSAGE_SLACK_BYTES: Final = 64 << 10  # a client may put more than one packet in a message
 _UNSUPPORTED_DATA, _GOING_AWAY = 1003, 1000
+_OF_PROXIES: Final = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
+
+
+def _is_relayed(request: Request) -> bool:
+    """Whether a handshake on this machine may be for somebody elsewhere.
+
+    A proxy here says so, or hands on the name that its client asked for. A browser here may run
+    a page of anybody's whose name was made to stand for this machine.
+    """
+    headers = request.headers
+    if any(name in headers for name in _OF_PROXIES):
+        return True
+    try:
+        return not is_loopback(urlsplit(f"//{headers.get('Host', '')}").hostname or "")
+    except ValueError:
+        return True
 
 
 def _select(protocol: ServerProtocol, offered: Any) -> Subprotocol:
@@ -127,6 +144,7 @@ class WebSocketProtocol(asyncio.Protocol):
             response = protocol.accept(request)
         protocol.send_response(response)
         self._accepted = response.status_code == http.HTTPStatus.SWITCHING_PROTOCOLS
+        self._connection.relayed = _is_relayed(request)
         if not self._accepted:
             self._log.warning(
                 "mqtt_websocket_refused",
