@@ -16,7 +16,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from tidegate.cluster_demo import ClusterProcesses, TidegateProcess
 from tidegate.nats_servers import NatsServer
 
 RATE = 250.0  # readings a second at each gateway
+BUSY = 8  # partitions, at least, that the devices of a test have readings in
 _EDGE_FLAGS = ("--uplink-backoff-max-s", "0.5", "--uplink-ack-timeout-s", "5")
 
 
@@ -248,6 +250,40 @@ async def cut_the_power(cluster: Site, _witness: Witness) -> None:
     await asyncio.gather(*(cluster.ready(n) for n in range(len(cluster.nodes))))
 
 
+async def kill_all_that_stores(cluster: Site, _witness: Witness) -> None:
+    """All nodes, the streams' quorum and PostgreSQL at once: then rows come of every partition."""
+    before = await stored_positions(cluster)
+    busy: set[int] = set()
+    async with asyncio.timeout(60):
+        while len(busy) < BUSY:
+            await asyncio.sleep(0.1)
+            now = await stored_positions(cluster)
+            busy |= {p for p, position in now.items() if position > before.get(p, 0)}
+    servers = cluster.servers.servers[:2]
+    for process in (*cluster.nodes, *servers, cluster.postgres):
+        await asyncio.to_thread(process.kill)
+    began_s = time.monotonic()
+    for node in cluster.nodes:  # they find nobody, and wait
+        node.start()
+    await asyncio.gather(*(asyncio.to_thread(one.start) for one in (*servers, cluster.postgres)))
+    answer_s = time.monotonic() - began_s
+    before = await stored_positions(cluster)
+    left = set(busy)
+    async with told_why(cluster):
+        while left:
+            await asyncio.sleep(0.1)
+            now = await stored_positions(cluster)
+            left -= {p for p in left if now[p] > before[p]}
+    print(f"\nrows of {len(busy)} partitions {time.monotonic() - began_s:.1f} s after the start;"
+          f" servers and PostgreSQL answered after {answer_s:.1f} s")  # fmt: skip
+
+
+async def stored_positions(cluster: Site) -> dict[int, int]:
+    """Return how far storage is, by partition, as PostgreSQL has it."""
+    sql = "SELECT partition, position FROM tidegate.cursors"
+    return dict(await cluster.postgres.rows(cluster.storage_url, sql))
+
+
 async def ask_a_server_to_leave(cluster: Site, witness: Witness) -> None:
     """Lame duck: it moves its leaders and clients away."""
     index = await asyncio.to_thread(leader_index, cluster, cluster.layout.ledger_stream)
@@ -267,6 +303,7 @@ async def ask_a_server_to_leave(cluster: Site, witness: Witness) -> None:
         kill_a_follower,
         kill_two_servers,
         ask_a_server_to_leave,
+        kill_all_that_stores,
         cut_the_power,
     ],
 )
@@ -320,10 +357,26 @@ async def stored_again(cluster: Site) -> float:
     began_s = time.monotonic()
     count = "SELECT count(*) FROM tidegate.readings"
     before = await cluster.postgres.rows(cluster.storage_url, count)
-    async with asyncio.timeout(60):
+    async with told_why(cluster):
         while await cluster.postgres.rows(cluster.storage_url, count) == before:
             await asyncio.sleep(0.1)
     return time.monotonic() - began_s
+
+
+@asynccontextmanager
+async def told_why(cluster: Site, timeout_s: float = 60.0) -> AsyncIterator[None]:
+    """Fail when it takes too long, with what the sinks of each node wait for."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        said = [await asyncio.to_thread(sinks_of, url) for url in cluster.urls]
+        raise AssertionError(f"no rows in {timeout_s:g} s: {said}") from None
+
+
+def sinks_of(url: str) -> object:
+    """Return what a node says of its sinks; None when it says nothing."""
+    return (get_json(f"{url}/status") or {}).get("sinks")
 
 
 def print_stalls(witness: Witness, killed: list[tuple[float, str]], ends_s: list[float]) -> None:
