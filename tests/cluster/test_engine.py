@@ -272,6 +272,29 @@ async def test_a_ledger_with_a_hole_is_not_read_past(engine: JetStreamEngine) ->
         await engine.open()
 
 
+@pytest.mark.parametrize("purged", ["ledger", "checkpoints too"])
+async def test_a_purge_by_hand_leaves_what_a_node_needs_to_start(
+    engine: JetStreamEngine, purged: str
+) -> None:
+    async with opened(engine) as stream:
+        for seq in range(1, 5):
+            await stream.append([part(3, [seq])])
+        async with connected(engine.servers) as connection:
+            if purged != "ledger":
+                assert await stream.checkpoint(keep_records=0)
+                await connection.api(f"STREAM.PURGE.{engine.layout.checkpoint_stream}")
+            await connection.api(f"STREAM.PURGE.{engine.layout.ledger_stream}")
+            async with asyncio.timeout(10):
+                while await stream._checkpoints.newest() < 4:
+                    await asyncio.sleep(0.02)
+        await stream.append([part(3, [5])])
+    async with opened(engine) as again:
+        assert list(await again.held("gw", EPOCH)) == [(1, 5)]
+        assert [entry.seq_ranges for entry in await read_all(again, 3)] == [
+            ((seq, seq),) for seq in range(1, 6)
+        ]
+
+
 async def test_a_ledger_that_went_back_stops_the_node(engine: JetStreamEngine) -> None:
     async with opened(engine) as stream:
         await stream.append([part(1, [1])])

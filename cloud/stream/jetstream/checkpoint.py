@@ -100,6 +100,19 @@ class Checkpoints:
             return None
         return int(found["seq"]), base64.b64decode(found.get("data") or "")
 
+    async def newest(self) -> int:
+        """Return the sequence of the newest checkpoint there is, 0 without.
+
+        Raises:
+            StreamError: it cannot be asked for.
+        """
+        try:
+            head = await self._last("head")
+        except ClusterError as error:
+            raise StreamError(f"{self._layout.checkpoint_stream}: {error}") from None
+        self.seq = 0 if head is None else int(cbor2.loads(head[1])[1])
+        return self.seq
+
     async def save(self, state: LedgerState, *, keep_records: int) -> bool:
         """Write a checkpoint of `state` as it is now; return False when a newer one exists.
 

@@ -112,6 +112,8 @@ class JetStreamStream:
         self._give_up_s = give_up_s
         self._closing = False
         self._broken = ""
+        self._first = 1  # that the ledger holds
+        self._purge_seen = asyncio.Event()
         self._version = 1  # of the layout, as the ledger said last
         self._purged: dict[int, int] = {}
         self._record_bytes = 0  # of records read since the checkpoint this node knows
@@ -127,6 +129,7 @@ class JetStreamStream:
             self._deliver,
             altered=self._break,
             described=self._described,
+            begins=self._begins,
         )
         messages = Messages(tail_bytes_max)
         self._reader = BodyReader(connection, layout, messages)
@@ -288,6 +291,12 @@ class JetStreamStream:
                 hint=f"its metadata has no {EPOCH_KEY} '{epoch}' any more: put it back"
             )  # fmt: skip
 
+    def _begins(self, seq: int) -> None:
+        """Take note of what the ledger holds no more, which the newest checkpoint has to have."""
+        self._first = seq
+        if seq > self._checkpoints.seq + 1:
+            self._purge_seen.set()
+
     def _break(self, line: str) -> None:
         """Take nothing any more: what this node believes is not what the cluster holds."""
         if not self._broken:
@@ -441,19 +450,30 @@ class JetStreamStream:
         )
 
     async def _keep_up(self) -> None:
-        """Write checkpoints, so that starting stays quick and the ledger short."""
-        while True:
-            await asyncio.sleep(_CHECKPOINT_EVERY_S * random.uniform(0.75, 1.25))
-            records = self._state.seq - self._checkpoints.seq
-            due = records >= _CHECKPOINT_RECORDS or self._record_bytes >= _CHECKPOINT_BYTES
-            if due and not self._broken:
+        """Write checkpoints, so that starting stays quick and the ledger short.
+
+        And at once when somebody has purged what none has: a node that starts would lack it.
+        """
+        while not self._broken:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CHECKPOINT_EVERY_S * random.uniform(0.75, 1.25)):
+                    await self._purge_seen.wait()
+            self._purge_seen.clear()
+            try:
+                missing = self._first - 1 - await self._checkpoints.newest()
+                records = self._state.seq - self._checkpoints.seq
+                if missing > 0:
+                    log.error("ledger_purged", stream=self.layout.ledger_stream, records=missing,
+                              hint="a checkpoint is written in their place")  # fmt: skip
+                elif records < _CHECKPOINT_RECORDS and self._record_bytes < _CHECKPOINT_BYTES:
+                    continue
                 each = max(1, self._record_bytes // max(1, records))
-                try:
-                    await self.checkpoint(
-                        keep_records=min(_CHECKPOINT_KEEP, _CHECKPOINT_KEEP_BYTES // each)
-                    )
-                except StreamError as error:
-                    log.warning("checkpoint_failed", error=str(error))
+                await self.checkpoint(
+                    keep_records=min(_CHECKPOINT_KEEP, _CHECKPOINT_KEEP_BYTES // each)
+                )
+            except StreamError as error:
+                log.warning("checkpoint_failed", error=str(error))
+                await asyncio.sleep(1)  # another purge may be seen at once
 
     async def checkpoint(self, *, keep_records: int = _CHECKPOINT_KEEP) -> bool:
         """Write a checkpoint now; return False when there is one as new.
