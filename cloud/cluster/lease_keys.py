@@ -50,6 +50,7 @@ class NodeSeen:
     sinks: frozenset[str]  # that it works for
     instance: str  # another after each start
     version: int  # of the layout, that it knows (cloud/cluster/versions.py)
+    time_us: int | None  # what its wall clock showed
 
 
 def drain_key(node: str) -> str:
@@ -62,13 +63,14 @@ def node_of(value: Value) -> NodeSeen | None:
     said = _decoded(value.value)
     if not value.key.startswith(NODE) or "node" not in said:
         return None
-    sinks, version = said.get("sinks"), said.get("layout")
+    sinks, version, time_us = said.get("sinks"), said.get("layout"), said.get("time_us")
     return NodeSeen(
         str(said["node"]),
         bool(said.get("draining")),
         frozenset(sinks) if isinstance(sinks, list) else frozenset(),
         str(said.get("instance")),
         version if isinstance(version, int) else 1,  # the first did not say
+        time_us if isinstance(time_us, int) else None,
     )
 
 

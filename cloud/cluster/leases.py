@@ -47,6 +47,7 @@ from cloud.cluster.lease_keys import (
     token_of,
 )
 from cloud.cluster.reading import insist
+from cloud.cluster.skew import SkewWatch
 from runtime.clock import Clock
 from runtime.logs import limited
 
@@ -195,6 +196,7 @@ class Leases:
         self._others: set[str] = set()
         self._watch: BucketWatch | None = None
         self._view = _View()
+        self._skew = SkewWatch()
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()  # set after each look at what there is to do
         self._task: asyncio.Task[None] | None = None
@@ -310,7 +312,11 @@ class Leases:
 
     def _saw(self, seen: NodeSeen) -> None:
         self._view.nodes[seen.node] = seen
-        if seen.node == self.node and seen.instance != self.instance and self._task is not None:
+        if self._task is None:
+            return  # what was said before this node came
+        if seen.node != self.node and seen.time_us is not None:
+            self._skew.saw(seen.node, seen.time_us, self._clock.wall_us())
+        if seen.node == self.node and seen.instance != self.instance:
             limited(log, "twice", _LOG_EVERY_S).error(
                 "node_id_twice", node=self.node, hint="give each cloud node a node_id of its own"
             )
@@ -482,6 +488,7 @@ class Leases:
             "sinks": sorted({*self._groups, *self._others}),
             "instance": self.instance,
             "layout": self._version,
+            "time_us": self._clock.wall_us(),
         }
         value = json.dumps(said).encode()
         await self._bucket.put(self._node_key, value, ttl_s=self._times.ttl_s)

@@ -16,6 +16,7 @@ from cloud.cluster.layout import Layout
 from cloud.cluster.leases import Leases, LeaseTimes
 from runtime.clock import Clock, ManualClock, SystemClock
 from tests.kit.nats import NatsServers, connected, make_layout, nats_single
+from tests.kit.sites import SkewedClock
 
 TIMES = LeaseTimes(ttl_s=2.0, renew_s=0.2, moves_max=8)
 
@@ -355,3 +356,22 @@ async def test_keys_that_no_node_wrote_are_overlooked(bucket: Bucket) -> None:
         await until(lambda: shares(workers) == [64])
         async with nodes(bucket, "b") as others:  # one that starts, and reads them all
             await until(lambda: shares([*workers, *others])[1] > 0)
+
+
+async def test_nodes_whose_clocks_are_apart_say_so(
+    bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = SkewedClock(-3_600_000_000)
+    async with nodes(bucket, "right") as (right,), nodes(bucket, "late", clock=late) as (other,):
+        said = ""
+        async with asyncio.timeout(30):
+            while said.count("clocks_differ") < 2:
+                await renewed(right, 1)
+                said += capsys.readouterr().out
+        assert "node=late" in said
+        assert "node=right" in said
+        assert "ahead_s=-36" in said
+        late.set_right()
+        await renewed(right, 1)
+        await renewed(other, 1)
+        assert sorted(shares([right, other])) == [32, 32]
