@@ -19,7 +19,7 @@ from tests.kit.processes import get_json, wait_for
 from tests.kit.site import Site
 from tests.kit.sites import client_at
 
-__all__: list[str] = []
+__all__ = ["CLOUD", "cut", "reach_oneself"]
 
 CLOUD = "10.99.0.1"
 ACK_TIMEOUT_S = 2.0
@@ -30,6 +30,7 @@ def ip(*arguments: str) -> None:
 
 
 def cut(silent: bool) -> None:
+    """Make the address a black hole, or end that."""
     ip("rule", "add" if silent else "del", "to", CLOUD, "blackhole", "pref", "1")
 
 
@@ -44,11 +45,16 @@ async def publish(site: Site, first: int, count: int) -> None:
             await client.publish("devices/d1/value", b"%d" % number, 1)
 
 
-def main(folder: Path) -> None:
+def reach_oneself() -> None:
+    """Have the address answer, in a network namespace that is new."""
     ip("link", "set", "lo", "up")
     ip("addr", "add", f"{CLOUD}/32", "dev", "lo")
     ip("rule", "add", "pref", "2", "lookup", "local")  # behind the black hole
     ip("rule", "del", "pref", "0", "lookup", "local")
+
+
+def main(folder: Path) -> None:
+    reach_oneself()
     with Site(folder) as site:
         edge = folder / "edge.toml"
         cloud = folder / "cloud.toml"
