@@ -27,6 +27,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
 
 import nats
@@ -41,11 +42,13 @@ from bridge.structured_bodies import LINK_LIMITS
 from cloud.cluster.connection import Connection
 from cloud.cluster.layout import Layout, apply, stream_epoch
 from cloud.config import IngestConfig
-from cloud.ingest import CloudCapture
+from cloud.ingest import UP_LANE, CloudCapture
+from cloud.ingest_batches import UP_PREFIX
 from cloud.stream.jetstream.engine import JetStreamStream
+from mqtt.broker.seams import ClientInfo, PublishRun
+from mqtt.frames import encode_publish
 from runtime.clock import SystemClock
 from runtime.service import run as run_loop
-from tests.kit.cloud import Uplink
 from tests.kit.payload_shapes import messages
 from tidegate.nats_servers import NatsServers
 
@@ -53,6 +56,7 @@ __all__ = ["main"]
 
 _WINDOW = 256
 _EPOCH = 7
+_CONNECTING = 50  # gateways at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Result:
     client_cpu_s: float
     servers_cpu_s: float
     decoders_cpu_s: float = 0.0
+    gateways_cpu_s: float = 0.0  # of the simulated gateways, not in the client's
 
     @property
     def rate(self) -> float:
@@ -137,23 +142,32 @@ async def one_by_one(nc: Client, layout: Layout, load: Load) -> None:
 
 
 class Ingest:
-    """One way of bringing batches in: their bytes made before the clock starts."""
+    """One way of bringing batches in: their packets made before the clock starts.
+
+    Args:
+        load: What is brought in.
+        structured: In the structured mode.
+        name: Its gateways' names begin so.
+        window: Batches under way, of all gateways together.
+        contexts_max: Gateways that may be in the structured mode.
+    """
 
     def __init__(
         self, load: Load, *, structured: bool, name: str, window: int, contexts_max: int = 256
     ) -> None:
-        self._name = name
         self._window = window
         self._contexts_max = contexts_max
-        self._batches: list[list[bytes]] = []
-        for gateway, batches in enumerate(load.readings):
+        self._gateways = [f"{name}-{number}" for number in range(len(load.readings))]
+        self._packets: list[list[bytes]] = []
+        self.link_bytes = 0
+        for gateway, batches in zip(self._gateways, load.readings, strict=True):
             bodies = {Mode.STRUCTURED: StructuredEncoder(LINK_LIMITS)} if structured else {}
-            encoder = Encoder(f"{name}-{gateway}", _EPOCH, bodies=bodies)
+            encoder = Encoder(gateway, _EPOCH, bodies=bodies)
             mode = Mode.STRUCTURED if structured else Mode.COLUMNAR
-            self._batches.append(
-                [encoder.encode(one, mode=mode, assigned=one.seqs[-1]) for one in batches]
-            )
-        self.link_bytes = sum(len(one) for batches in self._batches for one in batches)
+            made = [encoder.encode(one, mode=mode, assigned=one.seqs[-1]) for one in batches]
+            self.link_bytes += sum(map(len, made))
+            topic = f"{UP_PREFIX}{gateway}".encode()
+            self._packets.append([encode_publish(0x32, topic, 1, b"", one, 5) for one in made])
 
     async def connect(self, stream: JetStreamStream) -> None:
         """Have every gateway's first batch taken: contexts and processes are there then."""
@@ -161,25 +175,20 @@ class Ingest:
             stream, IngestConfig(contexts_max=self._contexts_max), "bench", SystemClock()
         )
         await self._capture.start()
-        self._uplinks = [
-            Uplink(self._capture, f"{self._name}-{number}", epoch=_EPOCH)
-            for number in range(len(self._batches))
-        ]
-        lines = list(zip(self._uplinks, self._batches, strict=True))
-        for at in range(0, len(lines), 50):
-            await asyncio.gather(*(_send(one, batches[:1]) for one, batches in lines[at : at + 50]))
+        clients = [ClientInfo(name, 5) for name in self._gateways]
+        rounds = list(zip(*self._packets, strict=True))  # a batch of each gateway in turn
+        runs = [list(zip(clients, one, strict=True)) for one in rounds]
+        self._offers = Offers(self._capture, list(chain.from_iterable(runs[1:])), self._window)
+        await Offers(self._capture, runs[0], _CONNECTING).answered()
 
     async def run(self) -> None:
-        """Offer the rest as fast as it is taken; each gateway has so many batches on their way."""
+        """Offer the rest as fast as it is taken."""
+        await self._offers.answered()
 
-        async def gateway(uplink: Uplink, batches: list[bytes]) -> None:
-            for batch in batches[1:]:
-                while uplink.unanswered >= self._window:
-                    await uplink.answer()
-                uplink.send(batch)
-            await _answered(uplink)
-
-        await asyncio.gather(*map(gateway, self._uplinks, self._batches))
+    @property
+    def gateways_cpu_s(self) -> float:
+        """Processor time of `run` that was the simulated gateways' own."""
+        return self._offers.cpu_s
 
     @property
     def decoders(self) -> list[int]:
@@ -191,33 +200,84 @@ class Ingest:
         await self._capture.close()
 
 
-async def _send(uplink: Uplink, batches: Sequence[bytes]) -> None:
-    uplink.send(*batches)
-    await _answered(uplink)
+class Offers:
+    """Gateways without a network, which do nothing but offer packets that were made before.
 
+    Args:
+        capture: Takes them.
+        packets: One batch each, with whose it is, in the order in which they are offered.
+        window: So many are under way.
 
-async def _answered(uplink: Uplink) -> None:
-    if any(codes := await uplink.answered(timeout_s=60)):
-        raise RuntimeError(f"refused: {codes}")
+    Attributes:
+        cpu_s: What this took.
+    """
+
+    def __init__(
+        self, capture: CloudCapture, packets: Sequence[tuple[ClientInfo, bytes]], window: int
+    ) -> None:
+        self.cpu_s = 0.0
+        self._capture = capture
+        self._packets = iter(packets)
+        self._left = len(packets)
+        self._room = window
+        self._sending = False
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def answered(self) -> None:
+        """Offer all and return when they are answered; RuntimeError when one was refused."""
+        self._send()
+        async with asyncio.timeout(300):
+            await self._done
+
+    def _send(self) -> None:
+        began_s = time.thread_time()
+        self._sending = False
+        runs = [
+            PublishRun(client, UP_LANE, packet, 1, 0, self._settled)
+            for client, packet in islice(self._packets, self._room)
+        ]
+        self._room -= len(runs)
+        self.cpu_s += time.thread_time() - began_s
+        for run in runs:
+            self._capture.take(run)
+
+    def _settled(self, _run: PublishRun, codes: int | Sequence[int]) -> None:
+        began_s = time.thread_time()
+        self._left -= 1
+        self._room += 1
+        if self._done.done():
+            pass  # one was refused
+        elif codes:
+            self._done.set_exception(RuntimeError(f"refused: {codes}"))
+        elif not self._left:
+            self._done.set_result(None)
+        elif not self._sending:  # what is answered in this turn is followed together
+            self._sending = True
+            asyncio.get_running_loop().call_soon(self._send)
+        self.cpu_s += time.thread_time() - began_s
 
 
 async def measured(
     work: Callable[[], Awaitable[None]],
     count: int,
     pids: Sequence[int],
-    decoders: Sequence[int] = (),
+    ingest: Ingest | None = None,
 ) -> Result:
-    """Run one round and return what it took."""
+    """Run one round, by `ingest` or otherwise, and return what it took."""
     gc.collect()
+    decoders = ingest.decoders if ingest is not None else ()
     servers, decoding = sum(map(cpu_s_of, pids)), sum(map(cpu_s_of, decoders))
     cpu, began = time.process_time(), time.perf_counter()
     await work()
+    seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu
+    gateways_cpu_s = ingest.gateways_cpu_s if ingest is not None else 0.0
     return Result(
         count,
-        time.perf_counter() - began,
-        time.process_time() - cpu,
+        seconds,
+        cpu_s - gateways_cpu_s,
         sum(map(cpu_s_of, pids)) - servers,
         sum(map(cpu_s_of, decoders)) - decoding,
+        gateways_cpu_s,
     )
 
 
@@ -249,12 +309,12 @@ async def measure(options: argparse.Namespace, servers: NatsServers) -> list[dic
                     load,
                     structured=name == "structured",
                     name=f"{name}{number}",
-                    window=options.window,
+                    window=options.window * options.gateways,
                 )
                 await ingest.connect(stream)
                 if profile is not None and name == options.profile:
                     profile.enable()
-                results[name].append(await measured(ingest.run, count, pids, ingest.decoders))
+                results[name].append(await measured(ingest.run, count, pids, ingest))
                 if profile is not None:
                     profile.disable()
                 await ingest.close()

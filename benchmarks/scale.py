@@ -116,6 +116,7 @@ class Bench:
             sum(one.client_cpu_s for one in found),
             sum(map(cpu_s_of, self._pids)) - servers,
             sum(one.decoders_cpu_s for one in found),
+            sum(one.gateways_cpu_s for one in found),
         )
 
 
@@ -179,7 +180,7 @@ async def _take(
     count = gateways * batches * options.batch
     if profile is not None:
         profile.enable()
-    result = await measured(ingest.run, count, servers, ingest.decoders)
+    result = await measured(ingest.run, count, servers, ingest)
     if profile is not None:
         profile.disable()
         pstats.Stats(profile).sort_stats("tottime").print_stats(30)
@@ -202,6 +203,7 @@ def _row(axis: str, n: int, found: Sequence[Result]) -> dict[str, object]:
         "node_us": us("client_cpu_s"),
         "decoders_us": us("decoders_cpu_s"),
         "servers_us": us("servers_cpu_s"),
+        "gateways_us": us("gateways_cpu_s"),
     }
 
 
@@ -244,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"{row['n']:>6,} {row['axis']}: {row['us_a_reading']:>6} us a reading "
             f"({row['ratio']}x): node {row['node_us']}, decoders {row['decoders_us']}, "
-            f"servers {row['servers_us']}"
+            f"servers {row['servers_us']}; not counted: gateways {row['gateways_us']}"
         )
     if options.json:
         print(json.dumps(rows))

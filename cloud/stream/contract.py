@@ -53,7 +53,7 @@ class StreamFull(StreamError):  # noqa: N818 - a state of the stream, like queue
     """An append that a limit of the stream forbids: certainly not stored; try again later."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Part:
     """What one append adds to one partition."""
 

@@ -19,7 +19,7 @@ from cloud.stream.jetstream.engine import JetStreamStream
 from cloud.stream.jetstream.records import (
     NEVER,
     AppendRecord,
-    PartRecord,
+    PartRow,
     Record,
     SourceRecord,
     encode,
@@ -315,7 +315,7 @@ async def test_a_record_that_no_node_wrote_stops_the_node(
 ) -> None:
     async with opened(engine) as stream:
         await stream.append([part(1, [1])])
-        one = PartRecord(("gw", 1), partition, 1, pack_ranges(((1, 1),)), ((raw_seq, 0, 1),))
+        one: PartRow = (0, partition, 1, pack_ranges(((1, 1),)), (raw_seq, 0, 1))
         sources = (SourceRecord(("gw", 1), NEVER, 1, ((1, 1),)),)
         said = encode(Record("hand", 1, 1, (AppendRecord(1, sources, (one,)),)))
         await stream.connection.publish(engine.layout.ledger_subject, said)

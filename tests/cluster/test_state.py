@@ -12,7 +12,7 @@ from cloud.stream.contract import GivenUp, StreamStats
 from cloud.stream.jetstream.records import (
     NEVER,
     AppendRecord,
-    PartRecord,
+    PartRow,
     Record,
     RecordError,
     SourceRecord,
@@ -31,7 +31,7 @@ def append(
     number: int, claim: Version | None, seqs: range, *, raw_seq: int = 1, partition: int = 3
 ) -> AppendRecord:
     ranges = ranges_of(seqs)
-    place = PartRecord(SOURCE, partition, len(seqs), pack_ranges(ranges), ((raw_seq, 0, 10),))
+    place: PartRow = (0, partition, len(seqs), pack_ranges(ranges), (raw_seq, 0, 10))
     return AppendRecord(number, (SourceRecord(SOURCE, claim, seqs[-1], ranges),), (place,))
 
 

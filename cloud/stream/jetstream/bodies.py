@@ -28,7 +28,7 @@ from cloud.cluster.connection import (
 from cloud.cluster.layout import RAW_STREAMS, Layout
 from cloud.stream.contract import StreamError, StreamFull
 from cloud.stream.jetstream.entries import Indexed
-from cloud.stream.jetstream.records import Extent
+from cloud.stream.jetstream.records import flat
 from cloud.stream.jetstream.rounds import Rounds
 from runtime.logs import limited
 
@@ -55,7 +55,7 @@ class Body:
 
     Attributes:
         data: It.
-        extents: Where it lies; empty until it is stored.
+        extents: Where it lies, its extents one after the other; empty until it is stored.
         failure: Why it is not stored, if that is certain or unknown.
         told: Called with this once it is one or the other; while there is nobody, it need not be
             written.
@@ -65,11 +65,11 @@ class Body:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self.extents: tuple[Extent, ...] = ()
+        self.extents: tuple[int, ...] = ()
         self.failure: StreamError | None = None
         self.told: list[Callable[[Body], None]] = []
 
-    def tell(self, extents: tuple[Extent, ...] = (), failure: StreamError | None = None) -> None:
+    def tell(self, extents: tuple[int, ...] = (), failure: StreamError | None = None) -> None:
         """Note what became of it."""
         self.extents, self.failure = extents, failure
         told, self.told = self.told, []
@@ -236,11 +236,11 @@ class BodyWriter:
         for body in group:
             self._leave(partition, body)
         if len(pieces) > 1:  # a body alone, past what one message takes
-            group[0].tell(tuple((seq, 0, length) for seq, length in pieces))
+            group[0].tell(flat([(seq, 0, length) for seq, length in pieces]))
             return
         offset = 0
         for body in group:
-            body.tell(((pieces[0][0], offset, len(body.data)),))
+            body.tell((pieces[0][0], offset, len(body.data)))
             offset += len(body.data)
 
     async def _publish(self, partition: int, payload: bytes) -> int:

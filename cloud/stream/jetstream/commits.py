@@ -21,7 +21,7 @@ from cloud.cluster.follower import Follower
 from cloud.cluster.layout import Layout
 from cloud.stream.contract import StreamError, StreamFull
 from cloud.stream.jetstream.bodies import RETRY_CODES
-from cloud.stream.jetstream.records import AppendRecord, Record, encode
+from cloud.stream.jetstream.records import AppendRecord, Record, decode, encode
 from cloud.stream.jetstream.state import PARTS_MAX
 from runtime.clock import Clock
 from runtime.logs import limited
@@ -84,6 +84,7 @@ class Commits:
         self._queue: deque[_Commit] = deque()
         self._wake = asyncio.Event()
         self._sent: dict[int, list[_Commit]] = {}  # by number of the record
+        self._written: tuple[bytes, Record] | None = None  # the one on its way
         self._task = asyncio.create_task(self._work(), name="ledger-writer")
 
     def append(self, append: AppendRecord) -> asyncio.Future[bool]:
@@ -91,7 +92,9 @@ class Commits:
 
         The future raises StreamError when the outcome is unknown, StreamFull when it was refused.
         """
-        numbers = sum(len(p.packed) // 4 + 3 * len(p.extents) + 8 for p in append.parts)
+        numbers = sum(
+            len(packed) // 4 + len(extents) + 8 for _, _, _, packed, extents in append.parts
+        )
         numbers += sum(2 * len(one.seq_ranges) for one in append.sources)
         return self._put(append=append, numbers=numbers + 32 * len(append.given_up) + 8)
 
@@ -107,11 +110,22 @@ class Commits:
         """Commit nothing."""
         return self._put()
 
+    def decoded(self, data: bytes) -> Record:
+        """Return the record that these bytes are; the one on its way is known.
+
+        Raises:
+            RecordError: damaged, or of another version.
+        """
+        if self._written is not None and data == self._written[0]:
+            return self._written[1]
+        return decode(data)
+
     def read_back(self, record: Record, counted: Sequence[bool]) -> None:
         """Note that a record of this node was read from the ledger."""
         commits = self._sent.pop(record.number, None)
         if commits is None:
             return  # it stands there twice, or was given up
+        self._written = None
         self.records += 1
         results = iter(counted)
         for commit in commits:
@@ -192,7 +206,9 @@ class Commits:
             StreamFull: refused.
             StreamError: not in time; it may stand in the ledger, now or later.
         """
-        data = encode(self._record(number, group))
+        record = self._record(number, group)
+        data = encode(record)
+        self._written = (data, record)
         loop = asyncio.get_running_loop()
         give_up_at_s = loop.time() + self._give_up_s
         headers = {"Nats-Msg-Id": f"{self.writer}:{number}"}

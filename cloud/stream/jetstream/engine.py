@@ -50,7 +50,7 @@ from cloud.stream.jetstream.commits import Commits
 from cloud.stream.jetstream.dead import DeadLetterBox
 from cloud.stream.jetstream.entries import Indexed
 from cloud.stream.jetstream.lines import Lines
-from cloud.stream.jetstream.records import RecordError, decode
+from cloud.stream.jetstream.records import RecordError
 from cloud.stream.jetstream.state import LedgerState
 from runtime.bell import Bell
 from runtime.clock import Clock
@@ -259,7 +259,7 @@ class JetStreamStream:
             )
             return
         try:
-            record = decode(message.data)
+            record = self._commits.decoded(message.data)
         except RecordError as error:
             self._break(f"{self.layout.ledger_stream}: record {message.seq}: {error}")
             return

@@ -27,7 +27,6 @@ from cloud.stream.jetstream.bodies import Body, BodyWriter
 from cloud.stream.jetstream.commits import Commits
 from cloud.stream.jetstream.records import (
     AppendRecord,
-    PartRecord,
     SourceRecord,
     Version,
     pack_ranges,
@@ -106,17 +105,20 @@ class Lines:
             StreamError: another node took readings of a source meanwhile, or an append before
                 this one has just failed.
         """
-        sources = {(part.gateway, part.epoch) for part in parts}
-        for source in sources:
+        seqs = _seqs(parts)
+        for source in seqs:
             self._check(source)
-        lines = {source: self._line(source) for source in sources}
-        new = [part for part in parts if not self._has(lines[part.gateway, part.epoch], part)]
+        lines = {source: self._line(source) for source in seqs}
+        new = parts
+        if any(self._any_of(source, lines[source], ranges) for source, ranges in seqs.items()):
+            new = [part for part in parts if not self._has(lines[part.gateway, part.epoch], part)]
+            seqs = _seqs(new)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         append = _Append(future, new, lines, given_up, assigned)
         for line in lines.values():
             line.waiting.append(append)
-        append.seqs = _seqs(new)
-        for source, ranges in append.seqs.items():
+        append.seqs = seqs
+        for source, ranges in seqs.items():
             lines[source].pending.update(ranges)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
@@ -163,12 +165,17 @@ class Lines:
             line = self._lines[source] = _Line(self._state().version(source))
         return line
 
+    def _any_of(self, source: Source, line: _Line, ranges: Sequence[Range]) -> bool:
+        """Return whether any of the seqs of a source is held or under way."""
+        held = self._state().held(source)
+        return any(
+            held.overlaps(first, last) or line.pending.overlaps(first, last)
+            for first, last in ranges
+        )
+
     def _has(self, line: _Line, part: Part) -> bool:
         """Return whether all of a part is held or under way."""
         held = self._state().held((part.gateway, part.epoch))
-        first, last = part.seq_ranges[0][0], part.seq_ranges[-1][1]
-        if not held.overlaps(first, last) and not line.pending.overlaps(first, last):
-            return False
         for first, last in part.seq_ranges:
             for gap in held.missing(first, last):
                 if not line.pending.covers(*gap):
@@ -203,8 +210,8 @@ class Lines:
     def _commit(self, append: _Append) -> None:
         self._number += 1
         record = _record(append, self._number)
-        for part in record.parts:
-            append.lines[part.source].version = (self._commits.writer, self._number)
+        for source in append.seqs:
+            append.lines[source].version = (self._commits.writer, self._number)
         for source, line in append.lines.items():
             append.versions[source] = line.version
             line.committing += 1
@@ -277,9 +284,13 @@ def _leads(append: _Append, line: _Line) -> bool:
 
 
 def _record(append: _Append, number: int) -> AppendRecord:
+    sources = dict.fromkeys(append.lines)
+    sources.update(dict.fromkeys(append.assigned))
+    sources.update(dict.fromkeys((stone.gateway, stone.epoch) for stone in append.given_up))
+    places = {source: place for place, source in enumerate(sources)}
     parts = tuple(
-        PartRecord(
-            (part.gateway, part.epoch),
+        (
+            places[part.gateway, part.epoch],
             part.partition,
             part.count,
             part.packed or pack_ranges(part.seq_ranges),
@@ -287,9 +298,6 @@ def _record(append: _Append, number: int) -> AppendRecord:
         )
         for part, body in zip(append.parts, append.bodies, strict=True)
     )
-    sources = dict.fromkeys(append.lines)
-    sources.update(dict.fromkeys(append.assigned))
-    sources.update(dict.fromkeys((stone.gateway, stone.epoch) for stone in append.given_up))
     return AppendRecord(
         number,
         tuple(

@@ -11,13 +11,15 @@ source: its number if the writer is the same, else [writer, number]; 0 for none,
 append does not depend on it. Everyone who reads the ledger decides in the same way whether an
 append counts (cloud/stream/jetstream/state.py). `runs` are seqs as on the link
 (bridge/envelope.py), of a source all that the append brings of it. Those of a part are packed into
-bytes of their own: every node reads every record, and few ever ask for them.
+bytes of their own: every node reads every record, and few ever ask for them. A part stays the row
+that it is in the record: there are ten of an append, and objects would cost more than all else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import cbor2
@@ -30,7 +32,7 @@ __all__ = [
     "NEVER",
     "AppendRecord",
     "Extent",
-    "PartRecord",
+    "PartRow",
     "Record",
     "RecordError",
     "SourceRecord",
@@ -50,21 +52,12 @@ _VERSION = 1
 Version = tuple[str, int]  # writer and number of an append: no other has the same
 NEVER: Version = ("", 0)
 Extent = tuple[int, int, int]  # (sequence in the partition's RAW stream, offset, length)
+# place among the append's sources, partition, count, seqs (`pack_ranges`), extents (`flat`)
+PartRow = tuple[int, int, int, bytes, tuple[int, ...]]
 
 
 class RecordError(Exception):
     """Bytes that are no record of this version."""
-
-
-@dataclass(slots=True, frozen=True)
-class PartRecord:
-    """Where a part's body lies and what it holds."""
-
-    source: Source
-    partition: int
-    count: int
-    packed: bytes  # its seqs, see `pack_ranges`
-    extents: tuple[Extent, ...]
 
 
 @dataclass(slots=True, frozen=True)
@@ -83,7 +76,7 @@ class AppendRecord:
 
     number: int  # of the writer's appends, from 1
     sources: tuple[SourceRecord, ...]
-    parts: tuple[PartRecord, ...] = ()
+    parts: tuple[PartRow, ...] = ()  # where a part's body lies and what it holds
     given_up: tuple[GivenUp, ...] = ()
 
 
@@ -147,9 +140,9 @@ def count_of(ranges: Sequence[Range]) -> int:
     return sum(last - first + 1 for first, last in ranges)
 
 
-def flat(tuples: Sequence[tuple[int, ...]]) -> list[int]:
+def flat(tuples: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """Return the numbers of `tuples` one after the other."""
-    return [number for one in tuples for number in one]
+    return tuple(chain.from_iterable(tuples))
 
 
 def pairs(numbers: Sequence[int]) -> tuple[Range, ...]:
@@ -166,11 +159,7 @@ def _append_out(append: AppendRecord, writer: str) -> list[object]:
              count_of(one.seq_ranges), runs_of(one.seq_ranges, 0)]
             for one in append.sources
         ],
-        [
-            [places[part.source], part.partition, part.count, part.packed,
-             flat(part.extents)]
-            for part in append.parts
-        ],
+        append.parts,
         [
             [places[stone.gateway, stone.epoch], stone.lane, stone.first_seq, stone.last_seq,
              stone.count, stone.reason, stone.time_us]
@@ -194,7 +183,7 @@ def _append_in(row: list[Any], writer: str) -> AppendRecord:
             for name, (_, _, claim, assigned, count, runs) in zip(names, sources, strict=True)
         ),
         tuple(
-            PartRecord(names[at], partition, count, packed, extents_of(extents))
+            (at, partition, count, packed, tuple(extents))
             for at, partition, count, packed, extents in parts
         ),
         tuple(GivenUp(*names[at], *rest) for at, *rest in stones),

@@ -23,7 +23,7 @@ import cbor2
 from bridge.intervals import IntervalSet
 from cloud.stream.contract import GivenUp, Source
 from cloud.stream.jetstream.packed_arrivals import pack_arrival
-from cloud.stream.jetstream.records import extents_of, flat, pairs
+from cloud.stream.jetstream.records import flat, pairs
 from cloud.stream.jetstream.state import LedgerState, SourceState
 
 __all__ = ["load", "steps"]
@@ -152,6 +152,6 @@ def _load_1(state: LedgerState, head: list[Any]) -> None:
     ):
         partition.last_position, partition.floor = last_position, floor
         for position, place, packed, count, appended_us, extents, _ in rows:
-            partition.entries.append(
-                position, place, packed, count, appended_us, extents_of(extents)
+            partition.entries.extend(
+                [(position, place, packed, count, tuple(extents))], appended_us
             )

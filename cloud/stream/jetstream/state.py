@@ -30,7 +30,7 @@ from cloud.stream.contract import (
     SourceLedger,
     StreamStats,
 )
-from cloud.stream.jetstream.entries import EntryColumns, Indexed
+from cloud.stream.jetstream.entries import EntryColumns, Indexed, NewEntry
 from cloud.stream.jetstream.packed_arrivals import pack_arrival, unpack_arrival
 from cloud.stream.jetstream.records import NEVER, AppendRecord, Record, SourceRecord, Version
 
@@ -103,17 +103,18 @@ class LedgerState:
         """Take the record at a sequence of the ledger."""
         number = 0
         counted: list[bool] = []
-        added = False
+        entries: dict[int, list[NewEntry]] = {}  # by partition
         for append in record.appends:
             good = self._counts(append)
             counted.append(good)
             if good:
-                self._append(record, append, (seq << _PART_BITS) + number)
-                added = added or bool(append.parts)
+                self._append(record, append, (seq << _PART_BITS) + number, entries)
                 self.appends += 1
             else:
                 self.void += 1
             number += len(append.parts)
+        for partition, new in entries.items():
+            self._extend(partition, new, record.time_us)
         for sink, positions in record.cursors.items():
             known = self.cursors_of.setdefault(sink, {})
             for partition, position in positions.items():
@@ -121,45 +122,62 @@ class LedgerState:
         for partition, up_to in record.trims.items():
             self._trim(partition, up_to)
         self.seq = seq
-        return Taken(tuple(counted), added)
+        return Taken(tuple(counted), bool(entries))
 
     def _counts(self, append: AppendRecord) -> bool:
         for one in append.sources:
             if one.claim is not None and one.claim != self.version(one.source):
                 return False
-        return all(
-            raw_seq > self.partitions[part.partition].floor
-            for part in append.parts
-            for raw_seq, _, _ in part.extents
-        )
+        partitions = self.partitions
+        for _, partition, _, _, extents in append.parts:
+            lowest = extents[0] if len(extents) == 3 else min(extents[::3])
+            if lowest <= partitions[partition].floor:
+                return False
+        return True
 
-    def _append(self, record: Record, append: AppendRecord, position: int) -> None:
-        time_us = record.time_us
+    def _append(
+        self,
+        record: Record,
+        append: AppendRecord,
+        position: int,
+        entries: dict[int, list[NewEntry]],
+    ) -> None:
+        states: list[SourceState] = []
         for one in append.sources:
             state = self.source(one.source)
             state.assigned = max(state.assigned, one.assigned)
-        places: dict[Source, list[tuple[int, int]]] = {}
-        for part in append.parts:
-            partition = self.partitions[part.partition]
-            partition.last_position = position
-            self._bytes += partition.entries.append(
-                position, self.sources[part.source].place, part.packed, part.count, time_us,
-                part.extents,
-            )  # fmt: skip
-            self._entries += 1
-            self._readings += part.count
-            places.setdefault(part.source, []).append((part.partition, position))
+            states.append(state)
+        places: list[list[tuple[int, int]]] = [[] for _ in states]
+        for at, partition, count, packed, extents in append.parts:
+            entry = (position, states[at].place, packed, count, extents)
+            found = entries.get(partition)
+            if found is None:
+                entries[partition] = [entry]
+            else:
+                found.append(entry)
+            places[at].append((partition, position))
             position += 1
         for stone in append.given_up:
             self._give_up(stone)
-        for one in append.sources:
-            if one.source in places:
-                self._brought(record, append.number, one, places[one.source])
+        for one, state, brought in zip(append.sources, states, places, strict=True):
+            if brought:
+                self._brought(record, append.number, one, state, brought)
+
+    def _extend(self, number: int, entries: Sequence[NewEntry], time_us: int) -> None:
+        partition = self.partitions[number]
+        partition.last_position = entries[-1][0]
+        self._bytes += partition.entries.extend(entries, time_us)
+        self._entries += len(entries)
+        self._readings += sum(count for _, _, _, count, _ in entries)
 
     def _brought(
-        self, record: Record, number: int, one: SourceRecord, places: Sequence[tuple[int, int]]
+        self,
+        record: Record,
+        number: int,
+        one: SourceRecord,
+        state: SourceState,
+        places: Sequence[tuple[int, int]],
     ) -> None:
-        state = self.sources[one.source]
         state.held.update(one.seq_ranges)
         state.version = (record.writer, number)
         if not self.arrivals_max:
