@@ -3,13 +3,16 @@
 The same number of readings, in batches of the same size, is taken in from 1 to 1,000 gateways of
 10 devices each (--axis gateways); from 10 gateways that have 10 to 10,000 devices between them
 (--axis devices); or by 1 to 3 nodes, processes of their own with an equal share of 30 gateways
-(--axis nodes). Told is the processor time a reading of node, decoders and the three NATS servers
-(R3, fsync always), median of the rounds, and as a ratio to the cheapest point. On a machine that
-everything shares rates say nothing of scale; processor time does.
+(--axis nodes). So many batches are under way at every point, whoever sends them: what is offered at
+a rate and answered in a time is as much, of one gateway or of a thousand (--window). Told is the
+processor time a reading of node, decoders and the three NATS servers (R3, fsync always), median of
+the rounds, and as a ratio to the cheapest point; beside it what the simulated gateways took, which
+is not in it. On a machine that everything shares rates say nothing of scale; processor time does.
 
     tidegate bench scale
     tidegate bench scale -- --axis devices --mode structured --batch 500 --rounds 3
     tidegate bench scale -- --axis nodes --json
+    tidegate bench scale -- --at 1 --window 64
 """
 
 from __future__ import annotations
@@ -99,9 +102,10 @@ class Bench:
         self._number += 1
         flags = [str(_GATEWAYS_OF_NODES // n), str(self._options.readings // n)]
         children = [
-            await _child(self._options, self._servers.url, f"n{self._number}-{number}", flags)
+            await _child(self._options, self._servers.url, f"n{self._number}-{number}", flags,
+                         max(1, self._options.window // n))
             for number in range(n)
-        ]
+        ]  # fmt: skip
         await asyncio.gather(*(_line(child) for child in children))
         servers = sum(map(cpu_s_of, self._pids))
         for child in children:
@@ -120,11 +124,13 @@ class Bench:
         )
 
 
-async def _child(options: argparse.Namespace, url: str, name: str, flags: list[str]) -> Process:
+async def _child(
+    options: argparse.Namespace, url: str, name: str, flags: list[str], window: int
+) -> Process:
     """Start a node of the benchmark."""
     command = [sys.executable, "-m", "benchmarks.scale", "--node", url, name, *flags]
     command += ["--mode", options.mode, "--batch", str(options.batch)]
-    command += ["--window", str(options.window), "--shape", options.shape]
+    command += ["--window", str(window), "--shape", options.shape]
     return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
 
 
@@ -219,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of each point [3]")
     parser.add_argument("--readings", type=int, default=100_000, help="a round [100000]")
     parser.add_argument("--batch", type=int, default=100, help="readings a batch [100]")
-    parser.add_argument("--window", type=int, default=64, help="batches a gateway under way [64]")
+    parser.add_argument("--window", type=int, default=640, help="batches under way in all [640]")
     parser.add_argument("--shape", default="smart-plug", help="of the payloads [smart-plug]")
     parser.add_argument("--at", type=int, help="only this point of the axis")
     parser.add_argument("--profile", action="store_true", help="where the node's time goes")
