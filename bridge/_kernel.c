@@ -207,6 +207,31 @@ static PyObject *count_apart(PyObject *self, PyObject *ranges)
     return PyLong_FromLongLong(total);
 }
 
+static PyObject *packed_ranges(PyObject *self, PyObject *ranges)
+{
+    if (!PyTuple_Check(ranges))
+        return PyErr_Format(PyExc_TypeError, "a tuple of ranges is needed");
+    Py_ssize_t count = PyTuple_GET_SIZE(ranges);
+    PyObject *made = PyBytes_FromStringAndSize(NULL, 18 * count + 9);
+    if (made == NULL)
+        return NULL;
+    uint8_t *start = (uint8_t *)PyBytes_AS_STRING(made);
+    uint8_t *out = put_head(start, 0x80, 2 * (uint64_t)count);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        int64_t first, last;
+        if (read_range(PyTuple_GET_ITEM(ranges, i), &first, &last) == 0 && (first < 0 || last < 0))
+            PyErr_SetString(PyExc_ValueError, "a seq below 0");
+        if (PyErr_Occurred()) {
+            Py_DECREF(made);
+            return NULL;
+        }
+        out = put_head(out, 0, (uint64_t)first);
+        out = put_head(out, 0, (uint64_t)last);
+    }
+    _PyBytes_Resize(&made, (Py_ssize_t)(out - start));
+    return made;
+}
+
 /* Returns the ranges of a bitmap, whose bit 0 is `base`. */
 static PyObject *ranges_of_bits(const uint64_t *bits, uint64_t span, int64_t base)
 {
@@ -498,6 +523,7 @@ static PyMethodDef methods[] = {
     {"count_apart", count_apart, METH_O, "As kernel._count_apart."},
     {"merged", merged, METH_O, "As kernel._merged; None when they lie too far apart."},
     {"pack", pack, METH_VARARGS, "As kernel._pack."},
+    {"packed_ranges", packed_ranges, METH_O, "As kernel._packed_ranges."},
     {"seq_runs", seq_runs, METH_VARARGS, "As kernel._seq_runs."},
     {"split", split, METH_VARARGS, "As kernel._split."},
     {NULL, NULL, 0, NULL},
@@ -511,7 +537,7 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit__kernel(void)
 {
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 1) < 0)
+    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 2) < 0)
         Py_CLEAR(made);
     return made;
 }

@@ -38,6 +38,7 @@ from bridge.envelope import (
 )
 from bridge.errors import BatchError
 from bridge.intervals import Range, ranges_of
+from bridge.kernel import seq_runs
 from bridge.readings import Readings
 
 __all__ = [
@@ -497,7 +498,7 @@ class EntryEncoder:
         lane: int = LinkLane.LIVE,
         historical: bool = False,
         resolution_us: int = 1,
-        ranges: Sequence[Range] | None = None,
+        runs: tuple[tuple[Range, ...], bytes] | None = None,
     ) -> bytes:
         """Return one entry of one or more readings.
 
@@ -508,15 +509,14 @@ class EntryEncoder:
             lane: The lane they came by.
             historical: They waited through an outage.
             resolution_us: Times are cut down to multiples of it; the link has done so before.
-            ranges: Their seqs, where they are known.
+            runs: Their seqs as `bridge.kernel.seq_runs` has them, where they are known.
 
         Raises:
             ValueError: no readings, or a time the format cannot carry.
         """
-        if ranges is None:
-            ranges = ranges_of(readings.seqs)
-        if not ranges:
+        if not len(readings):
             raise ValueError("an entry holds at least one reading")
+        ranges, packed = runs or seq_runs(readings.seqs, 0, len(readings))
         columns = link_columns(readings, resolution_us)
         content = pack(columns, 0)
         body = self._zstd.compress(content)
@@ -528,16 +528,21 @@ class EntryEncoder:
             Key.VERSION: VERSION,
             Key.EPOCH: epoch,
             Key.GATEWAY: gateway,
-            Key.SEQS: runs_of(ranges, 0),
             Key.COUNT: len(readings),
             Key.CHECK: check_columns(columns, check),
             Key.BODY: body,
         }
-        return seal_entry(fields, content, lane, marks, resolution_us)
+        return seal_entry(fields, content, lane, marks, resolution_us, seqs=packed)
 
 
 def seal_entry(
-    fields: dict[int, Any], content: bytes, lane: int, marks: int, resolution_us: int
+    fields: dict[int, Any],
+    content: bytes,
+    lane: int,
+    marks: int,
+    resolution_us: int,
+    *,
+    seqs: bytes = b"",
 ) -> bytes:
     """Return the envelope of an entry: its fields, and those that are not what they are mostly.
 
@@ -547,6 +552,7 @@ def seal_entry(
         lane: The lane its readings came by.
         marks: `Mark` flags.
         resolution_us: Times are multiples of it.
+        seqs: The seqs as CBOR, where the entry is of one source.
     """
     if len(fields[Key.BODY]) >= len(content):
         fields |= {Key.MODE: Mode.STORED, Key.BODY: content}
@@ -556,7 +562,7 @@ def seal_entry(
         fields[Key.RESOLUTION] = resolution_us
     if marks:
         fields[Key.MARKS] = marks
-    return seal_envelope(fields)
+    return seal_envelope(fields, seqs)
 
 
 def encode_entry(gateway: str, epoch: int, readings: Readings, **options: Any) -> bytes:

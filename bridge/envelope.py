@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from itertools import chain
 from operator import sub
 from typing import Any, cast
 from zlib import crc32
@@ -18,6 +17,7 @@ import cbor2
 from bridge.cbor import read_head, read_map
 from bridge.errors import BatchError
 from bridge.intervals import Range
+from bridge.kernel import packed_ranges
 
 __all__ = [
     "BATCH_KEYS",
@@ -101,12 +101,24 @@ class Tombstone:
     time_us: int
 
 
+_SEQS_KEY = bytes((Key.SEQS,))
 BATCH_KEYS = frozenset(int(key) for key in Key if key != Key.SECTIONS)
 
 
-def seal_envelope(fields: dict[int, Any]) -> bytes:
-    """Return the envelope of `fields`, keys rising, numbers in their shortest form."""
-    return cbor2.dumps(dict(sorted(fields.items())))
+def seal_envelope(fields: dict[int, Any], seqs: bytes = b"") -> bytes:
+    """Return the envelope of `fields`, keys rising, numbers in their shortest form.
+
+    Args:
+        fields: By key.
+        seqs: The field SEQS as CBOR, where it is not among them and there are any.
+    """
+    items = sorted(fields.items())
+    if not seqs:
+        return cbor2.dumps(dict(items))
+    # the heads of these maps, of fewer than 24 fields, are a byte each
+    before = cbor2.dumps({key: value for key, value in items if key < Key.SEQS})[1:]
+    after = cbor2.dumps({key: value for key, value in items if key > Key.SEQS})[1:]
+    return b"".join((bytes((0xA1 + len(items),)), before, _SEQS_KEY, seqs, after))
 
 
 def open_envelope(
@@ -228,7 +240,7 @@ def _tombstone(row: Any) -> Tombstone:
 def header_check(
     gateway: str,
     numbers: Sequence[int],
-    ranges: Sequence[Range],
+    ranges: tuple[Range, ...],
     tombstones: Sequence[Tombstone],
 ) -> int:
     """Return the CRC-32 over what surrounds the columns (docs/link-format.md section 3.3).
@@ -239,8 +251,9 @@ def header_check(
         ranges: Inclusive seq ranges of the readings.
         tombstones: As carried.
     """
-    flat = list(chain.from_iterable(ranges))
-    return crc32(cbor2.dumps([gateway, list(numbers), flat, tombstone_rows(tombstones)]))
+    named = b"\x84" + cbor2.dumps(gateway) + cbor2.dumps(list(numbers))
+    check = crc32(packed_ranges(ranges), crc32(named))
+    return crc32(cbor2.dumps(tombstone_rows(tombstones)), check)
 
 
 def tombstone_rows(tombstones: Sequence[Tombstone]) -> list[list[int | str]]:

@@ -31,12 +31,13 @@ __all__ = [
     "native",
     "pack",
     "pack_column",
+    "packed_ranges",
     "seq_runs",
     "split",
     "varint",
 ]
 
-VERSION = 1  # rises with every change of a function's arguments or meaning
+VERSION = 2  # rises with every change of a function's arguments or meaning
 _TIME_UNITS_MAX = 1 << 62  # so that any difference of two times fits 64 bits
 _SIGNED = 0x10
 _TYPECODES = {1: "B", 2: "H", 4: "I", 8: "Q", 0x11: "b", 0x12: "h", 0x14: "i", 0x18: "q"}
@@ -94,6 +95,13 @@ _UINTS = [_head(0, value) for value in range(256)]
 
 def _uint(value: int) -> bytes:
     return _UINTS[value] if value < 256 else _head(0, value)
+
+
+def _packed_ranges(ranges: tuple[Range, ...]) -> bytes:
+    flat = list(chain.from_iterable(ranges))
+    if flat and min(flat) < 0:
+        raise ValueError("a seq below 0")
+    return b"".join((_head(0x80, len(flat)), *map(_uint, flat)))
 
 
 def _count_apart(ranges: tuple[Range, ...]) -> int:
@@ -207,6 +215,9 @@ def seq_runs(seqs: Sequence[int], first: int, end: int) -> tuple[tuple[Range, ..
         return ((least, most),), b"\x81" + _uint(least - 1)
     return _runs(seqs if isinstance(seqs, list) else list(seqs), first, end)
 
+
+packed_ranges = native.packed_ranges if native else _packed_ranges
+"""`packed_ranges(ranges)` returns firsts and lasts, one after the other, as a CBOR array."""
 
 count_apart = native.count_apart if native else _count_apart
 """`count_apart(ranges)` returns how many seqs ranges hold; -1 unless they rise and do not touch."""

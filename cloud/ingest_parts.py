@@ -87,7 +87,7 @@ class PartEncoder:
         if len(sections) == 1:
             body = self._encoder.encode(
                 *owners[0], block.readings, lane=lane, historical=historical,
-                resolution_us=resolution_us, ranges=found[0][0],
+                resolution_us=resolution_us, runs=found[0],
             )  # fmt: skip
         else:
             body = self._shared.encode(

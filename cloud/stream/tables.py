@@ -178,9 +178,9 @@ class StreamTables:
         before = self.rows()
         try:
             with transaction(connection):
-                appended = self._new_entries(connection, requests, now_us)
+                appended, seqs = self._new_entries(connection, requests, now_us)
                 entries = list(chain.from_iterable(appended))
-                self._write_entries(connection, entries)
+                self._write_entries(connection, entries, seqs)
                 arrivals.write(connection, appended)
                 self.held.write(connection)
                 _write_ledger(connection, requests)
@@ -201,9 +201,10 @@ class StreamTables:
 
     def _new_entries(
         self, connection: sqlite3.Connection, requests: Sequence[Request], now_us: int
-    ) -> list[list[Entry]]:
-        """Return by request the entries of all parts not held yet, with their positions."""
+    ) -> tuple[list[list[Entry]], list[bytes]]:
+        """Return by request the entries of all parts not held yet, and the seqs of each packed."""
         appended: list[list[Entry]] = []
+        seqs: list[bytes] = []
         for request in requests:
             entries: list[Entry] = []
             taken: dict[Source, list[Range]] = {}
@@ -227,13 +228,16 @@ class StreamTables:
                     part.body,
                 )
                 entries.append(entry)
+                seqs.append(part.packed or cbor2.dumps(runs_of(part.seq_ranges, 0)))
                 taken.setdefault((part.gateway, part.epoch), []).extend(part.seq_ranges)
             for source, ranges in taken.items():
                 self.held.add(connection, *source, ranges)
             appended.append(entries)
-        return appended
+        return appended, seqs
 
-    def _write_entries(self, connection: sqlite3.Connection, entries: list[Entry]) -> None:
+    def _write_entries(
+        self, connection: sqlite3.Connection, entries: list[Entry], seqs: list[bytes]
+    ) -> None:
         if not entries:
             return
         through = {
@@ -243,7 +247,8 @@ class StreamTables:
         touched = list(through)
         rows = []
         holders: dict[int, Entry] = {}  # by partition, of the body last seen
-        for entry in reversed(entries):  # so that `through` can be counted down from the last
+        # backwards, so that `through` can be counted down from the last
+        for entry, packed in zip(reversed(entries), reversed(seqs), strict=True):
             holder = holders.get(entry.partition)
             if holder is None or holder.body is not entry.body:
                 holder = holders[entry.partition] = entry
@@ -257,7 +262,7 @@ class StreamTables:
                     entry.count,
                     entry.appended_us,
                     through[entry.partition],
-                    cbor2.dumps(runs_of(entry.seq_ranges, 0)),
+                    packed,
                     entry.body if holder is entry else holder.position - entry.position,
                 )
             )

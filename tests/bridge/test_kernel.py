@@ -46,6 +46,17 @@ def test_seqs_become_their_ranges_and_these_packed(seqs: list[int], data: st.Dat
         assert seq_runs(seqs, first, end) == expected
 
 
+@given(_SEQS)
+def test_ranges_are_packed_as_cbor_has_their_ends(seqs: list[int]) -> None:
+    ranges = ranges_of(seqs)
+    expected = cbor2.dumps([end for pair in ranges for end in pair])
+    for packed_ranges in twins("packed_ranges"):
+        assert packed_ranges(ranges) == expected
+        assert packed_ranges(()) == b"\x80"
+        with pytest.raises(ValueError, match="below 0"):
+            packed_ranges(((-1, 4),))
+
+
 def test_a_range_of_seqs_needs_no_list() -> None:
     assert kernel.seq_runs(range(300, 400), 0, 100) == (((300, 399),), b"\x81\x19\x01\x2b")
     assert kernel.seq_runs(range(1, 9, 2), 1, 3) == (((3, 3), (5, 5)), b"\x83\x02\x01\x01")
