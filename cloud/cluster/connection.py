@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import ssl
 from collections import deque
@@ -55,6 +56,10 @@ PATIENCE_MIN_S = 2.0  # one request, or one server's answer to a connection
 PATIENCE_S = 60.0  # elections come in rows
 _LOG_EVERY_S = 5.0
 _FULL_CODES = frozenset({10077, 10023, 10047, 10028})  # bytes, resources, storage, memory exceeded
+
+
+# nats-py hands the servers' words on in lower case
+_DENIED = re.compile(r'permissions violation for publish to "([^"]+)', re.IGNORECASE)
 
 
 class ClusterError(Exception):
@@ -144,7 +149,7 @@ class Connection:
         self._url = url
         self._inbox = f"_INBOX.{secrets.token_hex(12)}"
         self._next = 0
-        self._waiting: dict[str, asyncio.Future[Msg]] = {}
+        self._waiting: dict[str, tuple[str, asyncio.Future[Msg]]] = {}  # subject, its answer
         self._many: dict[str, asyncio.Queue[Msg | None]] = {}
         self._bytes = 0
         self._room: deque[asyncio.Future[None]] = deque()
@@ -207,6 +212,8 @@ class Connection:
             transport = self._nc._transport  # noqa: SLF001 - an attempt that failed leaves it open
             if transport is not None and not self._nc.is_connected:
                 transport.close()  # type: ignore[no-untyped-call]  # nats-py has no types there
+            if denied := _DENIED.search(_text(error)):
+                self._denied(denied[1])
             if not self._closing:
                 limited(log, _text(error), _LOG_EVERY_S).warning("nats", error=_text(error))
 
@@ -289,11 +296,12 @@ class Connection:
 
         Raises:
             NoResponders, Unanswered.
+            ApiError: this account may not send there.
         """
         await self._make_room(len(payload))
         token = self._token()
         future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
-        self._waiting[token] = future
+        self._waiting[token] = (subject, future)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._send(subject, payload, headers, token)
@@ -466,8 +474,8 @@ class Connection:
 
     async def _answered(self, message: Msg) -> None:
         token = message.subject.rpartition(".")[2]
-        future = self._waiting.get(token)
-        if future is not None:
+        if token in self._waiting:
+            _, future = self._waiting[token]
             if not future.done():
                 future.set_result(message)
             return
@@ -475,8 +483,16 @@ class Connection:
         if queue is not None:
             queue.put_nowait(message)
 
+    def _denied(self, subject: str) -> None:
+        """End what waits for an answer from where this account may not send."""
+        for asked, future in self._waiting.values():
+            if asked.lower() == subject.lower() and not future.done():
+                future.set_exception(
+                    ApiError(403, 403, f"this account has no rights to publish to {asked}")
+                )
+
     def _line_broke(self) -> None:
-        for future in self._waiting.values():
+        for _, future in self._waiting.values():
             if not future.done():
                 future.set_exception(Unanswered(f"{self._url}: the line broke"))
         for queue in self._many.values():

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from cloud.cluster.bucket import Bucket
 from cloud.cluster.checks import check_cluster
 from cloud.cluster.connection import ClusterError, Connection
 from cloud.cluster.layout import Layout, apply
 from cloud.config import NatsConfig, StreamConfig
 from cloud.stream.contract import StreamError
-from cloud.stream.opening import open_stream
+from cloud.stream.jetstream.engine import JetStreamStream
+from cloud.stream.opening import access_of, layout_of, open_stream
 from runtime.clock import SystemClock
 from tests.kit.cloud import EPOCH
 from tests.kit.nats import NatsServers, connected, make_layout, nats_cluster, nats_single
@@ -24,7 +26,13 @@ from tidegate.nats_servers import free_ports
 
 ACCOUNTS = """
 accounts {
-  cloud: { jetstream: enabled, users: [{user: node, password: right}] }
+  cloud: { jetstream: enabled, users: [
+    {user: node, password: right}
+    {user: asks-nothing, password: right, permissions: {publish: {deny: "$JS.API.>"}}}
+    {user: no-bodies, password: right, permissions: {publish: {deny: "*.raw.>"}}}
+    {user: no-ledger, password: right, permissions: {publish: {deny: "*.ledger"}}}
+    {user: no-keys, password: right, permissions: {publish: {deny: "$KV.>"}}}
+  ] }
   other: { users: [{user: other, password: right}] }
 }
 """
@@ -166,6 +174,46 @@ async def test_accounts_without_rights(tmp_path: Path) -> None:
         assert "JetStream" in await refused(config, tmp_path)
         config = replace(config, nats=NatsConfig(user="node", password="right"))
         assert "tidegate cluster apply" in await refused(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("user", "subject"),
+    [
+        ("asks-nothing", "$JS.API.INFO"),
+        ("no-bodies", "partly.raw."),
+        ("no-ledger", "partly.ledger"),
+        ("no-keys", "$KV.partly-leases.x"),
+    ],
+)
+async def test_an_account_with_too_few_rights_is_told_which_at_once(
+    tmp_path: Path, user: str, subject: str
+) -> None:
+    with nats_single(tmp_path, extra=ACCOUNTS, disk_bytes_max=8 << 30) as servers:
+        nats = NatsConfig(user="node", password="right")
+        config = StreamConfig(
+            url=servers.url, cluster="partly", replicas=1, durability="relaxed",
+            file_bytes_max=64 << 20,
+            monitors=tuple(servers.monitors), nats=nats,
+        )  # fmt: skip
+        maker = await Connection.open(servers.url, name="maker", access=access_of(config))
+        await apply(maker, layout_of(config))
+        await maker.close()
+        config = replace(config, nats=replace(nats, user=user))
+        async with asyncio.timeout(10):  # no wait for an answer that never comes
+            with pytest.raises((StreamError, ClusterError)) as caught:
+                await work_a_little(tmp_path, config)
+        assert f"this account has no rights to publish to {subject}" in str(caught.value)
+
+
+async def work_a_little(tmp_path: Path, config: StreamConfig) -> None:
+    """Append to a cluster's stream and change a bucket, as a node does."""
+    stream = await open_stream(tmp_path / "no", config, SystemClock(), node_id="n")
+    assert isinstance(stream, JetStreamStream)
+    try:
+        await stream.append([])
+        await Bucket(stream.connection, f"{config.cluster}-leases").put("x", b"")
+    finally:
+        await stream.close()
 
 
 async def test_mixed_versions(

@@ -55,6 +55,17 @@ def test_check_names_the_key_and_the_nearest_valid_one(
     assert "did you mean 'commit_window_ms'?" in error
 
 
+def test_check_takes_a_file_for_the_command_that_has_its_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text('[[alerts.rule]]\nname = "hot"\nkind = "nope"\n')  # a cloud's, one fault
+    assert main(["check", "-c", str(path)]) == 2
+    line = capsys.readouterr().err
+    assert "kind: expected one of" in line
+    assert "unknown key" not in line
+
+
 def test_check_accepts_a_good_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "edge.toml"
     path.write_text("[journal]\ncommit_window_ms = 20\n")

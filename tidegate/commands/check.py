@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,19 @@ def run(options: argparse.Namespace) -> int:
     """Check the file; 0 when it can be used, 2 when not."""
     kinds = [options.kind] if options.kind else list(CONFIGS)
     problems = {kind: _problems(kind, options.config) for kind in kinds}
-    kind = min(kinds, key=lambda name: len(problems[name]))
+    # whose keys it has comes before how many of their values are wrong
+    kind = min(kinds, key=lambda name: (_unknown(problems[name]), len(problems[name])))
     for problem in problems[kind]:
         print(problem, file=sys.stderr)
     if problems[kind]:
         return 2
     print(f"{options.config}: good for 'tidegate {kind}'")
     return 0
+
+
+def _unknown(problems: Sequence[str]) -> int:
+    """Return how many problems are keys that a command does not have."""
+    return sum("unknown key" in problem for problem in problems)
 
 
 def _unreadable(config: Any, path: str = "") -> Iterator[str]:
