@@ -6,18 +6,20 @@ through sooner: the level rises. Where it takes a larger part, or so long that i
 loop, the level falls. A link whose speed is not known, or a machine that is busy with other things,
 which shows as encoding that takes longer, is left at the lowest.
 
-Measured (five traces, geometric mean of bytes a reading against level 3): level 6 takes 4% less at
-batches of 50 and 8% less at 500, level 9 takes 6% and 12% less, at 1.7 and 2.2 times the CPU; level
-19 takes 10% and 23% less at fifty times the CPU, which would hold the loop for 50 ms.
+Measured (five traces, geometric mean of bytes a reading against level 3): level 1 takes 1% more at
+batches of 50 and the same at 500, at 0.7 times the CPU there; level 6 takes 4% and 8% less, level 9
+6% and 12% less, at 1.8 and 2.2 times the CPU; level 19 takes 10% and 23% less at fifty times the
+CPU, which would hold the loop for 50 ms.
 """
 
 from __future__ import annotations
 
-__all__ = ["LEVELS", "LevelGovernor"]
+__all__ = ["LEVELS", "LEVEL_BESIDE", "LevelGovernor"]
 
-LEVELS = (3, 6, 9)
+LEVELS = (1, 6, 9)
+LEVEL_BESIDE = 3  # of what the structured mode's encoder leaves to mode 0
 SHARE_MAX = 0.08  # of a batch's time on the link that encoding may take
-SHARE_EASY = 0.02  # below it the next level is tried: one step costs no more than twice
+SHARE_EASY = 0.02  # below it the next level is tried: one step costs no more than three times
 HOLD_MAX_S = 0.004  # of encoding one batch
 HOLD_EASY_S = 0.0015
 PATIENCE = 8  # batches in a row that must be easy

@@ -18,6 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,8 +38,8 @@ from runtime.clock import Clock
 __all__ = ["Appends", "Waiting"]
 
 _READINGS_MAX = 8192  # of several batches in one append
-_GATHER_S = 0.08  # from one append of backlog to the next, where
-_GATHER_READINGS = 2000  # as many went with the one before, and nothing live waits
+_GATHER_S = 0.08  # from one append of backlog to the next,
+_GATHER_READINGS = 2000  # where as many went with the one before
 _BYTES_MAX = 2 << 20  # of these written out, far below what a reader takes
 
 _RowName = tuple[str, int, int, bool]  # gateway, epoch, lane, historical
@@ -53,7 +54,6 @@ class Waiting:
     answered: Callable[[Exception | None], None]  # called once: None when it is in the stream
     later: bool = False  # it is backlog that nothing live waits for
     refused: bool = False  # it lies behind a batch that was refused: it is not begun any more
-    row: _Row | None = None  # that it waits in
     turn: Turn | None = None  # that it waits for
     group: Group | None = None  # that it is being encoded with
     bytes: int = field(init=False, default=0)  # at most, of its readings written out
@@ -82,8 +82,6 @@ class Waiting:
     def hurry(self) -> None:
         """Something live waits for it from now on."""
         self.later = False
-        if self.row is not None:
-            self.row.wake.set()
         if self.turn is not None:
             self.turn.hurry()
         if self.group is not None:
@@ -93,36 +91,35 @@ class Waiting:
 class _Row:
     """The batches of one source and lane that wait for their append, in order."""
 
-    __slots__ = ("batches", "begun_s", "readings", "taken", "wake")
+    __slots__ = ("batches", "begun_s", "full", "lane", "readings", "taken")
 
-    def __init__(self) -> None:
+    def __init__(self, lane: int) -> None:
+        self.lane = lane
         self.batches: deque[Waiting] = deque()
         self.readings = 0  # of these
         self.taken = 0  # readings of the last append,
         self.begun_s = 0.0  # and when it began
-        self.wake = asyncio.Event()
+        self.full = asyncio.Event()
 
     def add(self, waiting: Waiting) -> None:
-        waiting.row = self
         self.batches.append(waiting)
         self.readings += waiting.count
-        if not waiting.later or self.readings >= _READINGS_MAX:
-            self.wake.set()
+        if self.readings >= _READINGS_MAX:
+            self.full.set()
 
     async def gather(self) -> None:
-        """Return when the next append may begin."""
-        due_s = self.begun_s + _GATHER_S
-        while (
-            self.taken >= _GATHER_READINGS
-            and self.readings < _READINGS_MAX
-            and all(one.later for one in self.batches)
-        ):
-            self.wake.clear()
-            try:
-                async with asyncio.timeout_at(due_s):
-                    await self.wake.wait()
-            except TimeoutError:
-                return
+        """Return when the next append may begin.
+
+        Live readings behind them in their connection are appended without them; only the answer to
+        those waits.
+        """
+        if self.lane != LinkLane.BACKLOG or self.taken < _GATHER_READINGS:
+            return
+        if self.readings < _READINGS_MAX:
+            self.full.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self.begun_s + _GATHER_S):
+                    await self.full.wait()
 
     def take(self) -> list[Waiting]:
         """Take what goes into the next append; the rest keeps its order."""
@@ -138,7 +135,6 @@ class _Row:
                     break
                 last = one.new.seqs[-1]
             self.batches.popleft()
-            one.row = None
             group.append(one)
         self.taken = sum(one.count for one in group)
         self.readings -= self.taken
@@ -184,7 +180,7 @@ class Appends:
         if row is not None:
             row.add(waiting)
             return
-        row = self._rows[name] = _Row()
+        row = self._rows[name] = _Row(waiting.batch.lane)
         row.add(waiting)
         task = asyncio.create_task(self._work(name, row), name="ingest-append")
         self._tasks.add(task)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bridge.batch import Encoder, link_columns
 from bridge.envelope import Mode, Tombstone
-from bridge.link_level import LEVELS, LevelGovernor
+from bridge.link_level import LEVEL_BESIDE, LevelGovernor
 from bridge.readings import Readings
 from bridge.uplink_state import Grant, UplinkState
 from edge.contract import JournalReader
@@ -61,7 +61,7 @@ class BatchMaker:
             gateway, journal.epoch, resolution_us=self._resolution_us, level=self._level.level
         )
         self._settled_due_s = 0.0  # when the cloud is told again what waits no more
-        level = config.zstd_level or LEVELS[0]
+        level = config.zstd_level or LEVEL_BESIDE
         budget = config.budget
         self.bodies = UplinkBodies(
             config.mode,

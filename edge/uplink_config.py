@@ -197,7 +197,7 @@ class UplinkConfig:
         0,
         minimum=0,
         maximum=19,
-        help="Effort of columnar compression: higher is smaller and slower; 0 = 3 to 9, by the "
+        help="Effort of columnar compression: higher is smaller and slower; 0 = 1 to 9, by the "
         "link's speed and what compressing costs.",
     )
 

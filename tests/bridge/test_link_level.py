@@ -12,8 +12,8 @@ from bridge.envelope import LinkLane
 from bridge.link_level import LEVELS, LevelGovernor
 from tests.kit.readings import one_per_row
 
-COST = {3: 1.0, 6: 1.7, 9: 2.2}  # as measured, relative
-SIZE = {3: 1.0, 6: 0.92, 9: 0.875}
+COST = {1: 1.0, 6: 2.5, 9: 3.1}  # as measured, relative
+SIZE = {1: 1.0, 6: 0.92, 9: 0.875}
 
 
 def run(
@@ -23,7 +23,7 @@ def run(
     *,
     encode_us: Callable[[int], float] = lambda _batch: 500.0,
 ) -> list[int]:
-    """Send batches of about 10 kB that take so long at level 3; return the levels used."""
+    """Send batches of about 10 kB that take so long at level 1; return the levels used."""
     levels = []
     for batch in range(batches):
         level = governor.level
@@ -35,33 +35,33 @@ def run(
 
 def test_on_a_slow_link_it_rises_step_by_step_and_stays() -> None:
     levels = run(LevelGovernor(0), 100, 8000.0)
-    assert levels[:8] == [3] * 8
+    assert levels[:8] == [1] * 8
     assert levels == sorted(levels)
     assert levels[30:] == [9] * 70
 
 
 @pytest.mark.parametrize("rate", [20e6, None])
 def test_on_a_fast_link_and_on_one_not_known_it_is_the_lowest(rate: float | None) -> None:
-    assert set(run(LevelGovernor(0), 100, rate)) == {3}
+    assert set(run(LevelGovernor(0), 100, rate)) == {1}
 
 
 def test_when_the_link_gets_fast_it_falls() -> None:
     governor = LevelGovernor(0)
     run(governor, 100, 8000.0)
-    assert run(governor, 40, 20e6)[-1] == 3
+    assert run(governor, 40, 20e6)[-1] == 1
 
 
 def test_when_the_machine_gets_busy_it_falls_and_comes_back() -> None:
     governor = LevelGovernor(0)
     run(governor, 100, 50_000.0)
     busy = run(governor, 100, 50_000.0, encode_us=lambda _batch: 60_000)
-    assert busy[-1] == 3
+    assert busy[-1] == 1
     assert run(governor, 100, 50_000.0)[-1] == 9
 
 
 def test_the_loop_is_not_held_for_fewer_bytes_even_on_the_slowest_link() -> None:
     levels = run(LevelGovernor(0), 200, 1000.0, encode_us=lambda _batch: 2500)
-    assert set(levels) == {3}
+    assert set(levels) == {1}
 
 
 @pytest.mark.parametrize("rate", [8000.0, 30_000.0, 100_000.0, 300_000.0, 1e6, 3e6])

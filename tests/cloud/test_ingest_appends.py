@@ -68,10 +68,9 @@ class Lab:
         lane: int = LinkLane.LIVE,
         epoch: int = 1,
         gateway: str = "gw",
-        later: bool = False,
     ) -> Waiting:
         """Put a batch of `count` readings; it is known by its first seq."""
-        waiting = self.offer(first, count, lane=lane, epoch=epoch, gateway=gateway, later=later)
+        waiting = self.offer(first, count, lane=lane, epoch=epoch, gateway=gateway)
         await turns()
         return waiting
 
@@ -84,28 +83,22 @@ class Lab:
         epoch: int = 1,
         gateway: str = "gw",
         topic: str = "",
-        later: bool = False,
     ) -> Waiting:
         """Put a batch in this turn of the loop."""
         new = one_per_row(count, first_seq=first, devices=1 if topic else 7)
         new.sources = [(topic or name, device) for name, device in new.sources]
         batch = Batch(gateway, epoch, lane, False, new, ranges_of(new.seqs), (),
                       first + count - 1, Mode.COLUMNAR, 1000)  # fmt: skip
-        return self._put(batch, new, first, later=later)
+        return self._put(batch, new, first)
 
     async def put_batch(self, batch: Batch, new: Readings | None, name: int) -> Waiting:
         waiting = self._put(batch, new, name)
         await turns()
         return waiting
 
-    def _put(
-        self, batch: Batch, new: Readings | None, name: int, *, later: bool = False
-    ) -> Waiting:
+    def _put(self, batch: Batch, new: Readings | None, name: int) -> Waiting:
         waiting = Waiting(
-            batch,
-            new,
-            lambda error: self.answers.append((name, str(error) if error else "ok")),
-            later,
+            batch, new, lambda error: self.answers.append((name, str(error) if error else "ok"))
         )
         self.appends.put(waiting)
         return waiting
@@ -158,8 +151,8 @@ async def gathering(monkeypatch: pytest.MonkeyPatch) -> tuple[Lab, Waiting]:
     monkeypatch.setattr(ingest_appends, "_GATHER_S", 3600.0)
     monkeypatch.setattr(ingest_appends, "_GATHER_READINGS", 50)
     lab = Lab()
-    await lab.put(1, 50, later=True)
-    waiting = await lab.put(51, later=True)
+    await lab.put(1, 50, lane=LinkLane.BACKLOG)
+    waiting = await lab.put(51, lane=LinkLane.BACKLOG)
     await lab.answer(0)
     assert lab.answers == [(1, "ok")]
     assert len(lab.stream.appends) == 1
@@ -171,31 +164,29 @@ async def test_backlog_that_comes_fast_is_gathered_until_a_full_append(
 ) -> None:
     lab, _ = await gathering(monkeypatch)
     monkeypatch.setattr(ingest_appends, "_READINGS_MAX", 30)
-    await lab.put(61, later=True)
+    await lab.put(61, lane=LinkLane.BACKLOG)
     assert len(lab.stream.appends) == 1
-    await lab.put(71, later=True)
+    await lab.put(71, lane=LinkLane.BACKLOG)
     assert lab.stream.seqs()[1:] == [list(range(51, 81))]
     await lab.answer(1)
     assert [answer for _, answer in lab.answers] == ["ok"] * 4
     await lab.appends.settled()
 
 
-async def test_what_is_gathered_goes_when_something_live_waits_for_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_no_live_reading_waits_for_what_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     lab, waiting = await gathering(monkeypatch)
-    await lab.put(1001, gateway="other")
-    assert lab.stream.seqs()[1:] == [list(range(1001, 1011))], "no others' append waits for it"
-    waiting.hurry()
-    await turns()
-    assert lab.stream.seqs()[2:] == [list(range(51, 61))]
+    waiting.hurry()  # a live batch lies behind it in its connection
+    for first in (1001, 1101, 1201):  # however many there are
+        await lab.put(first, 60)
+        await lab.answer(len(lab.stream.appends) - 1)
+    assert [answer for answer, _ in lab.answers] == [1, 1001, 1101, 1201]
 
 
 async def test_backlog_is_gathered_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingest_appends, "_GATHER_READINGS", 50)
     lab = Lab()
-    await lab.put(1, 50, later=True)
-    await lab.put(51, later=True)
+    await lab.put(1, 50, lane=LinkLane.BACKLOG)
+    await lab.put(51, lane=LinkLane.BACKLOG)
     await lab.answer(0)
     async with asyncio.timeout(10):
         while len(lab.stream.appends) < 2:
