@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
+import resource
 import select
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mqtt.broker.net import socket_calls
-from mqtt.broker.net.socket_calls import EVENTS_MAX, WRITABLE
+from mqtt.broker.net.socket_calls import ACCEPT_MAX, EVENTS_MAX, WRITABLE
 
 # Where nothing was built, Python is held to the same by itself.
 CALLS = {
-    "python": (socket_calls._receive, socket_calls._send),
-    "in use": (socket_calls.receive, socket_calls.send),
+    "python": (socket_calls._receive, socket_calls._send, socket_calls._accept),
+    "in use": (socket_calls.receive, socket_calls.send, socket_calls.accept),
 }
 
 
@@ -28,6 +31,11 @@ def receive(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(params=CALLS)
 def send(request: pytest.FixtureRequest) -> Any:
     return CALLS[request.param][1]
+
+
+@pytest.fixture(params=CALLS)
+def accept(request: pytest.FixtureRequest) -> Any:
+    return CALLS[request.param][2]
 
 
 @pytest.fixture
@@ -154,3 +162,73 @@ def test_what_is_not_taken_whole_is_told_by_descriptor(
     assert found == [full.fileno(), sent, gone.fileno(), -errno.EPIPE]
     assert far.recv(10) == b"x"
     assert send({full.fileno(): b"z"}) == [full.fileno(), -errno.EAGAIN]
+
+
+def _listening(family: int, address: Any) -> socket.socket:
+    listening = socket.socket(family)
+    listening.bind(address)
+    listening.listen(ACCEPT_MAX + 10)
+    listening.setblocking(False)
+    return listening
+
+
+@pytest.mark.parametrize(
+    ("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+)
+def test_those_who_wait_are_accepted_with_their_addresses(
+    accept: Any, family: int, host: str
+) -> None:
+    with _listening(family, (host, 0)) as listening:
+        assert accept(listening, 5) == []
+        clients = [socket.create_connection(listening.getsockname()[:2]) for _ in range(3)]
+        accepted = accept(listening, 2) + accept(listening, 2)
+        assert accepted[1::2] == [client.getsockname() for client in clients]
+        for descriptor, client in zip(accepted[::2], clients, strict=True):
+            assert not os.get_blocking(descriptor)
+            assert not os.get_inheritable(descriptor)
+            client.sendall(b"x")
+            with socket.socket(fileno=descriptor) as near:
+                near.settimeout(10)
+                assert near.recv(2) == b"x"
+            client.close()
+        assert accept(listening, 2) == []
+
+
+def test_of_a_unix_socket_there_is_no_address(accept: Any, tmp_path: Path) -> None:
+    with _listening(socket.AF_UNIX, str(tmp_path / "s")) as listening:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "s"))
+            descriptor, address = accept(listening, 5)
+        os.close(descriptor)
+        assert address is None
+
+
+def test_no_more_are_accepted_at_once_than_there_is_room_for(accept: Any) -> None:
+    with _listening(socket.AF_INET, ("127.0.0.1", 0)) as listening:
+        clients = [socket.create_connection(listening.getsockname()) for _ in range(ACCEPT_MAX + 5)]
+        accepted = accept(listening, ACCEPT_MAX + 5)
+        assert len(accepted) == 2 * ACCEPT_MAX
+        accepted += accept(listening, ACCEPT_MAX)
+        for client in clients:
+            client.close()
+        for descriptor in accepted[::2]:
+            os.close(descriptor)
+
+
+def test_without_descriptors_those_who_were_accepted_are_told_first(accept: Any) -> None:
+    with _listening(socket.AF_INET, ("127.0.0.1", 0)) as listening:
+        clients = [socket.create_connection(listening.getsockname()) for _ in range(3)]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)  # the lowest that is free: with it there is room for one
+        os.close(free)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+            descriptor, _ = accept(listening, 3)
+            with pytest.raises(OSError, match="Too many open files"):
+                accept(listening, 3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert descriptor == free
+        os.close(descriptor)
+        for client in clients:
+            client.close()

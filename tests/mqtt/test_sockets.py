@@ -55,7 +55,7 @@ class Line:
         near.setblocking(False)
         self.far.setblocking(False)
         self.protocol = Told()
-        self.transport: SocketTransport = sockets.adopt(near, self.protocol, ("peer", 1))
+        self.transport: SocketTransport = sockets.adopt(near.detach(), self.protocol, ("peer", 1))
 
     async def read(self, size: int) -> bytes:
         """Return so many bytes from the far end, fewer at its end."""

@@ -1,4 +1,4 @@
-/* Many sockets read and many written by one call, without the interpreter's lock.
+/* Many sockets accepted, read or written by one call, without the interpreter's lock.
  *
  * Built where there is a compiler, else the twins in socket_calls.py run, which say what each
  * function takes and returns (tests/mqtt/test_socket_calls.py compares them). Nothing here decides
@@ -8,13 +8,18 @@
  * buffer by its export and the bytes by a reference each; nothing waits; no signal is raised.
  */
 
+#define _GNU_SOURCE /* accept4 */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <arpa/inet.h>
 #include <errno.h>
+#include <netinet/in.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #define EVENTS_MAX 128
+#define ACCEPT_MAX 64
 
 static int append(PyObject *list, PyObject *item)
 {
@@ -100,6 +105,63 @@ static PyObject *receive(PyObject *module, PyObject *args)
     return found;
 }
 
+/* As `socket.accept` has it, for an address of numbers; None for any other. */
+static PyObject *address_of(const struct sockaddr_storage *from)
+{
+    char text[INET6_ADDRSTRLEN];
+    if (from->ss_family == AF_INET) {
+        const struct sockaddr_in *v4 = (const struct sockaddr_in *)from;
+        inet_ntop(AF_INET, &v4->sin_addr, text, sizeof text);
+        return Py_BuildValue("si", text, ntohs(v4->sin_port));
+    }
+    if (from->ss_family == AF_INET6) {
+        const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)from;
+        inet_ntop(AF_INET6, &v6->sin6_addr, text, sizeof text);
+        return Py_BuildValue("siII", text, ntohs(v6->sin6_port),
+                             (unsigned)ntohl(v6->sin6_flowinfo), (unsigned)v6->sin6_scope_id);
+    }
+    return Py_NewRef(Py_None);
+}
+
+static PyObject *accept_all(PyObject *module, PyObject *args)
+{
+    PyObject *listening;
+    Py_ssize_t wanted, count = 0;
+    struct sockaddr_storage from[ACCEPT_MAX];
+    int descriptors[ACCEPT_MAX], fault = 0;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "On:accept", &listening, &wanted))
+        return NULL;
+    int fd = PyObject_AsFileDescriptor(listening);
+    if (fd < 0)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    for (; count < wanted && count < ACCEPT_MAX; count++) {
+        socklen_t size = sizeof from[count];
+        from[count].ss_family = AF_UNSPEC;
+        descriptors[count] = accept4(fd, (struct sockaddr *)&from[count], &size,
+                                     SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (descriptors[count] < 0) {
+            fault = errno;
+            break;
+        }
+    }
+    Py_END_ALLOW_THREADS
+    if (!count && fault && fault != EAGAIN && fault != EINTR && fault != ECONNABORTED) {
+        errno = fault;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    PyObject *accepted = PyList_New(0);
+    for (Py_ssize_t index = 0; accepted != NULL && index < count; index++)
+        if (append(accepted, PyLong_FromLong(descriptors[index])) < 0 ||
+            append(accepted, address_of(&from[index])) < 0)
+            Py_CLEAR(accepted);
+    for (Py_ssize_t index = 0; accepted == NULL && index < count; index++)
+        close(descriptors[index]);
+    return accepted;
+}
+
 struct job {
     PyObject *data; /* held */
     int fd;
@@ -168,6 +230,7 @@ static PyObject *send_all(PyObject *module, PyObject *outgoing)
 }
 
 static PyMethodDef methods[] = {
+    {"accept", accept_all, METH_VARARGS, "Accept those who wait."},
     {"receive", receive, METH_VARARGS, "Read every socket that is ready."},
     {"send", send_all, METH_O, "Write to many sockets."},
     {NULL, NULL, 0, NULL},
@@ -179,7 +242,7 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__sockets(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    if (module != NULL && PyModule_AddIntConstant(module, "VERSION", 2) < 0)
+    if (module != NULL && PyModule_AddIntConstant(module, "VERSION", 3) < 0)
         Py_CLEAR(module);
     return module;
 }

@@ -1,10 +1,14 @@
 import select
+import socket
 from mmap import mmap
-from typing import Protocol
+from typing import Any, Protocol
 
 class Library(Protocol):
     VERSION: int
 
+    def accept(
+        self, listening: socket.socket, wanted: int, /
+    ) -> list[int | tuple[Any, ...] | None]: ...
     def receive(
         self, epoll: select.epoll, buffer: bytearray | mmap, read_bytes: int, /
     ) -> list[int | bytes]: ...
@@ -12,6 +16,7 @@ class Library(Protocol):
 
 VERSION: int
 
+def accept(listening: socket.socket, wanted: int, /) -> list[int | tuple[Any, ...] | None]: ...
 def receive(
     epoll: select.epoll, buffer: bytearray | mmap, read_bytes: int, /
 ) -> list[int | bytes]: ...

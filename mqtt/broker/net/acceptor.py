@@ -7,11 +7,14 @@ Invariant: `_shaking` holds what is between `accept` and its protocol, never mor
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from mqtt.broker.net import socket_calls
 from mqtt.broker.net.proxy_protocol import ProxyError, read_proxy_header
+from mqtt.broker.net.socket_calls import ACCEPT_MAX
 from mqtt.broker.net.tls_transport import Handshake
 
 if TYPE_CHECKING:
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Acceptor"]
 
 _BACKLOG: Final = 1024
-_ACCEPT_AT_ONCE: Final = 64
 _HANDSHAKES_AT_ONCE: Final = 8  # each takes a third of a millisecond before others have their turn
 _RETRY_S: Final = 1.0  # after the system had no descriptor left
 
@@ -30,6 +32,7 @@ class Acceptor:
 
     def __init__(self, listener: Listener, sock: socket.socket) -> None:
         self.sock = sock
+        self._family = sock.family
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._shaking: set[asyncio.Task[None] | Handshake] = set()
@@ -47,43 +50,61 @@ class Acceptor:
 
     def _accept(self) -> None:
         listener = self._listener
-        log = listener.core.log
-        for _ in range(_ACCEPT_AT_ONCE if listener.tls is None else _HANDSHAKES_AT_ONCE):
-            if len(self._shaking) >= listener.config.handshakes_max:
-                log.warning("mqtt_handshakes_full", listener=listener.name)
-                self._loop.remove_reader(self.sock.fileno())
-                return
-            crowded_s = listener.crowded_s(len(self._shaking))
-            if crowded_s:
-                self._loop.remove_reader(self.sock.fileno())
-                self._loop.call_later(crowded_s, self._go_on)
-                return
+        left = ACCEPT_MAX if listener.tls is None else _HANDSHAKES_AT_ONCE
+        while left and (wanted := min(left, self._room())):
             try:
-                sock, address = self.sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                accepted = socket_calls.accept(self.sock, wanted)
             except OSError as error:  # no descriptor left, most of all
+                log = listener.core.log
                 log.warning("mqtt_cannot_accept", listener=listener.name, error=str(error))
-                self._loop.remove_reader(self.sock.fileno())
-                self._loop.call_later(_RETRY_S, self._go_on)
+                self._pause(_RETRY_S)
                 return
-            self._take(sock, address)
+            pairs = iter(accepted)
+            for descriptor, address in zip(pairs, pairs, strict=True):
+                try:
+                    self._take(descriptor, address)  # type: ignore[arg-type] # they take turns
+                except Exception as error:  # noqa: BLE001 - a callback's root: the others go on
+                    self._loop.call_exception_handler(
+                        {"message": "a client could not be taken", "exception": error}
+                    )
+            left = left - wanted if len(accepted) == 2 * wanted else 0
+
+    def _room(self) -> int:
+        """Return how many may be accepted before this is asked again; with none, accept later."""
+        listener = self._listener
+        config = listener.config
+        shaking = len(self._shaking)
+        if shaking >= config.handshakes_max:
+            listener.core.log.warning("mqtt_handshakes_full", listener=listener.name)
+            self._loop.remove_reader(self.sock.fileno())
+            return 0
+        crowded_s = listener.crowded_s(shaking)
+        if crowded_s:
+            self._pause(crowded_s)
+            return 0
+        half_open = len(listener.half_open) + shaking
+        return max(1, min(config.handshakes_max - shaking, config.half_open_max - half_open))
+
+    def _pause(self, pause_s: float) -> None:
+        self._loop.remove_reader(self.sock.fileno())
+        self._loop.call_later(pause_s, self._go_on)
 
     def _go_on(self) -> None:
         if self._is_open:
             self._loop.add_reader(self.sock.fileno(), self._accept)
 
-    def _take(self, sock: socket.socket, address: Any) -> None:
+    def _take(self, descriptor: int, address: Any) -> None:
         """Begin with one client; it has until the deadline to get as far as its CONNECT."""
         listener = self._listener
         config = listener.config
+        if listener.tls is None and not config.proxy_protocol:
+            self._adopt(descriptor, address, None)
+            return
+        sock = socket.socket(self._family, socket.SOCK_STREAM, 0, descriptor)
         sock.setblocking(False)
         deadline_s = listener.core.clock.monotonic_s() + config.handshake_timeout_s
         if not config.proxy_protocol:  # then nothing has to be waited for in a task
-            if listener.tls is not None:
-                self._shake_hands(sock, address, None, deadline_s)
-            else:
-                self._adopt(sock, address, None)
+            self._shake_hands(sock, address, None, deadline_s)
             return
         task = self._loop.create_task(self._welcome(sock, address, deadline_s), name="mqtt-accept")
         self._shaking.add(task)
@@ -109,7 +130,7 @@ class Acceptor:
             if listener.tls is not None:
                 self._shake_hands(sock, address, source, deadline_s)
             else:
-                self._adopt(sock, address, source)
+                self._adopt(sock.detach(), address, source)
         except (OSError, TimeoutError, ProxyError) as error:
             sock.close()
             self._failed(address, error)
@@ -117,12 +138,12 @@ class Acceptor:
             sock.close()
             raise
 
-    def _adopt(self, sock: socket.socket, address: Any, source: tuple[str, int] | None) -> None:
+    def _adopt(self, descriptor: int, address: Any, source: tuple[str, int] | None) -> None:
         listener = self._listener
         try:
-            listener.core.sockets.adopt(sock, listener.protocol(source), address)
+            listener.core.sockets.adopt(descriptor, listener.protocol(source), address)
         except OSError as error:  # it cannot be watched
-            sock.close()
+            os.close(descriptor)
             self._failed(address, error)
 
     def _shake_hands(
@@ -146,7 +167,7 @@ class Acceptor:
             return
         self._shaking.add(handshake)
         listener.core.wheel.set(handshake, deadline_s)
-        handshake.step()
+        handshake.begin()
 
     def _shook_hands(
         self,

@@ -1,7 +1,7 @@
-"""Many sockets read and many written by one call: in C where it was built, else in Python.
+"""Many sockets accepted, read or written by one call: in C where it was built, else in Python.
 
-`receive` and `send` of `_sockets.c` do what their twins here do, without the interpreter's lock and
-without a Python call a socket; `python -X no-native-sockets` runs the twins
+`accept`, `receive` and `send` of `_sockets.c` do what their twins here do, without the
+interpreter's lock and without a Python call a socket; `python -X no-native-sockets` runs the twins
 (tests/mqtt/test_socket_calls.py compares them, docs/adr/0013-own-sockets.md has the figures).
 
 Invariant: a library of another version than this file's is not used.
@@ -12,9 +12,10 @@ from __future__ import annotations
 import errno
 import os
 import select
+import socket
 import sys
 from mmap import mmap
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from mqtt.broker.net._sockets import Library
@@ -23,10 +24,21 @@ else:
 
 Buffer = bytearray | mmap
 
-__all__ = ["EVENTS_MAX", "VERSION", "WRITABLE", "Library", "native", "receive", "send"]
+__all__ = [
+    "ACCEPT_MAX",
+    "EVENTS_MAX",
+    "VERSION",
+    "WRITABLE",
+    "Library",
+    "accept",
+    "native",
+    "receive",
+    "send",
+]
 
-VERSION: Final = 2  # rises with every change of a function's arguments or meaning
+VERSION: Final = 3  # rises with every change of a function's arguments or meaning
 EVENTS_MAX: Final = 128  # sockets a call; the others come first in the next
+ACCEPT_MAX: Final = 64  # likewise
 WRITABLE: Final = int(select.EPOLLOUT)
 
 
@@ -41,6 +53,35 @@ def _load() -> Library | None:
 
 
 native = _load()
+
+
+def _accept(listening: socket.socket, wanted: int) -> list[int | tuple[Any, ...] | None]:
+    """Accept those who wait, without waiting for any.
+
+    Args:
+        listening: Not blocking.
+        wanted: Accept at most so many, and ACCEPT_MAX.
+
+    Returns:
+        `[descriptor, address, descriptor, address, ...]`: each not blocking and the caller's; the
+        address as `socket.accept` has it, None of a Unix socket. None when nobody waits.
+
+    Raises:
+        OSError: nobody could be accepted; no descriptor is left, most of all.
+    """
+    accepted: list[int | tuple[Any, ...] | None] = []
+    for _ in range(min(wanted, ACCEPT_MAX)):
+        try:
+            sock, address = listening.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            break
+        except OSError:
+            if accepted:
+                break
+            raise
+        sock.setblocking(False)
+        accepted += (sock.detach(), address if isinstance(address, tuple) else None)
+    return accepted
 
 
 def _receive(epoll: select.epoll, buffer: Buffer, read_bytes: int) -> list[int | bytes]:
@@ -103,5 +144,6 @@ def _send(outgoing: dict[int, bytes]) -> list[int] | None:
     return rest or None
 
 
+accept = native.accept if native else _accept
 receive = native.receive if native else _receive
 send = native.send if native else _send

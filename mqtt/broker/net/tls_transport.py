@@ -41,7 +41,7 @@ class Handshake:
         sock: Connected and not blocking; it is taken over.
         context: What to show and to ask for.
         done: Called with this object and None when it went well, else with what was wrong and the
-            socket closed. Not before `step` is called first, and not after `abort`.
+            socket closed. Not before `begin` is called, and not after `abort`.
 
     Raises:
         OSError: the socket cannot be watched; it is closed.
@@ -71,6 +71,11 @@ class Handshake:
         except BaseException:
             sock.close()
             raise
+
+    def begin(self) -> None:
+        """Begin with what the client has sent already, if anything: mostly it is on its way."""
+        if ioctl(self._fd, FIONREAD, _NOTHING) != _NOTHING:
+            self.step()
 
     def on_ready(self, _events: int) -> None:
         """The client has sent something, or takes something, or has gone."""
