@@ -23,6 +23,7 @@ from cloud.cluster.mqtt_bus import MqttCluster
 from cloud.cluster.mqtt_fabric import FabricError
 from cloud.cluster.mqtt_metrics import register_mqtt_cluster
 from cloud.cluster.mqtt_opening import open_mqtt_cluster
+from cloud.cluster.replicas import Replicas
 from cloud.config import CloudConfig
 from cloud.database import DatabaseError
 from cloud.gateways import GatewaysSeen
@@ -39,7 +40,13 @@ from cloud.storage import Storage, make_parquet, make_storage, storage_reader
 from cloud.stream.contract import Stream, StreamError, StreamFull
 from cloud.stream.jetstream.engine import JetStreamStream
 from cloud.stream.opening import open_stream
-from cloud.telemetry import Sample, figures_of, register_metrics, register_stream_metrics
+from cloud.telemetry import (
+    Sample,
+    figures_of,
+    register_metrics,
+    register_replicas,
+    register_stream_metrics,
+)
 from cloud.views import GatewayView, LedgerView, PartitionView, StatusView
 from mqtt.broker.broker import Broker
 from mqtt.broker.front import Front, FrontError
@@ -86,6 +93,7 @@ class CloudService:
         self.capture: CloudCapture
         self.broker: Broker
         self.mqtt_cluster: MqttCluster | None = None
+        self.replicas: Replicas | None = None  # of a cluster's streams
         self._front: Front
         self.sinks: Sinks
         self.storage: Storage | None = None
@@ -118,6 +126,11 @@ class CloudService:
         register_stream_metrics(self.metrics, self.stream)
         if self.mqtt_cluster is not None:
             register_mqtt_cluster(self.metrics, self.mqtt_cluster)
+        if isinstance(self.stream, JetStreamStream):
+            self.replicas = Replicas(self.stream.connection, self.stream.layout)
+            self.replicas.start()
+            self._stops.append(self.replicas.stop)
+            register_replicas(self.metrics, self.replicas)
         await self._prove()  # 5. an append that is acknowledged; a full stream needs its sinks
         for part in self._parts:  # 6. what is plugged in
             self._stops.append(part.stop)
@@ -406,6 +419,8 @@ class CloudService:
             lost = dict(self.mqtt_cluster.shedding.lost_by_session)
             stats = asdict(self.mqtt_cluster.stats())
             figures["mqtt_cluster"] = {**stats, "lost_by_session": lost}
+        if self.replicas is not None:
+            figures["cluster"] = self.replicas.figures()
         return figures
 
     # ---- what the API asks -----------------------------------------------------------------------

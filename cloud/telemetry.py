@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cloud.cluster.checks import RELAXED
+from cloud.cluster.replicas import Replicas
 from cloud.ingest import CloudCapture
 from cloud.sinks.runner import SinkStats
 from cloud.storage import Storage
@@ -146,6 +147,28 @@ def register_stream_metrics(metrics: Metrics, stream: Stream) -> None:
         metrics.counter(f"tidegate_cluster_{name}", text, _figure(stream, name))
     for name, text in _CLUSTER_GAUGES.items():
         metrics.gauge(f"tidegate_cluster_{name}", text, _figure(stream, name))
+
+
+def register_replicas(metrics: Metrics, replicas: Replicas) -> None:
+    """Add how the servers keep the cluster's streams."""
+    metrics.gauge(
+        "tidegate_cluster_streams_led",
+        "Streams and buckets that a NATS server leads.",
+        lambda: {(server,): float(count) for server, count in replicas.leaders().items()},
+        ("server",),
+    )
+    metrics.gauge(
+        "tidegate_cluster_stream_quorum",
+        "1 while more than half of a stream's replicas have everything.",
+        lambda: {(name,): float(kept.quorum) for name, kept in replicas.streams.items()},
+        ("stream",),
+    )
+    metrics.gauge(
+        "tidegate_cluster_stream_replicas_current",
+        "Replicas of a stream that have everything.",
+        lambda: {(name,): float(kept.current) for name, kept in replicas.streams.items()},
+        ("stream",),
+    )
 
 
 _CLUSTER_COUNTERS = {

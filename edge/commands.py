@@ -65,6 +65,7 @@ _LOOK_S = 0.25  # between two looks for a device that is away
 _REPORTS_MAX = 16  # on their way to the cloud at once
 _NEVER_S = 1e10  # no clock is wrong by that much
 _LOG_EVERY_S = 10.0
+_TWICE_EVERY_S = 60.0
 _RETRY_S = 1.0
 _HELLO_AGAIN_S = 5.0  # after the answer to a hello that no welcome has come with
 _WAITING_MAX = 1_000  # messages from the link not looked at yet
@@ -256,8 +257,16 @@ class Commands:
     def _welcomed(self, welcome: Welcome) -> None:
         if self._repair is not None:
             self._repair.welcomed(welcome, self._hello_s)
-        if welcome.epoch == self._journal()[0]:
-            self._word = welcome.assigned
+        epoch, last_seq = self._journal()
+        if welcome.epoch != epoch:
+            return
+        self._word = welcome.assigned
+        if self._meet is None and welcome.assigned > last_seq:  # compared once, and past it since
+            limited(log, "twice", _TWICE_EVERY_S).error(
+                "journal_used_twice", held_seq=welcome.assigned, last_seq=last_seq,
+                hint="another gateway runs on a copy of this journal, and the cloud takes readings"
+                " of one for those of the other: stop one of them and give it an empty data folder",
+            )  # fmt: skip
 
     # ---- the loop --------------------------------------------------------------------------------
 

@@ -25,12 +25,13 @@ class Gateway:
     def __init__(self, path: Path) -> None:
         self.clock = ManualClock()
         self.hellos: list[Callable[[int], None]] = []  # unanswered
+        self.last_seq = 3
         self.told: list[int] = []
         self.fault: JournalError | None = None
         self.was_told = asyncio.Event()
         self.store = CommandStore(path)
         self.commands = Commands(
-            self.store, CommandsConfig(), self.clock, lambda: (EPOCH, 3), meet=self.meet
+            self.store, CommandsConfig(), self.clock, lambda: (EPOCH, self.last_seq), meet=self.meet
         )
 
     def say(self, payload: bytes, answered: Callable[[int], None]) -> bool:
@@ -40,6 +41,7 @@ class Gateway:
 
     async def meet(self, held_seq: int) -> None:
         self.told.append(held_seq)
+        self.last_seq = max(self.last_seq, held_seq)
         self.was_told.set()
         if self.fault is not None:
             raise self.fault
@@ -83,6 +85,20 @@ async def test_readings_wait_for_the_clouds_word(gateway: Gateway) -> None:
     gateway.commands.received(welcome(9))
     await gateway.ready()
     assert gateway.told == [9]
+
+
+async def test_a_journal_that_two_gateways_go_on_with_is_told(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await gateway.greets()
+    gateway.commands.received(welcome(900))  # an older copy: it goes past that
+    await gateway.ready()
+    gateway.commands.unlinked()
+    await gateway.greets()
+    gateway.commands.received(welcome(gateway.last_seq))  # all is its own
+    assert "journal_used_twice" not in capsys.readouterr().out
+    gateway.commands.received(welcome(gateway.last_seq + 1))  # what it never gave out
+    assert "journal_used_twice" in capsys.readouterr().out
 
 
 async def test_nothing_goes_uncompared_however_long_the_cloud_is_silent(gateway: Gateway) -> None:

@@ -1,0 +1,111 @@
+"""How the servers keep the cluster's streams: who leads which, and where a replica is behind.
+
+Asked of the servers every `_LOOK_S`, for metrics, status and the API. Nothing is decided by it: a
+leader that lost its quorum goes on naming itself for a while (readiness is an append that was
+acknowledged, cloud/service.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cloud.cluster.connection import ClusterError, Connection
+from cloud.cluster.layout import Layout
+
+__all__ = ["Kept", "Replicas", "kept_of"]
+
+_LOOK_S = 10.0
+
+
+@dataclass(slots=True, frozen=True)
+class Kept:
+    """How one stream is kept."""
+
+    leader: str  # the server's name; empty when there is none, or nobody answers
+    current: int  # replicas that have everything, the leader's among them
+    replicas: int
+
+    @property
+    def quorum(self) -> bool:
+        """True while more than half of the replicas have everything."""
+        return bool(self.leader) and 2 * self.current > self.replicas
+
+
+class Replicas:
+    """The streams of a cluster, as looked at last.
+
+    Args:
+        connection: To the cluster.
+        layout: Which streams.
+
+    Attributes:
+        streams: By name; empty before the first look.
+    """
+
+    def __init__(self, connection: Connection, layout: Layout) -> None:
+        self.streams: Mapping[str, Kept] = {}
+        self._connection = connection
+        self._names = [spec.name for spec in layout.specs()]
+        self._replicas = layout.replicas
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Look now and then, until `stop`."""
+        self._task = asyncio.create_task(self._work(), name="replicas")
+
+    async def stop(self) -> None:
+        """End; harmless when not started."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def look(self) -> None:
+        """Ask the servers once."""
+        found = await asyncio.gather(*map(self._ask, self._names))
+        self.streams = dict(zip(self._names, found, strict=True))
+
+    def leaders(self) -> dict[str, int]:
+        """Return how many streams each server leads."""
+        return dict(Counter(kept.leader for kept in self.streams.values() if kept.leader))
+
+    def figures(self) -> dict[str, Any]:
+        """Return what an operator looks for, as JSON values."""
+        return {
+            "streams_led": dict(sorted(self.leaders().items())),
+            "without_quorum": sorted(n for n, kept in self.streams.items() if not kept.quorum),
+            "replicas_behind": sorted(
+                name for name, kept in self.streams.items() if kept.current < kept.replicas
+            ),
+        }
+
+    async def _work(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(_LOOK_S)
+
+    async def _ask(self, name: str) -> Kept:
+        try:
+            info = await self._connection.api(f"STREAM.INFO.{name}")
+        except ClusterError:
+            return Kept("", 0, self._replicas)
+        return kept_of(info, self._connection.server)
+
+
+def kept_of(info: Mapping[str, Any], server: str) -> Kept:
+    """Return how a stream is kept, as its info says.
+
+    Args:
+        info: The answer of STREAM.INFO.
+        server: Who answered, which leads it where there is no cluster of servers.
+    """
+    cluster = info.get("cluster") or {"leader": server}
+    others = cluster.get("replicas") or ()
+    current = sum(bool(one.get("current")) and not one.get("offline") for one in others)
+    leader = str(cluster.get("leader") or "")
+    replicas = int(info["config"].get("num_replicas") or 1)
+    return Kept(leader, current + bool(leader), replicas)
