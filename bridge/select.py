@@ -6,6 +6,7 @@ takes in passes through.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ __all__ = [
     "Block",
     "Section",
     "blocks",
+    "growing",
     "joined",
-    "one_after_the_other",
     "rows_of",
     "split_by_partition",
     "without",
@@ -72,9 +73,15 @@ class Block:
         )
 
 
-def blocks(several: Sequence[Readings]) -> Iterator[Block]:
-    """Yield one or more readings by partition of their devices, each in the order given."""
-    whole = several[0] if len(several) == 1 else one_after_the_other(several)
+def blocks(several: Sequence[Readings], whole: Readings | None = None) -> Iterator[Block]:
+    """Yield one or more readings by partition of their devices, each in the order given.
+
+    Args:
+        several: They.
+        whole: What `growing` makes of them, where it was made before.
+    """
+    if whole is None:
+        *_, whole = growing(several)
     first_rows = list(accumulate(map(len, several), initial=0))
     first_sources = list(accumulate((len(one.sources) for one in several), initial=0))
     rows_by_partition = split(whole.source_index, partitions_of(whole.sources))
@@ -82,15 +89,33 @@ def blocks(several: Sequence[Readings]) -> Iterator[Block]:
         yield _block(partition, whole, rows, first_rows, first_sources)
 
 
-def one_after_the_other(several: Sequence[Readings]) -> Readings:
-    """Return several readings as one whose tables follow one another as well."""
-    index: list[int] = []
-    sources: list[Source] = []
+def growing(several: Sequence[Readings], step: int = sys.maxsize) -> Iterator[Readings]:
+    """Yield one or more readings as one whose tables follow one another as well.
+
+    It is yielded whenever it has grown by `step` readings or some more, and at last when it is
+    whole, always the same object: others may work meanwhile.
+    """
+    if len(several) == 1:
+        yield several[0]
+        return
+    seqs: list[int] = []
+    whole = Readings(seqs, [], [], [], [], [], [])
+    propertied = any(one.properties for one in several)
+    grown = 0
     for one in several:
-        index += map(len(sources).__add__, one.source_index)
-        sources += one.sources
-    seqs = list(chain.from_iterable(one.seqs for one in several))
-    return _chained(several, seqs, sources, index)
+        if grown >= step:
+            yield whole
+            grown = 0
+        seqs += one.seqs
+        whole.source_index += map(len(whole.sources).__add__, one.source_index)
+        whole.sources += one.sources
+        whole.times_us += one.times_us
+        whole.flags += one.flags
+        whole.payloads += one.payloads
+        if propertied:
+            whole.properties += one.properties or [b""] * len(one)
+        grown += len(one)
+    yield whole
 
 
 def _block(
@@ -158,17 +183,10 @@ def joined(several: Sequence[Readings]) -> Readings:
     seqs: Sequence[int] = range(first, last + 1)
     if not whole:
         seqs = list(chain.from_iterable(one.seqs for one in several))
-    return _chained(several, seqs, list(table), index)
-
-
-def _chained(
-    several: Sequence[Readings], seqs: Sequence[int], sources: list[Source], index: list[int]
-) -> Readings:
-    """Return several readings as one with these seqs and sources; all else one after the other."""
     propertied = any(one.properties for one in several)
     return Readings(
         seqs,
-        sources,
+        list(table),
         index,
         list(chain.from_iterable(one.times_us for one in several)),
         list(chain.from_iterable(one.flags for one in several)),

@@ -182,7 +182,7 @@ class Packs:
             for place, part in found:
                 parts[place].append(part)
                 encoded += part.count
-            if encoded >= _TURN_READINGS:
+            if encoded >= _TURN_READINGS or not found:
                 encoded = 0
                 await asyncio.sleep(0)
         return parts

@@ -14,11 +14,13 @@ from bridge.batch import EntryEncoder
 from bridge.envelope import LinkLane
 from bridge.kernel import seq_runs
 from bridge.readings import Readings
-from bridge.select import Block, blocks
+from bridge.select import Block, blocks, growing
 from bridge.shared_entry import SharedEncoder
 from cloud.stream.contract import Part, Source
 
 __all__ = ["Encoded", "PartEncoder"]
+
+_STEP_READINGS = 4000  # joined without a pause: about 1 ms
 
 # a part about to be appended, its readings, whether they waited through an outage
 Encoded = Callable[[Part, Readings, bool], None]
@@ -52,6 +54,8 @@ class PartEncoder:
     ) -> Iterator[list[tuple[int, Part]]]:
         """Yield the parts of one or more readings by partition, each with its place in `several`.
 
+        Of more than one, no parts are yielded now and then while they are joined: others may work.
+
         Args:
             sources: Whose they are, no two alike.
             several: One or more readings each.
@@ -66,9 +70,14 @@ class PartEncoder:
                 for found in self.parts([source], [one], lane=lane, historical=historical):
                     yield [(place, part) for _, part in found]
             return
+        whole = several[0]
+        for grown in growing(several, _STEP_READINGS):
+            whole = grown
+            if len(several) > 1:
+                yield []
         # the link's resolution is not in a batch; without need, microseconds cost 1-2 B a reading
-        fine = any(any(map((1000).__rmod__, one.times_us)) for one in several)
-        for block in blocks(several):
+        fine = any(map((1000).__rmod__, whole.times_us))
+        for block in blocks(several, whole):
             yield self._parts(block, sources, lane, historical, 1 if fine else 1000)
 
     def _parts(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bridge.intervals import IntervalSet
 from bridge.partition import partition_of
 from bridge.readings import Readings
-from bridge.select import joined, rows_of, split_by_partition, without
+from bridge.select import growing, joined, rows_of, split_by_partition, without
 from tests.kit.readings import many_readings, one_per_row, rows, same_readings
 
 
@@ -59,6 +59,19 @@ def test_what_was_cut_apart_is_joined_to_the_same(readings: Readings, cuts: list
     whole = joined(pieces)
     same_readings(whole, readings)
     assert len(set(whole.sources)) == len(whole.sources)
+
+
+@given(st.lists(many_readings(), min_size=1, max_size=6), st.integers(1, 30))
+def test_readings_grow_by_a_step_and_not_much_more(several: list[Readings], step: int) -> None:
+    sizes = []
+    for whole in growing(several, step):
+        sizes.append(len(whole))
+    grown = [b - a for a, b in pairwise([0, *sizes])]
+    assert sum(grown) == len(whole) == sum(map(len, several))
+    if len(several) > 1:
+        assert all(step <= one < step + max(map(len, several)) for one in grown[:-1])
+    found = [rows(one) for one in several]
+    assert rows(whole) == [row for one in found for row in one]
 
 
 def test_joined_seqs_without_gaps_are_a_range() -> None:

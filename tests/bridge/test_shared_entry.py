@@ -17,7 +17,7 @@ from bridge.errors import BatchError
 from bridge.intervals import ranges_of
 from bridge.kernel import seq_runs
 from bridge.readings import Readings
-from bridge.select import Block, Section, blocks, one_after_the_other
+from bridge.select import Block, Section, blocks, growing
 from bridge.shared_entry import EntryReader, SharedEncoder
 from tests.kit.link_format import example
 from tests.kit.readings import many_readings, one_per_row, readings_of, rows, same_readings
@@ -221,9 +221,7 @@ def test_the_documents_example_is_what_the_code_writes_and_reads() -> None:
     one.sources = [("devices/t1/temp", "t1")]
     two = readings_of([b"on"], seqs=[7])
     two.sources = [("plant/pump-7/state", "pump-7/a")]
-    block = Block(
-        0, one_after_the_other([one, two]), [Section(0, 0, 2, 0, 1), Section(1, 2, 3, 1, 2)]
-    )
+    block = Block(0, next(growing([one, two])), [Section(0, 0, 2, 0, 1), Section(1, 2, 3, 1, 2)])
     body = encoded(block, [("gw-1", EPOCH), ("gw-2", EPOCH)], resolution_us=1000)
     assert body == example("example-4")
     assert cbor2.loads(body)[Key.MODE] == Mode.STORED

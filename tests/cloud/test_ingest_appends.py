@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,8 @@ from bridge.readings import Readings
 from bridge.shared_entry import EntryReader
 from cloud import ingest_appends
 from cloud.ingest_appends import Appends, Waiting
-from cloud.ingest_parts import PartEncoder
+from cloud.ingest_packs import _TURN_READINGS
+from cloud.ingest_parts import _STEP_READINGS, PartEncoder
 from cloud.stream.contract import GivenUp, Part, Source, StreamError
 from runtime.clock import ManualClock
 from tests.kit.readings import one_per_row, rows
@@ -52,11 +53,11 @@ class Held:
 class Lab:
     """Puts batches, and notes how they were answered."""
 
-    def __init__(self, *, late_s: float = 0) -> None:
+    def __init__(self, encoder: PartEncoder | None = None, *, late_s: float = 0) -> None:
         self.stream = Held()
         stream: Any = self.stream  # as much of one as is used
         self.parts: list[tuple[Part, Readings]] = []
-        encoder = PartEncoder(lambda part, readings, _: self.parts.append((part, readings)))
+        encoder = encoder or PartEncoder(lambda part, found, _: self.parts.append((part, found)))
         self.appends = Appends(stream, encoder, ManualClock(), late_s=late_s)
         self.answers: list[tuple[int, str]] = []
 
@@ -403,3 +404,28 @@ async def test_what_is_refused_while_it_waits_for_a_pack_is_in_none() -> None:
     await lab.answer(1)
     async with asyncio.timeout(10):
         await lab.appends.settled()
+
+
+class Counting(PartEncoder):
+    """Notes how many readings it joined or encoded, by turn of the loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.worked: list[int] = []
+
+    def parts(self, *args: Any, **more: Any) -> Iterator[list[tuple[int, Part]]]:
+        for found in super().parts(*args, **more):
+            self.worked[-1] += sum(part.count for _, part in found) or _STEP_READINGS
+            yield found
+
+
+async def test_what_many_gateways_send_at_once_is_joined_and_encoded_in_small_pieces() -> None:
+    encoder = Counting()
+    lab = Lab(encoder)
+    for gateway in range(60):
+        lab.offer(1, 200, gateway=f"gw{gateway}")
+    while len(lab.stream.appends) < 60:
+        encoder.worked.append(0)
+        await asyncio.sleep(0)
+    assert sum(encoder.worked) == 12_000 + 3 * _STEP_READINGS
+    assert max(encoder.worked) <= max(_STEP_READINGS, _TURN_READINGS + 12_000 // 7 + 60)
