@@ -16,7 +16,7 @@ from typing import Protocol
 from bridge.errors import BatchError
 from bridge.shared_entry import EntryReader
 from cloud.config import CloudConfig
-from cloud.ledger import DISCARDED, ranges_text
+from cloud.ledger_account import DISCARDED, ranges_text
 from cloud.query_time import iso
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.runner import SinkRunner

@@ -14,7 +14,8 @@ from typing import Any
 import structlog
 
 from cloud.database import DatabaseError
-from cloud.ledger import Balance, ranges_text
+from cloud.ledger import Balance
+from cloud.ledger_account import ranges_text
 from cloud.parts import CloudNode
 from cloud.sinks.contract import Sink
 from cloud.stream.contract import StreamError

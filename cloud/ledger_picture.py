@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from bridge.intervals import IntervalSet, Range
-from cloud.ledger import Balance, SourceBalance
+from cloud.ledger import Balance
+from cloud.ledger_account import SourceBalance
 from cloud.query_time import iso
 from cloud.sinks.schema import epoch_text
 from cloud.stream.contract import Source

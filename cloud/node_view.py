@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from bridge.intervals import IntervalSet
 from cloud.gateways import GatewaySeen
-from cloud.ledger import Balance, SourceBalance
+from cloud.ledger import Balance
+from cloud.ledger_account import SourceBalance
 from cloud.sinks.runner import SinkStats
 from cloud.sinks.schema import epoch_text
 from cloud.stream.contract import SourceLedger, StreamStats

@@ -19,7 +19,7 @@ from typing import Protocol
 from bridge.errors import BatchError
 from bridge.intervals import IntervalSet, Range
 from bridge.shared_entry import EntryReader
-from cloud.ledger import ranges_text
+from cloud.ledger_account import ranges_text
 from cloud.query_time import iso
 from cloud.sinks.schema import epoch_text
 from cloud.stream.contract import Arrival, DeadLetter, Entry, GivenUp, SourceLedger

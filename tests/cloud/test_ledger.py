@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from bridge.intervals import IntervalSet, Range
 from cloud.config import SinksConfig, StorageConfig, StreamConfig
 from cloud.database import DatabaseError
-from cloud.ledger import Balance, JournalState, SourceBalance, StorageState, balance, ranges_text
+from cloud.ledger import Balance, JournalState, StorageState, balance
+from cloud.ledger_account import SourceBalance, ranges_text
 from cloud.ledger_files import balance_files
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.runner import SinkRunner

@@ -7,15 +7,17 @@ question that the balance asks. Nothing in it is ever lost, so every gap would b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.intervals import IntervalSet, Range
-from cloud.ledger import DISCARDED, Balance, JournalState, StorageState, balance
+from cloud.ledger import SLICE_ACCOUNTS, Balance, JournalState, StorageState, balance
+from cloud.ledger_account import DISCARDED, Account, SourceBalance
 from cloud.stream.contract import (
     DeadLetter,
     Entry,
@@ -277,3 +279,43 @@ def test_a_reading_that_is_really_gone_is_shown_whatever_happens_meanwhile(
     report = looked_at(world)
     assert sum(source.missing for source in report.sources) >= len(gone) == 1
     assert not report.balanced
+
+
+async def test_a_balance_of_many_gateways_lets_others_work_after_every_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    n = 200
+    held = {(f"gw{number}", 7): [(1, 10)] for number in range(n)}
+    closed = [0]  # accounts by turn of the loop
+    close = Account.close
+
+    def counted(self: Account, gateway: str, epoch: int, *, with_storage: bool) -> SourceBalance:
+        closed[-1] += 1
+        return close(self, gateway, epoch, with_storage=with_storage)
+
+    class Many:
+        epoch = 1
+
+        async def catch_up(self) -> None:
+            """It always is."""
+
+        async def ledger(self) -> list[SourceLedger]:
+            return [SourceLedger.of(source, 10, ranges, ()) for source, ranges in held.items()]
+
+        async def ranges_after(self, _: Mapping[int, int]) -> dict[Source, list[Range]]:
+            return held
+
+        async def dead_letters(self, _: str | None = None) -> list[DeadLetter]:
+            return []
+
+    monkeypatch.setattr(Account, "close", counted)
+    balancing = asyncio.create_task(balance(Many(), None, sinks={"live": {}}))
+    while not balancing.done():
+        closed.append(0)
+        await asyncio.sleep(0)
+    found = balancing.result()
+    assert found.balanced
+    assert len(found.sources) == n
+    assert max(closed) == SLICE_ACCOUNTS
+    # a pause after every few in each other pass as well: accounts, entries, and a sink's
+    assert len(closed) >= 4 * n // SLICE_ACCOUNTS

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cloud.ledger import Balance, SourceBalance
+from cloud.ledger import Balance
+from cloud.ledger_account import SourceBalance
 from cloud.ledger_picture import marks, picture
 
 KEY = ("gw", 7)

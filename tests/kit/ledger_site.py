@@ -23,7 +23,8 @@ from cloud.config import CloudConfig, IngestConfig, SinksConfig, StorageConfig, 
 from cloud.corrections import CorrectionLog
 from cloud.dead_letters import opened_offline
 from cloud.ingest import CloudCapture
-from cloud.ledger import Balance, SourceBalance
+from cloud.ledger import Balance
+from cloud.ledger_account import SourceBalance
 from cloud.ledger_files import balance_files
 from cloud.replay import replay
 from cloud.sinks.contract import DecodedEntry

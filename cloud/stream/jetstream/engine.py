@@ -30,6 +30,7 @@ from cloud.cluster.follower import Follower, Message
 from cloud.cluster.layout import EPOCH_KEY, RAW_STREAMS, Layout
 from cloud.cluster.reading import insist
 from cloud.cluster.versions import SHARED_BODIES, check_version
+from cloud.ranges import apart
 from cloud.sinks.schema import epoch_text
 from cloud.stream.checked import checked_bytes
 from cloud.stream.contract import (
@@ -55,6 +56,7 @@ from cloud.stream.jetstream.state import LedgerState
 from runtime.bell import Bell
 from runtime.clock import Clock
 from runtime.logs import limited
+from runtime.slices import in_slices
 
 __all__ = ["JetStreamStream"]
 
@@ -67,6 +69,8 @@ _CHECKPOINT_BYTES = 16 << 20  # of records: many appends in one make it large
 _CHECKPOINT_KEEP_BYTES = 8 << 20
 _CHECKPOINT_EVERY_S = 30.0
 _LOG_EVERY_S = 60.0
+_SLICE_SOURCES = 64  # looked at in one turn of the loop, about 1 ms
+_SLICE_ENTRIES = 256
 _RAW_PROVED_S = 30.0  # a probe writes to a RAW stream that took nothing for so long
 
 
@@ -388,7 +392,7 @@ class JetStreamStream:
 
     async def ledger(self) -> list[SourceLedger]:
         self._check_open()
-        return self._state.ledger()
+        return [line async for line in in_slices(self._state.ledger(), _SLICE_SOURCES)]
 
     async def arrival(self, gateway: str, epoch: int, seq: int) -> Arrival | None:
         self._check_open()
@@ -396,7 +400,13 @@ class JetStreamStream:
 
     async def ranges_after(self, positions: Mapping[int, int]) -> dict[Source, list[Range]]:
         self._check_open()
-        return self._state.ranges_after(positions)
+        found: dict[Source, list[Range]] = {}
+        async for entry in in_slices(self._state.entries_after(positions), _SLICE_ENTRIES):
+            found.setdefault(entry.source, []).extend(entry.seq_ranges)
+        return {
+            source: apart(ranges)
+            async for source, ranges in in_slices(found.items(), _SLICE_SOURCES)
+        }
 
     async def backlog(self, positions: Mapping[int, int]) -> dict[int, Backlog]:
         self._check_open()

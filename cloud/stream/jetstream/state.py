@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
-from bridge.intervals import IntervalSet, Range
-from cloud.ranges import apart
+from bridge.intervals import IntervalSet
 from cloud.stream.contract import (
     PARTITIONS,
     Arrival,
@@ -38,6 +38,7 @@ __all__ = ["PARTS_MAX", "LedgerState", "Partition", "SourceState", "Taken"]
 
 _PART_BITS = 12
 PARTS_MAX = 1 << _PART_BITS  # of one record
+_ENTRIES_AHEAD = 256  # objects made at a time by who reads them all
 
 
 @dataclass(slots=True)
@@ -271,12 +272,11 @@ class LedgerState:
             },
         )
 
-    def ledger(self) -> list[SourceLedger]:
-        """Return every source, sorted."""
-        return [
-            SourceLedger.of(source, state.assigned, state.held.ranges(), state.given_up.values())
-            for source, state in sorted(self.sources.items())
-        ]
+    def ledger(self) -> Iterator[SourceLedger]:
+        """Yield every source known now, sorted, each as it is when its turn comes."""
+        for source in sorted(self.sources):
+            one = self.sources[source]
+            yield SourceLedger.of(source, one.assigned, one.held.ranges(), one.given_up.values())
 
     def arrival(self, source: Source, seq: int) -> Arrival | None:
         """Return the append that brought a seq, if it is remembered."""
@@ -287,13 +287,13 @@ class LedgerState:
                 return found
         return None
 
-    def ranges_after(self, positions: Mapping[int, int]) -> dict[Source, list[Range]]:
-        """Return the seqs of entries past `positions`, joined where they do not overlap."""
-        found: dict[Source, list[Range]] = {}
+    def entries_after(self, positions: Mapping[int, int]) -> Iterator[Indexed]:
+        """Yield the entries past `positions`, also such as are taken while it is under way."""
         for number in range(PARTITIONS):
-            for entry in self.entries(number, positions.get(number, 0)):
-                found.setdefault(entry.source, []).extend(entry.seq_ranges)
-        return {source: apart(ranges) for source, ranges in found.items()}
+            position = positions.get(number, 0)
+            while some := list(islice(self.entries(number, position), _ENTRIES_AHEAD)):
+                yield from some
+                position = some[-1].position
 
     def backlog(self, positions: Mapping[int, int]) -> dict[int, Backlog]:
         """Return how much lies past each position."""
