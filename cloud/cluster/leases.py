@@ -25,9 +25,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
@@ -35,17 +36,15 @@ from bridge.partition import PARTITIONS
 from cloud.cluster.bucket import Bucket, BucketWatch, Conflict, Value, key_token
 from cloud.cluster.connection import ClusterError
 from cloud.cluster.lease_keys import (
-    DRAIN,
     NODE,
     LeaseHolder,
     NodeSeen,
     drain_key,
     holder_of,
     lease_key,
-    lease_of,
-    node_of,
     token_of,
 )
+from cloud.cluster.lease_view import LeaseView
 from cloud.cluster.reading import insist
 from cloud.cluster.skew import SkewWatch
 from runtime.clock import Clock
@@ -158,15 +157,6 @@ class _Held:
                 self.stats.lost += 1
 
 
-@dataclass(slots=True)
-class _View:
-    """The bucket in this node's memory."""
-
-    nodes: dict[str, NodeSeen] = field(default_factory=dict)
-    holders: dict[str, dict[int, str]] = field(default_factory=dict)  # node by sink, partition
-    tokens: dict[str, dict[int, int]] = field(default_factory=dict)
-
-
 class Leases:
     """The leases of one node.
 
@@ -195,7 +185,8 @@ class Leases:
         self._groups: dict[str, _Held] = {}
         self._others: set[str] = set()
         self._watch: BucketWatch | None = None
-        self._view = _View()
+        silent_s = 1.5 * self._times.ttl_s  # whoever lives has been heard by then
+        self._view = LeaseView(node, math.ceil(silent_s / self._times.renew_s))
         self._skew = SkewWatch()
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()  # set after each look at what there is to do
@@ -269,49 +260,26 @@ class Leases:
 
     def nodes(self) -> Sequence[NodeSeen]:
         """Return the nodes there are, by id."""
-        return [seen for _, seen in sorted(self._view.nodes.items())]
+        return self._view.all_nodes()
 
     def holders(self) -> Sequence[LeaseHolder]:
         """Return who has what, by sink and partition."""
-        return [
-            LeaseHolder(sink, partition, node, self._view.tokens[sink].get(partition, 0))
-            for sink, of_sink in sorted(self._view.holders.items())
-            for partition, node in sorted(of_sink.items())
-        ]
+        return self._view.all_holders()
 
     def stats(self) -> Mapping[str, LeaseStats]:
         """Return the counters of each sink."""
         return {sink: group.stats for sink, group in self._groups.items()}
 
     def _changed(self, key: str, value: Value | None) -> None:
-        if key.startswith(DRAIN):
-            if key == drain_key(self.node) and value is not None and self._task is not None:
-                log.info("draining", node=self.node)
-                self.begin_drain()
-        elif key.startswith(NODE):
-            token = key.removeprefix(NODE)
-            for node in [one for one in self._view.nodes if key_token(one) == token]:
-                del self._view.nodes[node]
-            seen = None if value is None else node_of(value)
-            if seen is not None:
-                self._saw(seen)
-        elif (lease := lease_of(key)) is not None:
-            self._held_now(*lease, value)
+        if key == drain_key(self.node) and value is not None and self._task is not None:
+            log.info("draining", node=self.node)
+            self.begin_drain()
+        seen = self._view.take(key, value)
+        if seen is not None:
+            self._saw(seen)
         self._wake.set()
 
-    def _held_now(self, sink: str, partition: int, value: Value | None) -> None:
-        """Take what the bucket says of a lease."""
-        holders = self._view.holders.setdefault(sink, {})
-        tokens = self._view.tokens.setdefault(sink, {})
-        holders.pop(partition, None)
-        tokens.pop(partition, None)
-        node = None if value is None else holder_of(value)
-        if value is not None and node is not None:
-            holders[partition] = node
-            tokens[partition] = token_of(value)
-
     def _saw(self, seen: NodeSeen) -> None:
-        self._view.nodes[seen.node] = seen
         if self._task is None:
             return  # what was said before this node came
         if seen.node != self.node and seen.time_us is not None:
@@ -331,6 +299,8 @@ class Leases:
                 if now_s >= self._due_s:
                     self._due_s = now_s + self._times.renew_s
                     await self._renew()
+                if silent := self._view.forget_silent():
+                    log.warning("leases_nobody_renews", keys=len(silent), first=silent[:4])
                 for group in list(self._groups.values()):
                     await self._balance(group)
             except ClusterError as error:
