@@ -245,7 +245,8 @@ class Leases:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         try:
-            async with asyncio.timeout(self._times.renew_s):
+            # longer would be little sooner than the others take over by themselves
+            async with asyncio.timeout(self._times.ttl_s / 2):
                 for group in self._groups.values():
                     self._leave(group, list(group.leases))
                     await self._give_up(group)
