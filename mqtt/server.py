@@ -30,6 +30,7 @@ from mqtt.codec import connect_version, decode
 from mqtt.errors import MalformedPacket, MqttError, ProtocolError, UnsupportedProtocolVersion
 from mqtt.frames import encode_publish, split
 from mqtt.packets import (
+    AUTH,
     PACKET_NAMES,
     PUBACK,
     PUBCOMP,
@@ -48,7 +49,7 @@ from mqtt.packets import (
     Subscribe,
     Unsubscribe,
 )
-from mqtt.properties import SERVER_KEEP_ALIVE
+from mqtt.properties import AUTHENTICATION_METHOD, SERVER_KEEP_ALIVE
 from mqtt.reason_codes import ReasonCode
 from mqtt.server_events import (
     CONNECTED,
@@ -80,7 +81,7 @@ __all__ = ["ServerConnection"]
 
 _RECEIVES: Final[dict[State, frozenset[int]]] = {
     State.NEW: frozenset((1,)),  # [MQTT-3.1.0-1]
-    State.CONNECTING: frozenset((15,)),
+    State.CONNECTING: frozenset((14, 15)),  # [MQTT-3.1.2-30] while the client authenticates
     State.CONNECTED: frozenset((3, 4, 5, 6, 7, 8, 10, 12, 14, 15)),  # [MQTT-3.1.0-2]
     State.CLOSED: frozenset(),
 }
@@ -111,6 +112,7 @@ class ServerConnection(ServerSender):
 
     __slots__ = (
         "_aliases_in",
+        "_authenticates",
         "_block",
         "_block_at",
         "_id_at",
@@ -156,6 +158,7 @@ class ServerConnection(ServerSender):
         self.waiting_since_s = now_s
         self.session: Session | None = None  # None until accepted
         self._settled = settled
+        self._authenticates = False  # CONNECT has named a method
         self._tail = b""  # the start of a packet whose rest has not come
         self._need = 0  # bytes `_tail` and `_parts` must reach to be looked at again
         self._parts: list[bytes] | None = None  # more of a large packet, not joined yet
@@ -288,30 +291,38 @@ class ServerConnection(ServerSender):
         self.state = State.CONNECTING
         self.waiting_since_s = self.last_received_s
         self.obey(packet, self.limits.topic_aliases_sent_max)  # a refusal must, too
+        self._authenticates = AUTHENTICATION_METHOD in packet.properties
         if end < len(data):
             self._tail = data[end:]
         return [packet]
 
     def _receive_connecting(self, data: bytes) -> list[Event]:
-        """CONNECTING: AUTH is the driver's business now, all else waits for `accept`."""
+        """CONNECTING: AUTH is the driver's business now, all else waits for `accept`.
+
+        From a client that authenticates nothing else may come, but for its giving up.
+        """
         data = self._tail + data
         self._tail = b""
-        frame = split(data)
-        if frame is None or data[0] >> 4 not in _RECEIVES[State.CONNECTING]:
-            if len(data) > self.limits.maximum_packet_size:
-                return [ProtocolError(ReasonCode.PACKET_TOO_LARGE, "too much before CONNACK")]
-            self._tail = data
+        if not data:
             return []
-        first_byte, body, end = frame
-        if end > len(data):
-            self._tail = data
-            return []
-        self._tail = data[end:]
+        packet_type = data[0] >> 4
+        if self._authenticates and packet_type not in _RECEIVES[State.CONNECTING]:
+            detail = f"{PACKET_NAMES[packet_type]} before the client has authenticated"
+            return [ProtocolError(ReasonCode.PROTOCOL_ERROR, detail, "MQTT-3.1.2-30")]
         try:
+            waits = packet_type != AUTH and not self._authenticates
+            frame = None if waits else split(data)
+            if frame is None or frame[2] > len(data):
+                if len(data) > self.limits.maximum_packet_size:
+                    return [ProtocolError(ReasonCode.PACKET_TOO_LARGE, "too much before CONNACK")]
+                self._tail = data
+                return []
+            first_byte, body, end = frame
+            self._tail = data[end:]
             packet = decode(first_byte, data[body:end], self.version, "server", self.limits.codec)
         except MqttError as fault:
             return [fault]
-        assert isinstance(packet, Auth)
+        assert isinstance(packet, Auth | Disconnect)
         return [packet]
 
     def _run_like_the_last(self, data: bytes) -> PublishRun | None:

@@ -20,7 +20,7 @@ from mqtt.broker.access.scram import (
     saslprep,
     scram_credentials,
 )
-from mqtt.packets import Auth, Connack, Connect, Disconnect
+from mqtt.packets import Auth, Connack, Connect, Disconnect, Packet, Pingreq, Publish
 from mqtt.properties import AUTHENTICATION_DATA, AUTHENTICATION_METHOD
 from tests.kit.brokers import WireClient
 from tests.kit.fronts import Fronted, fronting
@@ -250,15 +250,27 @@ async def test_a_method_that_is_not_offered(access: AccessConfig) -> None:
         Auth(0x19, properties(b"x")),
         Auth(0x18, properties(b"x", "OTHER")),
         Auth(0x00, properties(b"x")),
+        Pingreq(),
+        Publish("t", b"x"),
+        Connect("c", properties=properties()),
     ],
 )
-async def test_an_auth_out_of_place_before_connack(access: AccessConfig, packet: Auth) -> None:
+async def test_what_is_out_of_place_before_connack(access: AccessConfig, packet: Packet) -> None:
     async with fronting(access=access) as front:
         client = await begin(front, ScramClient("alice", "pw"))
         await client.receive(Auth)
         client.send(packet)
         assert (await client.receive(Connack)).reason_code == 0x82
         assert await client.closed()
+
+
+async def test_a_client_that_gives_up_is_gone_at_once(access: AccessConfig) -> None:
+    async with fronting(access=access) as front:
+        client = await begin(front, ScramClient("alice", "pw"))
+        await client.receive(Auth)
+        client.send(Disconnect())
+        assert await client.closed()
+        assert front.broker.stats().connections == 0
 
 
 @pytest.mark.conformance("MQTT-4.12.1-1")

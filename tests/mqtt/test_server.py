@@ -134,7 +134,26 @@ def test_connecting_lets_auth_through_and_keeps_the_rest() -> None:
     data = encode(auth, V5)
     assert machine.connection.receive_data(data[:3], 0.0) == []
     assert machine.connection.receive_data(data[3:], 0.0) == [auth]
-    assert machine.receive(Pingreq()) == []
+    assert machine.receive(Disconnect()) == [Disconnect()]
+    machine = Machine()
+    assert machine.receive(Connect("c"), Pingreq()) == [Connect("c")]
+    assert machine.receive(Disconnect()) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (encode(Pingreq(), V5), 0x82),
+        (encode(Connect("c"), V5), 0x82),
+        (encode(Publish("t", b"x"), V5)[:2], 0x82),
+        (b"\xf0\xff\xff\xff\xff\x01", 0x81),
+        (b"\xf1\0", 0x81),
+    ],
+)
+def test_a_client_that_authenticates_sends_nothing_else(data: bytes, code: int) -> None:
+    machine = Machine()
+    machine.receive(Connect("c", properties={AUTHENTICATION_METHOD: "m"}))
+    assert fault_of(machine.connection.receive_data(data, 0.0)) == code
 
 
 def test_a_client_that_sends_too_much_before_connack_is_refused() -> None:
