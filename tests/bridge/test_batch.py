@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bridge.batch import Batch, Decoder, Encoder, EntryEncoder, decode_entry, encode_entry
 from bridge.columnar import Columns, Limits
-from bridge.envelope import Key, LinkLane, Mode, Tombstone, lane_of
+from bridge.envelope import Key, LinkLane, Mode, Tombstone, lane_of, seal_envelope
 from bridge.errors import BatchError
 from bridge.intervals import ranges_of
 from bridge.readings import FLAG_PROPERTIES, Readings
@@ -35,6 +35,18 @@ def quantized(readings: Readings, resolution_us: int) -> Readings:
         readings.payloads,
         readings.properties,
     )
+
+
+# ---- the envelope --------------------------------------------------------------------------------
+
+
+@given(st.sets(st.sampled_from([key for key in Key if key != Key.SEQS])), st.lists(st.integers(0)))
+def test_seqs_that_are_packed_already_lie_where_they_belong(
+    keys: set[Key], runs: list[int]
+) -> None:
+    fields: dict[int, Any] = dict.fromkeys(keys, b"x" * 300)
+    expected = seal_envelope({**fields, Key.SEQS: runs})
+    assert seal_envelope(fields, cbor2.dumps(runs)) == expected
 
 
 # ---- round trips ---------------------------------------------------------------------------------
