@@ -38,7 +38,7 @@ class Servers:
         if path.startswith("STREAM.MSG.GET"):
             raise follower.ApiError(404, 10037, "no message found")
         self.asked += 1
-        return {"created": self.created, "state": {"last_seq": self.last}}
+        return {"config": {}, "created": self.created, "state": {"last_seq": self.last}}
 
     async def until_asked(self, more: int) -> None:
         wanted = self.asked + more
