@@ -7,6 +7,7 @@ average, a burst on top.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
@@ -18,12 +19,19 @@ TRANSPORTS = ("tcp", "tls", "ws", "wss", "unix")
 CLIENT_CERTIFICATES = ("none", "optional", "required")
 CERTIFICATE_NAMES = ("cn", "san")
 _DEFAULT_PORTS = {"tcp": 1883, "tls": 8883, "ws": 8083, "wss": 8084, "unix": 0}
+_ADDRESS_MAX = 64  # characters, and room for an interface's name
 
 
 def is_loopback(host: str) -> bool:
     """Return True for an address or name that only this machine reaches."""
     if host == "localhost":
         return True
+    may_be = (":" in host or host.startswith("127.")) and len(host) <= _ADDRESS_MAX
+    return may_be and _is_loopback_address(host)
+
+
+@lru_cache(maxsize=256)  # each client that connects asks
+def _is_loopback_address(host: str) -> bool:
     try:
         address = ip_address(host)
     except ValueError:  # some name, which may look like an address: 127.example.org
