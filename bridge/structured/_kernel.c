@@ -514,38 +514,6 @@ PyObject *kernel_read_integer(PyObject *self, PyObject *args)
     return PyLong_FromLongLong(value);
 }
 
-/* ---- learning ------------------------------------------------------------------------------ */
-
-/* Returns how many integers there are by bit length, in the order in which lengths come first;
- * None where one does not fit. */
-PyObject *kernel_bit_sizes(PyObject *self, PyObject *steps)
-{
-    (void)self;
-    long counts[65] = {0};
-    int order[65], found = 0, overflow;
-    if (!PyList_Check(steps))
-        return PyErr_Format(PyExc_TypeError, "a list is needed");
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(steps); i++) {
-        long long value = PyLong_AsLongLongAndOverflow(PyList_GET_ITEM(steps, i), &overflow);
-        if (overflow)
-            Py_RETURN_NONE;
-        if (value == -1 && PyErr_Occurred())
-            return NULL;
-        int bits = bit_length(value < 0 ? 0 - (uint64_t)value : (uint64_t)value);
-        if (counts[bits]++ == 0)
-            order[found++] = bits;
-    }
-    PyObject *out = PyDict_New();
-    for (int i = 0; out != NULL && i < found; i++) {
-        PyObject *bits = PyLong_FromLong(order[i]), *count = PyLong_FromLong(counts[order[i]]);
-        if (bits == NULL || count == NULL || PyDict_SetItem(out, bits, count))
-            Py_CLEAR(out);
-        Py_XDECREF(bits);
-        Py_XDECREF(count);
-    }
-    return out;
-}
-
 /* ---- the module ---------------------------------------------------------------------------- */
 
 #define METHODS(X)                                                                                \
@@ -555,6 +523,7 @@ PyObject *kernel_bit_sizes(PyObject *self, PyObject *steps)
     X(note_round)                                                                                 \
     X(note_rows)                                                                                  \
     X(off_counts)                                                                                 \
+    X(pair_up)                                                                                    \
     X(parse_all)                                                                                  \
     X(place_rows)                                                                                 \
     X(plan_sources)                                                                               \
@@ -567,6 +536,7 @@ PyObject *kernel_bit_sizes(PyObject *self, PyObject *steps)
     X(read_symbol)                                                                                \
     X(rebuild)                                                                                    \
     X(show_all)                                                                                   \
+    X(step_sizes)                                                                                   \
     X(take_due)                                                                                   \
     X(write_chain)                                                                                \
     X(write_columns)                                                                              \
@@ -603,7 +573,7 @@ PyMODINIT_FUNC PyInit__kernel(void)
     if (kernel_names_ready() < 0)
         return NULL;
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 5) < 0)
+    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 6) < 0)
         Py_CLEAR(made);
     return made;
 }

@@ -120,6 +120,15 @@ int kernel_names_ready(void);
 
 /* ---- access: _kernel_access.c ---------------------------------------------------------------- */
 
+typedef __int128 kernel_wide;
+
+/* Returns a / b, rounded down. */
+static inline kernel_wide kernel_floor(kernel_wide a, kernel_wide b)
+{
+    kernel_wide q = a / b;
+    return a % b != 0 && (a < 0) != (b < 0) ? q - 1 : q;
+}
+
 /* An integer, or none. */
 typedef struct {
     int there;

@@ -86,6 +86,14 @@ class Kernel(Protocol):
         self, due: list[Source], expected: list[int], wanted: dict[Source, list[int]], /
     ) -> list[int | None]: ...
     def pack_symbols(self, spans: Spans, /) -> bytes: ...
+    def pair_up(
+        self,
+        places: list[tuple[int, int]],
+        now: list[int],
+        before: list[int],
+        values: list[list[int | None]],
+        /,
+    ) -> tuple[bytes, list[int], int, int, int] | None: ...
     def parse_all(
         self,
         tokens: Sequence[bytes],
@@ -152,6 +160,9 @@ class Kernel(Protocol):
     def split_json(
         self, payload: bytes, /
     ) -> tuple[tuple[bytes, ...], tuple[bytes, ...]] | None: ...
+    def step_sizes(
+        self, rows: bytes, alone: list[int], kind: int, num: int, den: int, /
+    ) -> dict[int, int]: ...
     def symbols_of(self, steps: list[int | None], plain: bytearray, /) -> list[int]: ...
     def take_due(
         self, due: list[Source], expected: list[int], steps: list[int | None], /

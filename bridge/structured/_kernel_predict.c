@@ -6,7 +6,7 @@
 
 #include "_kernel.h"
 
-typedef __int128 wide;
+typedef kernel_wide wide;
 
 #define VALUE_BOUND ((int64_t)1 << 62) /* of every value, so that no product passes 127 bits */
 #define CLAMP ((wide)1 << 62)
@@ -38,12 +38,6 @@ int kernel_load(PyObject *item, KernelMaybe *out)
     return out->value <= -VALUE_BOUND * 2 + 1 ? -1 : 0;
 }
 
-static wide floor_of(wide a, wide b)
-{
-    wide q = a / b;
-    return a % b != 0 && (a < 0) != (b < 0) ? q - 1 : q;
-}
-
 static wide clamped(wide p)
 {
     return p < -CLAMP ? -CLAMP : p > CLAMP ? CLAMP : p;
@@ -67,20 +61,20 @@ static wide expected(const Predictor *by, const Row *row)
             aux = last * 16;
         return (aux + 8) >> 4;
     case TIME:
-        return clamped(floor_of((wide)row->time * by->num + aux, by->den));
+        return clamped(kernel_floor((wide)row->time * by->num + aux, by->den));
     case DIFFERENCE:
     case SIBLING:
         return row->ref.there ? row->ref.value + aux : last;
     case RATIO:
         if (row->last.there && row->ref.there && row->aux.there && row->aux.value) {
             wide before = row->aux.value;
-            return clamped(floor_of(2 * last * row->ref.value + before, 2 * before));
+            return clamped(kernel_floor(2 * last * row->ref.value + before, 2 * before));
         }
         return last;
     case BEFORE:
         return row->aux.there ? row->aux.value : last;
     case LINE:
-        return row->ref.there ? clamped(floor_of((wide)row->ref.value * by->num + aux, by->den))
+        return row->ref.there ? clamped(kernel_floor((wide)row->ref.value * by->num + aux, by->den))
                               : last;
     default:
         return last;

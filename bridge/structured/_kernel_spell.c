@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-typedef __int128 wide;
+typedef kernel_wide wide;
 
 #define VALUE_BOUND ((int64_t)1 << 61)
 #define DIGITS_MAX 18

@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import gcd, log2
 from operator import sub
 
 from bridge.structured.context import Column, ColumnKind
-from bridge.structured.kernel import native
+from bridge.structured.kernel import Kernel, native
 from bridge.structured.limits import ENUM_VALUES
 from bridge.structured.predictors import CellState, Maybe, PredictorKind, Rows, residuals
 from bridge.structured.printers import Printer, PrinterKey, PrinterKind
@@ -33,6 +33,8 @@ Numbers = list[list[tuple[int, Maybe]]]  # by source, (time, integer) in order
 Param = tuple[int, int]
 NO_PARAM: Param = (0, 0)
 NO_REF = (-1, -1)
+_Rows = list[tuple[int, int, int, int]]  # value and the one before, and those of another column
+_FROM_NEIGHBOUR = (PredictorKind.DIFFERENCE, PredictorKind.RATIO, PredictorKind.BEFORE)
 
 _HOT, _COOL = 0.12, 0.05  # share of changes from which on, and down to which, a column is hot
 _GAIN = 0.97  # a new predictor's bits must be below this share of the old one's,
@@ -72,8 +74,11 @@ def is_constant(series: Series) -> bool:
 def bits_of(steps: list[int], escapes: int = 0) -> float:
     """Return about how many bits an adaptive coder spends on residuals."""
     sizes = native.bit_sizes(steps) if native is not None else None
-    if sizes is None:
-        sizes = Counter(map(int.bit_length, steps))
+    return _bits(sizes or Counter(map(int.bit_length, steps)), escapes)
+
+
+def _bits(sizes: dict[int, int], escapes: int) -> float:
+    """Return the same for residuals of which the counts by bit length are known."""
     plain = sum(size * count for size, count in sizes.items())  # sign, and the bits but the first
     return _entropy(sizes.values()) + plain + ESCAPE_BITS * escapes
 
@@ -127,10 +132,33 @@ class _Steps:
                     self.places.append((number, place))
                 last = value
 
-    def try_neighbour(self, neighbour: Neighbour) -> Iterable[_Option]:
+    def try_neighbour(
+        self, neighbour: Neighbour, kernel: Kernel | None = native
+    ) -> Iterable[_Option]:
         """Return what predictions from another column would cost."""
-        values = neighbour.values
-        rows: list[tuple[int, int, int, int]] = []
+        found = kernel and kernel.pair_up(self.places, self.now, self.before, neighbour.values)
+        rows, alone, *sums = found or self._pair_up(neighbour.values)
+        if 2 * len(alone) > len(self.now) - len(alone):
+            return
+        ways = [(PredictorKind.LINE, slope.as_integer_ratio()) for slope in _slopes(*sums)]
+        ways += [(kind, NO_PARAM) for kind in _FROM_NEIGHBOUR]
+        for kind, param in ways:
+            if isinstance(rows, list):
+                steps = [*_off(rows, kind, *param), *alone]
+                sizes: dict[int, int] = Counter([min(step.bit_length(), 64) for step in steps])
+            else:
+                assert kernel is not None
+                sizes = kernel.step_sizes(rows, alone, kind, *param)
+            yield _Option(_bits(sizes, self.escapes), kind, param, (-1, neighbour.place))
+
+    def _pair_up(self, values: list[list[Maybe]]) -> tuple[_Rows, list[int], int, int, int]:
+        """Return the steps beside another column's.
+
+        Returns:
+            The rows in which it has a value, now and before; the steps in the other rows; and of
+            the former, the sums of its steps squared, both multiplied, these steps squared.
+        """
+        rows: _Rows = []
         alone: list[int] = []
         for (number, place), now, before in zip(self.places, self.now, self.before, strict=True):
             ref, ref_before = values[number][place], values[number][place - 1]
@@ -138,61 +166,52 @@ class _Steps:
                 alone.append(now - before)
             else:
                 rows.append((now, before, ref, ref_before))
-        if 2 * len(alone) > len(rows):
-            return
-        escapes = self.escapes
-        ref_at = (-1, neighbour.place)
-        for slope in _slopes(rows):
-            yield _try_line(rows, alone, escapes, slope, ref_at)
-        steps = [now - before - ref + last for now, before, ref, last in rows]
-        yield _Option(bits_of(steps + alone, escapes), PredictorKind.DIFFERENCE, NO_PARAM, ref_at)
-        steps = [
+        square = sum((ref - last) ** 2 for _, _, ref, last in rows)
+        product = sum((now - before) * (ref - last) for now, before, ref, last in rows)
+        own = sum((now - before) ** 2 for now, before, _, _ in rows)
+        return rows, alone, square, product, own
+
+
+def _slopes(square: int, product: int, own: int) -> list[Fraction]:
+    """Return simple slopes by which a column may follow another: that of their steps, rounded."""
+    if not square or product * product < 0.5 * square * own:
+        return []
+    slope = Fraction(product, square)
+    found = {slope.limit_denominator(most) for most in (1, 5, 10, 64)}
+    return sorted(fraction for fraction in found if fraction and fraction != 1)
+
+
+def _off(rows: _Rows, kind: int, num: int, den: int) -> list[int]:
+    """Return how far each value is from what the other column makes it out to be."""
+    if kind == PredictorKind.LINE:
+        half = den >> 1
+        return [
+            now - (ref * num + before * den + half - last * num) // den
+            for now, before, ref, last in rows
+        ]
+    if kind == PredictorKind.DIFFERENCE:
+        return [now - before - ref + last for now, before, ref, last in rows]
+    if kind == PredictorKind.RATIO:
+        return [
             now - (2 * before * ref + last) // (2 * last) if last else now - before
             for now, before, ref, last in rows
         ]
-        yield _Option(bits_of(steps + alone, escapes), PredictorKind.RATIO, NO_PARAM, ref_at)
-        steps = [now - last for now, _, _, last in rows]
-        yield _Option(bits_of(steps + alone, escapes), PredictorKind.BEFORE, NO_PARAM, ref_at)
-
-
-def _slopes(rows: Sequence[tuple[int, int, int, int]]) -> Iterable[Fraction]:
-    """Return simple slopes by which a column may follow another: that of their steps, rounded."""
-    square = sum((ref - last) ** 2 for _, _, ref, last in rows)
-    product = sum((now - before) * (ref - last) for now, before, ref, last in rows)
-    own = sum((now - before) ** 2 for now, before, _, _ in rows)
-    if not square or product * product < 0.5 * square * own:
-        return
-    slope = Fraction(product, square)
-    found = {slope.limit_denominator(most) for most in (1, 5, 10, 64)}
-    yield from sorted(fraction for fraction in found if fraction and fraction != 1)
-
-
-def _try_line(
-    rows: Sequence[tuple[int, int, int, int]],
-    alone: list[int],
-    escapes: int,
-    slope: Fraction,
-    ref: tuple[int, int],
-) -> _Option:
-    num, den = slope.numerator, slope.denominator
-    half = den >> 1
-    steps = [
-        now - (now_ref * num + before * den + half - before_ref * num) // den
-        for now, before, now_ref, before_ref in rows
-    ]
-    return _Option(bits_of(steps + alone, escapes), PredictorKind.LINE, (num, den), ref)
+    return [now - last for now, _, _, last in rows]
 
 
 def _try(kind: int, numbers: Numbers, param: Param = NO_PARAM) -> _Option:
     """Return what a predictor costs on all series, each starting anew."""
     state = CellState([None] * len(numbers), [None] * len(numbers))
-    steps: list[Maybe] = []
-    for cell, series in enumerate(numbers):
-        rows = Rows([cell] * len(series), [time for time, _ in series])
-        # the first residual of a series only says how much sources differ
-        steps += residuals(kind, state, rows, [value for _, value in series], param)[1:]
-    known = [step for step in steps if step is not None]
-    return _Option(bits_of(known, len(steps) - len(known)), kind, param)
+    rows = Rows(
+        [cell for cell, series in enumerate(numbers) for _ in series],
+        [time for series in numbers for time, _ in series],
+    )
+    steps = residuals(kind, state, rows, [value for one in numbers for _, value in one], param)
+    # the first residual of a series only says how much sources differ
+    firsts = set(accumulate(map(len, numbers), initial=0))
+    later = [step for place, step in enumerate(steps) if place not in firsts]
+    known = [step for step in later if step is not None]
+    return _Option(bits_of(known, len(later) - len(known)), kind, param)
 
 
 def _time_units(numbers: Numbers, digits: int | None, resolution_us: int) -> Iterable[Param]:

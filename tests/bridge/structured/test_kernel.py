@@ -155,6 +155,13 @@ def test_bit_lengths_are_counted_alike(steps: list[int]) -> None:
     assert bits == entropy + sum(size * count for size, count in expected.items())
 
 
+@given(st.lists(st.tuples(_INTEGERS, st.one_of(st.none(), _INTEGERS)), min_size=2, max_size=30))
+def test_a_column_is_tried_beside_another_alike(pairs: list[tuple[int, int | None]]) -> None:
+    steps = learner._Steps([[(0, value) for value, _ in pairs]])
+    neighbour = learner.Neighbour(3, [[value for _, value in pairs]])
+    assert list(steps.try_neighbour(neighbour)) == list(steps.try_neighbour(neighbour, None))
+
+
 @given(st.lists(st.integers(0, 1100), min_size=RESIDUALS, max_size=RESIDUALS))
 def test_frequencies_are_the_same(counts: list[int]) -> None:
     freqs = UNKNOWN_PRIOR.freqs
