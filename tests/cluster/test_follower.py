@@ -38,7 +38,8 @@ class Servers:
         if path.startswith("STREAM.MSG.GET"):
             raise follower.ApiError(404, 10037, "no message found")
         self.asked += 1
-        return {"config": {}, "created": self.created, "state": {"last_seq": self.last}}
+        state = {"first_seq": 1, "last_seq": self.last}
+        return {"config": {}, "created": self.created, "state": state}
 
     async def until_asked(self, more: int) -> None:
         wanted = self.asked + more
