@@ -47,6 +47,7 @@ from cloud.cluster.lease_keys import (
 from cloud.cluster.lease_view import LeaseView
 from cloud.cluster.reading import insist
 from cloud.cluster.skew import SkewWatch
+from cloud.cluster.versions import VERSION
 from runtime.clock import Clock
 from runtime.logs import limited
 
@@ -175,7 +176,7 @@ class Leases:
         clock: Clock,
         times: LeaseTimes | None = None,
         *,
-        version: int = 1,
+        version: int = VERSION,
     ) -> None:
         self.node = node
         self._version = version

@@ -15,6 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 from cloud.cluster import bucket as buckets
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NatsFabric"]
 
+_INSTANCE: Final = "n."  # begins the key of one (cloud/cluster/mqtt_presence.py)
 _SENDING_BYTES_MAX: Final = 8 << 20  # core messages that wait for the socket
 _LOG_AGE_MAX_US: Final = 7 * 86_400 * 1_000_000
 
@@ -213,16 +215,33 @@ class NatsFabric:
         return State(key, found.value, found.revision) if found is not None else None
 
     async def follow_states(self, on_state: Callable[[State], None]) -> None:
-        """Hand on every state there is, return, and hand on every change."""
+        """Hand on every state there is, return, and hand on every change.
+
+        Of instances that somebody purged by hand, too, of which no message tells: the others
+        would wait for them.
+        """
         for bucket in (self._sessions, self._retained):
             skip = len(f"$KV.{bucket.name}.")
+            found: dict[str, int] = {}  # revisions of instances, those renewed last at the end
 
-            def deliver(message: Message, skip: int = skip) -> None:
+            def deliver(
+                message: Message, skip: int = skip, instances: dict[str, int] = found
+            ) -> None:
                 value = None if is_deleted(message.headers) else message.data
-                on_state(State(message.subject[skip:], value, message.seq))
+                key = message.subject[skip:]
+                if key.startswith(_INSTANCE):
+                    instances.pop(key, None)
+                    if value is not None:
+                        instances[key] = message.seq
+                on_state(State(key, value, message.seq))
+
+            def begins(first: int, instances: dict[str, int] = found) -> None:
+                for key, _ in list(takewhile(lambda one: one[1] < first, instances.items())):
+                    del instances[key]
+                    on_state(State(key, None, first))
 
             live = self._layout.live(bucket.stream)
-            follower = Follower(self._connection, bucket.stream, live, deliver)
+            follower = Follower(self._connection, bucket.stream, live, deliver, begins=begins)
             self._followers.append(follower)
             self._states[bucket.name] = follower
             try:

@@ -69,3 +69,21 @@ async def test_a_subject_listened_to_again_is_heard_once(tmp_path: Path) -> None
         await until("it is heard", lambda: heard[-1:] == [b"2"])
         assert (first, heard) == ([], [b"1", b"2"])
         await fabric.stop()
+
+
+async def test_an_instance_that_was_purged_by_hand_is_gone(tmp_path: Path) -> None:
+    with nats_single(tmp_path) as servers:
+        layout = await make_layout(servers)
+        connection = await Connection.open(servers.url, name="test")
+        fabric = NatsFabric(connection, layout)
+        states: dict[str, bytes | None] = {}
+        await fabric.follow_states(lambda state: states.__setitem__(state.key, state.value))
+        await fabric.put("n.gone", b"1", None, 60)
+        await fabric.put("s.client", b"2", None)
+        await until("both are seen", lambda: len(states) == 2)
+        await connection.api(f"STREAM.PURGE.KV_{layout.bucket('sessions')}")
+        await until("it is gone", lambda: states["n.gone"] is None)
+        await fabric.put("n.there", b"3", None, 60)
+        await until("the next one is seen", lambda: states.get("n.there") == b"3")
+        assert states["s.client"] == b"2"  # a client's session is not given up for that
+        await fabric.stop()
