@@ -49,9 +49,9 @@ static const struct {
 
 static PyTypeObject *types[TYPES]; /* none before `bind`: no object is of such a class */
 static Py_ssize_t offsets[SLOTS];
-static PyObject *connected;  /* State.CONNECTED */
+static PyObject *connected;          /* State.CONNECTED */
 static PyObject *write_of_transport; /* the function */
-static PyObject *settle_run; /* the twin of `settle`: does what is not plain */
+static PyObject *settle_run;         /* the twin of `settle`: does what is not plain */
 
 #define GET(object, slot) (*(PyObject **)((char *)(object) + offsets[slot]))
 #define IS(object, type) ((object) != NULL && Py_TYPE(object) == types[type])
@@ -64,12 +64,12 @@ static void put(PyObject *object, enum slot slot, PyObject *value) /* takes the 
 }
 
 /* The value of an int, `otherwise` of anything else. */
-static long number(PyObject *object, long otherwise)
+static long long number(PyObject *object, long long otherwise)
 {
     if (object == NULL || !PyLong_Check(object))
         return otherwise;
     int overflow;
-    long value = PyLong_AsLongAndOverflow(object, &overflow);
+    long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
     return overflow ? otherwise : value;
 }
 
@@ -84,7 +84,7 @@ static int begins(PyObject *prefix, const char *at, Py_ssize_t left)
            memcmp(PyBytes_AS_STRING(prefix), at, (size_t)PyBytes_GET_SIZE(prefix)) == 0;
 }
 
-static int has_no_receivers(PyObject *routes, long generation)
+static int has_no_receivers(PyObject *routes, long long generation)
 {
     if (!is_tuple(routes))
         return 0;
@@ -101,7 +101,7 @@ static int has_no_receivers(PyObject *routes, long generation)
 }
 
 /* Where the packet identifier is in a plain read; 0 for any other. */
-static Py_ssize_t id_in(PyObject *transport, PyObject *data, long generation)
+static Py_ssize_t id_in(PyObject *transport, PyObject *data, long long generation)
 {
     if (!IS(transport, TRANSPORT) || GET(transport, TAKES_DATA) != Py_True)
         return 0;
@@ -117,14 +117,15 @@ static Py_ssize_t id_in(PyObject *transport, PyObject *data, long generation)
         return 0;
     const char *bytes = PyBytes_AS_STRING(data);
     Py_ssize_t size = PyBytes_GET_SIZE(data);
-    long kind = number(GET(machine, KIND), -1);
-    Py_ssize_t at = number(GET(machine, ID_AT), 0), block_at = number(GET(machine, BLOCK_AT), -1);
+    long long kind = number(GET(machine, KIND), -1);
+    Py_ssize_t at = (Py_ssize_t)number(GET(machine, ID_AT), 0);
+    Py_ssize_t block_at = (Py_ssize_t)number(GET(machine, BLOCK_AT), -1);
     if (kind < 0 || (kind & 7) != 1 || number(GET(machine, SIZE), 0) != size || at <= 0 ||
         at + 2 > size || !begins(GET(machine, PREFIX), bytes, size) || block_at < 0 ||
         block_at > size || !begins(GET(machine, BLOCK), bytes + block_at, size - block_at) ||
         (!bytes[at] && !bytes[at + 1]))
         return 0;
-    long unacknowledged = number(GET(machine, UNACKNOWLEDGED), LONG_MAX);
+    long long unacknowledged = number(GET(machine, UNACKNOWLEDGED), LLONG_MAX);
     if (unacknowledged >= number(GET(GET(machine, THEIR_LIMITS), RECEIVE_MAXIMUM), 0))
         return 0;
     return has_no_receivers(GET(machine, ROUTES), generation) ? at : 0;
@@ -133,12 +134,13 @@ static Py_ssize_t id_in(PyObject *transport, PyObject *data, long generation)
 /* A run of one publish; NULL with an error set. */
 static PyObject *run_of(PyObject *machine, PyObject *data, Py_ssize_t id_at, PyObject *time_us)
 {
-    long kind = number(GET(machine, KIND), 0);
+    long long kind = number(GET(machine, KIND), 0);
     PyObject *run = NULL, *token = NULL;
     PyObject *routes = Py_NewRef(GET(machine, ROUTES)), *client = Py_NewRef(GET(machine, CLIENT));
     PyObject *id = PyBytes_FromStringAndSize(PyBytes_AS_STRING(data) + id_at, 2);
     PyObject *ids = id == NULL ? NULL : PyList_New(1);
-    PyObject *lane = PyLong_FromLong(kind >> 3), *flags = PyLong_FromLong(kind & 7);
+    PyObject *lane = PyLong_FromLongLong(kind >> 3);
+    PyObject *flags = PyLong_FromLongLong(kind & 7);
     PyObject *one = PyLong_FromLong(1);
     if (ids == NULL || lane == NULL || flags == NULL || one == NULL)
         goto done;
@@ -169,7 +171,7 @@ done:
 }
 
 /* Takes one read if it is plain: 1, else 0; -1 with an error set. */
-static int take(PyObject *transport, PyObject *data, long generation, PyObject *now_s,
+static int take(PyObject *transport, PyObject *data, long long generation, PyObject *now_s,
                 PyObject *time_us, PyObject *runs)
 {
     Py_ssize_t id_at = id_in(transport, data, generation);
@@ -177,7 +179,7 @@ static int take(PyObject *transport, PyObject *data, long generation, PyObject *
         return 0;
     PyObject *machine = Py_NewRef(GET(GET(transport, PROTOCOL), THEIR_MACHINE));
     PyObject *run = run_of(machine, data, id_at, time_us);
-    PyObject *count = PyLong_FromLong(number(GET(machine, UNACKNOWLEDGED), 0) + 1);
+    PyObject *count = PyLong_FromLongLong(number(GET(machine, UNACKNOWLEDGED), 0) + 1);
     int taken = run == NULL || count == NULL || PyList_Append(runs, run) < 0 ? -1 : 1;
     if (taken == 1) {
         put(machine, UNACKNOWLEDGED, Py_NewRef(count));
@@ -192,10 +194,10 @@ static int take(PyObject *transport, PyObject *data, long generation, PyObject *
 static PyObject *find(PyObject *module, PyObject *args)
 {
     PyObject *found, *transports, *now_s, *time_us, *runs;
-    long generation;
+    long long generation;
 
     (void)module;
-    if (!PyArg_ParseTuple(args, "O!O!lOOO!:find", &PyList_Type, &found, &PyDict_Type, &transports,
+    if (!PyArg_ParseTuple(args, "O!O!LOOO!:find", &PyList_Type, &found, &PyDict_Type, &transports,
                           &generation, &now_s, &time_us, &PyList_Type, &runs))
         return NULL;
     PyObject *rest = PyList_New(0);
@@ -258,8 +260,8 @@ static int acknowledge(PyObject *run, PyObject *codes)
         return 0;
     char puback[4] = {0x40, 2, PyBytes_AS_STRING(id)[0], PyBytes_AS_STRING(id)[1]};
     PyObject *data = PyBytes_FromStringAndSize(puback, 4);
-    PyObject *unacknowledged = PyLong_FromLong(number(GET(machine, UNACKNOWLEDGED), 1) - 1);
-    PyObject *sent = PyLong_FromLong(number(GET(machine, BYTES_SENT), 0) + 4);
+    PyObject *unacknowledged = PyLong_FromLongLong(number(GET(machine, UNACKNOWLEDGED), 1) - 1);
+    PyObject *sent = PyLong_FromLongLong(number(GET(machine, BYTES_SENT), 0) + 4);
     int done = data == NULL || unacknowledged == NULL || sent == NULL ||
                        PyDict_SetItem(outgoing, descriptor, data) < 0
                    ? -1

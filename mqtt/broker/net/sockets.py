@@ -3,7 +3,7 @@
 `Sockets` watches its sockets with an epoll of its own, which the event loop watches in its turn:
 one callback reads whatever has come, and what was written in one turn of the loop leaves at its
 end in one call (`socket_calls`). To its protocol a `SocketTransport` is like any of asyncio's;
-what has TLS stays on those. docs/adr/0013-own-sockets.md says what it is for.
+TLS has its own (tls_transport.py). docs/adr/0013-own-sockets.md says what it is for.
 
 Invariants:
 - a socket is watched for reading exactly while its transport is neither paused nor closing, and for
