@@ -20,6 +20,8 @@ from runtime.config import ConfigError
 
 __all__ = ["add_drain_arguments", "drain"]
 
+_ASKED_S = 3600.0  # how long the request stands; a node that has seen it does not need it any more
+
 
 def add_drain_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags that are the command's own."""
@@ -61,7 +63,8 @@ async def _drain(config: CloudConfig, node: str, wait_s: float) -> int:
                 raise ConfigError(
                     f"cluster drain: no node '{node}'; there is: {', '.join(known) or 'none'}"
                 )
-            await bucket.put(drain_key(node), b"{}")
+            # an old key would keep what was purged before it from being noticed
+            await bucket.put(drain_key(node), b"{}", ttl_s=_ASKED_S)
             return await _wait(watch.values, changed, node, wait_s)
         finally:
             await watch.stop()

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,8 +185,7 @@ class Leases:
         self._groups: dict[str, _Held] = {}
         self._others: set[str] = set()
         self._watch: BucketWatch | None = None
-        silent_s = 1.5 * self._times.ttl_s  # whoever lives has been heard by then
-        self._view = LeaseView(node, math.ceil(silent_s / self._times.renew_s))
+        self._view = LeaseView()
         self._skew = SkewWatch()
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()  # set after each look at what there is to do
@@ -301,8 +299,6 @@ class Leases:
                 if now_s >= self._due_s:
                     self._due_s = now_s + self._times.renew_s
                     await self._renew()
-                if silent := self._view.forget_silent():
-                    log.warning("leases_nobody_renews", keys=len(silent), first=silent[:4])
                 for group in list(self._groups.values()):
                     await self._balance(group)
             except ClusterError as error:

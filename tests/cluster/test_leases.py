@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -127,7 +126,7 @@ async def test_one_node_has_everything(bucket: Bucket) -> None:
 
 
 async def test_nodes_share_evenly_and_nobody_twice(bucket: Bucket) -> None:
-    async with nodes(bucket, "a", "b", "c") as workers:
+    async with nodes(bucket, "a", "7", "c d") as workers:  # nodes may be called anything
         await until(lambda: sorted(shares(workers)) == [21, 21, 22])
         held = Counter(p for worker in workers for p in worker.worked)
         assert held == Counter(range(64))
@@ -377,31 +376,3 @@ async def test_nodes_whose_clocks_are_apart_say_so(
         await renewed(right, 1)
         await renewed(other, 1)
         await until(lambda: sorted(shares([right, other])) == [32, 32])
-
-
-async def test_what_went_while_nobody_was_told_of_it_holds_nothing_up(bucket: Bucket) -> None:
-    """A node and its leases end, and a node that was cut off for over an hour never hears of it."""
-    async with nodes(bucket, "a") as (worker,):
-        dead = {"node": "dead", "sinks": ["storage"]}
-        await bucket.put("node.dead", json.dumps(dead).encode())
-        await until(lambda: shares([worker]) == [32])
-        for partition in sorted(set(range(64)) - worker.worked.keys()):
-            await bucket.create(f"storage.{partition}", json.dumps(dead).encode())
-        await until(lambda: len(worker.leases.holders()) == 64)
-        free = [holder.partition for holder in worker.leases.holders() if holder.node == "dead"]
-        assert len(free) == 32
-        for key in ("node.dead", *(f"storage.{partition}" for partition in free)):
-            asked = {"filter": f"$KV.{bucket.name}.{key}"}
-            await bucket._connection.api(f"STREAM.PURGE.{bucket.stream}", asked)
-        await until(lambda: shares([worker]) == [64])
-        assert [node.node for node in worker.leases.nodes()] == ["a"]
-
-
-async def test_who_renews_is_never_taken_for_silent(bucket: Bucket) -> None:
-    async with nodes(bucket, "a", "b") as workers:
-        await until(lambda: shares(workers) == [32, 32])
-        before = [dict(worker.worked) for worker in workers]
-        times = workers[0].leases._view._silent_max + 2
-        await asyncio.gather(*(renewed(worker, times) for worker in workers))
-        assert [worker.worked for worker in workers] == before
-        assert [node.node for node in workers[0].leases.nodes()] == ["a", "b"]
