@@ -235,7 +235,7 @@ def _open_session(
         known.owner.disconnect(ReasonCode.SESSION_TAKEN_OVER)
     recorder = core.recorder
     before = recorder.position if recorder is not None else 0
-    session, present = core.registry.open(connect, core.now_s)
+    session, present = core.registry.open(connect, core.refresh())
     session.owner = connection
     connection.session = session
     if core.bus is not None:

@@ -670,7 +670,7 @@ class Connection(asyncio.Protocol):
         session.owner = None
         connected = session.link is not None
         session.detach()
-        core.registry.leave(session, core.now_s, machine.client, send_will=self.send_will)
+        core.registry.leave(session, core.refresh(), machine.client, send_will=self.send_will)
         if connected and core.hooks is not None and machine.client is not None:
             core.hooks.client_disconnected(machine.client, self.reason_code)
 

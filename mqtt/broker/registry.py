@@ -104,7 +104,7 @@ class SessionRegistry:
         The caller has ended the connection that the session may have been on.
         """
         client_id = connect.client_id
-        session = self.sessions.get(client_id)
+        session = self._current(client_id, now_s)
         if session is not None and connect.clean_start:  # [MQTT-3.1.2-4]
             self.end(session, now_s)
             session = None
@@ -306,6 +306,16 @@ class SessionRegistry:
         self._wait(session, None, will_due_s, expires_s)
 
     # -- inside -------------------------------------------------------------------------------
+
+    def _current(self, client_id: str, now_s: float) -> Session | None:
+        """Return a client's session; what was due while it was away is done before its time."""
+        session = self.sessions.get(client_id)
+        away: Away | None = session.timer if session is not None else None
+        if away is not None and min(away.will_due_s, away.expires_s) <= now_s:
+            self._wheel.cancel(away)  # the wheel is up to one tick late
+            self.away_timeout(away, now_s)
+            session = self.sessions.get(client_id)
+        return session
 
     def _wait(
         self, session: Session, client: ClientInfo | None, will_due_s: float, expires_s: float

@@ -304,6 +304,29 @@ async def test_a_protocol_fault_sends_the_will() -> None:
         assert (await watcher.receive(Publish)).payload == b"gone"
 
 
+@pytest.mark.parametrize(("delay_s", "expiry_s", "present"), [(10, 100, True), (100, 10, False)])
+@pytest.mark.conformance("MQTT-3.1.2-8", "MQTT-3.1.2-23")
+async def test_what_is_due_does_not_wait_for_the_tick_when_a_client_comes_back(
+    delay_s: int, expiry_s: int, present: bool
+) -> None:
+    clock = ManualClock()
+    async with serving(clock=clock) as broker:
+        watcher = await broker.connect("watcher")
+        await watcher.subscribe("will")
+        fields = {"properties": lasting(V5, expiry_s), "clean_start": False}
+        will = Will("will", b"gone", properties={WILL_DELAY_INTERVAL: delay_s})
+        client = await broker.connect("mortal", will=will, **fields)
+        clock.advance(5)  # counted from its going, to the moment
+        await broker.gone(client)
+        clock.advance(9)
+        client = await broker.connect("mortal", will=will, session_present=True, **fields)
+        await broker.gone(client)
+        assert await watcher.settled() == []
+        clock.advance(11)
+        await broker.connect("mortal", session_present=present, **fields)
+        assert (await watcher.receive(Publish)).payload == b"gone"
+
+
 @pytest.mark.conformance("MQTT-3.1.3-9")
 async def test_a_delayed_will_is_cancelled_by_coming_back() -> None:
     clock = ManualClock()
