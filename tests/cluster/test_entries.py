@@ -30,10 +30,8 @@ def test_a_body_that_entries_share_is_counted_with_the_last_of_them() -> None:
     columns = EntryColumns(3, NAMES)
     packed = pack_ranges([(1, 1)])
     places = [(5, 0, 10), (5, 10, 7), (5, 10, 7), (5, 10, 7), (6, 10, 9), (7, 10, 9), (7, 10, 9)]
-    entries = [(n + 1, n % 3, packed, 1, place) for n, place in enumerate(places)]
-    added = [columns.extend(entries[:1], 0), columns.extend(entries[1:4], 0)]
-    added += [columns.extend([one], 0) for one in entries[4:]]
-    assert added == [10, 7, 9, 9, 0]
+    added = [columns.append(n + 1, n % 3, packed, 1, n, place) for n, place in enumerate(places)]
+    assert added == [10, 7, 0, 0, 9, 9, 0]
     assert columns.totals() == (7, 35)
     for at, expected in enumerate([35 - 10, 25, 25, 18, 9, 9, 0]):
         gone = columns.trim(at + 1)
@@ -45,9 +43,8 @@ def test_a_body_that_entries_share_is_counted_with_the_last_of_them() -> None:
 def test_a_shared_body_in_pieces_is_counted_once_too() -> None:
     columns = EntryColumns(3, NAMES)
     pieces = ((5, 0, 100), (6, 0, 40))
-    assert [
-        columns.extend([(n, 0, pack_ranges([(n, n)]), 1, flat(pieces))], 0) for n in (1, 2)
-    ] == [140, 0]
+    added = [columns.append(n, 0, pack_ranges([(n, n)]), 1, 0, flat(pieces)) for n in (1, 2)]
+    assert added == [140, 0]
     assert [entry.extents for entry in columns.after(0)] == [pieces] * 2
     gone = columns.trim(1)
     assert gone is not None
@@ -55,9 +52,10 @@ def test_a_shared_body_in_pieces_is_counted_once_too() -> None:
 
 
 def put(columns: EntryColumns, entry: Indexed) -> int:
-    place = NAMES.index(entry.source)
-    row = (entry.position, place, entry.packed, entry.count, flat(entry.extents))
-    return columns.extend([row], entry.appended_us)
+    return columns.append(
+        entry.position, NAMES.index(entry.source), entry.packed, entry.count, entry.appended_us,
+        flat(entry.extents),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -105,7 +103,7 @@ def test_columns_are_the_same_as_a_list(seed: int) -> None:
 def test_a_trim_reaches_as_far_as_all_are_old_enough() -> None:
     columns = EntryColumns(3, NAMES)
     for position, time_us in ((10, 100), (20, 300), (30, 200), (40, 400)):
-        columns.extend([(position, 0, b"\x80", 1, (position, 0, 1))], time_us)
+        columns.append(position, 0, b"\x80", 1, time_us, (position, 0, 1))
     assert [columns.reached(up_to, None) for up_to in (9, 10, 35, 99)] == [0, 10, 30, 40]
     assert [columns.reached(99, before_us) for before_us in (100, 101, 300, 301, 500)] == [
         0, 10, 10, 30, 40,

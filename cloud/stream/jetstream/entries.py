@@ -26,13 +26,10 @@ from bridge.intervals import Range
 from cloud.stream.contract import Source
 from cloud.stream.jetstream.records import Extent, extents_of, flat, unpack_ranges
 
-__all__ = ["EntryColumns", "Gone", "Indexed", "NewEntry"]
+__all__ = ["EntryColumns", "Gone", "Indexed"]
 
 _MASK = (1 << 32) - 1
 _BIG_ENDIAN = sys.byteorder == "big"
-
-# position, place of its source, packed seqs, count, extents one after the other
-NewEntry = tuple[int, int, bytes, int, tuple[int, ...]]
 
 
 @dataclass(slots=True, frozen=True)
@@ -99,34 +96,37 @@ class EntryColumns:
     def __len__(self) -> int:
         return len(self._positions)
 
-    def extend(self, entries: Sequence[NewEntry], appended_us: int) -> int:
-        """Take the next entries, one or more; return the bytes they add."""
-        positions, sources, times = self._positions, self._sources, self._appended_us
-        raw_seqs, offsets, lengths = self._raw_seqs, self._offsets, self._lengths
-        packed_all, packed_ends = self._packed, self._packed_ends
-        packed_before = self._packed_before
-        through = self._through[-1] if positions else self._through_before
-        last_place = (raw_seqs[-1], offsets[-1]) if positions else None
-        added = 0
-        for position, source, packed, count, extents in entries:
-            if len(extents) == 3:
-                raw_seq, offset, length = extents
-            else:
-                self._more[position] = extents_of(extents)
-                raw_seq, offset, length = max(extents[::3]), extents[1], sum(extents[2::3])
-            place = (raw_seq, offset)
-            added += length - lengths[-1] if place == last_place else length
-            last_place = place
-            positions.append(position)
-            sources.append(source)
-            times.append(appended_us)
-            raw_seqs.append(raw_seq)
-            offsets.append(offset)
-            lengths.append(length)
-            through = (through + count) & _MASK
-            self._through.append(through)
-            packed_all += packed
-            packed_ends.append((packed_before + len(packed_all)) & _MASK)
+    def append(
+        self,
+        position: int,
+        source: int,
+        packed: bytes,
+        count: int,
+        appended_us: int,
+        extents: tuple[int, ...],
+    ) -> int:
+        """Take the next entry, whose source is at that place; return the bytes it adds.
+
+        Its extents are given one after the other (`flat`).
+        """
+        if len(extents) == 3:
+            raw_seq, offset, length = extents
+        else:
+            self._more[position] = extents_of(extents)
+            raw_seq, offset, length = max(extents[::3]), extents[1], sum(extents[2::3])
+        raw_seqs, offsets = self._raw_seqs, self._offsets
+        shared = bool(raw_seqs) and raw_seqs[-1] == raw_seq and offsets[-1] == offset
+        added = length - self._lengths[-1] if shared else length
+        self._positions.append(position)
+        self._sources.append(source)
+        self._appended_us.append(appended_us)
+        raw_seqs.append(raw_seq)
+        offsets.append(offset)
+        self._lengths.append(length)
+        before = self._through[-1] if self._through else self._through_before
+        self._through.append((before + count) & _MASK)
+        self._packed += packed
+        self._packed_ends.append((self._packed_before + len(self._packed)) & _MASK)
         return added
 
     def past(self, position: int) -> int:

@@ -152,6 +152,4 @@ def _load_1(state: LedgerState, head: list[Any]) -> None:
     ):
         partition.last_position, partition.floor = last_position, floor
         for position, place, packed, count, appended_us, extents, _ in rows:
-            partition.entries.extend(
-                [(position, place, packed, count, tuple(extents))], appended_us
-            )
+            partition.entries.append(position, place, packed, count, appended_us, tuple(extents))

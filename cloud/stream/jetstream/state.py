@@ -30,7 +30,7 @@ from cloud.stream.contract import (
     SourceLedger,
     StreamStats,
 )
-from cloud.stream.jetstream.entries import EntryColumns, Indexed, NewEntry
+from cloud.stream.jetstream.entries import EntryColumns, Indexed
 from cloud.stream.jetstream.packed_arrivals import pack_arrival, unpack_arrival
 from cloud.stream.jetstream.records import NEVER, AppendRecord, Record, SourceRecord, Version
 
@@ -104,18 +104,17 @@ class LedgerState:
         """Take the record at a sequence of the ledger."""
         number = 0
         counted: list[bool] = []
-        entries: dict[int, list[NewEntry]] = {}  # by partition
+        added = False
         for append in record.appends:
             good = self._counts(append)
             counted.append(good)
             if good:
-                self._append(record, append, (seq << _PART_BITS) + number, entries)
+                self._append(record, append, (seq << _PART_BITS) + number)
+                added = added or bool(append.parts)
                 self.appends += 1
             else:
                 self.void += 1
             number += len(append.parts)
-        for partition, new in entries.items():
-            self._extend(partition, new, record.time_us)
         for sink, positions in record.cursors.items():
             known = self.cursors_of.setdefault(sink, {})
             for partition, position in positions.items():
@@ -123,7 +122,7 @@ class LedgerState:
         for partition, up_to in record.trims.items():
             self._trim(partition, up_to)
         self.seq = seq
-        return Taken(tuple(counted), bool(entries))
+        return Taken(tuple(counted), added)
 
     def _counts(self, append: AppendRecord) -> bool:
         for one in append.sources:
@@ -136,40 +135,29 @@ class LedgerState:
                 return False
         return True
 
-    def _append(
-        self,
-        record: Record,
-        append: AppendRecord,
-        position: int,
-        entries: dict[int, list[NewEntry]],
-    ) -> None:
+    def _append(self, record: Record, append: AppendRecord, position: int) -> None:
+        time_us, partitions = record.time_us, self.partitions
         states: list[SourceState] = []
         for one in append.sources:
             state = self.source(one.source)
             state.assigned = max(state.assigned, one.assigned)
             states.append(state)
         places: list[list[tuple[int, int]]] = [[] for _ in states]
-        for at, partition, count, packed, extents in append.parts:
-            entry = (position, states[at].place, packed, count, extents)
-            found = entries.get(partition)
-            if found is None:
-                entries[partition] = [entry]
-            else:
-                found.append(entry)
-            places[at].append((partition, position))
+        for at, number, count, packed, extents in append.parts:
+            partition = partitions[number]
+            partition.last_position = position
+            self._bytes += partition.entries.append(
+                position, states[at].place, packed, count, time_us, extents
+            )
+            self._readings += count
+            places[at].append((number, position))
             position += 1
+        self._entries += len(append.parts)
         for stone in append.given_up:
             self._give_up(stone)
         for one, state, brought in zip(append.sources, states, places, strict=True):
             if brought:
                 self._brought(record, append.number, one, state, brought)
-
-    def _extend(self, number: int, entries: Sequence[NewEntry], time_us: int) -> None:
-        partition = self.partitions[number]
-        partition.last_position = entries[-1][0]
-        self._bytes += partition.entries.extend(entries, time_us)
-        self._entries += len(entries)
-        self._readings += sum(count for _, _, _, count, _ in entries)
 
     def _brought(
         self,
