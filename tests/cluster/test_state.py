@@ -140,6 +140,32 @@ def test_bytes_that_are_no_record_are_an_error(data: bytes) -> None:
         decode(data)
 
 
+def test_a_record_is_the_same_after_it_was_read() -> None:
+    """A node does not read what it wrote itself: it knows the record by these bytes."""
+    stone = GivenUp("other", 1 << 63, "live", 6, 7, 2, "evicted-age", 5)
+    sources = (
+        SourceRecord(SOURCE, ("b", 8), 12, ((1, 5), (8, 12))),
+        SourceRecord(("other", 1 << 63), NEVER, 3, ((1, 3),)),
+        SourceRecord(("third", 0), None, 9),
+    )
+    parts: tuple[PartRow, ...] = (
+        (0, 3, 10, pack_ranges(((1, 5), (8, 12))), (9, 0, 1000, 10, 0, 7)),
+        (1, 63, 3, pack_ranges(((1, 3),)), (1 << 40, 17, 100)),
+    )
+    both = AppendRecord(1, sources, parts, (stone,))
+    whole = record(both, append(2, ("a", 1), range(20, 22)), cursors={"live": {3: 9}}, trims={4: 5})
+    assert decode(encode(whole)) == whole
+
+
+@pytest.mark.parametrize(
+    "part", [(1, 3, 1, b"", (9, 0, 1)), (-1, 3, 1, b"", (9, 0, 1)), (0, 3, 1, b"", ()),
+             (0, 3, 1, b"", (9, 0))]
+)  # fmt: skip
+def test_a_part_of_no_source_or_place_is_an_error(part: PartRow) -> None:
+    with pytest.raises(RecordError):
+        decode(encode(record(AppendRecord(1, (SourceRecord(SOURCE, NEVER, 1),), (part,)))))
+
+
 def test_a_checkpoint_of_the_version_before_is_read() -> None:
     empty = [0, 0, 0, []]
     partitions = [empty] * 64

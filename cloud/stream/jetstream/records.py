@@ -171,6 +171,9 @@ def _append_out(append: AppendRecord, writer: str) -> list[object]:
 def _append_in(row: list[Any], writer: str) -> AppendRecord:
     number, sources, parts, stones = row
     names: list[Source] = [(row[0], row[1]) for row in sources]
+    for at, _, _, _, extents in parts:
+        if not 0 <= at < len(names) or not extents or len(extents) % 3:
+            raise ValueError("a part of no source, or without a whole extent")
     return AppendRecord(
         number,
         tuple(
