@@ -14,7 +14,7 @@ from cloud.cluster.connection import Connection
 from cloud.cluster.layout import Layout, apply, stream_epoch
 from cloud.stream.contract import StreamError, StreamFull
 from cloud.stream.jetstream import bodies
-from cloud.stream.jetstream import engine as module
+from cloud.stream.jetstream import upkeep as module
 from cloud.stream.jetstream.engine import JetStreamStream
 from cloud.stream.jetstream.records import (
     NEVER,
@@ -247,9 +247,9 @@ async def test_a_node_starts_from_a_checkpoint_and_goes_on(engine: JetStreamEngi
 async def test_checkpoints_keep_the_ledger_short(
     engine: JetStreamEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_CHECKPOINT_EVERY_S", 0.05)
-    monkeypatch.setattr(module, "_CHECKPOINT_BYTES", 2_000)
-    monkeypatch.setattr(module, "_CHECKPOINT_KEEP_BYTES", 1_000)
+    monkeypatch.setattr(module, "_EVERY_S", 0.05)
+    monkeypatch.setattr(module, "_BYTES", 2_000)
+    monkeypatch.setattr(module, "_KEEP_BYTES", 1_000)
     async with opened(engine) as stream, connected(engine.servers) as connection:
         path = f"STREAM.INFO.{engine.layout.ledger_stream}"
         seq = 0

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import secrets
 import struct
 from collections.abc import Mapping, Sequence
@@ -53,6 +52,7 @@ from cloud.stream.jetstream.entries import Indexed
 from cloud.stream.jetstream.lines import Lines
 from cloud.stream.jetstream.records import RecordError
 from cloud.stream.jetstream.state import LedgerState
+from cloud.stream.jetstream.upkeep import KEEP_RECORDS, Upkeep
 from runtime.bell import Bell
 from runtime.clock import Clock
 from runtime.logs import limited
@@ -63,11 +63,6 @@ __all__ = ["JetStreamStream"]
 log = structlog.get_logger(component="stream")
 
 GIVE_UP_S = 15.0  # past a leader's election, 4 to 9 s
-_CHECKPOINT_RECORDS = 20_000
-_CHECKPOINT_KEEP = 5_000  # records before a checkpoint that stay, for nodes that lag
-_CHECKPOINT_BYTES = 16 << 20  # of records: many appends in one make it large
-_CHECKPOINT_KEEP_BYTES = 8 << 20
-_CHECKPOINT_EVERY_S = 30.0
 _LOG_EVERY_S = 60.0
 _SLICE_SOURCES = 64  # looked at in one turn of the loop, about 1 ms
 _SLICE_ENTRIES = 256
@@ -116,16 +111,13 @@ class JetStreamStream:
         self._give_up_s = give_up_s
         self._closing = False
         self._broken = ""
-        self._first = 1  # that the ledger holds
-        self._purge_seen = asyncio.Event()
         self._version = 1  # of the layout, as the ledger said last
         self._purged: dict[int, int] = {}
-        self._record_bytes = 0  # of records read since the checkpoint this node knows
         self._appended = Bell()
         self._proved_s: dict[int, float] = {}  # when a RAW stream last took a message
         self._barrier: asyncio.Task[None] | None = None
         self._barrier_turn = asyncio.Lock()
-        self._upkeep: asyncio.Task[None] | None = None
+        self._upkeep = Upkeep(checkpoints, state, lambda: not self._broken)
         self._follower = Follower(
             connection,
             layout.ledger_stream,
@@ -133,7 +125,7 @@ class JetStreamStream:
             self._deliver,
             altered=self._break,
             described=self._described,
-            begins=self._begins,
+            begins=self._upkeep.begins,
         )
         messages = Messages(tail_bytes_max)
         self._reader = BodyReader(connection, layout, messages)
@@ -179,7 +171,7 @@ class JetStreamStream:
         await self._follower.start(self._state.seq + 1)
         if self._broken:
             raise StreamError(self._broken)
-        self._upkeep = asyncio.create_task(self._keep_up(), name="ledger-upkeep")
+        self._upkeep.start()
 
     @property
     def epoch(self) -> int:
@@ -267,7 +259,7 @@ class JetStreamStream:
         except RecordError as error:
             self._break(f"{self.layout.ledger_stream}: record {message.seq}: {error}")
             return
-        self._record_bytes += len(message.data)
+        self._upkeep.took(len(message.data))
         try:
             taken = self._state.take(message.seq, record)
         except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
@@ -294,12 +286,6 @@ class JetStreamStream:
                 "ledger_altered", stream=self.layout.ledger_stream,
                 hint=f"its metadata has no {EPOCH_KEY} '{epoch}' any more: put it back"
             )  # fmt: skip
-
-    def _begins(self, seq: int) -> None:
-        """Take note of what the ledger holds no more, which the newest checkpoint has to have."""
-        self._first = seq
-        if seq > self._checkpoints.seq + 1:
-            self._purge_seen.set()
 
     def _break(self, line: str) -> None:
         """Take nothing any more: what this node believes is not what the cluster holds."""
@@ -459,43 +445,14 @@ class JetStreamStream:
             " own 'nats account backup' are for that"
         )
 
-    async def _keep_up(self) -> None:
-        """Write checkpoints, so that starting stays quick and the ledger short.
-
-        And at once when somebody has purged what none has: a node that starts would lack it.
-        """
-        while not self._broken:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CHECKPOINT_EVERY_S * random.uniform(0.75, 1.25)):
-                    await self._purge_seen.wait()
-            self._purge_seen.clear()
-            try:
-                missing = self._first - 1 - await self._checkpoints.newest()
-                records = self._state.seq - self._checkpoints.seq
-                if missing > 0:
-                    log.error("ledger_purged", stream=self.layout.ledger_stream, records=missing,
-                              hint="a checkpoint is written in their place")  # fmt: skip
-                elif records < _CHECKPOINT_RECORDS and self._record_bytes < _CHECKPOINT_BYTES:
-                    continue
-                each = max(1, self._record_bytes // max(1, records))
-                await self.checkpoint(
-                    keep_records=min(_CHECKPOINT_KEEP, _CHECKPOINT_KEEP_BYTES // each)
-                )
-            except StreamError as error:
-                log.warning("checkpoint_failed", error=str(error))
-                await asyncio.sleep(1)  # another purge may be seen at once
-
-    async def checkpoint(self, *, keep_records: int = _CHECKPOINT_KEEP) -> bool:
+    async def checkpoint(self, *, keep_records: int = KEEP_RECORDS) -> bool:
         """Write a checkpoint now; return False when there is one as new.
 
         Raises:
             StreamError: the one before stands.
         """
         self._check_open()
-        read = self._record_bytes
-        written = await self._checkpoints.save(self._state, keep_records=keep_records)
-        self._record_bytes -= read
-        return written
+        return await self._upkeep.write(keep_records=keep_records)
 
     async def close(self, *, keep_connection: bool = False) -> None:
         if self._closing:
@@ -504,10 +461,10 @@ class JetStreamStream:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._give_up_s + 5):
                 await self._lines.settled()
-        for task in (self._upkeep, self._barrier):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        await self._upkeep.stop()
+        if self._barrier is not None:
+            self._barrier.cancel()
+            await asyncio.gather(self._barrier, return_exceptions=True)
         await self._commits.close()
         await self._writer.close()
         await self._follower.stop()

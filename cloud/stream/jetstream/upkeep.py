@@ -1,0 +1,106 @@
+"""Checkpoints written while a node runs, so that starting stays quick and the ledger short.
+
+And at once when somebody has purged records of the ledger that no checkpoint has, or the
+checkpoints themselves: every node that runs has in memory what one that starts would lack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable
+
+import structlog
+
+from cloud.stream.contract import StreamError
+from cloud.stream.jetstream.checkpoint import Checkpoints
+from cloud.stream.jetstream.state import LedgerState
+
+__all__ = ["KEEP_RECORDS", "Upkeep"]
+
+log = structlog.get_logger(component="stream")
+
+KEEP_RECORDS = 5_000  # before a checkpoint that stay, for nodes that lag
+_RECORDS = 20_000
+_BYTES = 16 << 20  # of records: many appends in one make it large
+_KEEP_BYTES = 8 << 20
+_EVERY_S = 30.0
+
+
+class Upkeep:
+    """The checkpoints that one node writes.
+
+    Args:
+        checkpoints: Of its cluster.
+        state: Of the ledger, as this node has read it.
+        usable: Whether that state is still the cluster's.
+    """
+
+    def __init__(
+        self, checkpoints: Checkpoints, state: LedgerState, usable: Callable[[], bool]
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._state = state
+        self._usable = usable
+        self._record_bytes = 0  # of records read since the checkpoint this node knows
+        self._first = 1  # that the ledger holds
+        self._purge_seen = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Write them when they are due, until `stop`."""
+        self._task = asyncio.create_task(self._work(), name="ledger-upkeep")
+
+    async def stop(self) -> None:
+        """End; harmless when not started."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def took(self, size: int) -> None:
+        """Take note of a record's bytes."""
+        self._record_bytes += size
+
+    def begins(self, seq: int) -> None:
+        """Take note that the ledger holds nothing before `seq` any more."""
+        self._first = seq
+        if seq > self._checkpoints.seq + 1:
+            self._purge_seen.set()
+
+    async def write(self, *, keep_records: int = KEEP_RECORDS) -> bool:
+        """Write a checkpoint now; return False when there is one as new.
+
+        Raises:
+            StreamError: the one before stands.
+        """
+        read = self._record_bytes
+        written = await self._checkpoints.save(self._state, keep_records=keep_records)
+        self._record_bytes -= read
+        return written
+
+    async def _work(self) -> None:
+        while self._usable():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EVERY_S * random.uniform(0.75, 1.25)):
+                    await self._purge_seen.wait()
+            self._purge_seen.clear()
+            if not self._usable():
+                return
+            try:
+                await self._look()
+            except StreamError as error:
+                log.warning("checkpoint_failed", error=str(error))
+                await asyncio.sleep(1)  # another purge may be seen at once
+
+    async def _look(self) -> None:
+        """Write a checkpoint if one is due."""
+        missing = self._first - 1 - await self._checkpoints.newest()
+        records = self._state.seq - self._checkpoints.seq
+        if missing > 0:
+            log.error("ledger_purged", records=missing, hint="a checkpoint takes their place")
+        elif records < _RECORDS and self._record_bytes < _BYTES:
+            return
+        each = max(1, self._record_bytes // max(1, records))
+        await self.write(keep_records=min(KEEP_RECORDS, _KEEP_BYTES // each))
