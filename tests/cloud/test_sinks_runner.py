@@ -239,8 +239,8 @@ async def test_corrupt_entries_are_set_aside_wherever_they_lie(
 def shared_of(gateways: int) -> list[Part]:
     """Return three readings of one device of each gateway, which share a body."""
     several = [one_per_row(3, first_seq=10 * n + 1, devices=1) for n in range(gateways)]
-    (found,) = PartEncoder().parts([(f"gw-{n}", EPOCH) for n in range(gateways)], several)
-    return [part for _, part in found]
+    yielded = PartEncoder().parts([(f"gw-{n}", EPOCH) for n in range(gateways)], several)
+    return [part for found in yielded for _, part in found]
 
 
 async def test_of_a_shared_body_that_is_damaged_each_entry_is_a_dead_letter_of_its_own(
