@@ -67,13 +67,14 @@ from mqtt.server_publishes import (
     CAPTURED,
     NEW,
     ZERO,
+    arrive_together,
     check_utf8,
     lone_pubacks,
     note_qos_2,
     publish_fields,
     zero_packet_id,
 )
-from mqtt.server_routes import Route, VerdictPending
+from mqtt.server_routes import ClientRoutes, Route, RouteTable, VerdictPending
 from mqtt.server_sender import ServerSender
 from mqtt.session import Session, publish_check
 
@@ -138,7 +139,7 @@ class ServerConnection(ServerSender):
     def __init__(
         self,
         limits: ServerLimits,
-        routes: dict[bytes, Route],
+        routes: RouteTable | ClientRoutes,
         blocks: PropertyBlocks,
         write: Send,
         settled: Settled,
@@ -506,7 +507,7 @@ class ServerConnection(ServerSender):
                         topic = self._resolve_alias(known.alias, topic)
                     if known.utf8 and self.limits.check_payload_format:
                         check_utf8(data[payload_at:after])
-                route = self.routes[topic]
+                route = self.routes.for_retained(topic) if first_byte & 1 else self.routes[topic]
                 qos = first_byte >> 1 & 3
                 if (
                     qos
@@ -544,6 +545,14 @@ class ServerConnection(ServerSender):
                                 self._remember(
                                     data, 0, id_at, block_at, payload_at, end, -1, (route,)
                                 )
+                        if after < end and data[after] & 0xFC == 0x30:
+                            last = events[-1]
+                            assert isinstance(last, Arrivals)
+                            template = Message(b"", b"", publisher=message.publisher)
+                            after, awaited = arrive_together(
+                                last, template, data, after, self.version, maximum_size, self.routes
+                            )
+                            self.unacknowledged += awaited
                     pos = after
                     continue
                 this = route.lane << 3 | (first_byte & 1) << 2 | qos
@@ -737,7 +746,7 @@ class ServerConnection(ServerSender):
             "MQTT-3.3.4-7",
         )
 
-    def forget_routes(self, routes: dict[bytes, Route]) -> None:
+    def forget_routes(self, routes: RouteTable | ClientRoutes) -> None:
         """Ask again where this client's publishes may go: permissions have changed."""
         self.routes = routes
         self._prefix = _NO_PREFIX

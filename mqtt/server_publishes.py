@@ -1,4 +1,4 @@
-"""What one PUBLISH says to a server: its fields, checked, and whether it came before.
+"""What a PUBLISH says to a server: its fields, checked, and whether it came before.
 
 Functions over the bytes as received; `mqtt.server` decides what a publish means for its connection.
 MQTT 5.0 sections 3.3.1, 3.3.2 and 4.3.3. Invariant: nothing here is kept, but for the packet
@@ -7,15 +7,18 @@ identifiers of QoS 2, which are the session's.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from struct import unpack
 from typing import Final
 
-from mqtt.errors import MalformedPacket, ProtocolError
+from mqtt.errors import MalformedPacket, MqttError, ProtocolError
 from mqtt.packets import PUBACK
 from mqtt.primitives import read_variable_integer
+from mqtt.publish_calls import native
 from mqtt.reason_codes import ReasonCode
-from mqtt.server_events import Acknowledged
-from mqtt.server_messages import PropertyBlocks, PublishProperties
+from mqtt.server_events import Acknowledged, Arrivals
+from mqtt.server_messages import Message, PropertyBlocks, PublishProperties
+from mqtt.server_routes import NOT_CAPTURED, ClientRoutes, RouteTable, VerdictPending
 from mqtt.session import PENDING, Session
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
     "CAPTURED",
     "NEW",
     "ZERO",
+    "arrive_together",
     "check_utf8",
     "lone_pubacks",
     "note_qos_2",
@@ -35,6 +39,9 @@ ZERO: Final = b"\0\0"  # no packet identifier
 NEW: Final = 0
 AGAIN: Final = 1
 CAPTURED: Final = 2
+# Publishes taken apart before it is known whether a capture wants them: few at first.
+_AHEAD_MIN: Final = 8
+_AHEAD_MAX: Final = 512
 
 
 def publish_fields(
@@ -90,6 +97,55 @@ def publish_fields(
             "MQTT-3.3.2.1",
         )
     return topic, id_at, block_at, at, known
+
+
+def arrive_together(
+    arrivals: Arrivals,
+    template: Message,
+    data: bytes,
+    pos: int,
+    version: int,
+    size_max: int,
+    routes: RouteTable | ClientRoutes,
+) -> tuple[int, int]:
+    """Take the plain publishes behind one that no capture wants, up to one that is wanted.
+
+    Args:
+        arrivals: Where they go.
+        template: What the messages have in common.
+        data: Holds the packets.
+        pos: Where the first one begins.
+        version: 4 or 5.
+        size_max: Of a packet.
+        routes: Of the client.
+
+    Returns:
+        `(pos, count)`: where the first packet begins that is to be looked at more closely, whatever
+        it is, and how many of those before it await an answer.
+    """
+    count = 0
+    if native is None:
+        return pos, count
+    ahead = _AHEAD_MIN
+    with suppress(MqttError, VerdictPending):  # which the closer look comes to
+        while True:
+            found = native.publishes(template, data, pos, version, size_max, ahead)
+            taken = iter(found)
+            for message, packet_id, after in zip(taken, taken, taken, strict=True):
+                topic = message.topic
+                route = routes.for_retained(topic) if message.retain else routes[topic]
+                if route.lane != NOT_CAPTURED:
+                    return pos, count
+                message.topic = route.topic
+                arrivals.messages.append(message)
+                arrivals.packet_ids.append(packet_id)
+                arrivals.routes.append(route)
+                count += packet_id > 0
+                pos = after
+            if len(found) < 3 * ahead:
+                break
+            ahead = min(4 * ahead, _AHEAD_MAX)
+    return pos, count
 
 
 def note_qos_2(session: Session, packet_id: int, maximum: int) -> int:

@@ -3,8 +3,8 @@
 A `Route` is the outcome of validating a topic name, asking the capture for its lane and asking
 for leave to publish; its receivers are found again only when subscriptions have changed. MQTT 5.0
 sections 3.3.2.1 and 4.7.
-Invariant: `route.generation == table.generation` only for a route in the table whose receivers are
-current.
+Invariants: `route.generation == table.generation` only for a route in the table whose receivers
+are current; it is `_NOT_KEPT` only for one that no table has.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _SERVERS: Final = ("$SYS/", "$share/", "tidegate/v1/down", "tidegate/v1/outcome/
 # each for one client alone: as a wildcard does not match `$`, it does not match these
 _PRIVATE: Final = "tidegate/v1/down/"
 
+_NOT_KEPT: Final = -2  # the generation of a route for one publish alone
 _ROUTES_BYTES_MAX: Final = 16 << 20  # of topics, however few and long
 _CLIENT_ROUTES_BYTES_MAX: Final = 256 << 10
 
@@ -119,6 +120,10 @@ class Route:
         self.reach: object | None = None  # where else in a cluster; None for nowhere
 
 
+def _is_never_retained(_topic_name: str) -> bool:
+    return False
+
+
 class RouteTable(dict[bytes, Route]):
     """Topic bytes -> Route, made when first asked for; those that are not used go for new ones.
 
@@ -146,6 +151,7 @@ class RouteTable(dict[bytes, Route]):
         self.filters = filters
         self.generation = 0  # rises when the receivers of many routes may have changed
         self.reach: Callable[[str], object | None] | None = None  # the bus of a cluster
+        self.is_retained: Callable[[str], bool] = _is_never_retained
         self._lane = lane
         self._exclusive = exclusive
         self._older: dict[bytes, Route] = {}
@@ -153,6 +159,21 @@ class RouteTable(dict[bytes, Route]):
         self.levels_max = levels_max
         self.topic_bytes_max = TOPIC_BYTES_MAX
         self._bytes = 0  # of the topics in the table itself
+
+    def for_retained(self, topic: bytes) -> Route:
+        """Return the route of a publish that is to be retained.
+
+        Many topics get one such message and no other: while nothing is retained under its name, a
+        topic's route is not kept, unless it is captured. Raises as `__missing__` does.
+        """
+        if topic in self or topic in self._older:
+            return self[topic]
+        route = self._make(topic)
+        if route.lane == NOT_CAPTURED and not self.is_retained(route.name):
+            route.generation = _NOT_KEPT
+        else:
+            self._add(route)
+        return route
 
     def __missing__(self, topic: bytes) -> Route:
         """Make the route of a topic, or take it back from the older ones.
@@ -198,7 +219,8 @@ class RouteTable(dict[bytes, Route]):
     def refresh(self, route: Route) -> None:
         """Find the receivers of a route anew.
 
-        A route that is not in the table, nor any other of its topic, is taken back.
+        A route that is not in the table, nor any other of its topic, is taken back, unless it is
+        for one publish alone.
         """
         if self.filters.count:
             self._find_receivers(route)
@@ -206,6 +228,8 @@ class RouteTable(dict[bytes, Route]):
             route.targets = route.shares = ()
         if self.reach is not None:
             route.reach = self.reach(route.name)
+        if route.generation == _NOT_KEPT:
+            return
         known = self.get(route.topic) or self._older.get(route.topic)
         if known is None and not route.verdict:
             known = route
@@ -274,16 +298,26 @@ class ClientRoutes(dict[bytes, Route]):
             VerdictPending: the verdict is not known yet.
             MqttError: as `RouteTable` does.
         """
-        route = self._shared[topic]
-        if not route.verdict:
-            refusal = self._verdict(route.name)
-            if refusal == PENDING:
-                raise VerdictPending(route.name)
-            if refusal:
-                route = Route(topic, route.name, NOT_CAPTURED, False, refusal)
+        route = self._decided(self._shared[topic])
         self._bytes += len(topic)
         if len(self) >= self._size_max or self._bytes > _CLIENT_ROUTES_BYTES_MAX:
             self.clear()
             self._bytes = len(topic)
         self[topic] = route
         return route
+
+    def for_retained(self, topic: bytes) -> Route:
+        """Return the route of a publish that is to be retained, as `RouteTable` does."""
+        if topic in self:
+            return self[topic]
+        route = self._shared.for_retained(topic)
+        return self._decided(route) if route.generation == _NOT_KEPT else self[topic]
+
+    def _decided(self, route: Route) -> Route:
+        """Return a shared route, or one that refuses."""
+        if route.verdict:
+            return route
+        refusal = self._verdict(route.name)
+        if refusal == PENDING:
+            raise VerdictPending(route.name)
+        return Route(route.topic, route.name, NOT_CAPTURED, False, refusal) if refusal else route

@@ -283,15 +283,15 @@ class NameTree(Generic[V]):
     the root is without both names and folders below it.
     """
 
-    __slots__ = ("_count", "_folders", "_root")
+    __slots__ = ("_folders", "_root", "count")
 
     def __init__(self) -> None:
         self._root: _Folder[V] = _Folder("")
         self._folders = {"": self._root}  # by path
-        self._count = 0
+        self.count = 0  # names
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def __contains__(self, topic_name: str) -> bool:
         folder = self._folders.get(topic_name[: topic_name.rfind("/") + 1])
@@ -313,9 +313,9 @@ class NameTree(Generic[V]):
             folder = self._make(path)
         values = folder.values
         previous = values.get(topic_name)
-        self._count -= len(values)
         values[topic_name] = value
-        self._count += len(values)
+        if previous is None:
+            self.count += 1
         return previous
 
     def pop(self, topic_name: str) -> V | None:
@@ -324,7 +324,7 @@ class NameTree(Generic[V]):
         if folder is None or topic_name not in folder.values:
             return None
         value = folder.values.pop(topic_name)
-        self._count -= 1
+        self.count -= 1
         self._prune(folder)
         return value
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mqtt.broker.seams import PENDING, Access, ClientInfo
 from mqtt.packets import Connect, Subscribe
 from mqtt.reason_codes import ReasonCode
-from mqtt.server_routes import ClientRoutes, Route, VerdictPending
+from mqtt.server_routes import ClientRoutes, RouteTable, VerdictPending
 from mqtt.session import Session
 from mqtt.topics import matches, split_shared
 
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-def routes_of(core: Core, client: ClientInfo) -> dict[bytes, Route]:
+def routes_of(core: Core, client: ClientInfo) -> RouteTable | ClientRoutes:
     """Return where a client's publishes go: routes of its own, with its verdicts, where it may not
     publish to everything, else those of all."""
     access = core.access

@@ -59,6 +59,7 @@ class Router:
             levels_max=levels_max,
         )
         self.retained: NameTree[Message] = NameTree()
+        self.routes.is_retained = self.retained.__contains__
         self.retained_bytes = 0
         self._recorder = recorder
         self.retained_messages_max = retained_messages_max
@@ -243,7 +244,7 @@ class Router:
             return True
         size = message.size
         is_own = name.startswith("$SYS/")  # a few, that take nobody's place
-        is_full = len(retained) - self._own_retained >= self.retained_messages_max
+        is_full = retained.count - self._own_retained >= self.retained_messages_max
         if is_full or self.retained_bytes + size > self.retained_bytes_max:
             previous = retained.get(name)
             previous_size = previous.size if previous is not None else 0

@@ -185,7 +185,9 @@ class SqliteSessionStore:
         waiting = self._waiting
         kind = type(change)
         if kind is RetainedSaved or kind is RetainedEnded:
-            waiting[RetainedSaved, change[0]] = change  # the last one counts
+            waiting[change[0]] = (
+                change  # by topic, the only keys that are bytes: the last one counts
+            )
         elif kind is DeliverySaved:
             waiting[DeliverySaved, *change[:2]] = change
         elif kind is MessageSaved:

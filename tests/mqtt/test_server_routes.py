@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from mqtt.broker.router import Router
+from mqtt.broker.seams import PENDING
 from mqtt.errors import MalformedPacket, ProtocolError
 from mqtt.packets import Subscription
 from mqtt.reason_codes import ReasonCode
-from mqtt.server_messages import PropertyBlocks
-from mqtt.server_routes import NOT_CAPTURED, ClientRoutes, RouteTable
+from mqtt.server_messages import Message, PropertyBlocks
+from mqtt.server_routes import NOT_CAPTURED, ClientRoutes, RouteTable, VerdictPending
 from mqtt.session import Session
 from mqtt.session_policy import SessionPolicy
 from mqtt.topic_tables import FilterTable
@@ -171,6 +172,51 @@ def test_a_client_without_leave_gets_a_refusing_route_asked_for_once() -> None:
     assert routes[b"$SYS/x"].verdict == ReasonCode.NOT_AUTHORIZED
     assert asked == ["mine", "devices/theirs"]
     assert len(routes) <= 2
+
+
+def test_the_route_of_a_topics_first_retained_message_is_not_kept() -> None:
+    policy = SessionPolicy()
+    router = Router(policy)
+    session = Session("c", policy)
+    router.subscribe(session, Subscription("t/+", 1))
+    routes = router.routes
+    route = routes.for_retained(b"t/1")
+    assert len(routes) == 0
+    assert router.receivers(route)
+    assert len(routes) == 0
+    router.unsubscribe(session, "t/+")
+    assert not router.receivers(route)  # whoever still holds it: it is found anew each time
+
+    assert router.retain(Message(b"t/1", b"x", retain=True), route.name)
+    again = routes.for_retained(b"t/1")
+    assert routes[b"t/1"] is routes.for_retained(b"t/1") is again
+
+    live = table()
+    assert live.for_retained(b"devices/d") is live[b"devices/d"]  # captured: more will come
+    with pytest.raises(ProtocolError):
+        live.for_retained(b"a/+")
+
+
+def test_a_clients_first_retained_message_of_a_topic_needs_leave() -> None:
+    routes = table()
+    asked: list[str] = []
+
+    def verdict(topic_name: str) -> int:
+        asked.append(topic_name)
+        return 0x87 if topic_name == "no" else PENDING if topic_name == "later" else 0
+
+    mine = ClientRoutes(routes, verdict)
+    assert mine.for_retained(b"yes").verdict == 0
+    assert mine.for_retained(b"no").verdict == 0x87
+    with pytest.raises(VerdictPending):
+        mine.for_retained(b"later")
+    assert mine.for_retained(b"$SYS/x").verdict == ReasonCode.NOT_AUTHORIZED
+    assert asked == ["yes", "no", "later"]
+    assert len(mine) == len(routes) == 0
+    kept = mine.for_retained(b"devices/d")
+    assert mine[b"devices/d"] is routes[b"devices/d"] is kept
+    assert mine.for_retained(b"devices/d") is kept
+    assert asked == ["yes", "no", "later", "devices/d"]
 
 
 def test_property_blocks_are_decoded_once_and_bounded() -> None:

@@ -1,0 +1,38 @@
+"""PUBLISH packets that come together, taken apart in C where that was built (`_publishes.c`).
+
+`publishes(template, data, pos, version, size_max, count_max)` returns `[message, packet_id, after,
+message, ...]` of the whole, plain PUBLISH packets from `pos` on: QoS 0 or 1, not sent again, no
+properties, nothing wrong with them but what only their topic can tell. `after` is where each ends,
+a message is `template` with its own topic, payload, QoS and RETAIN. What is not plain ends the
+list; `ServerConnection` takes that, or all of it where nothing was built and under `python -X
+no-native-publishes` (tests/mqtt/test_publish_calls.py compares; benchmarks/retained.py pays).
+
+Invariant: a library of another version than this file's is not used.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from mqtt._publishes import Library
+else:
+    Library = object
+
+__all__ = ["VERSION", "native"]
+
+VERSION: Final = 1  # rises with every change of a function's arguments or meaning
+
+
+def _load() -> Library | None:
+    if "no-native-publishes" in sys._xoptions:  # noqa: SLF001 - documented for reading
+        return None
+    try:
+        from mqtt import _publishes  # noqa: PLC0415 - may not be there
+    except ImportError:
+        return None
+    return _publishes if _publishes.VERSION == VERSION else None  # type: ignore[return-value]  # its stub has the Protocol
+
+
+native = _load()
