@@ -4,8 +4,8 @@
  * named in kernel.py run (tests/bridge/structured/test_kernel.py compares them). Nothing here
  * decides anything: lists come in, lists go out.
  *
- * The coder is here; _kernel_predict.c has predictors, _kernel_spell.c spellings,
- * _kernel_timing.c forecasts of arrival.
+ * The coder is here, what reaches into Python's objects in _kernel_access.c; each other part says
+ * what it has.
  *
  * Invariants: every index is checked against the list it is used on, so that a body can make these
  * functions raise and nothing worse; no list is read through a pointer that was taken before a call
@@ -398,7 +398,8 @@ static int note_symbol(PyObject *table, long symbol)
 {
     int64_t due;
     PyObject *log = kernel_get(table, NAME_log, &PyList_Type);
-    if (log == NULL || kernel_append_new(log, PyLong_FromLong(symbol)) || kernel_need_number(table, NAME_due, &due))
+    if (log == NULL || kernel_append_new(log, PyLong_FromLong(symbol)) ||
+        kernel_need_number(table, NAME_due, &due))
         return -1;
     return PyList_GET_SIZE(log) >= due ? kernel_rebuild_table(table) : 0;
 }
@@ -535,8 +536,9 @@ PyObject *kernel_read_integer(PyObject *self, PyObject *args)
     X(read_columns)                                                                               \
     X(read_symbol)                                                                                \
     X(rebuild)                                                                                    \
+    X(shared_ends)                                                                                \
     X(show_all)                                                                                   \
-    X(step_sizes)                                                                                   \
+    X(step_sizes)                                                                                 \
     X(take_due)                                                                                   \
     X(write_chain)                                                                                \
     X(write_columns)                                                                              \
@@ -573,7 +575,7 @@ PyMODINIT_FUNC PyInit__kernel(void)
     if (kernel_names_ready() < 0)
         return NULL;
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 6) < 0)
+    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 8) < 0)
         Py_CLEAR(made);
     return made;
 }

@@ -69,7 +69,7 @@ class Kernel(Protocol):
         templates: list[Template | None],
         room: Room,
         batch: BatchPlan,
-        token_bytes: int,
+        most: tuple[int, int],  # bytes of a token, and of a payload
         flag_properties: int,
         one: Callable[[SourceView, list[int], int], None],
         /,
@@ -147,6 +147,7 @@ class Kernel(Protocol):
     def read_integer(self, reader: Reader, table: Table, /) -> int | None: ...
     def read_symbol(self, reader: Reader, table: Table, /) -> int: ...
     def rebuild(self, table: Table, /) -> None: ...
+    def shared_ends(self, a: bytes, b: bytes, /) -> tuple[int, int]: ...
     def show_all(
         self,
         values: list[int],

@@ -1,5 +1,5 @@
-/* Tables and chains of them in C: docs/link-format-structured.md section 3.2, the twins of tables.py
- * and of the chains of kernel.py.
+/* Tables and chains of them in C: docs/link-format-structured.md section 3.2, the twins of
+ * tables.py and of the chains of kernel.py.
  */
 
 #include "_kernel.h"
@@ -229,7 +229,8 @@ PyObject *kernel_read_chain(PyObject *self, PyObject *args)
     int *symbols = PyMem_New(int, n + 1);
     if (symbols == NULL)
         PyErr_NoMemory();
-    else if (places != NULL && !kernel_take_chain(reader, chain, contexts, places, n, symbols, after))
+    else if (places != NULL &&
+             !kernel_take_chain(reader, chain, contexts, places, n, symbols, after))
         out = PyList_New(n);
     for (Py_ssize_t i = 0; out != NULL && i < n; i++) {
         PyObject *symbol = PyLong_FromLong(symbols[i]);

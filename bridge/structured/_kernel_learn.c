@@ -1,4 +1,4 @@
-/* Trials of predictors in C: the twins of learner.py. An encoder's affair. */
+/* What an encoder learns, in C: the twins of learner.py, and of texts.py where they are compared. */
 
 #include "_kernel.h"
 
@@ -205,4 +205,23 @@ PyObject *kernel_step_sizes(PyObject *self, PyObject *args)
     if (failed > 0)
         PyErr_SetString(PyExc_ValueError, "a step of more than 63 bits");
     return failed ? NULL : as_dict(&sizes);
+}
+
+/* ---- texts --------------------------------------------------------------------------------- */
+
+/* Returns how many bytes two texts begin with in common, and how many end what is left of them. */
+PyObject *kernel_shared_ends(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *a, *b;
+    if (!PyArg_ParseTuple(args, "SS", &a, &b))
+        return NULL;
+    const char *first = PyBytes_AS_STRING(a), *second = PyBytes_AS_STRING(b);
+    Py_ssize_t m = PyBytes_GET_SIZE(a), n = PyBytes_GET_SIZE(b), start = 0, end = 0;
+    Py_ssize_t most = m < n ? m : n;
+    while (start < most && first[start] == second[start])
+        start++;
+    while (end < most - start && first[m - 1 - end] == second[n - 1 - end])
+        end++;
+    return Py_BuildValue("nn", start, end);
 }

@@ -263,7 +263,7 @@ PyObject *kernel_split_json(PyObject *self, PyObject *payload)
 typedef struct {
     PyObject *times, *flags, *payloads, *properties; /* of the batch's readings */
     PyObject *templates, *room, *batch, *other;
-    Py_ssize_t token_bytes;
+    Py_ssize_t token_bytes, payload_bytes;
     long flag_properties;
     int64_t pending; /* readings planned here since `other` was called */
 } Plan;
@@ -305,13 +305,22 @@ static PyObject *scalar(PyObject *payload, PyObject *known)
     return fits > 0 ? PyTuple_Pack(1, payload) : NULL;
 }
 
+/* Returns 1 when no token is longer than allowed. */
+static int has_room(const Plan *in, PyObject *tokens)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tokens); i++)
+        if (PyBytes_GET_SIZE(PyTuple_GET_ITEM(tokens, i)) > in->token_bytes)
+            return 0;
+    return 1;
+}
+
 /* Returns a reading as it is to be coded; NULL where its payload is of another shape, or on error. */
 static PyObject *row_of(const Plan *in, PyObject *known, PyObject *pieces, int json,
                         PyObject *template, Py_ssize_t place)
 {
     PyObject *payload = kernel_item(in->payloads, place);
     PyObject *flag = payload ? kernel_item(in->flags, place) : NULL;
-    if (flag == NULL || !PyBytes_Check(payload) || PyBytes_GET_SIZE(payload) > in->token_bytes)
+    if (flag == NULL || !PyBytes_Check(payload) || PyBytes_GET_SIZE(payload) > in->payload_bytes)
         return NULL;
     long flags = PyLong_AsLong(flag);
     if (flags == -1 && PyErr_Occurred())
@@ -323,6 +332,10 @@ static PyObject *row_of(const Plan *in, PyObject *known, PyObject *pieces, int j
         pieces != Py_None ? match(payload, pieces, json) : scalar(payload, known);
     if (tokens == NULL)
         return NULL;
+    if (PyBytes_GET_SIZE(payload) > in->token_bytes && !has_room(in, tokens)) {
+        Py_DECREF(tokens);
+        return NULL;
+    }
     if (block == NULL)
         return Py_BuildValue("Oy#OON", flag, "", (Py_ssize_t)0, payload, template, tokens);
     return Py_BuildValue("OOOON", flag, block, payload, template, tokens);
@@ -482,10 +495,11 @@ PyObject *kernel_plan_sources(PyObject *self, PyObject *args)
     (void)self;
     PyObject *pairs, *view, *places;
     Plan in = {0};
-    if (!PyArg_ParseTuple(args, "O!(O!O!O!O!)O!OOnlO", &PyList_Type, &pairs, &PyList_Type,
+    if (!PyArg_ParseTuple(args, "O!(O!O!O!O!)O!OO(nn)lO", &PyList_Type, &pairs, &PyList_Type,
                           &in.times, &PyList_Type, &in.flags, &PyList_Type, &in.payloads,
                           &PyList_Type, &in.properties, &PyList_Type, &in.templates, &in.room,
-                          &in.batch, &in.token_bytes, &in.flag_properties, &in.other))
+                          &in.batch, &in.token_bytes, &in.payload_bytes, &in.flag_properties,
+                          &in.other))
         return NULL;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pairs); i++) {
         PyObject *pair = PyList_GET_ITEM(pairs, i);

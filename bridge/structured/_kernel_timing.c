@@ -255,8 +255,8 @@ PyObject *kernel_write_gap(PyObject *self, PyObject *args)
     PyObject *put, *plain, *tables, *source, *table;
     long long time;
     int64_t last, mean;
-    if (!PyArg_ParseTuple(args, "O!O!O!OL", &PyList_Type, &put, &PyByteArray_Type, &plain, &PyList_Type,
-                          &tables, &source, &time))
+    if (!PyArg_ParseTuple(args, "O!O!O!OL", &PyList_Type, &put, &PyByteArray_Type, &plain,
+                          &PyList_Type, &tables, &source, &time))
         return NULL;
     int found = far(time) ? 0 : gap_table(source, tables, &last, &mean, &table);
     if (found > 0 && (kernel_write_number(put, plain, table, time - last) < 0 ||

@@ -64,7 +64,7 @@ __all__ = [
     "write_symbol",
 ]
 
-VERSION = 6  # rises with every change of a function's arguments or meaning
+VERSION = 8  # rises with every change of a function's arguments or meaning
 
 
 def _load() -> Kernel | None:

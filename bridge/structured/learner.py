@@ -24,7 +24,7 @@ from bridge.structured.predictors import CellState, Maybe, PredictorKind, Rows, 
 from bridge.structured.printers import Printer, PrinterKey, PrinterKind
 from bridge.structured.schema import ColumnSpec
 from bridge.structured.spelling import ESCAPE_BITS, printer_for, printer_like, share_spelled
-from bridge.structured.texts import ALPHABETS, shared_prefix
+from bridge.structured.texts import ALPHABETS, shared_ends
 
 __all__ = ["Neighbour", "Numbers", "Series", "bits_of", "choose_spec", "is_constant"]
 
@@ -342,8 +342,7 @@ def _middles(series: Series) -> Iterable[bytes]:
     last = b""
     for source in series:
         for _, token in source:
-            start = shared_prefix(token, last)
-            end = shared_prefix(token[start:][::-1], last[start:][::-1])
+            start, end = shared_ends(token, last)
             middle, other = token[start : len(token) - end], last[start : len(last) - end]
             if len(middle) == len(other):
                 middle = bytes(

@@ -112,6 +112,7 @@ class Planner:
         self._context = context
         self._resolution_us = resolution_us
         self._token_bytes = context.limits.token_bytes
+        self._payload_bytes = context.limits.payload_bytes
         self._sources: dict[tuple[str, str], SourceView] = {}
         self._shapes: dict[object, KnownShape] = {}
         self._families: list[FamilyView] = []
@@ -184,7 +185,7 @@ class Planner:
                 self._context.templates,
                 self._room,
                 batch,
-                self._token_bytes,
+                (self._token_bytes, self._payload_bytes),
                 FLAG_PROPERTIES,
                 one,
             )
@@ -248,8 +249,10 @@ class Planner:
         for place, time in zip(places, times, strict=True):
             payload = payloads[place]
             tokens: tuple[bytes, ...] | None = None
-            if match is not None and len(payload) <= self._token_bytes:
+            if match is not None and len(payload) <= self._payload_bytes:
                 tokens = match(payload)
+                if tokens is not None and not self._has_room(payload, tokens):
+                    tokens = None
             if tokens is None and source.index != EPHEMERAL:
                 tokens = self._tokens_of(view, payload, len(places))
                 known = view.known
@@ -343,20 +346,22 @@ class Planner:
             if known is not view.known and not self._take_up(view, known, readings):
                 view.known = None
                 return None
-        if len(payload) > self._token_bytes and max(map(len, tokens)) > self._token_bytes:
-            return None
-        return tokens
+        return tokens if self._has_room(payload, tokens) else None
+
+    def _has_room(self, payload: bytes, tokens: tuple[bytes, ...]) -> bool:
+        """Return True when no token is longer than allowed."""
+        most = self._token_bytes
+        return len(payload) <= most or max(map(len, tokens), default=0) <= most
 
     def _find_shape(
         self, view: SourceView, payload: bytes
     ) -> tuple[KnownShape, tuple[bytes, ...]] | None:
-        limits = self._context.limits
-        if len(payload) > limits.payload_bytes:
+        if len(payload) > self._payload_bytes:
             return None
         shape = shape_of(payload)
         if shape is None:
             shape = self._binary.shape_of(view.source.topic, payload)
-        if shape is None or len(shape.tokens) > limits.slots:
+        if shape is None or len(shape.tokens) > self._context.limits.slots:
             return None
         spelled = view.spelling_of(payload) if shape.kind == "scalar" else None
         key = (shape.key, spelled)

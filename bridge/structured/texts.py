@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from bridge.structured.coder import Coder, refuse
 from bridge.structured.context import TextModel
+from bridge.structured.kernel import native
 
 __all__ = [
     "ALPHABETS",
@@ -23,6 +24,7 @@ __all__ = [
     "TEXT_POOL",
     "Alphabet",
     "code_text",
+    "shared_ends",
     "shared_prefix",
 ]
 
@@ -157,6 +159,15 @@ def shared_prefix(a: bytes, b: bytes) -> int:
     return low
 
 
+def _shared_ends(a: bytes, b: bytes) -> tuple[int, int]:
+    """Return how many bytes `a` and `b` begin with in common, and how many end what is left."""
+    start = shared_prefix(a, b)
+    return start, shared_prefix(a[start:][::-1], b[start:][::-1])
+
+
+shared_ends = native.shared_ends if native else _shared_ends
+
+
 def code_text(
     io: Coder, model: TextModel, reference: bytes, most: int, value: bytes = b"", alphabet: int = 0
 ) -> bytes:
@@ -172,8 +183,7 @@ def code_text(
     """
     prefix = suffix = 0
     if value and reference:
-        prefix = shared_prefix(value, reference)
-        suffix = shared_prefix(value[prefix:][::-1], reference[prefix:][::-1])
+        prefix, suffix = shared_ends(value, reference)
     middle = value[prefix : len(value) - suffix]
     prefix = model.last_prefix + io.number(model.prefix, prefix - model.last_prefix)
     suffix = model.last_suffix + io.number(model.suffix, suffix - model.last_suffix)

@@ -47,6 +47,18 @@ def test_any_batches_come_back_and_leave_equal_contexts(several: list[Columns]) 
         assert_equal_contexts(encoder, decoder)
 
 
+def test_long_payloads_of_a_known_shape_come_back() -> None:
+    encoder, decoder = StructuredEncoder(), StructuredDecoder()
+    sizes = [9] * 40 + [12, 700, 11, 90, 400, 9]  # of each of 60 tokens: 512 is a token's limit,
+    rows = []  # and 16 KiB a template's
+    for n, size in enumerate(sizes):
+        fields = b",".join(b'"k%d":"%s"' % (k, b"%0*d" % (size, n * k)) for k in range(60))
+        rows.append((START + 1000 * n, "plant/long", b"{%s}" % fields))
+    taken = [len(carry(encoder, decoder, batch)) for batch in in_batches(rows, 2)]
+    assert_equal_contexts(encoder, decoder)
+    assert max(taken[10:20]) < 250, "of some 1000 bytes, most of it known"
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(batches(most=6), st.sampled_from("okok?ok?lx")), max_size=8))
 def test_contexts_are_equal_after_any_losses_and_refusals(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.structured import kernel, learner, predictors, shapes, timing
+from bridge.structured import kernel, learner, predictors, shapes, texts, timing
 from bridge.structured.coder import Reader, Writer
 from bridge.structured.context import Source, TimeMode
 from bridge.structured.predictors import CellState, PredictorKind, Rows
@@ -160,6 +160,17 @@ def test_a_column_is_tried_beside_another_alike(pairs: list[tuple[int, int | Non
     steps = learner._Steps([[(0, value) for value, _ in pairs]])
     neighbour = learner.Neighbour(3, [[value for _, value in pairs]])
     assert list(steps.try_neighbour(neighbour)) == list(steps.try_neighbour(neighbour, None))
+
+
+_NEAR = st.text("ab", max_size=9).map(str.encode)
+
+
+@given(_NEAR, _NEAR)
+def test_what_texts_begin_and_end_with_is_found_alike(a: bytes, b: bytes) -> None:
+    start, end = texts.shared_ends(a, b)
+    assert (start, end) == texts._shared_ends(a, b)
+    assert a[:start] == b[:start]
+    assert a[len(a) - end :] == b[len(b) - end :]
 
 
 @given(st.lists(st.integers(0, 1100), min_size=RESIDUALS, max_size=RESIDUALS))
