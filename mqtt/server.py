@@ -74,7 +74,7 @@ from mqtt.server_publishes import (
     publish_fields,
     zero_packet_id,
 )
-from mqtt.server_routes import ClientRoutes, Route, RouteTable, VerdictPending
+from mqtt.server_routes import ClientRoutes, Route, RouteTable, VerdictPending, are_unheard
 from mqtt.server_sender import ServerSender
 from mqtt.session import Session, publish_check
 
@@ -369,15 +369,7 @@ class ServerConnection(ServerSender):
             or not data.startswith(self._prefix)
         ):
             return None
-        for route in self._routes:
-            if (
-                route.generation != generation
-                or route.targets
-                or route.shares
-                or route.reach is not None
-            ):
-                return None
-        run = self._run_like_the_last(data)
+        run = self._run_like_the_last(data) if are_unheard(self._routes, generation) else None
         if run is not None:
             self.last_received_s = now_s
         return run

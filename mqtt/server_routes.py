@@ -29,6 +29,7 @@ __all__ = [
     "Target",
     "Verdict",
     "VerdictPending",
+    "are_unheard",
 ]
 
 NOT_CAPTURED: Final = -1
@@ -122,6 +123,19 @@ class Route:
 
 def _is_never_retained(_topic_name: str) -> bool:
     return False
+
+
+def are_unheard(routes: Sequence[Route], generation: int) -> bool:
+    """Return True when no route has receivers, here or elsewhere, as far as is known."""
+    for route in routes:  # nearly always one
+        if (
+            route.generation != generation
+            or route.targets
+            or route.shares
+            or route.reach is not None
+        ):
+            return False
+    return True
 
 
 class RouteTable(dict[bytes, Route]):

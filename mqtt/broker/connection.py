@@ -30,6 +30,7 @@ from mqtt.reason_codes import ReasonCode
 from mqtt.server import ServerConnection
 from mqtt.server_events import Arrivals, Event, RunToken, State
 from mqtt.server_messages import Message
+from mqtt.server_routes import are_unheard
 from mqtt.session import SETTLED, Session
 
 if TYPE_CHECKING:
@@ -290,19 +291,8 @@ class Connection(asyncio.Protocol):
         stats = core.stats
         stats.captured += run.count
         stats.messages_received[flags & 3] += run.count
-        if flags & 6:
+        if flags & 6 or not are_unheard(routes, core.router.routes.generation):
             self._share(run)
-        else:
-            generation = core.router.routes.generation
-            for route in routes:  # as `Router.receivers`: nearly always one route without any
-                if (
-                    route.generation != generation
-                    or route.targets
-                    or route.shares
-                    or route.reach is not None
-                ):
-                    self._share(run)
-                    break
         if capture.saturated():
             self.wait_for_capture()
         return True

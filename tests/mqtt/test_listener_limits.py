@@ -166,6 +166,32 @@ async def test_a_client_accepted_as_the_listener_closes_is_hung_up_on(
     assert [str(one.message) for one in told] == []
 
 
+async def test_one_client_that_cannot_be_taken_costs_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+    async with fronting(ListenerConfig(port=0)) as front:
+        listener = front.broker.listeners[0]
+        protocol = listener.protocol
+        calls: list[object] = []
+
+        def broken_at_first(source: tuple[str, int] | None = None) -> asyncio.Protocol:
+            calls.append(source)
+            if len(calls) == 1:
+                raise ValueError("broken")
+            return protocol(source)
+
+        monkeypatch.setattr(listener, "protocol", broken_at_first)
+        # Both before the loop has its turn: they are accepted together.
+        sockets = [socket.create_connection(("127.0.0.1", front.port), timeout=10) for _ in "ab"]
+        with sockets[0], sockets[1]:
+            assert await asyncio.to_thread(sockets[0].recv, 1) == b""
+            sockets[1].sendall(b"\x10\x0d\0\4MQTT\4\2\0\0\0\1b")
+            assert await asyncio.to_thread(sockets[1].recv, 4) == b"\x20\2\0\0"
+    assert [context["message"] for context in told] == ["a client could not be taken"]
+
+
 async def test_tls_handshakes_at_once_are_limited(
     certificates: Certificates, logs: list[EventDict]
 ) -> None:

@@ -145,6 +145,9 @@ class Acceptor:
         except OSError as error:  # it cannot be watched
             os.close(descriptor)
             self._failed(address, error)
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     def _shake_hands(
         self,
