@@ -54,7 +54,7 @@ class PartEncoder:
     ) -> Iterator[list[tuple[int, Part]]]:
         """Yield the parts of one or more readings by partition, each with its place in `several`.
 
-        Of more than one, no parts are yielded now and then while they are joined: others may work.
+        While many are joined no parts are yielded now and then: others may work.
 
         Args:
             sources: Whose they are, no two alike.
@@ -70,10 +70,11 @@ class PartEncoder:
                 for found in self.parts([source], [one], lane=lane, historical=historical):
                     yield [(place, part) for _, part in found]
             return
+        count = sum(map(len, several))
         whole = several[0]
         for grown in growing(several, _STEP_READINGS):
             whole = grown
-            if len(several) > 1:
+            if len(whole) < count:
                 yield []
         # the link's resolution is not in a batch; without need, microseconds cost 1-2 B a reading
         fine = any(map((1000).__rmod__, whole.times_us))
