@@ -183,7 +183,7 @@ async def drop_wills(core: Core) -> None:
         if access.publish(client, topic_name) == PENDING:
             await _decide(core, client, "publish", [topic_name])
         if access.publish(client, topic_name) and session.will is will:
-            core.registry.forget_will(session)
+            core.registry.forget_will(session, core.refresh())
             core.log.warning("mqtt_will_taken_away", client_id=session.client_id)
 
 

@@ -69,8 +69,14 @@ class StoreRecorder:
 
     # -- sessions -----------------------------------------------------------------------------
 
-    def session_saved(self, session: Session, *, away: bool) -> None:
-        """Keep the session's own row: at CONNECT, and when its connection ends."""
+    def session_saved(self, session: Session, *, away: bool, for_s: float = 0.0) -> None:
+        """Keep the session's own row: at CONNECT, when its connection ends, and after its will.
+
+        Args:
+            session: The session.
+            away: Whether its client is.
+            for_s: For how long it has been.
+        """
         will = session.will
         expiry_s = -1
         if will is not None and will.expires_s:
@@ -80,7 +86,7 @@ class StoreRecorder:
                 session.client_id,
                 session.version,
                 session.expiry_s,
-                self._clock.wall_us() if away else 0,
+                self._clock.wall_us() - round(for_s * 1e6) if away else 0,
                 None if will is None else will.topic,
                 b"" if will is None else will.payload,
                 b"" if will is None else will.properties,

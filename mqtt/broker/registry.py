@@ -178,11 +178,10 @@ class SessionRegistry:
         session.expiry_s = min(expiry_s, self.expiry_max_s)
         self._store(session)
 
-    def forget_will(self, session: Session) -> None:
+    def forget_will(self, session: Session, now_s: float) -> None:
         """Forget a will that is not to be sent."""
         session.will = None
-        if session.recorder is not None and self._recorder is not None:
-            self._recorder.session_saved(session, away=session.owner is None)
+        self._save(session, now_s)
 
     def away_timeout(self, away: Away, now_s: float) -> None:
         """Send the will that is due, end the session that has expired, or wait on."""
@@ -192,8 +191,7 @@ class SessionRegistry:
         if away.will_due_s <= now_s:
             away.will_due_s = inf
             self._send_will(session, away.client)
-            if session.recorder is not None and self._recorder is not None:
-                self._recorder.session_saved(session, away=True)
+            self._save(session, now_s)
         if away.expires_s <= now_s:
             self.end(session, now_s)
         else:
@@ -355,6 +353,16 @@ class SessionRegistry:
         will, session.will = session.will, None
         if will is not None:
             self._publish_will(session, will, client)
+
+    def _save(self, session: Session, now_s: float) -> None:
+        """Keep a session whose will is gone: it expires when it was to expire."""
+        if session.recorder is None or self._recorder is None:
+            return
+        away: Away | None = session.timer
+        for_s = 0.0
+        if away is not None and away.expires_s != inf:
+            for_s = session.expiry_s - (away.expires_s - now_s)
+        self._recorder.session_saved(session, away=session.owner is None, for_s=for_s)
 
     def _store(self, session: Session) -> None:
         """Keep a session that outlives its connection, forget one that does not any more."""

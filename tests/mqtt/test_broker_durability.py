@@ -203,6 +203,22 @@ async def test_a_delayed_will_survives_a_restart(tmp_path: Path) -> None:
         assert (await watcher.receive(Publish)).payload == b"gone"
 
 
+async def test_a_will_that_was_sent_makes_no_session_last_longer(tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with on_disk(tmp_path, clock) as broker:
+        client = await broker.connect(
+            "mortal",
+            clean_start=False,
+            properties=dict(LASTING),
+            will=Will("will", b"gone", 1, properties={WILL_DELAY_INTERVAL: 1800}),
+        )
+        await broker.gone(client)
+        broker.pass_time(clock, 1801)
+    clock.advance(1800)
+    async with on_disk(tmp_path, clock) as broker:
+        await lasting(broker, "mortal", present=False)
+
+
 async def test_an_inbound_qos_2_identifier_survives_a_restart(tmp_path: Path) -> None:
     async with on_disk(tmp_path) as broker:
         reader = await lasting(broker, "reader")
