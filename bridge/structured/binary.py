@@ -16,10 +16,12 @@ from bridge.structured.learner import bits_of
 from bridge.structured.printers import PrinterKey, PrinterKind
 from bridge.structured.protobuf import Repeated, protobuf_shape
 from bridge.structured.shapes import Path, Shape
+from bridge.structured.texts import ALPHABETS
 
 __all__ = ["BinaryKinds"]
 
 _DIGITS = re.compile(r"\d+")
+_WORD = re.compile(rb"[\w+/=-]{2,512}")
 _KINDS_MAX = 1024
 _FRAME_BYTES_MAX = 256
 _LOOKED_AT = 4  # payloads that must read as protobuf before any is taken for it
@@ -99,7 +101,7 @@ class BinaryKinds:
         layout = kind.layouts.get(length)
         if length not in kind.layouts:
             if not 1 < length <= _FRAME_BYTES_MAX or len(kind.layouts) >= 8:
-                return None
+                return _word(payload)
             pairs = kind.pairs.setdefault(length, [])
             before = kind.last.get(topic, b"")
             if len(kind.last) >= _SAMPLES_MAX:
@@ -114,15 +116,22 @@ class BinaryKinds:
             layout = kind.layouts[length] = _Layout(length, fields) if fields else None
             kind.pairs.clear()
             kind.last.clear()
-        return None if layout is None else layout.shape(payload)
+        return _word(payload) if layout is None else layout.shape(payload)
+
+
+def _word(payload: bytes) -> Shape | None:
+    """Return the shape of what is no frame but one text, such as bytes in hexadecimal."""
+    return Shape((b"", b""), (payload,), "scalar") if _WORD.fullmatch(payload) else None
 
 
 def _cut(pairs: list[tuple[bytes, bytes]]) -> tuple[_Field, ...]:
     """Return the fields in which consecutive frames differ by the fewest bits.
 
-    None are returned for frames that differ by nearly as many bits as they have.
+    None are returned for frames that differ by nearly as many bits as they have, or as a text
+    packed by its alphabet would have.
     """
     length = len(pairs[0][0])
+    room = max(_packed_bits(frame) for pair in pairs for frame in pair)
     same = [len({frame[at] for pair in pairs for frame in pair}) == 1 for at in range(length)]
     best: list[tuple[float, tuple[_Field, ...]]] = [(0.0, ())]
     for end in range(1, length + 1):
@@ -141,7 +150,17 @@ def _cut(pairs: list[tuple[bytes, bytes]]) -> tuple[_Field, ...]:
                 options.append((bits + cost + 2, (*before, _Field(width, key))))
         best.append(min(options, key=lambda option: option[0]))
     bits, fields = best[-1]
-    return _joined(fields) if bits < _WORTH * 8 * length * len(pairs) else ()
+    return _joined(fields) if bits < _WORTH * room * len(pairs) else ()
+
+
+def _packed_bits(frame: bytes) -> int:
+    """Return how many bits a frame takes as the text it may be, else as bytes."""
+    fitting = [
+        packing.size(len(frame))
+        for packing in ALPHABETS
+        if packing is not None and not frame.translate(None, packing.members)
+    ]
+    return 8 * min(fitting, default=len(frame))
 
 
 def _kinds(width: int) -> tuple[PrinterKind, ...]:

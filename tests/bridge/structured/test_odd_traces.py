@@ -14,6 +14,7 @@ from bridge.structured_bodies import LINK_LIMITS, BodyChoice
 from tests.bridge.structured.test_connection import carry
 from tests.kit.columns import START, columns_of, in_batches, same_columns
 from tests.kit.odd_payloads import ODD, STRUCTURELESS, odd_rows
+from tests.kit.payload_shapes import messages
 
 _WORSE = 1.01
 _LEARNING = 0.5  # of a batch of mode 0
@@ -40,6 +41,16 @@ def test_an_odd_trace_takes_at_most_one_per_cent_more_than_in_mode_0(kind: str) 
     assert chosen <= _WORSE * plain + _LEARNING * largest
     if kind not in STRUCTURELESS:
         assert chosen < 0.75 * plain, "there is structure in it"
+
+
+def test_bytes_in_hexadecimal_are_packed_where_they_are_no_frame() -> None:
+    encoder, decoder = StructuredEncoder(), StructuredDecoder()
+    taken = [
+        (len(carry(encoder, decoder, batch)), sum(map(len, batch.payloads)))
+        for batch in in_batches(messages("hexadecimal", 1000), 50)
+    ]
+    sizes = [sum(column) for column in zip(*taken[10:], strict=True)]
+    assert sizes[0] < 0.55 * sizes[1], "two signs a byte, and little else"
 
 
 def test_kinds_that_take_turns_do_no_harm() -> None:
