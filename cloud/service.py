@@ -17,7 +17,7 @@ import structlog
 
 from bridge.devices import DeviceIds
 from cloud.cluster.bucket import Bucket
-from cloud.cluster.connection import ClusterError
+from cloud.cluster.connection import PATIENCE_MIN_S, ClusterError
 from cloud.cluster.leases import Leases
 from cloud.cluster.mqtt_bus import MqttCluster
 from cloud.cluster.mqtt_fabric import FabricError
@@ -65,7 +65,6 @@ _SAMPLE_INTERVAL_S = 1.0
 RELOADABLE = ("access", "broker", "listeners", "host", "port")  # tables and keys
 _PROBE_INTERVAL_S = 5.0
 _PROBE_TIMEOUT_S = 5.0
-_PROBE_MIN_S = 2.0
 _PROVE_PAUSE_S = 0.5
 _DRAIN_S = 5.0  # how long an orderly stop waits for the sinks to catch up
 
@@ -367,7 +366,7 @@ class CloudService:
         wait_s = self.config.stream.start_wait_s if self.config.stream.url else 0.0
         give_up_at_s = self.clock.monotonic_s() + wait_s
         while True:
-            await self._probe(max(_PROBE_MIN_S, give_up_at_s - self.clock.monotonic_s()))
+            await self._probe(max(PATIENCE_MIN_S, give_up_at_s - self.clock.monotonic_s()))
             if not self._not_ready or self._full:
                 return
             if self.clock.monotonic_s() >= give_up_at_s:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PATIENCE_MIN_S",
-    "PATIENCE_S",
     "Ack",
     "ApiError",
     "ClusterError",
@@ -53,7 +52,7 @@ _BUFFER_BYTES = 16 << 20  # nats-py's; a publish that finds it full waits and sw
 _IN_FLIGHT_BYTES_MAX = 8 << 20
 _CONNECT_S = 10.0
 PATIENCE_MIN_S = 2.0  # one request, or one server's answer to a connection
-PATIENCE_S = 60.0  # elections come in rows
+_PATIENCE_S = 60.0  # elections come in rows
 _LOG_EVERY_S = 5.0
 _FULL_CODES = frozenset({10077, 10023, 10047, 10028})  # bytes, resources, storage, memory exceeded
 
@@ -163,7 +162,7 @@ class Connection:
         *,
         name: str,
         access: NatsAccess = NatsAccess(),
-        patience_s: float = PATIENCE_S,
+        patience_s: float = _PATIENCE_S,
     ) -> Self:
         """Connect to one of the servers of `url`.
 

@@ -37,6 +37,7 @@ _COMMAND_TIMEOUT_S = 120.0
 _LINE_OPTIONS = {
     "TCP_KEEPIDLE": 2, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 8_000,
 }  # fmt: skip
+_BROKE = "the line broke amid a COPY"
 _VERSION_MIN = 150_000  # range_agg over multiranges
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 # classes of SQLSTATE that speak of values: data, program limits (a key too long); integrity is
@@ -192,8 +193,12 @@ async def copy_rows(
         if copying.done():
             return int(copying.result().rpartition(" ")[2])
         if lost.done():
-            raise asyncpg.ConnectionDoesNotExistError("the line broke amid a COPY")
+            raise asyncpg.ConnectionDoesNotExistError(_BROKE)
         raise TimeoutError
+    except RuntimeError:  # uvloop: written to a line that has just broken
+        if not connection.is_closed():
+            raise
+        raise asyncpg.ConnectionDoesNotExistError(_BROKE) from None
     finally:
         connection.remove_termination_listener(line_broke)
         copying.cancel()

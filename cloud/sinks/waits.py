@@ -12,12 +12,15 @@ import asyncio
 
 import structlog
 
+from runtime.logs import limited
+
 __all__ = ["Waits"]
 
 log = structlog.get_logger(component="sinks")
 
 _LONG_S = 5.0
 _AGAIN_S = 30.0
+_FIRST_S = 10.0  # between two waits whose first failure is logged
 
 
 class Waits:
@@ -51,7 +54,9 @@ class Waits:
     def failed(self, cause: str) -> None:
         """Note that the step failed and will be tried again; the first of a wait is logged."""
         if not self.cause:
-            log.warning("sink_waits", sink=self._sink, error=cause, during=self.step)
+            limited(log, ("sink_waits", self._sink), _FIRST_S).warning(
+                "sink_waits", sink=self._sink, error=cause, during=self.step
+            )
         self.cause = cause
 
     def rest(self) -> None:
@@ -61,7 +66,7 @@ class Waits:
     def over(self) -> None:
         """The sink got on."""
         if self._said_s is not None:
-            log.info("sink_goes_on", sink=self._sink, waited_s=round(self.seconds, 1))
+            log.info("sink_goes_on", sink=self._sink, waited_s=round(self._lasts_s(), 1))
         self.cause = ""
         self._since_s = self._said_s = None
 
@@ -74,7 +79,10 @@ class Waits:
     @property
     def seconds(self) -> float:
         """How long the present wait has lasted, 0 when there is none."""
-        if self._since_s is None or self._resting:
+        return 0.0 if self._resting else self._lasts_s()
+
+    def _lasts_s(self) -> float:
+        if self._since_s is None:
             return 0.0
         return asyncio.get_running_loop().time() - self._since_s
 
