@@ -7,8 +7,8 @@ Invariant: over any run of batches the bodies are at most 1% larger than those o
 what a context costs to learn, which is bounded by `_LEARNING` of one batch in `_PAUSE_MIN`.
 
 A kind of payload that is dear to encode (`_DEAR_US`) and gains little by it (`_DEAR_PAYS`) goes in
-mode 0 as well, while the link has bytes to spare: hexadecimal texts do, which take 100 us for 4%.
-The first batch sent when it no longer has is structured again.
+mode 0 as well, while the link has bytes to spare. The first batch sent when it no longer has is
+structured again.
 """
 
 from __future__ import annotations
