@@ -42,7 +42,7 @@ _GATHER_S = 0.08  # from one append of backlog to the next,
 _GATHER_READINGS = 2000  # where as many went with the one before
 _BYTES_MAX = 2 << 20  # of these written out, far below what a reader takes
 
-_RowName = tuple[str, int, int, bool]  # gateway, epoch, lane, historical
+_RowName = tuple[str, int, int]  # gateway, epoch, lane
 
 
 @dataclass(slots=True, eq=False)
@@ -76,8 +76,8 @@ class Waiting:
 
     @property
     def row_name(self) -> _RowName:
-        """With whose batches it may share an append."""
-        return *self.source, self.batch.lane, self.batch.historical
+        """Behind whose batches it is appended."""
+        return *self.source, self.batch.lane
 
     def hurry(self) -> None:
         """Something live waits for it from now on."""
@@ -131,7 +131,9 @@ class _Row:
             if one.new is not None:
                 count, size = count + one.count, size + one.bytes
                 over = count > _READINGS_MAX or size > _BYTES_MAX
-                if group and (over or one.new.seqs[0] <= last):
+                # what an append holds is historical or not; the row keeps both in order
+                other = bool(group) and one.batch.historical != group[0].batch.historical
+                if group and (over or other or one.new.seqs[0] <= last):
                     break
                 last = one.new.seqs[-1]
             self.batches.popleft()

@@ -211,6 +211,25 @@ async def test_lanes_and_sources_wait_for_none_but_their_own() -> None:
     assert lab.answers == [(1, "ok"), (11, "ok")]
 
 
+async def test_a_lane_keeps_its_order_where_readings_begin_to_be_historical() -> None:
+    """In the middle of a drain: neither share an append, nor does one overtake the other."""
+    lab = Lab()
+    for first, historical in ((1, True), (11, True), (21, False), (31, False)):
+        new = one_per_row(10, first_seq=first)
+        batch = Batch("gw", 1, LinkLane.BACKLOG, historical, new, ranges_of(new.seqs), (),
+                      first + 9, Mode.COLUMNAR, 1000)  # fmt: skip
+        await lab.put_batch(batch, new, first)
+    for begun in (1, 2, 3):
+        assert len(lab.stream.appends) == begun
+        lab.stream.answers[begun - 1].set_result(None)
+        await turns()
+    await lab.appends.settled()
+    assert lab.stream.seqs() == [
+        list(range(1, 11)), list(range(11, 21)), list(range(21, 41))
+    ]  # fmt: skip
+    assert lab.answers == [(1, "ok"), (11, "ok"), (21, "ok"), (31, "ok")]
+
+
 async def test_an_append_is_bounded_and_its_seqs_rise() -> None:
     lab = Lab()
     await lab.put(1)
