@@ -88,7 +88,7 @@ _RECEIVES: Final[dict[State, frozenset[int]]] = {
 }
 _CONNECTED: Final = _RECEIVES[State.CONNECTED] | {0}
 _ACKNOWLEDGEMENTS: Final = {0x40: PUBACK, 0x50: PUBREC, 0x62: PUBREL, 0x70: PUBCOMP}
-_NO_PREFIX: Final = b"\xff" * 5  # begins no packet that is taken
+_NO_PREFIX: Final = b"\xff" * 5  # goes with size 0 and kind -1: a read may begin so
 _PLAIN: Final = frozenset((0x30, 0x32))  # PUBLISH of QoS 0 and 1, neither retained nor again
 _NO_PROPERTIES: Final = (b"", b"\0")  # of a PUBLISH in 3.1.1, in 5.0
 # What comes in most reads that hold no publish, and the 3.1.1 CONNACK by session present.
@@ -170,7 +170,7 @@ class ServerConnection(ServerSender):
         self._block = b""  # v5: the property length and block, at `_block_at`
         self._block_at = 0
         self._size = 0
-        self._kind = 0  # lane, RETAIN and QoS; -1 when no capture wants it
+        self._kind = -1  # lane, RETAIN and QoS; -1 when no capture wants it
         self._routes: tuple[Route, ...] = ()  # none when it is not for subscribers
 
     # -- receiving ----------------------------------------------------------------------------
@@ -541,8 +541,18 @@ class ServerConnection(ServerSender):
                             last = events[-1]
                             assert isinstance(last, Arrivals)
                             template = Message(b"", b"", publisher=message.publisher)
+                            room = end  # 3.1.1 has no maximum, and there are fewer than bytes
+                            if self.version >= 5:
+                                room = self.limits.receive_maximum - self.unacknowledged
                             after, awaited = arrive_together(
-                                last, template, data, after, self.version, maximum_size, self.routes
+                                last,
+                                template,
+                                data,
+                                after,
+                                self.version,
+                                maximum_size,
+                                self.routes,
+                                room,
                             )
                             self.unacknowledged += awaited
                     pos = after
@@ -742,6 +752,8 @@ class ServerConnection(ServerSender):
         """Ask again where this client's publishes may go: permissions have changed."""
         self.routes = routes
         self._prefix = _NO_PREFIX
+        self._size = 0
+        self._kind = -1
 
     # -- answering CONNECT --------------------------------------------------------------------
 

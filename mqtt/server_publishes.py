@@ -107,6 +107,7 @@ def arrive_together(
     version: int,
     size_max: int,
     routes: RouteTable | ClientRoutes,
+    room: int,
 ) -> tuple[int, int]:
     """Take the plain publishes behind one that no capture wants, up to one that is wanted.
 
@@ -118,6 +119,7 @@ def arrive_together(
         version: 4 or 5.
         size_max: Of a packet.
         routes: Of the client.
+        room: How many may come to await an answer.
 
     Returns:
         `(pos, count)`: where the first packet begins that is to be looked at more closely, whatever
@@ -132,6 +134,8 @@ def arrive_together(
             found = native.publishes(template, data, pos, version, size_max, ahead)
             taken = iter(found)
             for message, packet_id, after in zip(taken, taken, taken, strict=True):
+                if packet_id and count >= room:  # [MQTT-3.3.4-7]
+                    return pos, count
                 topic = message.topic
                 route = routes.for_retained(topic) if message.retain else routes[topic]
                 if route.lane != NOT_CAPTURED:

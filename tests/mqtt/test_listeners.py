@@ -303,6 +303,7 @@ async def test_pages_that_may_connect(origins: tuple[str, ...], origin: str) -> 
         # a page whose name was made to stand for this machine after it was loaded
         ({"Host": "127.evil.example", "Origin": "http://127.evil.example"}, 0x87),
         ({"Host": "[::1"}, 0x87),
+        ({"Host": "localhost\r\nHost: broker.example"}, 0x87),
     ],
 )
 async def test_a_proxy_or_page_on_this_machine_makes_nobody_local(

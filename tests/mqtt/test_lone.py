@@ -159,6 +159,18 @@ async def test_identifier_0_and_a_part_of_a_packet_are_left(device: Device) -> N
         assert (rest, runs) == ([descriptor, data], [])
 
 
+async def test_when_leave_is_asked_for_anew_nothing_is_like_the_last(device: Device) -> None:
+    device.machine.forget_routes(device.machine.routes)
+    assert device.find(reading(2)) == ([], False)
+    (descriptor,) = device.core.sockets.transports
+    data = b"\xff" * 5 + encode(reading(2), device.client.version)[5:]
+    runs: list[PublishRun] = []
+    generation = device.core.router.routes.generation
+    transports = device.core.sockets.transports
+    rest = lone.find([descriptor, data], transports, generation, 5.0, 7, runs)
+    assert (rest, runs) == ([descriptor, data], [])
+
+
 async def test_properties_other_than_the_last_are_left() -> None:
     capture = ManualCapture()
     async with serving(capture=capture) as served:

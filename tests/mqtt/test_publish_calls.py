@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mqtt import publish_calls, server_publishes
 from mqtt.broker.seams import PENDING, PublishRun
 from mqtt.errors import MqttError
+from mqtt.reason_codes import ReasonCode
 from mqtt.server_events import Acknowledged, Arrivals, Event, ServerLimits
 from mqtt.server_messages import Message
 from mqtt.server_routes import ClientRoutes, RouteTable, VerdictPending
@@ -129,6 +130,19 @@ def test_all_of_a_long_read_arrive_together() -> None:
         (b"a/b", b"\xff\xfe", 1, True, "c")
     }
     assert machine.connection.unacknowledged == 2000
+
+
+@pytest.mark.parametrize("library", [NATIVE, None], ids=["in use", "python"])
+def test_what_exceeds_the_receive_maximum_is_not_taken(library: Any) -> None:
+    data = b"".join(b"\x32\6\0\1a%c%c\0" % (0, number) for number in range(1, 6))
+    for version, taken in ((5, [1, 2]), (4, [1, 2, 3, 4, 5])):
+        machine = Machine(ServerLimits(receive_maximum=2)).connect(version)
+        with patch.object(server_publishes, "native", library):
+            arrivals, *faults = machine.connection.receive_data(data, 0.0)
+        assert isinstance(arrivals, Arrivals)
+        assert arrivals.packet_ids == taken
+        codes = [each.reason_code for each in faults if isinstance(each, MqttError)]
+        assert codes == [ReasonCode.RECEIVE_MAXIMUM_EXCEEDED] * (version == 5)
 
 
 @pytest.mark.parametrize("captured", [b"devices/d", b"urgent/u"])

@@ -675,6 +675,20 @@ def test_a_lone_publish_like_the_last_is_checked_like_the_first() -> None:
     assert fault_of(machine.connection.receive_data(data, 0.0)) == ReasonCode.PROTOCOL_ERROR
 
 
+@VERSIONS
+@pytest.mark.parametrize("topic", ["devices/d", "t"])
+def test_what_begins_no_packet_is_never_like_the_last(version: int, topic: str) -> None:
+    """Neither before anything was published, nor after what may be has changed."""
+    machine = Machine().connect(version)
+    junk = b"\xff" * 5
+    assert fault_of(machine.connection.receive_data(junk, 0.0)) == ReasonCode.MALFORMED_PACKET
+    machine = Machine().connect(version)
+    machine.receive(reading(1, topic=topic))
+    machine.connection.forget_routes(machine.connection.routes)
+    alike = junk + encode(reading(2, topic=topic), version)[len(junk) :]
+    assert fault_of(machine.connection.receive_data(alike, 0.0)) == ReasonCode.MALFORMED_PACKET
+
+
 # What may happen between two publishes that look alike: what the client may publish changes, or it
 # sets an alias. (None for a change of leave) or (topic, first byte, property block, payload).
 TURNS = st.lists(

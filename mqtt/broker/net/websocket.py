@@ -45,7 +45,7 @@ def _is_relayed(request: Request) -> bool:
         return True
     try:
         return not is_loopback(urlsplit(f"//{headers.get('Host', '')}").hostname or "")
-    except ValueError:
+    except (LookupError, ValueError):  # it has several, or one that is no name
         return True
 
 
