@@ -2,7 +2,7 @@
  *
  * docs/link-format-structured.md sections 3 and 5. Built where there is a compiler, else the twins
  * named in kernel.py run (tests/bridge/structured/test_kernel.py compares them). Nothing here
- * decides anything: lists come in, lists go out.
+ * decides anything that the twins do not.
  *
  * The coder is here, what reaches into Python's objects in _kernel_access.c; each other part says
  * what it has.

@@ -150,7 +150,8 @@ static int note(Chain *of, Py_ssize_t count)
         PyObject *table = kernel_item(of->tables, which);
         if (table == NULL || kernel_need_number(table, NAME_due, &due) < 0)
             return -1;
-        if (PyList_GET_SIZE(log) >= due && (kernel_rebuild_table(table) < 0 || take_over(of, which, table) < 0))
+        if (PyList_GET_SIZE(log) >= due &&
+            (kernel_rebuild_table(table) < 0 || take_over(of, which, table) < 0))
             return -1;
     }
     return 0;
