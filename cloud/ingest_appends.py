@@ -217,7 +217,7 @@ class Appends:
         if all(one.new is None for one in begun):
             await self._answer(begun, [])
             return
-        first = begun[0].batch
+        first = _first(begun)
         size = sum(one.bytes for one in begun)
         group = Group(begun[0].source, (first.lane, first.historical), _new(begun), size)
         for one in begun:
@@ -253,7 +253,7 @@ class Appends:
         """Return the parts of one source's batches."""
         if all(one.new is None for one in batches):
             return []
-        batch = batches[0].batch
+        batch = _first(batches)
         encoding = self._encoder.parts(
             [batches[0].source], [_new(batches)], lane=batch.lane, historical=batch.historical
         )
@@ -275,6 +275,11 @@ def _refused(one: Waiting) -> bool:
     if one.refused:
         one.answered(BatchError("context", "a batch before this one was refused"))
     return one.refused
+
+
+def _first(batches: Sequence[Waiting]) -> Batch:
+    """Return the first that brings readings: what it is, historical or not, all of those are."""
+    return next(one.batch for one in batches if one.new is not None)
 
 
 def _new(batches: Sequence[Waiting]) -> Readings:

@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -407,14 +407,22 @@ class SinkRunner:
 
     async def _try_again(self) -> bool:
         """Try the entries whose pauses are over, each alone; return whether there was one."""
-        now_s = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
         due = [p for p, failure in self._failures.items() if failure.retry_at_s <= now_s]
         for partition in due:
-            found, one = await self._collector.first(partition, self._positions[partition])
-            if one is not None:
-                await self._deliver([one])
-            elif not found:  # trimmed by hand meanwhile
-                del self._failures[partition]
+            try:
+                found, one = await self._collector.first(partition, self._positions[partition])
+                if one is not None:
+                    await self._deliver([one])
+                elif not found:  # trimmed by hand meanwhile
+                    del self._failures[partition]
+            except StreamError as error:  # the other partitions go on without
+                failure = self._failures[partition]
+                retry_at_s = loop.time() + self._pause_s(failure.tries)
+                self._failures[partition] = replace(
+                    failure, retry_at_s=retry_at_s, cause=_cause(error)
+                )
         return bool(due)
 
     # ---- writing ---------------------------------------------------------------------------------

@@ -230,6 +230,23 @@ async def test_a_lane_keeps_its_order_where_readings_begin_to_be_historical() ->
     assert lab.answers == [(1, "ok"), (11, "ok"), (21, "ok"), (31, "ok")]
 
 
+async def test_readings_are_not_historical_because_a_tombstone_before_them_is() -> None:
+    told: list[tuple[list[int], bool]] = []
+    lab = Lab(PartEncoder(lambda _, found, historical: told.append((list(found.seqs), historical))))
+    await lab.put(1)
+    behind = await lab.put(11)
+    stone = Tombstone(1, 21, 24, 4, "evicted-age", 5)
+    nothing = Readings(range(0), [], [], [], [], [], [])
+    batch = Batch("gw", 1, LinkLane.LIVE, True, nothing, (), (stone,), 24, Mode.COLUMNAR, 1000)
+    await lab.put_batch(batch, None, 21)
+    await lab.put(31, 1)
+    behind.refused = True
+    await lab.answer(0)
+    await lab.answer(1)
+    assert told[-1] == ([31], False)
+    assert [name for name, said in lab.answers if said == "ok"] == [1, 21, 31]
+
+
 async def test_an_append_is_bounded_and_its_seqs_rise() -> None:
     lab = Lab()
     await lab.put(1)

@@ -170,6 +170,45 @@ async def test_a_partition_that_cannot_be_read_holds_up_itself_alone(
     assert sorted(seq for seq, _ in sink.readings) == list(range(1, 201))
 
 
+async def test_a_failed_entry_that_cannot_be_read_again_holds_up_its_partition_alone(
+    stream: EmbeddedStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = (await stream.stats()).last_positions
+    bad = min(ends)
+    real = stream.read
+    unreadable: set[int] = set()
+
+    async def read(partition: int, after: int, **bounds: int) -> list[Entry]:
+        if partition in unreadable:
+            raise StreamError(f"partition {partition}: no more answers in 2 s")
+        return await real(partition, after, **bounds)
+
+    def refuses(entries: Sequence[DecodedEntry]) -> None:
+        if any(one.entry.partition == bad for one in entries):
+            if len(entries) == 1:
+                unreadable.add(bad)  # from now on
+            raise ValueError("not this one")
+
+    monkeypatch.setattr(stream, "read", read)
+    sink = FarSink()
+    sink.fault = refuses
+    runner = await run(stream, sink)
+    async with asyncio.timeout(10):
+        while not unreadable:
+            await asyncio.sleep(0)
+        await append_readings(stream, one_per_row(200, first_seq=201, devices=40))
+        ends = (await stream.stats()).last_positions
+        while sink.kept != {p: end for p, end in ends.items() if p != bad}:
+            await asyncio.sleep(0.01)
+        while not (await runner.stats()).cause.startswith("partition "):
+            await asyncio.sleep(0.01)
+        sink.fault = lambda _entries: None
+        unreadable.clear()
+        await runner.drained()
+    await runner.stop()
+    assert sorted(seq for seq, _ in sink.readings) == list(range(1, 401))
+
+
 async def test_a_long_wait_is_said_and_seen_until_it_is_over(
     stream: EmbeddedStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -295,6 +295,23 @@ async def test_a_purge_by_hand_leaves_what_a_node_needs_to_start(
         ]
 
 
+async def test_a_checkpoint_damaged_by_hand_is_written_anew(
+    engine: JetStreamEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_EVERY_S", 0.05)
+    async with opened(engine) as stream:
+        for seq in range(1, 5):
+            await stream.append([part(3, [seq])])
+        assert await stream.checkpoint(keep_records=0)
+        async with connected(engine.servers) as connection:
+            await connection.publish(engine.layout.checkpoint_subject("head"), b"damaged")
+            async with asyncio.timeout(20):
+                while await stream._checkpoints.newest() < 4:
+                    await asyncio.sleep(0.02)
+    async with opened(engine) as again:
+        assert list(await again.held("gw", EPOCH)) == [(1, 4)]
+
+
 async def test_a_ledger_that_went_back_stops_the_node(engine: JetStreamEngine) -> None:
     async with opened(engine) as stream:
         await stream.append([part(1, [1])])

@@ -110,7 +110,7 @@ class Checkpoints:
             head = await self._last("head")
         except ClusterError as error:
             raise StreamError(f"{self._layout.checkpoint_stream}: {error}") from None
-        self.seq = 0 if head is None else int(cbor2.loads(head[1])[1])
+        self.seq = _seq_of(head)
         return self.seq
 
     async def save(self, state: LedgerState, *, keep_records: int) -> bool:
@@ -131,12 +131,10 @@ class Checkpoints:
 
     async def _save(self, seq: int, steps_left: Iterator[bytes], keep_records: int) -> bool:
         head = await self._last("head")
-        before = 0
-        if head is not None:
-            before = int(cbor2.loads(head[1])[1])
-            if before >= seq:
-                self.seq = before
-                return False
+        before = _seq_of(head)
+        if head is not None and before >= seq:
+            self.seq = before
+            return False
         made = []
         for piece in steps_left:
             made.append(piece)
@@ -175,3 +173,11 @@ class Checkpoints:
 
     async def _purge(self, stream: str, **what: object) -> None:
         await insist(lambda: self._connection.api(f"STREAM.PURGE.{stream}", what, timeout_s=5))
+
+
+def _seq_of(head: tuple[int, bytes] | None) -> int:
+    """Return the sequence of the checkpoint that a head names, 0 without one or if damaged."""
+    try:
+        return int(cbor2.loads(head[1])[1]) if head is not None else 0
+    except Exception:  # noqa: BLE001 - whatever stands there: the next one takes its place
+        return 0

@@ -93,6 +93,8 @@ class Upkeep:
             except StreamError as error:
                 log.warning("checkpoint_failed", error=str(error))
                 await asyncio.sleep(1)  # another purge may be seen at once
+            except Exception:  # the task's root: the next may be written
+                log.exception("checkpoint_broke")
 
     async def _look(self) -> None:
         """Write a checkpoint if one is due."""
