@@ -2,16 +2,14 @@
  *
  * Built where there is a compiler; filter_calls.py says which loops these are
  * (tests/mqtt/test_filter_calls.py compares them). The objects are those of the Python classes,
- * made without a call of their `__init__`: `slots_of` finds where a class with `__slots__` has its
- * fields, and refuses one that has others than are filled here.
+ * made without a call of their `__init__`: `slots_of` finds where a class has its fields, and
+ * refuses one that has others than are filled here.
  *
  * Invariants: nothing is read past `size`; an object is whole before anybody else can see it; a
  * borrowed reference is not used after Python code may have run.
  */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <structmember.h>
+#include "_slots.h"
 
 #define FIELDS_MAX 7
 
@@ -48,21 +46,13 @@ static int slots_of(struct slots *slots, PyTypeObject *type)
         PyErr_SetString(PyExc_TypeError, "a class with other fields");
         return -1;
     }
+    Py_ssize_t at[FIELDS_MAX]; /* those of the class before stay until all are found */
     for (int i = 0; i < slots->count; i++) {
-        PyObject *found = PyObject_GetAttrString((PyObject *)type, slots->names[i]);
-        if (found == NULL)
+        at[i] = slot_offset(type, slots->names[i]);
+        if (at[i] < 0)
             return -1;
-        PyMemberDef *member = Py_IS_TYPE(found, &PyMemberDescr_Type)
-                                  ? ((PyMemberDescrObject *)found)->d_member
-                                  : NULL;
-        int fits = member != NULL && member->type == T_OBJECT_EX;
-        slots->at[i] = fits ? member->offset : 0;
-        Py_DECREF(found);
-        if (!fits) {
-            PyErr_Format(PyExc_TypeError, "%s is no slot", slots->names[i]);
-            return -1;
-        }
     }
+    memcpy(slots->at, at, (size_t)slots->count * sizeof at[0]);
     Py_XSETREF(slots->type, (PyTypeObject *)Py_NewRef((PyObject *)type));
     return 0;
 }
@@ -253,7 +243,9 @@ static PyObject *entries(PyObject *module, PyObject *args)
             Py_CLEAR(made);
             break;
         }
-        PyObject *one = entry_of(kind, session, PySequence_Fast_GET_ITEM(fast, i), identifiers);
+        PyObject *wanted = Py_NewRef(PySequence_Fast_GET_ITEM(fast, i));
+        PyObject *one = entry_of(kind, session, wanted, identifiers);
+        Py_DECREF(wanted);
         if (one == NULL)
             Py_CLEAR(made);
         else
@@ -470,7 +462,9 @@ static PyObject *add_filters(PyObject *module, PyObject *args)
     }
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(filters) && i < PyList_GET_SIZE(given); i++) {
         PyObject *topic_filter = Py_NewRef(PyList_GET_ITEM(filters, i));
-        int added = add_filter(kind, values, root, key, topic_filter, PyList_GET_ITEM(given, i));
+        PyObject *value = Py_NewRef(PyList_GET_ITEM(given, i));
+        int added = add_filter(kind, values, root, key, topic_filter, value);
+        Py_DECREF(value);
         Py_DECREF(topic_filter);
         if (added < 0)
             return NULL;

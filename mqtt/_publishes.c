@@ -7,9 +7,7 @@
  * Invariants: nothing is read past `size`; a message is whole before anybody else can see it.
  */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <structmember.h>
+#include "_slots.h"
 
 /* Where a class has the fields that are filled here; the others are copied from a template. */
 static const char *const names[] = {"topic", "payload", "qos", "retain"};
@@ -27,21 +25,13 @@ static int find_fields(PyTypeObject *type)
         PyErr_SetString(PyExc_TypeError, "a class with slots alone is needed");
         return -1;
     }
+    Py_ssize_t at[FIELDS]; /* those of the class before stay until all are found */
     for (int i = 0; i < FIELDS; i++) {
-        PyObject *found = PyObject_GetAttrString((PyObject *)type, names[i]);
-        if (found == NULL)
+        at[i] = slot_offset(type, names[i]);
+        if (at[i] < 0)
             return -1;
-        PyMemberDef *member = Py_IS_TYPE(found, &PyMemberDescr_Type)
-                                  ? ((PyMemberDescrObject *)found)->d_member
-                                  : NULL;
-        int fits = member != NULL && member->type == T_OBJECT_EX;
-        offsets[i] = fits ? member->offset : 0;
-        Py_DECREF(found);
-        if (!fits) {
-            PyErr_Format(PyExc_TypeError, "%s is no slot", names[i]);
-            return -1;
-        }
     }
+    memcpy(offsets, at, sizeof offsets);
     Py_XSETREF(known, (PyTypeObject *)Py_NewRef((PyObject *)type));
     return 0;
 }

@@ -10,9 +10,7 @@
  * another one can run code of anybody's; nothing is written before all that can fail has not.
  */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <structmember.h>
+#include "../_slots.h"
 
 enum type { TRANSPORT, CONNECTION, MACHINE, LIMITS, ROUTE, RUN, TYPES };
 
@@ -300,17 +298,9 @@ static PyObject *bind(PyObject *module, PyObject *args)
                           &PyType_Type, &given[4], &PyType_Type, &given[5], &state, &write))
         return NULL;
     for (int slot = 0; slot < SLOTS; slot++) {
-        PyObject *member = PyObject_GetAttrString(given[SLOT[slot].type], SLOT[slot].name);
-        if (member == NULL)
+        found[slot] = slot_offset((PyTypeObject *)given[SLOT[slot].type], SLOT[slot].name);
+        if (found[slot] < 0)
             return NULL;
-        if (Py_TYPE(member) != &PyMemberDescr_Type ||
-            ((PyMemberDescrObject *)member)->d_member->type != T_OBJECT_EX) {
-            PyErr_Format(PyExc_TypeError, "%s is no slot", SLOT[slot].name);
-            Py_DECREF(member);
-            return NULL;
-        }
-        found[slot] = ((PyMemberDescrObject *)member)->d_member->offset;
-        Py_DECREF(member);
     }
     memcpy(offsets, found, sizeof offsets);
     for (int type = 0; type < TYPES; type++)

@@ -185,9 +185,8 @@ class SqliteSessionStore:
         waiting = self._waiting
         kind = type(change)
         if kind is RetainedSaved or kind is RetainedEnded:
-            waiting[change[0]] = (
-                change  # by topic, the only keys that are bytes: the last one counts
-            )
+            # by topic, the only keys that are bytes: the last one counts
+            waiting[change[0]] = change
         elif kind is DeliverySaved:
             waiting[DeliverySaved, *change[:2]] = change
         elif kind is MessageSaved:

@@ -177,6 +177,20 @@ def test_of_what_is_no_subscription_none_is_made(given_for_one: Any) -> None:
         subscribed(Session("c", SessionPolicy()), [given_for_one], b"").pop().qos.bit_length()
 
 
+def test_a_class_that_does_not_fit_changes_nothing_for_one_that_does() -> None:
+    class Other:
+        __slots__ = ("no_local", "other", "qos", "retain_as_published", "topic_filter")
+
+    session = Session("c", SessionPolicy())
+    one = Subscription("a", 1, no_local=True)
+    other: Any = Other()
+    assert subscribed(session, [one], b"")[0].qos == 1
+    with pytest.raises((TypeError, AttributeError)):
+        subscribed(session, [other], b"")
+    (entry,) = subscribed(session, [one], b"")
+    assert (entry.topic_filter, entry.qos, entry.no_local) == ("a", 1, True)
+
+
 def limits_are_kept(filters: Sequence[str], slashes_max: int, characters_max: int) -> bool:
     """Say what `are_within` does, the plain way."""
     return all(
