@@ -217,6 +217,14 @@ class Delivery:
         self.counted = False  # takes a place in this connection's window
         self.held = False  # not to be sent before the store has it
 
+    @property
+    def movable(self) -> bool:
+        """True when another member of the shared subscription that it came by may get it.
+
+        A QoS 2 message that was sent stays with its client [MQTT-4.8.2-4] [MQTT-4.8.2-5].
+        """
+        return self.share is not None and (self.qos == 1 or not self.dup)
+
 
 class Session:
     """One client's session; without `recorder` it ends with the process at the latest."""
@@ -518,12 +526,9 @@ class Session:
         return True
 
     def undelivered_shared(self) -> Iterator[tuple[int, Delivery]]:
-        """Yield what came by shared subscriptions and may go to another member.
-
-        A QoS 2 message that was sent stays with this client [MQTT-4.8.2-4] [MQTT-4.8.2-5].
-        """
+        """Yield what came by shared subscriptions and may go to another member."""
         for packet_id, delivery in list(self.outbound.items() if self.outbound else ()):
-            if delivery.share is not None and (delivery.qos == 1 or not delivery.dup):
+            if delivery.movable:
                 yield packet_id, delivery
 
     def drop(self, packet_id: int, delivery: Delivery, reason: str) -> None:

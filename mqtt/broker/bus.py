@@ -27,7 +27,7 @@ from mqtt.broker.router import Router
 from mqtt.packets import Connect, Subscription
 from mqtt.server_messages import Message
 from mqtt.server_routes import Route
-from mqtt.session import Session, ShareGroup
+from mqtt.session import Delivery, Session, ShareGroup
 
 if TYPE_CHECKING:
     from mqtt.broker.core import Core
@@ -193,21 +193,36 @@ class BusRouter(Router):
 
     # -- shared subscriptions -----------------------------------------------------------------
 
-    def reassign(self, session: Session, now_s: float) -> None:  # noqa: ARG002 - as `Router`
-        """Give what a member has not acknowledged to other members, here or elsewhere.
+    def hand_over(
+        self,
+        session: Session,
+        packet_id: int,
+        delivery: Delivery,
+        now_s: float,  # noqa: ARG002 - as `Router`
+        *,
+        to_absent: bool = False,
+    ) -> bool:
+        """Give a delivery to another member, here or elsewhere; False when there is none.
 
-        It goes by the log once more; what was stored is forgotten when the log has it.
+        It goes by the log once more. What was stored is forgotten when the log has it, or at once
+        where it may not stay (`to_absent`).
         """
-        for packet_id, delivery in session.undelivered_shared():
-            group, message = delivery.share, delivery.message
-            assert group is not None
-            tracker = message.tracker
-            if tracker is None:
-                done: Callable[[], object] = partial(session.acknowledged, packet_id)
-                self.bus.reroute(message, group, done, waiting=False)
-            elif self.bus.reroute(message, group, partial(tracker, True), waiting=True):
-                message.tracker = _ignore
-                session.acknowledged(packet_id)
+        group, message = delivery.share, delivery.message
+        assert group is not None
+        tracker = message.tracker
+        stays = tracker is None and not to_absent
+        done: Callable[[], object]
+        if tracker is not None:
+            done = partial(tracker, True)
+        else:
+            done = partial(session.acknowledged, packet_id) if stays else _nothing
+        if not self.bus.reroute(message, group, done, waiting=not stays):
+            return False
+        if tracker is not None:
+            message.tracker = _ignore
+        if not stays:
+            session.acknowledged(packet_id)
+        return True
 
     # -- retained -----------------------------------------------------------------------------
 
@@ -224,3 +239,7 @@ class BusRouter(Router):
 
 def _ignore(taken: bool) -> None:
     """Hear nothing of a delivery that goes to somebody else."""
+
+
+def _nothing() -> None:
+    """Hear that the log has what is not here any more."""

@@ -138,12 +138,12 @@ def drop_forbidden(connection: Connection, session: Session, client: ClientInfo)
             "mqtt_subscriptions_taken_away", client_id=client.client_id, count=len(forbidden)
         )
         connection.stop_feeding(forbidden)
-    _drop_messages(session, client, access)
+    _drop_messages(core, session, client, access)
     return len(forbidden)
 
 
-def _drop_messages(session: Session, client: ClientInfo, access: Access) -> None:
-    """Drop what waits for a client that may not subscribe to it.
+def _drop_messages(core: Core, session: Session, client: ClientInfo, access: Access) -> None:
+    """Drop what waits for a client that may not subscribe to it, or give it to whoever shares it.
 
     Not what the client is in the middle of acknowledging, nor what the host has for it alone.
     """
@@ -164,7 +164,10 @@ def _drop_messages(session: Session, client: ClientInfo, access: Access) -> None
                     for each in session.subscriptions or ()
                 )
             )
-        if not may:
+        if not may and not (
+            delivery.movable
+            and core.router.hand_over(session, packet_id, delivery, core.refresh(), to_absent=True)
+        ):
             session.drop(packet_id, delivery, "not_authorized")
 
 

@@ -210,27 +210,46 @@ class Router:
         Only to a connected one: else it waits here for whoever comes back first.
         """
         for packet_id, delivery in session.undelivered_shared():
-            group = delivery.share
-            assert group is not None
-            entry = group.choose(delivery.size, besides=session)
-            if (
-                entry is None
-                or entry.session.link is None
-                or not entry.session.takes(delivery.size)
-            ):
-                continue
-            session.acknowledged(packet_id)
-            self._hand_over(entry, delivery, now_s)
+            self.hand_over(session, packet_id, delivery, now_s)
 
-    def _hand_over(self, entry: Subscribed, delivery: Delivery, now_s: float) -> None:
-        entry.session.offer(
-            delivery.message,
-            min(delivery.qos, entry.qos),
-            delivery.message.retain and entry.retain_as_published,
-            entry.identifiers,
-            now_s,
-            entry.share,
-        )
+    def hand_over(
+        self,
+        session: Session,
+        packet_id: int,
+        delivery: Delivery,
+        now_s: float,
+        *,
+        to_absent: bool = False,
+    ) -> bool:
+        """Give a delivery to another member of its shared subscription; False when none takes it.
+
+        The other one has it, in the store too, before this one has not.
+
+        Args:
+            session: Whose delivery it is.
+            packet_id: Of the delivery.
+            delivery: One that is `movable`.
+            now_s: Monotonic time.
+            to_absent: Whether a member that is not connected may get it.
+        """
+        group = delivery.share
+        entry = group.choose(delivery.size, besides=session) if group is not None else None
+        if (
+            entry is None
+            or (entry.session.link is None and not to_absent)
+            or not entry.session.takes(delivery.size)
+            or not entry.session.offer(
+                delivery.message,
+                min(delivery.qos, entry.qos),
+                delivery.message.retain and entry.retain_as_published,
+                entry.identifiers,
+                now_s,
+                group,
+            )
+        ):
+            return False
+        session.acknowledged(packet_id)
+        return True
 
     # -- retained -----------------------------------------------------------------------------
 

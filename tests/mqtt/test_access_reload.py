@@ -195,6 +195,34 @@ async def test_what_waits_is_not_sent_when_a_reload_takes_it_away() -> None:
         assert await client.settled() == []
 
 
+@pytest.mark.parametrize("is_here", [True, False])
+async def test_what_came_by_a_shared_subscription_goes_to_another_member(is_here: bool) -> None:
+    lasting = {SESSION_EXPIRY_INTERVAL: 100}
+    async with fronting() as front:
+        one, _ = await front.ask_at("one", properties={RECEIVE_MAXIMUM: 1})
+        await one.subscribe("$share/g/a/#")
+        writer, _ = await front.ask_at("writer")
+        for topic in ("a/1", "a/2", "a/3"):
+            assert await refusal(writer, topic) == 0
+        sent = await one.receive(Publish)
+        two, _ = await front.ask_at("two", properties=lasting)
+        await two.subscribe("$share/g/a/#")
+        if not is_here:
+            await front.gone(two)
+        rules = (
+            RuleConfig(effect="deny", who=("client:one",), topics=("a/#",)),
+            RuleConfig(topics=("#",)),
+        )
+        now = front.front._settings
+        await front.front.reload(replace(now, access=AccessConfig(rules=rules)))
+        if not is_here:
+            two, _ = await front.ask_at("two", clean_start=False, properties=lasting)
+        assert [(await two.receive(Publish)).topic_name for _ in range(2)] == ["a/2", "a/3"]
+        one.send(Puback(sent.packet_id))  # what was sent is its own
+        assert await one.settled() == []
+        assert "not_authorized" not in front.broker.stats().drops
+
+
 async def test_retained_messages_on_their_way_stop_when_a_reload_takes_them_away() -> None:
     broker = BrokerConfig(sys_interval_s=0, inflight_max=2)
     async with fronting(broker=broker) as front:
