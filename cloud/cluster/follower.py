@@ -68,8 +68,8 @@ class Follower:
         altered: Called with a line when the stream is not the one it was: shorter, or emptied.
         described: Called with the stream's metadata at the start and with each look; must not
             raise.
-        begins: Called, when all there is was delivered, with the sequence before which the stream
-            holds nothing any more; must not raise.
+        begins: Called, when a look finds that all there is was delivered, with the sequence before
+            which the stream holds nothing any more; must not raise.
     """
 
     def __init__(
@@ -233,10 +233,12 @@ class Follower:
             self._fell_behind(reached, last, str(info.get("created")))
             return False
         self._behind = 0
+        if self._next_seq > last:
+            self._begins(int(info["state"]["first_seq"]))
+        # else what was replaced since may lie past `last`: it is not seen, but not gone either
         while self._next_seq <= last:
             if not await self._fill(last):
                 return True
-        self._begins(int(info["state"]["first_seq"]))
         return False
 
     async def _look(self) -> dict[str, Any]:

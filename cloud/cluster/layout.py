@@ -377,16 +377,18 @@ async def _call(
 def _older(metadata: Mapping[str, str], version: int) -> list[str]:
     """Return what an operator is told of a cluster that may be raised to a version."""
     said = version_of(metadata)
-    if said is None or said >= version:
+    if said is not None and said >= version:
         return []
-    return [f"layout is {said}, has to be {version} once no older node runs"]
+    return [f"layout is {said or 'not said'}, has to be {version} once no older node runs"]
 
 
 async def _too_old(connection: Connection, layout: Layout) -> list[str]:
     """Return the nodes that keep a cluster from being raised to the version of a layout."""
     ledger = await _info(connection, layout.ledger_stream)
     bucket = Bucket(connection, layout.bucket("leases"))
-    if not _older(_metadata(ledger), layout.version) or not await _info(connection, bucket.stream):
+    if ledger is None or not _older(_metadata(ledger), layout.version):
+        return []
+    if not await _info(connection, bucket.stream):
         return []
     return await older_nodes(bucket, layout.version)
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from cloud.stream.jetstream.records import (
     encode,
     pack_ranges,
 )
+from cloud.stream.jetstream.state import LedgerState
 from runtime.clock import SystemClock
 from tests.cloud.stream_contract import EPOCH, Engine, StreamContract, opened, part, read_all, stone
 from tests.kit.nats import NatsServers, connected, layout_of, nats_single
@@ -324,6 +326,42 @@ async def test_a_ledger_that_went_back_stops_the_node(engine: JetStreamEngine) -
                 await stream.wait({2: 0})
         with pytest.raises(StreamError, match="start this node again"):
             await stream.append([part(1, [2])])
+
+
+async def test_a_ledger_that_was_put_back_is_given_no_checkpoint_of_what_it_lost(
+    engine: JetStreamEngine,
+) -> None:
+    async with opened(engine) as stream, connected(engine.servers) as connection:
+        await stream.append([part(1, [1])])
+        name = engine.layout.ledger_stream
+        await connection.api(f"STREAM.DELETE.{name}")
+        await apply(connection, engine.layout, recreate=[name])
+        with pytest.raises(StreamError, match="ends at 0"):  # sooner than it breaks by itself
+            await stream.checkpoint(keep_records=0)
+        assert await stream._checkpoints.newest() == 0
+
+
+async def test_a_state_that_broke_while_the_newest_was_asked_for_is_not_saved() -> None:
+    class Broke:
+        """Checkpoints; asking for the newest takes long enough for the state to break."""
+
+        seq = 0
+        saved = 0
+        usable = True
+
+        async def newest(self) -> int:
+            self.usable = False
+            return 0
+
+        async def save(self, _state: LedgerState, *, keep_records: int) -> bool:
+            self.saved += keep_records
+            return True
+
+    checkpoints: Any = Broke()
+    upkeep = module.Upkeep(checkpoints, LedgerState(0), lambda: checkpoints.usable)
+    upkeep.begins(5)
+    await upkeep._look()
+    assert not checkpoints.saved
 
 
 @pytest.mark.parametrize(("partition", "raw_seq"), [(64, 99), (3, 1 << 70)])

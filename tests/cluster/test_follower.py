@@ -19,6 +19,7 @@ class Servers:
 
     def __init__(self) -> None:
         self.last = 10
+        self.first: Callable[[], int] = lambda: 1
         self.created = "2026-11-21T00:00:00Z"
         self.asked = 0
 
@@ -38,7 +39,7 @@ class Servers:
         if path.startswith("STREAM.MSG.GET"):
             raise follower.ApiError(404, 10037, "no message found")
         self.asked += 1
-        state = {"first_seq": 1, "last_seq": self.last}
+        state = {"first_seq": self.first(), "last_seq": self.last}
         return {"config": {}, "created": self.created, "state": state}
 
     async def until_asked(self, more: int) -> None:
@@ -76,4 +77,21 @@ async def test_a_leader_that_answers_from_the_past_is_not_a_stream_that_went_bac
         assert (
             altered[0] == "S: its last sequence went back from 10 to 6: it was replaced or restored"
         )
+    await one.stop()
+
+
+async def test_what_a_look_was_behind_of_is_not_taken_for_purged() -> None:
+    """What was replaced while it was read may lie past the end that the look saw."""
+    servers: Any = Servers()
+    began: list[int] = []
+    one = Follower(servers, "S", "live", lambda _message: None, poll_s=0.001,
+                   begins=began.append)  # fmt: skip
+    await one.start()
+    servers.first = lambda: 11 if one.next_seq > servers.last else 12
+    servers.last = 12
+    async with asyncio.timeout(20):
+        while 11 not in began:
+            await asyncio.sleep(0.001)
+    assert one.next_seq == 13
+    assert 12 not in began
     await one.stop()

@@ -93,6 +93,25 @@ async def test_a_node_that_does_not_say_what_it_knows_is_of_the_first_version(
             await apply(connection, layout)
 
 
+async def test_a_ledger_that_says_no_version_any_more_is_not_raised_past_older_nodes(
+    servers: NatsServers, layout: Layout
+) -> None:
+    async with connected(servers) as connection:
+        await apply(connection, replace(layout, version=1))
+        config = (await connection.api(f"STREAM.INFO.{layout.ledger_stream}"))["config"]
+        del config["metadata"]["tidegate.layout"]
+        await connection.api(f"STREAM.UPDATE.{layout.ledger_stream}", config)
+        (step,) = await plan(connection, layout)
+        assert "layout is not said" in step.line()
+        bucket = Bucket(connection, layout.bucket("leases"))
+        await bucket.put("node.quiet", b'{"node": "quiet", "sinks": []}', ttl_s=60)
+        with pytest.raises(ClusterError, match=r"^quiet would not know"):
+            await apply(connection, layout)
+        await bucket.delete("node.quiet")
+        await apply(connection, layout)
+        assert await plan(connection, layout) == []
+
+
 async def test_a_raised_cluster_is_refused_by_an_older_program(
     servers: NatsServers, layout: Layout
 ) -> None:

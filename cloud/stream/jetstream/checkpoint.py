@@ -135,6 +135,7 @@ class Checkpoints:
         if head is not None and before >= seq:
             self.seq = before
             return False
+        await self._check_end(seq)
         made = []
         for piece in steps_left:
             made.append(piece)
@@ -163,6 +164,20 @@ class Checkpoints:
             await self._purge(self._layout.ledger_stream, seq=seq + 1 - keep_records)
         log.info("ledger_checkpoint", seq=seq, bytes=len(packed))
         return True
+
+    async def _check_end(self, seq: int) -> None:
+        """Refuse a state of records that the ledger does not have (any more).
+
+        After a restore it would pass over what was restored, and have it purged.
+
+        Raises:
+            StreamError.
+        """
+        stream = self._layout.ledger_stream
+        info = await insist(lambda: self._connection.api(f"STREAM.INFO.{stream}"))
+        last = int(info["state"]["last_seq"])
+        if last < seq:
+            raise StreamError(f"{stream}: ends at {last}, a checkpoint of {seq} is not written")
 
     async def _put(self, data: bytes, *tokens: object, expected: int | None = None) -> None:
         subject = self._layout.checkpoint_subject(*tokens)

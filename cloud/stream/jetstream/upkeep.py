@@ -98,7 +98,10 @@ class Upkeep:
 
     async def _look(self) -> None:
         """Write a checkpoint if one is due."""
-        missing = self._first - 1 - await self._checkpoints.newest()
+        newest = await self._checkpoints.newest()
+        if not self._usable():
+            return  # what broke it meanwhile may have been taken in part
+        missing = self._first - 1 - newest
         records = self._state.seq - self._checkpoints.seq
         if missing > 0:
             log.error("ledger_purged", records=missing, hint="a checkpoint takes their place")
