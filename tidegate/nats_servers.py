@@ -74,7 +74,7 @@ def free_ports(count: int) -> list[int]:
     """Return `count` TCP ports of loopback that only a server told of them can have.
 
     A port that was merely free a moment ago may be some client's own by the time a server listens
-    there. So each stays bound here, without listening, for as long as this process lives: a
+    there. So each stays bound here, without listening, until 256 more were asked for: a
     server, which sets SO_REUSEADDR, can listen beside that, and nobody else gets the port.
     """
     ports = []
