@@ -15,7 +15,9 @@ import pytest
 
 from bridge.batch import Decoder
 from bridge.devices import DeviceIds
-from bridge.envelope import CONTENT_TYPE
+from bridge.envelope import CONTENT_TYPE, Mode
+from bridge.structured import StructuredDecoder
+from bridge.structured_bodies import LINK_LIMITS
 from edge.contract import Lane
 from edge.uplink import Uplink
 from edge.uplink_config import Endpoint, UplinkConfig
@@ -44,14 +46,19 @@ def payloads(count: int) -> list[bytes]:
     return [b'{"n":%d}' % n for n in range(count)]
 
 
+def link_decoder() -> Decoder:
+    """Return one for both modes: which the gateway takes is found by trying, and by time."""
+    return Decoder("gw-1", bodies={Mode.STRUCTURED: StructuredDecoder(LINK_LIMITS)})
+
+
 async def collect(client: aiomqtt.Client, count: int) -> list[bytes]:
     """Decode batches as they come from a subscription until `count` readings are there."""
-    decoder = Decoder("gw-1")
+    decoder = link_decoder()
     rows: dict[int, bytes] = {}
     async with asyncio.timeout(15):
         async for message in client.messages:
             if getattr(message.properties, "ContentType", None) == CONTENT_TYPE:
-                decoder = Decoder("gw-1")  # a new connection of the uplink
+                decoder = link_decoder()  # a new connection of the uplink
             assert isinstance(message.payload, bytes)
             readings = decoder.decode(message.payload).readings
             rows |= dict(zip(readings.seqs, readings.payloads, strict=True))
