@@ -16,8 +16,9 @@ Invariant: a library of another version than this file's is not used.
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Final
+
+from mqtt.native import library
 
 if TYPE_CHECKING:
     from mqtt._filters import Library
@@ -28,15 +29,4 @@ __all__ = ["VERSION", "native"]
 
 VERSION: Final = 1  # rises with every change of a function's arguments or meaning
 
-
-def _load() -> Library | None:
-    if "no-native-filters" in sys._xoptions:  # noqa: SLF001 - documented for reading
-        return None
-    try:
-        from mqtt import _filters  # noqa: PLC0415 - may not be there
-    except ImportError:
-        return None
-    return _filters if _filters.VERSION == VERSION else None  # type: ignore[return-value]  # its stub has the Protocol
-
-
-native = _load()
+native: Library | None = library("mqtt._filters", VERSION, "no-native-filters")

@@ -13,9 +13,10 @@ import errno
 import os
 import select
 import socket
-import sys
 from mmap import mmap
 from typing import TYPE_CHECKING, Any, Final
+
+from mqtt.native import library
 
 if TYPE_CHECKING:
     from mqtt.broker.net._sockets import Library
@@ -41,18 +42,7 @@ EVENTS_MAX: Final = 128  # sockets a call; the others come first in the next
 ACCEPT_MAX: Final = 64  # likewise
 WRITABLE: Final = int(select.EPOLLOUT)
 
-
-def _load() -> Library | None:
-    if "no-native-sockets" in sys._xoptions:  # noqa: SLF001 - documented for reading
-        return None
-    try:
-        from mqtt.broker.net import _sockets  # noqa: PLC0415 - may not be there
-    except ImportError:
-        return None
-    return _sockets if _sockets.VERSION == VERSION else None
-
-
-native = _load()
+native: Library | None = library("mqtt.broker.net._sockets", VERSION, "no-native-sockets")
 
 
 def _accept(listening: socket.socket, wanted: int) -> list[int | tuple[Any, ...] | None]:
