@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks.drain import listening, rss_mb, running
 from bridge.batch import Encoder
+from bridge.endpoint_rotation import RETRY_AFTER_SPREAD
 from bridge.envelope import LinkLane
 from bridge.link_pacing import (
     DOWN_ALL,
@@ -37,7 +38,6 @@ from bridge.link_pacing import (
     retry_after,
 )
 from bridge.readings import Readings
-from bridge.uplink_state import RETRY_AFTER_SPREAD
 from mqtt.decoding import decode
 from mqtt.frames import encode_publish, parse_publishes, split
 from mqtt.packets import Connack

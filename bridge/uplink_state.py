@@ -22,6 +22,9 @@ While a batch is suspect only one batch is in flight. A suspect's readings are s
 one and no faster than the back-off allows, so a cloud that refuses everything cannot empty a
 journal into the dead letters. docs/link-format.md section 1.
 
+What is tried next of a suspect is `lane_cursor`'s, when structured batches are given up for a
+while `structured_breaker`'s, which endpoint is dialled next and when `endpoint_rotation`'s.
+
 Backlog. `split` makes everything that lies in the journal's live lane backlog: the live cursor
 jumps past it, and the backlog's goes through what was left out, up to `backlog_end`. What has been
 acknowledged in between (by the live lane, after an earlier split) is in `settled` and is not sent
@@ -36,175 +39,24 @@ acked_seq is settled, or lies between the backlog's acked_seq and backlog_end.
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Protocol, TypeAlias
 
+from bridge.backoff import DecorrelatedJitter, Rng
+from bridge.endpoint_rotation import EndpointRotation
 from bridge.envelope import LinkLane, Mode, Tombstone
 from bridge.intervals import IntervalSet
+from bridge.lane_cursor import LaneCursor, Step
 from bridge.link_speed import LinkSpeed
+from bridge.structured_breaker import StructuredBreaker
+from bridge.uplink_events import Durable, Grant, Redial, Sent, SetAside, UplinkEvent, UplinkLimits
 
-__all__ = [
-    "PAYLOAD_FORMAT_INVALID",
-    "DecorrelatedJitter",
-    "Durable",
-    "Grant",
-    "Redial",
-    "Rng",
-    "Sent",
-    "SetAside",
-    "UplinkEvent",
-    "UplinkLimits",
-    "UplinkState",
-]
+__all__ = ["PAYLOAD_FORMAT_INVALID", "UplinkState"]
 
 SUCCESS = 0x00
 PAYLOAD_FORMAT_INVALID = 0x99
 PACKET_TOO_LARGE = 0x95
-RETRY_AFTER_MAX_S = 3600.0
-RETRY_AFTER_SPREAD = 1.25  # a gateway comes between what it was told and so much of it
-_STRUCTURED_FAILURES_MAX = 3  # in a row; then it is mode 0
-PLAIN_MIN_S = 5.0  # for so long, before a structured batch is tried again;
-PLAIN_MAX_S = 320.0  # each time twice as long, up to this
 _URGENT_WINDOWS = 2  # an urgent batch goes although others fill the window
-
-
-class Rng(Protocol):
-    """What is needed of a random generator."""
-
-    def uniform(self, a: float, b: float, /) -> float:
-        """Return a number between `a` and `b`."""
-        ...
-
-
-class DecorrelatedJitter:
-    """Delays that grow at random between a floor and a ceiling, so that a fleet spreads out.
-
-    Each delay is uniform between the floor and three times the one before (Brooker, "Exponential
-    Backoff and Jitter", 2015).
-    """
-
-    __slots__ = ("_ceiling_s", "_floor_s", "_previous_s", "_rng")
-
-    def __init__(self, floor_s: float, ceiling_s: float, rng: Rng) -> None:
-        self._floor_s = floor_s
-        self._ceiling_s = ceiling_s
-        self._rng = rng
-        self._previous_s = floor_s
-
-    def next_s(self) -> float:
-        """Return the next delay in seconds."""
-        drawn_s = self._rng.uniform(self._floor_s, self._previous_s * 3)
-        self._previous_s = min(self._ceiling_s, drawn_s)
-        return self._previous_s
-
-    def reset(self) -> None:
-        """Begin again at the floor: something worked."""
-        self._previous_s = self._floor_s
-
-
-@dataclass(slots=True, frozen=True)
-class UplinkLimits:
-    """Sizes and times the uplink keeps to."""
-
-    batch_readings: int = 500
-    batch_bytes: int = 256 * 1024  # of payloads and topics before compression
-    window_bytes: int = 1024 * 1024  # of batches in flight
-    window_batches: int = 64
-    rate_bytes_s: float = 0.0  # what the link may be used for; 0 = as it carries
-    ack_timeout_s: float = 30.0
-    backoff_min_s: float = 0.5
-    backoff_max_s: float = 60.0
-
-
-@dataclass(slots=True, frozen=True)
-class Grant:
-    """Leave to make one batch; worthless once `generation` is no longer the state's."""
-
-    lane: int
-    after_seq: int
-    readings_max: int
-    bytes_max: int  # a single reading may be more
-    mode: int
-    fresh: bool  # start a new context first
-    generation: int
-
-
-@dataclass(slots=True, eq=False)
-class Sent:
-    """A batch in flight."""
-
-    lane: int
-    after_seq: int
-    first_seq: int
-    last_seq: int  # = after_seq when the batch holds no readings
-    count: int
-    bytes: int
-    mode: int
-    generation: int
-    sent_s: float = 0.0
-    tombstones: Sequence[Tombstone] = ()
-    durable: bool = False
-
-
-@dataclass(slots=True, frozen=True)
-class Durable:
-    """Everything of `lane` past `after_seq` up to `seq` is safe in the cloud, and these stones."""
-
-    lane: int
-    seq: int
-    readings: int
-    tombstones: Sequence[Tombstone]
-    after_seq: int = 0
-
-
-@dataclass(slots=True, frozen=True)
-class SetAside:
-    """These readings will not be taken: make them dead letters, then call `set_aside_done`."""
-
-    lane: int
-    after_seq: int
-    first_seq: int
-    last_seq: int
-    cause: str
-
-
-@dataclass(slots=True, frozen=True)
-class Redial:
-    """Drop the connection: it is open, and nothing gets through."""
-
-    cause: str
-
-
-UplinkEvent: TypeAlias = Durable | SetAside | Redial
-
-
-class _Step(IntEnum):
-    """How far a suspect batch has been tried."""
-
-    FRESH = 1
-    PLAIN = 2
-    HALVES = 3
-
-
-@dataclass(slots=True)
-class _Suspect:
-    """A refused range of a lane, until everything up to `last_seq` is settled."""
-
-    last_seq: int
-    step: _Step
-    readings_max: int
-
-
-@dataclass(slots=True)
-class _LaneCursor:
-    acked_seq: int = 0
-    sent_seq: int = 0
-    chain: deque[Sent] = field(default_factory=deque)  # this generation's, in the order sent
-    suspect: _Suspect | None = None
+_SHRINK_MAX = 16  # a batch is one reading by then
 
 
 class UplinkState:
@@ -213,7 +65,6 @@ class UplinkState:
     Attributes:
         connected: A connection is up and its CONNACK was received.
         generation: Rises whenever what is in flight becomes stale.
-        endpoint: Index of the endpoint in use or to dial next.
         last_error: What last went wrong, one line; "" while nothing has.
         refusals: Batches refused so far, not counting those in a refusal's wake.
         speed: What the link of this connection moves.
@@ -223,32 +74,25 @@ class UplinkState:
 
     def __init__(self, limits: UplinkLimits, endpoints: int, rng: Rng) -> None:
         self._limits = limits
-        self._lanes = [_LaneCursor() for _ in LinkLane]
-        self._endpoints = endpoints
+        self._lanes = [LaneCursor() for _ in LinkLane]
         self._backoff = DecorrelatedJitter(limits.backoff_min_s, limits.backoff_max_s, rng)
+        self._rotation = EndpointRotation(endpoints, self._backoff, rng)
+        self._breaker = StructuredBreaker()
         self._in_flight: list[Sent] = []
         self._bytes_in_flight = 0
         self._window_batches = limits.window_batches
         self._packet_bytes_max: int | None = None
         self._setting_aside = False
         self._fresh = True
-        self._plain = False
-        self._plain_s = PLAIN_MIN_S  # of mode 0 after the next structured refusal too many
-        self._plain_until_s = 0.0
-        self._structured_failures = 0
         self._shrink = 0  # batches are 2^-shrink of their limits: nothing got through otherwise
         self._progress_s = 0.0  # when bytes in flight last moved or were acknowledged
         self._hold_until_s = 0.0
-        self._dial_at_s = 0.0
-        self._busy_until_s: dict[int, float] = {}  # by endpoint that has said when to come again
-        self._rng = rng
         self._got_through = False  # something was acknowledged on this connection
         self.speed = LinkSpeed(limits.window_bytes, limits.rate_bytes_s)
         self.settled = IntervalSet()
         self.backlog_end: int | None = None
         self.connected = False
         self.generation = 0
-        self.endpoint = 0
         self.last_error = ""
         self.refusals = 0
 
@@ -257,13 +101,16 @@ class UplinkState:
     @property
     def dial_at_s(self) -> float:
         """When to dial `endpoint`; meaningless while connected."""
-        return self._dial_at_s
+        return self._rotation.dial_at_s
+
+    @property
+    def endpoint(self) -> int:
+        """Index of the endpoint in use or to dial next."""
+        return self._rotation.index
 
     def endpoints_changed(self, endpoints: int) -> None:
         """Take another number of endpoints; the first of them is dialled next."""
-        self._endpoints = endpoints
-        self._busy_until_s.clear()
-        self.endpoint = 0
+        self._rotation.replace(endpoints)
 
     def connection_made(
         self, now_s: float, *, receive_maximum: int, packet_bytes_max: int | None
@@ -280,7 +127,7 @@ class UplinkState:
         self._window_batches = max(1, min(self._limits.window_batches, receive_maximum))
         self._packet_bytes_max = packet_bytes_max
         self._got_through = False
-        self._structured_works()
+        self._breaker.reset()
         self.speed.reset()
         self._progress_s = now_s
 
@@ -305,37 +152,13 @@ class UplinkState:
             if reason_code == PACKET_TOO_LARGE:
                 events = self._suspect(first, "too-large", cause)
             elif not self._got_through:
-                self._shrink = min(self._shrink + 1, 16)
+                self._shrink = min(self._shrink + 1, _SHRINK_MAX)
         self._rewind()
         if was_connected and self._got_through:
-            self.endpoint = 0
-            self._dial_at_s = now_s + self._backoff.next_s()
-            return events
-        if retry_after_s > 0:
-            told_s = min(retry_after_s, RETRY_AFTER_MAX_S)
-            told_s = self._rng.uniform(told_s, told_s * RETRY_AFTER_SPREAD)
-            self._busy_until_s[self.endpoint] = now_s + told_s
-        self._next_endpoint(now_s)
+            self._rotation.worked(now_s)
+        else:
+            self._rotation.failed(now_s, retry_after_s)
         return events
-
-    def _next_endpoint(self, now_s: float) -> None:
-        """Turn to the next endpoint that has not said to come later; where all have, wait."""
-        busy = {at: until for at, until in self._busy_until_s.items() if until > now_s}
-        self._busy_until_s = busy
-        self._dial_at_s = now_s
-        if len(busy) >= self._endpoints:
-            self.endpoint = min(busy, key=lambda at: busy[at])
-            self._dial_at_s = busy[self.endpoint]
-            return
-        waits = False
-        while True:
-            self.endpoint += 1
-            if self.endpoint >= self._endpoints:
-                self.endpoint, waits = 0, True
-            if self.endpoint not in busy:
-                break
-        if waits:
-            self._dial_at_s += self._backoff.next_s()
 
     # ---- sending
 
@@ -396,9 +219,9 @@ class UplinkState:
         if live.chain or live.suspect is not None or last_seq <= live.acked_seq:
             return False
         if self.backlog_end is None:
-            backlog.acked_seq = backlog.sent_seq = live.acked_seq
+            backlog.jump(live.acked_seq)
         self.backlog_end = last_seq
-        live.acked_seq = live.sent_seq = last_seq
+        live.jump(last_seq)
         return True
 
     def backlog_read_out(self) -> list[UplinkEvent]:
@@ -411,8 +234,8 @@ class UplinkState:
         end = self.backlog_end
         if end is None or backlog.chain or self._setting_aside:
             return []
-        after_seq, backlog.acked_seq = backlog.acked_seq, end
-        backlog.sent_seq = end
+        after_seq = backlog.acked_seq
+        backlog.jump(end)
         backlog.suspect = None
         self.backlog_end = None
         self._settle(LinkLane.BACKLOG, after_seq, end)
@@ -434,10 +257,10 @@ class UplinkState:
         readings_max = self.speed.batch_readings(limits.batch_readings)
         readings_max = max(1, readings_max >> self._shrink)
         suspect = cursor.suspect
-        plain = self._plain
+        plain = self._breaker.is_open
         if suspect is not None:
             readings_max = min(readings_max, suspect.readings_max)
-            plain = plain or suspect.step >= _Step.PLAIN
+            plain = plain or suspect.step >= Step.PLAIN
         return Grant(
             lane=lane,
             after_seq=cursor.sent_seq,
@@ -476,9 +299,7 @@ class UplinkState:
             self.speed.encoded(batch_bytes, count)
         self._in_flight.append(sent)
         self._bytes_in_flight += batch_bytes
-        cursor = self._lanes[grant.lane]
-        cursor.sent_seq = last_seq
-        cursor.chain.append(sent)
+        self._lanes[grant.lane].sent(sent)
         self._fresh = False
         return sent
 
@@ -521,10 +342,8 @@ class UplinkState:
         """Note that readings are safe among the dead letters: their lane moves on."""
         cursor = self._lanes[event.lane]
         assert cursor.acked_seq == event.after_seq
-        cursor.acked_seq = cursor.sent_seq = event.last_seq
+        cursor.set_aside(event.last_seq)
         self._settle(event.lane, event.after_seq, event.last_seq)
-        cursor.chain.clear()
-        self._clear_suspect(cursor)
         self._setting_aside = False
         self._hold_until_s = now_s + self._backoff.next_s()
 
@@ -550,9 +369,9 @@ class UplinkState:
             self._backoff.reset()
             self._got_through = True
             if sent.mode == Mode.STRUCTURED:
-                self._structured_works()
-            elif now_s >= self._plain_until_s:
-                self._plain = False
+                self._breaker.reset()
+            else:
+                self._breaker.columnar_taken(now_s)
             self._shrink = max(0, self._shrink - 1)
             idle = not self._in_flight
             self.speed.acknowledged(sent.bytes, sent.sent_s, now_s, idle=idle)
@@ -576,7 +395,7 @@ class UplinkState:
     def next_deadline_s(self) -> float | None:
         """Return when `handle_timeout` has something to do; None while connected and idle."""
         if not self.connected:
-            return self._dial_at_s
+            return self._rotation.dial_at_s
         if self._in_flight:
             return self._progress_s + self._limits.ack_timeout_s
         return None
@@ -604,77 +423,29 @@ class UplinkState:
     # ---- inner
 
     def _advance(self, lane: int) -> list[UplinkEvent]:
-        cursor = self._lanes[lane]
-        chain = cursor.chain
-        readings = 0
-        tombstones: list[Tombstone] = []
-        moved = False
-        after_seq = cursor.acked_seq
-        while chain and chain[0].durable:
-            done = chain.popleft()
-            cursor.acked_seq = done.last_seq
-            readings += done.count
-            tombstones += done.tombstones
-            moved = True
-        if not moved:
+        """Say what of a lane has become durable."""
+        done = self._lanes[lane].advance(lane)
+        if done is None:
             return []
-        self._clear_suspect(cursor)
-        self._settle(lane, after_seq, cursor.acked_seq)
-        return [Durable(lane, cursor.acked_seq, readings, tombstones, after_seq)]
-
-    def _clear_suspect(self, cursor: _LaneCursor) -> None:
-        suspect = cursor.suspect
-        if suspect is None:
-            return
-        if cursor.acked_seq >= suspect.last_seq:
-            cursor.suspect = None
-        else:
-            suspect.readings_max *= 2
+        self._settle(lane, done.after_seq, done.seq)
+        return [done]
 
     def _rewind(self) -> None:
         """Make everything in flight stale: it will be read and encoded again."""
         self.generation += 1
         self._fresh = True
         for cursor in self._lanes:
-            cursor.sent_seq = cursor.acked_seq
-            cursor.chain.clear()
-
-    def _structured_works(self) -> None:
-        """Note that nothing speaks against structured batches."""
-        self._plain = False
-        self._plain_s = PLAIN_MIN_S
-        self._plain_until_s = 0.0
-        self._structured_failures = 0
-
-    def _structured_failed(self) -> None:
-        """Count a structured batch that was refused: a decoder that is down comes up again."""
-        self._structured_failures += 1
-        if self._structured_failures < _STRUCTURED_FAILURES_MAX:
-            return
-        self._plain = True
-        self._plain_until_s = max(self._plain_until_s, self._progress_s + self._plain_s)
-        self._plain_s = min(PLAIN_MAX_S, self._plain_s * 2)
+            cursor.rewind()
 
     def _suspect(self, sent: Sent, word: str, cause: str) -> list[UplinkEvent]:
         """Choose how the readings of a refused batch are tried next."""
         cursor = self._lanes[sent.lane]
-        suspect = cursor.suspect
-        if word == "mode" and sent.mode == Mode.STRUCTURED:
-            self._plain, self._plain_until_s = True, math.inf
-            return []
         if sent.mode == Mode.STRUCTURED:
-            self._structured_failed()
-        if suspect is None:
-            step = _Step.HALVES if word == "too-large" else _Step.FRESH
-            suspect = cursor.suspect = _Suspect(sent.last_seq, step, max(1, sent.count))
-            if step is _Step.FRESH:
+            if word == "mode":
+                self._breaker.unsupported()
                 return []
-        elif suspect.step is _Step.FRESH and word != "too-large":
-            suspect.step = _Step.PLAIN
-            return []
-        suspect.step = _Step.HALVES
-        if sent.count > 1:
-            suspect.readings_max = sent.count // 2
+            self._breaker.failed(self._progress_s)
+        if not cursor.refused(sent, too_large=word == "too-large"):
             return []
         if not sent.count:  # tombstones alone: there is nothing to set aside
             cursor.suspect = None

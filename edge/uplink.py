@@ -26,15 +26,13 @@ from typing import Protocol
 
 import structlog
 
+from bridge.backoff import Rng
 from bridge.devices import DeviceIds
 from bridge.envelope import LinkLane
 from bridge.errors import BatchError, LinkError
 from bridge.link_pacing import Pace, decode_credit
-from bridge.uplink_state import (
-    Redial,
-    Rng,
-    UplinkState,
-)
+from bridge.uplink_events import Redial
+from bridge.uplink_state import UplinkState
 from edge.commands import CommandLink
 from edge.contract import JournalReader
 from edge.uplink_asides import Asides

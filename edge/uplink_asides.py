@@ -13,7 +13,8 @@ import structlog
 
 from bridge.batch import EntryEncoder
 from bridge.readings import FLAG_QOS_MASK, FLAG_RETAIN, Readings
-from bridge.uplink_state import Grant, SetAside, UplinkEvent, UplinkState
+from bridge.uplink_events import Grant, SetAside, UplinkEvent
+from bridge.uplink_state import UplinkState
 from edge.contract import JournalReader, Lane
 from edge.readings import CommitError
 from edge.segments import Segment, pack_segment

@@ -17,7 +17,8 @@ from bridge.batch import Encoder, link_columns
 from bridge.envelope import Mode, Tombstone
 from bridge.link_level import LEVEL_BESIDE, LevelGovernor
 from bridge.readings import Readings
-from bridge.uplink_state import Grant, UplinkState
+from bridge.uplink_events import Grant
+from bridge.uplink_state import UplinkState
 from edge.contract import JournalReader
 from edge.uplink_bodies import UplinkBodies
 from edge.uplink_config import UplinkConfig

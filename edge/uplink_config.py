@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bridge.link_budget import BudgetLimits, Window
-from bridge.uplink_state import UplinkLimits
+from bridge.uplink_events import UplinkLimits
 from runtime.config import section, setting
 
 __all__ = ["BudgetConfig", "Endpoint", "UplinkConfig"]

@@ -16,7 +16,8 @@ from bridge.envelope import LinkLane
 from bridge.link_pacing import Pace
 from bridge.link_shares import Shares
 from bridge.readings import Readings
-from bridge.uplink_state import Grant, UplinkState
+from bridge.uplink_events import Grant
+from bridge.uplink_state import UplinkState
 from edge.contract import JournalReader, Lane
 from edge.uplink_budget import BudgetAccount
 from edge.uplink_config import UplinkConfig

@@ -17,15 +17,8 @@ import structlog
 from bridge.envelope import LinkLane, Mode
 from bridge.errors import LinkError
 from bridge.readings import Readings
-from bridge.uplink_state import (
-    PAYLOAD_FORMAT_INVALID,
-    Durable,
-    Grant,
-    Sent,
-    SetAside,
-    UplinkEvent,
-    UplinkState,
-)
+from bridge.uplink_events import Durable, Grant, Sent, SetAside, UplinkEvent
+from bridge.uplink_state import PAYLOAD_FORMAT_INVALID, UplinkState
 from edge.readings import CommitError, packet_bytes
 from edge.uplink_asides import Asides
 from edge.uplink_batches import BatchMaker

@@ -10,17 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.envelope import Mode, Tombstone
-from bridge.uplink_state import (
-    DecorrelatedJitter,
-    Durable,
-    Grant,
-    Redial,
-    Sent,
-    SetAside,
-    UplinkEvent,
-    UplinkLimits,
-    UplinkState,
-)
+from bridge.uplink_events import Durable, Grant, Redial, Sent, SetAside, UplinkEvent, UplinkLimits
+from bridge.uplink_state import UplinkState
 
 URGENT, LIVE, BACKLOG = 0, 1, 2
 LIMITS = UplinkLimits(batch_readings=100, window_bytes=1000, window_batches=4)
@@ -435,40 +426,6 @@ def test_everything_in_flight_is_read_again_after_a_loss() -> None:
     assert state.answered(second, 0, "", 2.0) == [], "an answer of a connection that is gone"
 
 
-def test_endpoints_are_tried_in_order_and_pauses_lie_between_rounds() -> None:
-    state = UplinkState(LIMITS, 3, Middle())
-    dials = []
-    now_s = 0.0
-    for _ in range(9):
-        now_s = max(now_s, state.dial_at_s)
-        dials.append((state.endpoint, now_s))
-        state.connection_lost(now_s, "refused")
-    assert [endpoint for endpoint, _ in dials] == [0, 1, 2] * 3
-    rounds = [dials[place][1] for place in (0, 3, 6)]
-    assert [when for _, when in dials] == sorted(rounds * 3)
-    assert rounds[0] < rounds[1] < rounds[2]
-    assert rounds[2] - rounds[1] > rounds[1] - rounds[0]
-
-
-def test_an_endpoint_that_says_when_is_dialled_then_at_random_and_others_meanwhile() -> None:
-    state = UplinkState(LIMITS, 2, Middle())
-    state.connection_lost(0.0, "busy", retry_after_s=40.0)
-    assert (state.endpoint, state.dial_at_s) == (1, 0.0)
-    state.connection_lost(0.0, "refused")
-    assert state.endpoint == 1, "the first is not asked before its time"
-    assert 0 < state.dial_at_s < 40
-    state.connection_lost(30.0, "busy", retry_after_s=40.0)
-    assert (state.endpoint, state.dial_at_s) == (0, 45.0), "the one that is due first"
-    state.connection_lost(45.0, "refused")
-    assert (state.endpoint, 45.0 < state.dial_at_s < 50.0) == (0, True)
-
-
-def test_a_time_that_makes_no_sense_is_not_waited_for() -> None:
-    state = UplinkState(LIMITS, 1, Middle())
-    state.connection_lost(0.0, "busy", retry_after_s=1e9)
-    assert state.dial_at_s == 3600 * 1.125
-
-
 def test_an_endpoint_that_accepts_and_acknowledges_nothing_is_left_for_the_next() -> None:
     state = UplinkState(LIMITS, 2, Middle())
     state.connection_made(0.0, receive_maximum=10, packet_bytes_max=None)
@@ -532,16 +489,6 @@ def test_bytes_that_move_put_the_watchdog_off() -> None:
     state.progressed(25.0)
     assert state.handle_timeout(40.0) == []
     assert len(state.handle_timeout(55.0)) == 1
-
-
-def test_delays_are_jittered_within_floor_and_ceiling() -> None:
-    jitter = DecorrelatedJitter(0.5, 60.0, random.Random(7))
-    drawn = [jitter.next_s() for _ in range(1000)]
-    assert min(drawn) >= 0.5
-    assert max(drawn) <= 60.0
-    assert len(set(drawn)) > 100
-    jitter.reset()
-    assert jitter.next_s() <= 1.5
 
 
 # ---- the whole -----------------------------------------------------------------------------------

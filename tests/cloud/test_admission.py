@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.uplink_state import RETRY_AFTER_SPREAD
+from bridge.endpoint_rotation import RETRY_AFTER_SPREAD
 from cloud.admission import BURST_S, KEPT_S, WAIT_MAX_S, Admission
 
 

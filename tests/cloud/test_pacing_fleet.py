@@ -17,10 +17,10 @@ import pytest
 
 from benchmarks.fleet import jain
 from bridge.batch import Batch
+from bridge.endpoint_rotation import RETRY_AFTER_SPREAD
 from bridge.envelope import LinkLane
 from bridge.link_pacing import DOWN_ALL, DOWN_PREFIX, Pace, decode_credit
 from bridge.readings import Readings
-from bridge.uplink_state import RETRY_AFTER_SPREAD
 from cloud.config import PacingConfig, SinksConfig
 from cloud.gateways import GatewaysSeen
 from cloud.ingest_batches import BatchStats, BatchTaken, Waits
