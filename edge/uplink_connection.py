@@ -6,7 +6,8 @@ which everything here depends. A new paho client is made for each connection, so
 unacknowledged of an old one can ever be sent again by the library.
 
 Connecting and the TLS handshake, which paho does blocking, are done before paho gets the socket
-(edge/uplink_socket.py), so that everything runs on the loop and nothing holds it.
+(edge/uplink_addresses.py, edge/uplink_socket.py), so that everything runs on the loop and nothing
+holds it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import paho.mqtt.client as paho
@@ -31,8 +32,9 @@ from bridge.commands import CTL_PREFIX
 from bridge.envelope import CONTENT_TYPE
 from bridge.errors import LinkError
 from bridge.link_pacing import DOWN_ALL, DOWN_PREFIX, UPLINK_CLIENT_PREFIX, retry_after
+from edge.uplink_addresses import Addresses, open_socket
 from edge.uplink_config import Endpoint
-from edge.uplink_socket import LinkBytes, open_socket, reason_of, tls_handshake
+from edge.uplink_socket import LinkBytes, reason_of, tls_handshake
 
 if TYPE_CHECKING:  # paho defines it for type checkers only
     from paho.mqtt.client import SocketLike
@@ -57,6 +59,7 @@ class ConnectionOptions:
     keep_alive_s: int = 30
     connect_timeout_s: float = 10.0
     tls: ssl.SSLContext | None = None
+    addresses: Addresses = field(default_factory=Addresses)  # of the endpoint, known so far
 
 
 class _PahoClient(paho.Client):
@@ -112,6 +115,7 @@ class UplinkConnection:
         self._bytes = LinkBytes()
         self._socket: SocketLike | None = None
         self._dialling: socket.socket | None = None  # until paho has it
+        self._address: Hashable = None  # of the server, once its TCP has accepted
         self._tick: asyncio.TimerHandle | None = None
         self._paho = self._make_client()
 
@@ -148,7 +152,10 @@ class UplinkConnection:
         timeout_s = self._options.connect_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                self._dialling = await open_socket(self.endpoint)
+                self._dialling = await open_socket(
+                    self.endpoint, self._options.addresses, timeout_s, self._bytes
+                )
+                self._address = self._dialling.getpeername()
                 if self.endpoint.tls:
                     context = self._options.tls or ssl.create_default_context()
                     self._dialling = await tls_handshake(
@@ -251,6 +258,8 @@ class UplinkConnection:
             return
         if reason.is_failure:
             self.retry_after_s = retry_after(getattr(properties, "UserProperty", ()))
+            if self.retry_after_s:
+                self._options.addresses.answered(self._address)
             self._accepted.set_exception(LinkError(f"refused: {reason} (0x{reason.value:02x})"))
             return
         self.receive_maximum = getattr(properties, "ReceiveMaximum", 65_535)
@@ -265,6 +274,7 @@ class UplinkConnection:
     def _published(
         self, _client: Any, _data: Any, packet_id: int, reason: ReasonCode, properties: Any
     ) -> None:
+        self._options.addresses.answered(self._address)
         answered = self._said.pop(packet_id, None)
         if answered is not None:
             answered(reason.value)

@@ -13,6 +13,7 @@ from dataclasses import replace
 import structlog
 
 from bridge.errors import LinkError
+from edge.uplink_addresses import Addresses
 from edge.uplink_config import Endpoint, UplinkConfig
 from edge.uplink_connection import ConnectionOptions, UplinkConnection
 from edge.uplink_socket import tls_context
@@ -49,6 +50,7 @@ class Dialler:
 
     def __init__(self, config: UplinkConfig, gateway: str, purpose: str = "") -> None:
         self.endpoints = [Endpoint.parse(url) for url in config.endpoints]
+        self._addresses = {endpoint: Addresses() for endpoint in self.endpoints}
         self._config = config
         self._made_by = config  # the newest connection
         self._gateway = gateway
@@ -64,6 +66,8 @@ class Dialler:
             return False
         self._config = after
         self.endpoints = [Endpoint.parse(url) for url in after.endpoints]
+        known = self._addresses
+        self._addresses = {one: known.get(one) or Addresses() for one in self.endpoints}
         return True
 
     def outdated(self, endpoint: Endpoint) -> bool:
@@ -92,6 +96,7 @@ class Dialler:
             keep_alive_s=config.keep_alive_s,
             connect_timeout_s=config.connect_timeout_s,
             tls=self._tls_context() if endpoint.tls else None,
+            addresses=self._addresses[endpoint],
         )
         return UplinkConnection(endpoint, options, on_puback, on_lost, on_control)
 

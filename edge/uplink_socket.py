@@ -7,7 +7,6 @@ really costs, headers and retransmissions included, and whether its bytes still 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 import ssl
@@ -17,12 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.errors import LinkError
-from edge.uplink_config import Endpoint, UplinkConfig
+from edge.uplink_config import UplinkConfig
 
-__all__ = ["LinkBytes", "open_socket", "reason_of", "tls_context", "tls_handshake"]
+__all__ = ["LinkBytes", "reason_of", "tls_context", "tls_handshake"]
 
 _TCP_INFO = struct.Struct("8x24I4Q6I4Q2I2Q")  # Linux 4.19, up to tcpi_bytes_retrans
-_IP_TCP_HEADER_BYTES = 52  # IPv4 20, TCP with timestamps 32
+_TCP_HEADER_BYTES = 32  # with timestamps
+_IP_HEADER_BYTES = {socket.AF_INET: 20, socket.AF_INET6: 40}
 
 
 @dataclass(slots=True)
@@ -38,6 +38,8 @@ class LinkBytes:
     acked: int = 0  # bytes of the stream the peer's TCP has acknowledged
     outstanding: bool = False  # something is written and not acknowledged by the peer's TCP
     rtt_ms: float = 0.0
+    gone_out: int = 0  # of `out`: on sockets that were given up
+    gone_into: int = 0
 
     def sample(self, sock: Any) -> None:
         """Take the kernel's counts of a socket; what it does not tell stays as it was."""
@@ -50,37 +52,17 @@ class LinkBytes:
             return
         unacked, rtt_us = info[4], info[15]
         acked, received, segments_out, segments_in, not_sent = info[26:31]
-        self.out = info[40] + segments_out * _IP_TCP_HEADER_BYTES
-        self.into = received + segments_in * _IP_TCP_HEADER_BYTES
+        header = _TCP_HEADER_BYTES + _IP_HEADER_BYTES.get(sock.family, 0)
+        self.out = self.gone_out + info[40] + segments_out * header
+        self.into = self.gone_into + received + segments_in * header
         self.acked = acked
         self.outstanding = bool(unacked or not_sent)
         self.rtt_ms = rtt_us / 1000
 
-
-async def open_socket(endpoint: Endpoint) -> socket.socket:
-    """Connect to the first address of the endpoint that accepts.
-
-    Raises:
-        OSError: none does; of the last one tried.
-    """
-    loop = asyncio.get_running_loop()
-    infos = await loop.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-    failure: OSError = OSError(errno.EADDRNOTAVAIL, "the name has no address")
-    for family, kind, protocol, _, address in infos:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setblocking(False)
-            await loop.sock_connect(sock, address)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError as error:
-            sock.close()
-            failure = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise failure
+    def gone(self, sock: Any) -> None:
+        """Take the counts of a socket that is given up; those of another come on top."""
+        self.sample(sock)
+        self.gone_out, self.gone_into = self.out, self.into
 
 
 async def tls_handshake(
