@@ -105,6 +105,8 @@ def create_app(parts: ApiParts, config: HttpConfig) -> FastAPI:
     app.include_router(console_routes(), include_in_schema=False)
     app.add_exception_handler(StarletteHTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_bad_parameters)
+    app.add_exception_handler(StreamError, _on_unreadable)
+    app.add_exception_handler(DatabaseError, _on_unreadable)
     app.add_exception_handler(Exception, _on_failure)
     return app
 
@@ -223,10 +225,7 @@ def _node(parts: ApiParts) -> APIRouter:
         gateway: Annotated[str | None, Query(description="Only this one.")] = None,
     ) -> Ledger:
         """Return where every assigned reading is: stored, given up, waiting, or missing."""
-        try:
-            views = [one for one in await parts.node.ledger() if gateway in {None, one.gateway}]
-        except (DatabaseError, StreamError) as error:
-            raise HTTPException(503, str(error)) from None
+        views = [one for one in await parts.node.ledger() if gateway in {None, one.gateway}]
         if gateway is not None and not views:
             raise HTTPException(404, f"gateway '{gateway}' is not in the ledger")
         return Ledger(balanced=all(one.balanced for one in views), ledger=views)
@@ -317,7 +316,14 @@ def _telemetry(parts: ApiParts) -> APIRouter:
 
     @router.get("/status", responses={200: {"model": StatusView}})
     async def status() -> Response:
-        """Return figures of the node since its start, of its parts, and of each gateway's link."""
+        """Return figures of the node since its start, of its parts, and of each gateway's link.
+
+        Of gateways nothing while the stream cannot be read: `/readyz` says why.
+        """
+        try:
+            known = await parts.node.gateways()
+        except StreamError:
+            known = ()
         gateways = {
             one.gateway: {
                 "connected": one.connected,
@@ -325,7 +331,7 @@ def _telemetry(parts: ApiParts) -> APIRouter:
                 "lag_s": one.lag_s,
                 "readings": one.readings,
             }
-            for one in await parts.node.gateways()
+            for one in known
         }
         active = parts.alerts.active() if parts.alerts is not None else ()
         firing = sum(one.state == "firing" for one in active)
@@ -386,6 +392,11 @@ async def _on_bad_parameters(_request: Request, error: Exception) -> Response:
     given = first.get("input")
     got = f", got {given!r}"[:120] if isinstance(given, str | int | float) else ""
     return JSONResponse({"detail": f"{where or 'body'}: {first['msg']}{got}"}, 422)
+
+
+async def _on_unreadable(_request: Request, error: Exception) -> Response:
+    """Say why what was asked for cannot be read now."""
+    return JSONResponse({"detail": str(error)}, 503)
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:

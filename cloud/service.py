@@ -53,6 +53,7 @@ from mqtt.broker.front import Front, FrontError
 from mqtt.broker.seams import SessionStore
 from mqtt.broker.session_store import SessionStoreError, SqliteSessionStore
 from runtime.clock import Clock
+from runtime.logs import limited
 from runtime.metrics import Metrics
 from runtime.reload import Reloaded, changed_keys, sort_keys
 from runtime.service import StartError
@@ -66,6 +67,7 @@ RELOADABLE = ("access", "broker", "listeners", "host", "port")  # tables and key
 _PROBE_INTERVAL_S = 5.0
 _PROBE_TIMEOUT_S = 5.0
 _PROVE_PAUSE_S = 0.5
+_LOG_EVERY_S = 30.0
 _DRAIN_S = 5.0  # how long an orderly stop waits for the sinks to catch up
 
 
@@ -267,7 +269,7 @@ class CloudService:
         return names
 
     async def _stop_sinks(self) -> None:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(StreamError, TimeoutError):
             async with asyncio.timeout(_DRAIN_S):
                 await self.sinks.drained()
         await self.sinks.stop()
@@ -333,7 +335,7 @@ class CloudService:
             try:
                 await self._read_sample()
             except StreamError as error:
-                log.warning("figures_not_read", error=str(error))
+                limited(log, "figures", _LOG_EVERY_S).warning("figures_not_read", error=str(error))
             self._step_back()
             if loop.time() >= probe_at_s:
                 await self._probe()
@@ -343,9 +345,11 @@ class CloudService:
     def _step_back(self) -> None:
         """Leave the partitions to other nodes when this one cannot read the stream any more."""
         leases = self.sinks.leases
-        broken = isinstance(self.stream, JetStreamStream) and self.stream.broken
-        if broken and leases is not None and not leases.draining:
-            leases.begin_drain()
+        broken = self.stream.broken if isinstance(self.stream, JetStreamStream) else ""
+        if broken:
+            self._not_ready = broken  # before the next probe would find it
+            if leases is not None and not leases.draining:
+                leases.begin_drain()
 
     async def _read_sample(self) -> None:
         self._sample = Sample(

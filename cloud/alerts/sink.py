@@ -42,7 +42,7 @@ from cloud.alerts.shown import alert_view, event_view, urgency
 from cloud.alerts.store import AlertStore, Changes, Message
 from cloud.alerts.teller import Teller, webhook_target
 from cloud.sinks.contract import DecodedEntry, SinkUnavailable
-from cloud.stream.contract import Entry
+from cloud.stream.contract import Entry, StreamError
 from cloud.views import AlertEventView, AlertView
 from runtime.clock import Clock
 from runtime.logs import limited
@@ -489,6 +489,8 @@ class AlertSink:
             try:
                 async with self._lock:
                     pause_s = await self._tick()
+            except StreamError as error:  # how far the stream is cannot be said
+                limited(log, "deadlines_wait", 60.0).warning("deadlines_wait", error=str(error))
             except SinkUnavailable as error:
                 limited(log, "state_not_written", 60.0).error("state_not_written", error=str(error))
             except Exception:  # noqa: BLE001 - a task's root: deadlines must go on

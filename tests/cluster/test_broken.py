@@ -1,0 +1,41 @@
+"""A node that takes nothing any more, as what it reads is not for it: it says so, and ends well."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from cloud.cluster.versions import VERSION_KEY
+from cloud.stream.jetstream.engine import JetStreamStream
+from tests.kit.cluster_nodes import cluster_nodes, shares
+from tests.kit.nats import nats_single
+from tests.kit.nodes import run_command
+from tests.kit.sites import until
+
+
+async def test_it_answers_what_it_knows_hands_over_and_stops_in_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with nats_single(tmp_path, disk_bytes_max=8 << 30) as servers:
+        async with cluster_nodes(servers, tmp_path, 2, "alerts") as (broken, well):
+            assert isinstance(broken.stream, JetStreamStream)
+            broken.stream._described({VERSION_KEY: "99"})
+            url = f"http://127.0.0.1:{broken.http_port}"
+            await until("ready no more", broken.ready, timeout_s=20)
+            said = await run_command("status", "--url", url)
+            assert said.code == 1
+            assert "NOT READY: cluster" in said.out.splitlines()[0]
+            for words in (("status", "--partitions"), ("audit",)):
+                said = await run_command(*words, "--url", url)
+                assert said.code == 1
+                assert said.err.count("\n") == 1, said.err
+                assert "has layout 99, this program knows" in said.err
+            await until("handed over", lambda: shares(well, "alerts") == 64, timeout_s=30)
+            async with asyncio.timeout(10):
+                await broken.stop()
+            assert broken.sinks.leases is not None
+            assert not broken.sinks.leases._watch  # the sinks were stopped, and the leases
+            assert all(runner._task is None for runner in broken.sinks.runners.values())
+    assert "Traceback" not in capsys.readouterr().out
