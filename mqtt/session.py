@@ -196,6 +196,7 @@ class Delivery:
         "held",
         "identifiers",
         "message",
+        "moving",
         "qos",
         "released",
         "retain",
@@ -216,6 +217,7 @@ class Delivery:
         self.released = False  # PUBREC came: PUBREL is what is to be sent
         self.counted = False  # takes a place in this connection's window
         self.held = False  # not to be sent before the store has it
+        self.moving = False  # another member gets it: only the store keeps it, until that has it
 
     @property
     def movable(self) -> bool:
@@ -223,7 +225,7 @@ class Delivery:
 
         A QoS 2 message that was sent stays with its client [MQTT-4.8.2-4] [MQTT-4.8.2-5].
         """
-        return self.share is not None and (self.qos == 1 or not self.dup)
+        return self.share is not None and not self.moving and (self.qos == 1 or not self.dup)
 
 
 class Session:
@@ -400,7 +402,7 @@ class Session:
             return
         while unsent and link.writable:
             delivery = outbound.get(unsent[0])
-            if delivery is None:  # acknowledged after all, or dropped
+            if delivery is None or delivery.moving:  # acknowledged after all, or dropped
                 unsent.popleft()
             elif delivery.held:
                 return

@@ -204,24 +204,24 @@ class BusRouter(Router):
     ) -> bool:
         """Give a delivery to another member, here or elsewhere; False when there is none.
 
-        It goes by the log once more. What was stored is forgotten when the log has it, or at once
-        where it may not stay (`to_absent`).
+        It goes by the log once more, and is this session's in the store until the log has it. Where
+        it may not stay (`to_absent`) the client does not get it meanwhile, come what may.
         """
         group, message = delivery.share, delivery.message
         assert group is not None
         tracker = message.tracker
-        stays = tracker is None and not to_absent
         done: Callable[[], object]
         if tracker is not None:
             done = partial(tracker, True)
         else:
-            done = partial(session.acknowledged, packet_id) if stays else _nothing
-        if not self.bus.reroute(message, group, done, waiting=not stays):
+            done = partial(session.acknowledged, packet_id)
+        if not self.bus.reroute(message, group, done, waiting=to_absent or tracker is not None):
             return False
         if tracker is not None:
             message.tracker = _ignore
-        if not stays:
             session.acknowledged(packet_id)
+        else:
+            delivery.moving = to_absent
         return True
 
     # -- retained -----------------------------------------------------------------------------
@@ -239,7 +239,3 @@ class BusRouter(Router):
 
 def _ignore(taken: bool) -> None:
     """Hear nothing of a delivery that goes to somebody else."""
-
-
-def _nothing() -> None:
-    """Hear that the log has what is not here any more."""

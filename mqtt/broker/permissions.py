@@ -151,7 +151,7 @@ def _drop_messages(core: Core, session: Session, client: ClientInfo, access: Acc
     for packet_id, delivery in list((session.outbound or {}).items()):
         message = delivery.message
         sent = delivery.dup and session.link is not None
-        if sent or delivery.released or message.token:
+        if sent or delivery.released or delivery.moving or message.token:
             continue
         may = verdicts.get(message.topic)
         if may is None:

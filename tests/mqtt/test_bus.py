@@ -90,17 +90,63 @@ def test_what_came_by_the_log_is_done_with_when_it_is_there_again(
     assert told == [True]
 
 
-def test_what_may_not_stay_goes_at_once_and_nothing_else_with_it(
+class Store:
+    """Notes what a session has it forget."""
+
+    def __init__(self) -> None:
+        self.ended: list[int] = []
+
+    def delivery_saved(self, session: Session, packet_id: int, delivery: Delivery) -> None:
+        """Keep it."""
+
+    def delivery_ended(
+        self, session: Session, packet_id: int, delivery: Delivery, *, taken: bool = False
+    ) -> None:
+        """Forget it."""
+        self.ended.append(packet_id)
+
+
+class Line:
+    """A connection that notes what it is given to send."""
+
+    version = 5
+    writable = True
+    plain = True
+    receive_maximum = 10
+    bytes_sent = 0
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def publish_frame(self, message: Message, *_: object) -> bytes:
+        """Return what tells messages apart."""
+        return message.topic
+
+    def send(self, data: bytes) -> None:
+        """Note it."""
+        self.sent.append(data)
+
+
+def test_what_may_not_stay_is_never_sent_and_stored_until_the_log_has_it(
     router: BusRouter, log: Log
 ) -> None:
+    """If the power goes before the log has it, the store has it still: it is handed over again."""
     session, delivery = waiting(router)
+    store: Any = Store()
+    session.recorder = store
     assert router.hand_over(session, 1, delivery, 0.0, to_absent=True)
     assert log.asked == [True]
-    assert not session.outbound
     session.next_packet_id = 1
     session.offer(Message(b"b", b"x", 1), 1, False, b"", 0.0)
+    line: Any = Line()
+    session.attach(line)
+    session.send_waiting(0.0)
+    assert line.sent == [b"b"]
+    router.reassign(session, 0.0)
+    assert len(log.done) == 1  # it is on its way
+    assert store.ended == []
     log.done[0]()
-    assert list(session.outbound or ()) == [1]
+    assert (store.ended, list(session.outbound or ())) == ([1], [2])
 
 
 @pytest.mark.parametrize("tracked", [False, True])
