@@ -23,6 +23,7 @@ __all__ = [
     "Sink",
     "SinkFenced",
     "SinkUnavailable",
+    "SinkWentBack",
     "TurnSink",
     "WriteBounds",
 ]
@@ -41,6 +42,18 @@ class SinkFenced(Exception):  # noqa: N818 - a state of the holder
 
     def __init__(self, partitions: frozenset[int]) -> None:
         super().__init__(f"taken over by another node: partitions {sorted(partitions)}")
+        self.partitions = partitions
+
+
+class SinkWentBack(Exception):  # noqa: N818 - a state of the store
+    """The store has lost what it had committed, cursors too: nothing was written.
+
+    Attributes:
+        partitions: Which have to be gone on with from where the store stands now; never empty.
+    """
+
+    def __init__(self, partitions: frozenset[int]) -> None:
+        super().__init__(f"the store went back: partitions {sorted(partitions)}")
         self.partitions = partitions
 
 
@@ -99,6 +112,7 @@ class Sink(Protocol):
 
         Raises:
             SinkUnavailable: try everything again later.
+            SinkWentBack: a store of its own stands before what it has committed.
             Exception: some entry cannot be taken; the runner finds out which.
         """
         ...

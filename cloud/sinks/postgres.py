@@ -217,7 +217,8 @@ class PostgresSink:
             connection = await connect(self.place, "storage")
             try:
                 slice_us = round(self._config.slice_s * 1_000_000)
-                hypertable = await make_schema(self.place, connection, slice_us)
+                again = self._slices is not None
+                hypertable = await make_schema(self.place, connection, slice_us, again=again)
             except BaseException:
                 connection.terminate()
                 raise

@@ -102,6 +102,9 @@ async def connect(place: PostgresPlace, purpose: str, *, read_only: bool = False
         "search_path": place.schema,
         # of a node that was stopped short, or hangs, nothing is held for long
         "idle_in_transaction_session_timeout": "10000",
+        # ours (`_COMMAND_TIMEOUT_S`): what somebody has set for people would end large writes
+        "statement_timeout": "0",
+        "lock_timeout": "0",
         "tcp_keepalives_idle": "10",
         "tcp_keepalives_interval": "5",
         "tcp_keepalives_count": "3",

@@ -83,23 +83,31 @@ INSERT INTO meta VALUES ('version', 1), ('corrections', 0);
 """
 
 
-async def make_schema(place: PostgresPlace, connection: Any, slice_us: int) -> bool:
+async def make_schema(
+    place: PostgresPlace, connection: Any, slice_us: int, *, again: bool = False
+) -> bool:
     """Make or migrate the tables; harmless when they are there. Several nodes may do it at once.
 
     Args:
         place: Where; for messages.
         connection: On which no transaction is open.
         slice_us: Length of a hypertable's chunk, if it becomes one.
+        again: They were there before: what has gone since is not made in silence.
 
     Returns:
         True when `readings` is a hypertable.
 
     Raises:
-        NotReachable: the tables are of a newer version, altered, or not safe from a crash.
+        NotReachable: the tables are of a newer version, altered, gone, or not safe from a crash.
     """
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _MAKE_LOCK)
         present = await connection.fetchval("SELECT to_regclass($1)", f"{place.schema}.meta")
+        if present is None and again:
+            raise NotReachable(
+                f"{place}: table meta of schema {place.schema} is gone, perhaps with all that was"
+                " stored: put it back, or start this node anew to begin with empty tables"
+            )
         timescale = await connection.fetchval(  # its schema, which our search path does not have
             "SELECT quote_ident(nspname) FROM pg_extension"
             " JOIN pg_namespace ON extnamespace = pg_namespace.oid WHERE extname = 'timescaledb'"
@@ -145,6 +153,8 @@ async def check_columns(place: PostgresPlace, connection: Any) -> None:
         " WHERE attrelid = to_regclass('readings') AND attnum > 0 AND NOT attisdropped"
     )
     found = dict(map(tuple, rows))
+    if not found:
+        raise NotReachable(f"{place}: table readings of schema {place.schema} is gone: put it back")
     for name, wanted in _TYPES.items():
         if found.get(name) != wanted:
             said = f"is {found[name]}, has to be {wanted}" if name in found else "is missing"

@@ -1,7 +1,8 @@
 """One write of the PostgreSQL sink: rows, cursors, tokens and ranges in one transaction.
 
 1. The cursors of the partitions written are locked, and a token other than the writer's refuses
-   it (`SinkFenced`): a holder of a lease that has stalled writes nothing more.
+   it (`SinkFenced`): a holder of a lease that has stalled writes nothing more. So does a cursor
+   that lies before what was committed (`SinkWentBack`): a replica that lagged was promoted.
 2. Entries at or before a cursor are left out: a commit whose outcome was lost is found so.
 3. Readings in `stored` are left out: identity decides, however an entry came twice. Only sources
    whose seqs do not all rise above what is stored already are looked up.
@@ -24,7 +25,7 @@ from typing import Any
 import asyncpg
 
 from bridge.intervals import IntervalSet, Range
-from cloud.sinks.contract import DecodedEntry, SinkFenced
+from cloud.sinks.contract import DecodedEntry, SinkFenced, SinkWentBack
 from cloud.sinks.corrections import Corrections
 from cloud.sinks.postgres_link import LINK_ERRORS, copy_rows
 from cloud.sinks.postgres_rows import Row, rows_of_entry
@@ -105,6 +106,7 @@ class PostgresWriter:
     def __init__(self, stream_epoch: int) -> None:
         self._stream_epoch = stream_epoch
         self._tokens: dict[int, int] = {}
+        self._committed: dict[int, int] = {}  # positions that this writer knows to be stored
         self._corrections = Corrections()
         self._corrections_version = -1
         # by source: no seq of a partition of ours at or above it is stored
@@ -128,6 +130,7 @@ class PostgresWriter:
             )
         positions = {row["partition"]: row["position"] for row in rows}
         self._tokens.update({p: tokens[p] for p in positions})
+        self._committed.update(positions)
         self._marks.clear()
         return positions
 
@@ -138,6 +141,7 @@ class PostgresWriter:
 
         Raises:
             SinkFenced: another holds a partition by now; nothing was written.
+            SinkWentBack: the database has lost what was committed; nothing was written.
         """
         try:
             return await self._transact(connection, entries, cursors, careful=not cursors)
@@ -167,6 +171,7 @@ class PostgresWriter:
             rows = await self._copy(connection, entries, known, careful=careful)
             await self._finish(connection, taken, cursors, positions)
             await connection.execute("COMMIT")
+            self._committed.update(cursors)
         except BaseException:
             self._marks.clear()
             if not connection.is_closed():
@@ -236,6 +241,7 @@ class PostgresWriter:
 
         Raises:
             SinkFenced: of those that another has taken over.
+            SinkWentBack: of those that are not as far as they were.
         """
         rows = await connection.fetch(_FENCE, self._stream_epoch, list(cursors))
         version = await connection.fetchval(_CORRECTIONS_VERSION)
@@ -249,6 +255,9 @@ class PostgresWriter:
         lost = frozenset(cursors) - valid.keys()
         if lost:
             raise SinkFenced(lost)
+        back = frozenset(p for p, at in valid.items() if at < self._committed.get(p, 0))
+        if back:
+            raise SinkWentBack(back)
         return valid
 
     async def _read_corrections(self, connection: Any, version: int) -> None:

@@ -36,6 +36,7 @@ from cloud.sinks.contract import (
     Sink,
     SinkFenced,
     SinkUnavailable,
+    SinkWentBack,
     TurnSink,
     WriteBounds,
 )
@@ -221,6 +222,12 @@ class SinkRunner:
         if self._ownership is not None and isinstance(self.sink, TurnSink):
             self.sink.turns(self._tokens.keys())
 
+    def _begin_anew(self, partitions: Collection[int]) -> None:
+        """Take partitions over again from where the store stands: it has lost what it had."""
+        log.error("sink_went_back", sink=self.name, partitions=sorted(partitions),
+                  hint="the stream gives it again what it still has")  # fmt: skip
+        self._forget(partitions)
+
     async def _take_positions(self, kept: Mapping[int, int]) -> None:
         """Start at the cursors kept, unless the stream does not agree with them."""
         ends = (await self._stream.stats()).last_positions
@@ -340,6 +347,10 @@ class SinkRunner:
                 self._overtaken(error)
                 at_once = True
                 await self._pause(error)
+            except SinkWentBack as error:
+                self._begin_anew(error.partitions)
+                at_once = True
+                await self._pause(error)
             except (SinkUnavailable, StreamError) as error:
                 at_once = True
                 await self._pause(error)
@@ -441,7 +452,7 @@ class SinkRunner:
                 continue
             try:
                 await self._write(entries, _ends(entries))
-            except (SinkFenced, SinkUnavailable, StreamError):
+            except (SinkFenced, SinkUnavailable, SinkWentBack, StreamError):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a sink raises blames an entry
                 if len(entries) == 1:

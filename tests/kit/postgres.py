@@ -44,24 +44,26 @@ class PostgresServer:
 
     Attributes:
         port: Where it listens, over restarts too.
+        folder: Its own; its user can get there.
+        user: Who it runs as, None for whoever runs the test.
     """
 
     def __init__(self, folder: Path) -> None:
         (self.port,) = free_ports(1)
-        self._folder = folder
-        self._user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
+        self.folder = folder
+        self.user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
         self._child: subprocess.Popen[bytes] | None = None
         self._databases = count(1)
 
     def create(self) -> None:
         """Make the data folder."""
-        if self._user is not None:
-            os.chown(self._folder, self._user, -1)
-        self._folder.chmod(0o755)
+        if self.user is not None:
+            os.chown(self.folder, self.user, -1)
+        self.folder.chmod(0o755)
         subprocess.run(
-            [_binary("initdb"), "-D", self._folder / "data", "-U", "tidegate", "--no-sync",
+            [_binary("initdb"), "-D", self.folder / "data", "-U", "tidegate", "--no-sync",
              "--auth=trust", "--encoding=UTF8", "--locale=C"],
-            check=True, capture_output=True, user=self._user, cwd=self._folder,
+            check=True, capture_output=True, user=self.user, cwd=self.folder,
         )  # fmt: skip
 
     def start(self, **options: str) -> None:
@@ -69,11 +71,11 @@ class PostgresServer:
         if _has_timescaledb():
             options = {"shared_preload_libraries": "timescaledb", **options}
         settings = [f"-c{name}={value}" for name, value in {**_OPTIONS, **options}.items()]
-        with (self._folder / "log").open("ab") as log:
+        with (self.folder / "log").open("ab") as log:
             self._child = subprocess.Popen(
-                [_binary("postgres"), "-D", self._folder / "data", "-p", str(self.port), *settings],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, user=self._user,
-                cwd=self._folder,
+                [_binary("postgres"), "-D", self.folder / "data", "-p", str(self.port), *settings],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, user=self.user,
+                cwd=self.folder,
             )  # fmt: skip
         pid = self._child.pid
         wait_for("PostgreSQL", self._answers, progress=lambda: cpu_ticks(pid))
@@ -97,7 +99,7 @@ class PostgresServer:
 
     def log(self) -> str:
         """Return what the server has written to its log."""
-        return (self._folder / "log").read_text("utf-8", "replace")
+        return (self.folder / "log").read_text("utf-8", "replace")
 
     async def new_database(self, encoding: str = "UTF8") -> str:
         """Return the URL of a new, empty database."""
