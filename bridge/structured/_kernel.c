@@ -32,8 +32,6 @@
 #define ESCAPE (BIG + 1)
 _Static_assert(ESCAPE == KERNEL_ESCAPE, "one number for what is no integer");
 
-#define ALPHABET_MAX 256
-
 static int bit_length(uint64_t magnitude)
 {
     int bits = 0;
@@ -67,6 +65,24 @@ int kernel_write_symbols(PyObject *put, PyObject *spans, PyObject *logs, PyObjec
     return 0;
 }
 
+/* Takes the coder's state on by a symbol of that frequency, `offset` past its start. */
+static int advance(PyObject *words, int64_t *at, uint64_t *state, long freq, long offset)
+{
+    *state = (uint64_t)freq * (*state >> SCALE_BITS) + (unsigned long)offset;
+    if (*state >= STATE_LOW)
+        return 0;
+    Py_ssize_t word;
+    if (*at >= PyList_GET_SIZE(words)) {
+        PyErr_SetString(PyExc_EOFError, "the symbols end too early");
+        return -1;
+    }
+    if (kernel_index(words, (Py_ssize_t)*at, &word))
+        return -1;
+    *state = *state << 16 | (uint64_t)word;
+    ++*at;
+    return 0;
+}
+
 /* Reads the next symbol of a table and takes the coder's state on by it; -1 with an error set. */
 static Py_ssize_t take_symbol(PyObject *spans, PyObject *words, int64_t *at, uint64_t *state)
 {
@@ -93,18 +109,8 @@ static Py_ssize_t take_symbol(PyObject *spans, PyObject *words, int64_t *at, uin
         return -1;
     }
     long freq = span & SPAN_MASK, start = span >> SPAN_BITS;
-    *state = (uint64_t)freq * (*state >> SCALE_BITS) + (unsigned long)(low - start);
-    if (*state < STATE_LOW) {
-        Py_ssize_t word;
-        if (*at >= PyList_GET_SIZE(words)) {
-            PyErr_SetString(PyExc_EOFError, "the symbols end too early");
-            return -1;
-        }
-        if (kernel_index(words, (Py_ssize_t)*at, &word))
-            return -1;
-        *state = *state << 16 | (uint64_t)word;
-        ++*at;
-    }
+    if (advance(words, at, state, freq, low - start))
+        return -1;
     return first - 1;
 }
 
@@ -445,7 +451,7 @@ PyObject *kernel_write_integer(PyObject *self, PyObject *args)
 }
 
 /* Returns the next symbol of a table; -1 with an error set. */
-static long next_symbol(PyObject *reader, PyObject *table)
+long kernel_next_symbol(PyObject *reader, PyObject *table)
 {
     int64_t at, state_read;
     PyObject *words = kernel_get(reader, NAME_words, &PyList_Type);
@@ -462,11 +468,46 @@ static long next_symbol(PyObject *reader, PyObject *table)
     return note_symbol(table, (long)symbol) < 0 ? -1 : (long)symbol;
 }
 
+/* These code an integer of 0 to `bound` - 1, all equally likely; -1 with an error set. */
+
+int kernel_put_below(PyObject *put, Py_ssize_t bound, Py_ssize_t value)
+{
+    if (bound < 1 || bound > SCALE || value < 0 || value >= bound) {
+        PyErr_SetString(PyExc_ValueError, "an index past its table");
+        return -1;
+    }
+    long share = SCALE / bound, freq = value < bound - 1 ? share : SCALE - share * (bound - 1);
+    return kernel_append_new(put, PyLong_FromLong(share * value << SPAN_BITS | freq));
+}
+
+int kernel_read_below(PyObject *reader, Py_ssize_t bound, Py_ssize_t *value)
+{
+    int64_t at, state_read, before;
+    PyObject *words = kernel_get(reader, NAME_words, &PyList_Type);
+    if (words == NULL || kernel_need_number(reader, NAME_at, &at) ||
+        kernel_need_number(reader, NAME_state, &state_read))
+        return -1;
+    if (bound < 1 || bound > SCALE) {
+        PyErr_SetString(PyExc_ValueError, "an index past its table");
+        return -1;
+    }
+    uint64_t state = (uint64_t)state_read;
+    long low = (long)(state & (SCALE - 1)), share = SCALE / bound;
+    *value = low / share < bound - 1 ? low / share : bound - 1;
+    long freq = *value < bound - 1 ? share : SCALE - share * (bound - 1);
+    before = at;
+    if (advance(words, &at, &state, freq, low - share * *value) ||
+        kernel_set_number(reader, NAME_state, (int64_t)state) ||
+        (at != before && kernel_set_number(reader, NAME_at, at)))
+        return -1;
+    return 0;
+}
+
 /* Reads an integer; returns 1 for an escape, which is none, and -1 with an error set. */
 int kernel_read_number(PyObject *reader, PyObject *table, int64_t *value)
 {
     int64_t plain_at;
-    long symbol = next_symbol(reader, table);
+    long symbol = kernel_next_symbol(reader, table);
     if (symbol < 0)
         return -1;
     if (symbol == ESCAPE)
@@ -496,7 +537,7 @@ PyObject *kernel_read_symbol(PyObject *self, PyObject *args)
     PyObject *reader, *table;
     if (!PyArg_ParseTuple(args, "OO", &reader, &table))
         return NULL;
-    long symbol = next_symbol(reader, table);
+    long symbol = kernel_next_symbol(reader, table);
     return symbol < 0 ? NULL : PyLong_FromLong(symbol);
 }
 
@@ -518,6 +559,7 @@ PyObject *kernel_read_integer(PyObject *self, PyObject *args)
 /* ---- the module ---------------------------------------------------------------------------- */
 
 #define METHODS(X)                                                                                \
+    X(bits_beside)                                                                                \
     X(expect_all)                                                                                 \
     X(forecasts)                                                                                  \
     X(match_shape)                                                                                \
@@ -538,7 +580,6 @@ PyObject *kernel_read_integer(PyObject *self, PyObject *args)
     X(rebuild)                                                                                    \
     X(shared_ends)                                                                                \
     X(show_all)                                                                                   \
-    X(step_sizes)                                                                                 \
     X(take_due)                                                                                   \
     X(write_chain)                                                                                \
     X(write_columns)                                                                              \
@@ -548,18 +589,18 @@ PyObject *kernel_read_integer(PyObject *self, PyObject *args)
 
 #define AS_DECLARED(name) PyObject *kernel_##name(PyObject *self, PyObject *args);
 METHODS(AS_DECLARED)
-PyObject *kernel_bit_sizes(PyObject *self, PyObject *steps);
 PyObject *kernel_split_json(PyObject *self, PyObject *payload);
+PyObject *kernel_step_bits(PyObject *self, PyObject *steps);
 #undef AS_DECLARED
 
 #define AS_METHOD(name) {#name, kernel_##name, METH_VARARGS, "As its Python twin."},
 static PyMethodDef methods[] = {
     METHODS(AS_METHOD)
-    {"bit_sizes", kernel_bit_sizes, METH_O, "As its Python twin."},
     {"frequencies", frequencies, METH_VARARGS, "As its Python twin."},
     {"integers_of", integers_of, METH_VARARGS, "As its Python twin."},
     {"pack_symbols", pack_symbols, METH_O, "As its Python twin."},
     {"split_json", kernel_split_json, METH_O, "As its Python twin."},
+    {"step_bits", kernel_step_bits, METH_O, "As its Python twin."},
     {"symbols_of", symbols_of, METH_VARARGS, "As its Python twin."},
     {NULL, NULL, 0, NULL},
 };
@@ -575,7 +616,7 @@ PyMODINIT_FUNC PyInit__kernel(void)
     if (kernel_names_ready() < 0)
         return NULL;
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 8) < 0)
+    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 9) < 0)
         Py_CLEAR(made);
     return made;
 }

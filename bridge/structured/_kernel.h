@@ -6,6 +6,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
+#include <string.h>
 
 /* Names of attributes, interned by `kernel_names_ready`. */
 #define KERNEL_NAMES(X)                                                                           \
@@ -36,6 +37,7 @@
     X(elsewhere)                                                                                  \
     X(escapes)                                                                                    \
     X(extend)                                                                                     \
+    X(extra)                                                                                      \
     X(family)                                                                                     \
     X(flags)                                                                                      \
     X(freqs)                                                                                      \
@@ -61,6 +63,9 @@
     X(log)                                                                                        \
     X(logs)                                                                                       \
     X(margin)                                                                                     \
+    X(mask_index)                                                                                 \
+    X(mask_table)                                                                                 \
+    X(masks)                                                                                      \
     X(members)                                                                                    \
     X(mode)                                                                                       \
     X(multiple)                                                                                   \
@@ -193,11 +198,19 @@ static inline void kernel_put_item(PyObject *list, Py_ssize_t at, PyObject *valu
     Py_DECREF(before);
 }
 
+static inline int kernel_equal_bytes(PyObject *a, PyObject *b)
+{
+    return a == b || (PyBytes_Check(a) && PyBytes_Check(b) &&
+                      PyBytes_GET_SIZE(a) == PyBytes_GET_SIZE(b) &&
+                      !memcmp(PyBytes_AS_STRING(a), PyBytes_AS_STRING(b), PyBytes_GET_SIZE(a)));
+}
+
 PyObject *kernel_list_of(const KernelMaybe *numbers, Py_ssize_t n);
 
 /* ---- _kernel.c ------------------------------------------------------------------------------- */
 
 #define KERNEL_ESCAPE 62 /* the symbol that says: no integer */
+#define ALPHABET_MAX 256 /* symbols of a table */
 
 PyObject *kernel_frequencies(PyObject *prior, PyObject *counts, long gain);
 int kernel_write_symbols(PyObject *put, PyObject *spans, PyObject *logs, PyObject *contexts,
@@ -212,6 +225,9 @@ int kernel_integers(const int *symbols, Py_ssize_t n, PyObject *plain, Py_ssize_
 int kernel_put_symbol(PyObject *put, PyObject *table, long number);
 int kernel_write_number(PyObject *spans, PyObject *plain, PyObject *table, int64_t value);
 int kernel_read_number(PyObject *reader, PyObject *table, int64_t *value);
+int kernel_put_below(PyObject *put, Py_ssize_t bound, Py_ssize_t value);
+int kernel_read_below(PyObject *reader, Py_ssize_t bound, Py_ssize_t *value);
+long kernel_next_symbol(PyObject *reader, PyObject *table);
 
 /* ---- _kernel_chains.c ------------------------------------------------------------------------ */
 
@@ -221,9 +237,19 @@ int kernel_code_chain(PyObject *put, PyObject *chain, PyObject *contexts, const 
 int kernel_take_chain(PyObject *reader, PyObject *chain, PyObject *contexts,
                       const Py_ssize_t *cells, Py_ssize_t n, int *symbols, PyObject *after);
 
+/* ---- _kernel_heads.c ------------------------------------------------------------------------- */
+
+int kernel_as_before(PyObject *tokens, PyObject *slots, PyObject *before, PyObject *columns);
+PyObject *kernel_changes(PyObject *rows, PyObject *tokens, PyObject *slots, PyObject *before,
+                         PyObject *columns, Py_ssize_t row);
+int kernel_write_mask(PyObject *put, PyObject *plain, PyObject *lengths, PyObject *family,
+                      PyObject *changed);
+int kernel_read_mask(PyObject *reader, PyObject *lengths, PyObject *rows, PyObject *family,
+                     PyObject *cold, PyObject *tokens, Py_ssize_t row);
+
 /* ---- _kernel_predict.c ----------------------------------------------------------------------- */
 
-/* The rows in which a column is coded; refs: what it refers to there, NULL where that is nothing. */
+/* The rows in which a column is coded; refs: what it refers to there, NULL for nothing. */
 typedef struct {
     Py_ssize_t n;
     const Py_ssize_t *cells;

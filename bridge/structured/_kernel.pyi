@@ -16,7 +16,9 @@ from bridge.structured.timing import Arrivals
 
 class Kernel(Protocol):
     VERSION: int
-    def bit_sizes(self, steps: list[int], /) -> dict[int, int] | None: ...
+    def bits_beside(
+        self, rows: bytes, alone: list[int], kind: int, num: int, den: int, /
+    ) -> float: ...
     def expect_all(
         self, sources: list[Source], start: int, end: int, /
     ) -> tuple[list[int], list[int]] | None: ...
@@ -41,6 +43,8 @@ class Kernel(Protocol):
     ) -> list[int]: ...
     def note_rows(
         self,
+        writer: Writer,
+        lengths: Table,
         templates: list[Template | None],
         arrivals: Arrivals,
         plans: list[list[Row]],
@@ -51,6 +55,8 @@ class Kernel(Protocol):
     ) -> list[int]: ...
     def place_rows(
         self,
+        reader: Reader,
+        lengths: Table,
         templates: list[Template | None],
         arrivals: Arrivals,
         heads: list[int],
@@ -161,9 +167,7 @@ class Kernel(Protocol):
     def split_json(
         self, payload: bytes, /
     ) -> tuple[tuple[bytes, ...], tuple[bytes, ...]] | None: ...
-    def step_sizes(
-        self, rows: bytes, alone: list[int], kind: int, num: int, den: int, /
-    ) -> dict[int, int]: ...
+    def step_bits(self, steps: list[int], /) -> float | None: ...
     def symbols_of(self, steps: list[int | None], plain: bytearray, /) -> list[int]: ...
     def take_due(
         self, due: list[Source], expected: list[int], steps: list[int | None], /

@@ -10,7 +10,6 @@
 #define DUE_MAX 256
 #define TOTAL_MAX 1024
 #define GAIN 2048
-#define ALPHABET_MAX 256
 
 /* ---- tables -------------------------------------------------------------------------------- */
 

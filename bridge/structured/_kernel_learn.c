@@ -1,8 +1,9 @@
-/* What an encoder learns, in C: the twins of learner.py, and of texts.py where they are compared. */
+/* What an encoder learns, in C: the twins of learner.py, and of texts.py where texts are compared.
+ */
 
 #include "_kernel.h"
 
-#include <string.h>
+#include <math.h>
 
 #define FITS ((int64_t)1 << 61)
 #define STEP_FITS ((int64_t)1 << 48) /* so that no sum of squares passes 127 bits */
@@ -48,22 +49,25 @@ static int count_list(Sizes *in, PyObject *steps)
     return 0;
 }
 
-static PyObject *as_dict(const Sizes *from)
+/* Returns about how many bits an adaptive coder spends on the integers counted. */
+static PyObject *bits_of(const Sizes *from)
 {
-    PyObject *out = PyDict_New();
-    for (int i = 0; out != NULL && i < from->found; i++) {
-        PyObject *bits = PyLong_FromLong(from->order[i]);
-        PyObject *number = PyLong_FromLong(from->counts[from->order[i]]);
-        if (bits == NULL || number == NULL || PyDict_SetItem(out, bits, number))
-            Py_CLEAR(out);
-        Py_XDECREF(bits);
-        Py_XDECREF(number);
+    double bits = 0;
+    long total = 0, plain = 0;
+    for (int i = 0; i < from->found; i++)
+        total += from->counts[from->order[i]];
+    for (int i = 0; i < from->found; i++) {
+        long number = from->counts[from->order[i]];
+        /* rounded before it is added, as Python does */
+        volatile double term = (double)number * log2((double)total / (double)number);
+        bits += term;
+        plain += from->order[i] * number;
     }
-    return out;
+    return PyFloat_FromDouble(bits + (double)plain);
 }
 
-/* Returns how many integers there are by bit length; None where one does not fit. */
-PyObject *kernel_bit_sizes(PyObject *self, PyObject *steps)
+/* Returns the bits that integers take; None where one does not fit. */
+PyObject *kernel_step_bits(PyObject *self, PyObject *steps)
 {
     (void)self;
     Sizes sizes = {0};
@@ -72,7 +76,7 @@ PyObject *kernel_bit_sizes(PyObject *self, PyObject *steps)
         return NULL;
     if (failed)
         Py_RETURN_NONE;
-    return as_dict(&sizes);
+    return bits_of(&sizes);
 }
 
 static PyObject *whole(kernel_wide number)
@@ -129,7 +133,7 @@ static int add_pair(Pairs *to, KernelMaybe now, KernelMaybe before, PyObject *va
     return 0;
 }
 
-/* Returns a column's steps beside those of another: the rows, for step_sizes; its steps where the
+/* Returns a column's steps beside those of another: the rows, for bits_beside; its steps where the
  * other has no value; and the sums of squares and products of both. None where one does not fit. */
 PyObject *kernel_pair_up(PyObject *self, PyObject *args)
 {
@@ -180,9 +184,8 @@ static kernel_wide step_of(const Beside *row, int kind, int64_t num, int64_t den
     }
 }
 
-/* Returns the bit lengths of residuals against another column, 64 for longer ones, and of the steps
- * alone. */
-PyObject *kernel_step_sizes(PyObject *self, PyObject *args)
+/* Returns the bits that residuals against another column take, and the steps alone. */
+PyObject *kernel_bits_beside(PyObject *self, PyObject *args)
 {
     (void)self;
     const char *data;
@@ -204,7 +207,7 @@ PyObject *kernel_step_sizes(PyObject *self, PyObject *args)
     int failed = count_list(&sizes, alone);
     if (failed > 0)
         PyErr_SetString(PyExc_ValueError, "a step of more than 63 bits");
-    return failed ? NULL : as_dict(&sizes);
+    return failed ? NULL : bits_of(&sizes);
 }
 
 /* ---- texts --------------------------------------------------------------------------------- */

@@ -11,7 +11,7 @@
 
 #define SEEN_MAX 64 /* successors of templates that a source remembers */
 
-enum { PLAIN, SAME_AS_BEFORE };
+enum { PLAIN, SAME_AS_BEFORE, MASKED };
 
 /* What of a template and its family's rows the readings of a batch use again and again. */
 typedef struct {
@@ -22,7 +22,7 @@ typedef struct {
     int64_t literal_bytes;
 } Use;
 
-/* Returns 1 when rows of `template` can be noted, 0 when it is to be left to Python, -1 on error. */
+/* Returns 1 when rows of `template` can be noted, 0 when Python is to do it, -1 on error. */
 static int take_up(Use *of, PyObject *template, PyObject *gathered)
 {
     if (of->template == template)
@@ -112,43 +112,13 @@ static int add_row(const Use *of, PyObject *cell, PyObject *time)
                : 0;
 }
 
-static int equal_bytes(PyObject *a, PyObject *b)
-{
-    return a == b || (PyBytes_Check(a) && PyBytes_Check(b) &&
-                      PyBytes_GET_SIZE(a) == PyBytes_GET_SIZE(b) &&
-                      !memcmp(PyBytes_AS_STRING(a), PyBytes_AS_STRING(b), PyBytes_GET_SIZE(a)));
-}
-
-/* Returns 1 when the tokens at `slots` are those at `columns` of `before`, 0 when not, -1 on error. */
-static int as_before(PyObject *tokens, PyObject *slots, PyObject *before, PyObject *columns)
-{
-    Py_ssize_t n = PyTuple_GET_SIZE(slots);
-    if (PyTuple_GET_SIZE(columns) != n) {
-        PyErr_SetString(PyExc_ValueError, "slots that are not those of the columns");
-        return -1;
-    }
-    for (Py_ssize_t i = 0; i < n; i++) {
-        Py_ssize_t slot = PyLong_AsSsize_t(PyTuple_GET_ITEM(slots, i));
-        PyObject *old = kernel_item(before, PyLong_AsSsize_t(PyTuple_GET_ITEM(columns, i)));
-        if (old == NULL)
-            return -1;
-        if (slot < 0 || slot >= PyTuple_GET_SIZE(tokens)) {
-            PyErr_SetString(PyExc_IndexError, "a slot past the tokens");
-            return -1;
-        }
-        if (!equal_bytes(PyTuple_GET_ITEM(tokens, slot), old))
-            return 0;
-    }
-    return 1;
-}
-
 static PyObject *picked(PyObject *tokens, PyObject *slots)
 {
     Py_ssize_t n = PyTuple_GET_SIZE(slots);
     PyObject *out = PyTuple_New(n);
     for (Py_ssize_t i = 0; out != NULL && i < n; i++) {
         PyObject *token = PyTuple_GET_ITEM(tokens, PyLong_AsSsize_t(PyTuple_GET_ITEM(slots, i)));
-        Py_INCREF(token); /* the slots were checked by as_before */
+        Py_INCREF(token); /* the slots were checked by kernel_as_before */
         PyTuple_SET_ITEM(out, i, token);
     }
     return out;
@@ -158,6 +128,8 @@ static PyObject *picked(PyObject *tokens, PyObject *slots)
 
 typedef struct {
     PyObject *templates, *gathered, *other;
+    PyObject *io, *lengths; /* a writer or reader, and the table of lengths */
+    PyObject *put, *plain;  /* of a writer */
     long flag_properties;
 } Batch;
 
@@ -173,7 +145,33 @@ static int plain_meta(const Batch *in, PyObject *source, PyObject *row)
     if (!(flags & in->flag_properties))
         return 1;
     PyObject *block = kernel_get(source, NAME_block, NULL);
-    return block ? equal_bytes(block, PyTuple_GET_ITEM(row, 1)) : -1;
+    return block ? kernel_equal_bytes(block, PyTuple_GET_ITEM(row, 1)) : -1;
+}
+
+/* Notes the tokens of a reading that is no repetition; returns its head, or -1. */
+static int note_changes(const Batch *in, Use *of, PyObject *cell, PyObject *time, PyObject *tokens,
+                        PyObject *before, int cold_as_before)
+{
+    PyObject *changed = NULL, *family = kernel_get(of->template, NAME_family, NULL);
+    Py_ssize_t row = PyList_GET_SIZE(of->row_cells);
+    if (family == NULL ||
+        (!cold_as_before && (changed = kernel_changes(of->rows, tokens, of->cold, before,
+                                                      of->cold_columns, row)) == NULL))
+        return -1;
+    int masked = changed != NULL && PyList_GET_SIZE(changed) > 0;
+    PyObject *hot = picked(tokens, of->hot);
+    int failed =
+        hot == NULL || add_row(of, cell, time) || PyList_Append(of->row_hot, hot) ||
+        (masked && kernel_write_mask(in->put, in->plain, in->lengths, family, changed));
+    Py_XDECREF(hot);
+    Py_XDECREF(changed);
+    for (Py_ssize_t i = 0; !failed && i < PyTuple_GET_SIZE(tokens); i++) {
+        Py_ssize_t column = PyLong_AsSsize_t(PyTuple_GET_ITEM(of->columns, i));
+        failed = kernel_item(before, column) == NULL;
+        if (!failed)
+            kernel_put_item(before, column, PyTuple_GET_ITEM(tokens, i));
+    }
+    return failed ? -1 : masked ? MASKED : PLAIN;
 }
 
 /* Returns the head of a reading, its tokens noted; -2 where `other` is to do it, -1 on error. */
@@ -197,24 +195,13 @@ static int note_row(const Batch *in, Use *of, PyObject *source, PyObject *time, 
             PyErr_SetString(PyExc_ValueError, "tokens that are not those of the template");
         return -1;
     }
-    int same = as_before(tokens, of->cold, before, of->cold_columns);
-    if (same <= 0)
-        return same < 0 ? -1 : -2;
-    same = as_before(tokens, of->hot, before, of->hot_columns);
-    if (same < 0 || note_template(source, number))
+    int cold = kernel_as_before(tokens, of->cold, before, of->cold_columns);
+    int hot = cold < 0 ? -1 : kernel_as_before(tokens, of->hot, before, of->hot_columns);
+    if (hot < 0 || note_template(source, number))
         return -1;
-    if (same)
+    if (cold && hot)
         return SAME_AS_BEFORE;
-    PyObject *hot = picked(tokens, of->hot);
-    int failed = hot == NULL || add_row(of, cell, time) || PyList_Append(of->row_hot, hot);
-    Py_XDECREF(hot);
-    for (Py_ssize_t i = 0; !failed && i < PyTuple_GET_SIZE(tokens); i++) {
-        Py_ssize_t column = PyLong_AsSsize_t(PyTuple_GET_ITEM(of->columns, i));
-        failed = kernel_item(before, column) == NULL;
-        if (!failed)
-            kernel_put_item(before, column, PyTuple_GET_ITEM(tokens, i));
-    }
-    return failed ? -1 : PLAIN;
+    return note_changes(in, of, cell, time, tokens, before, cold);
 }
 
 static int note_rows_of(const Batch *in, Use *of, PyObject *arrival, PyObject *rows,
@@ -259,9 +246,11 @@ PyObject *kernel_note_rows(PyObject *self, PyObject *args)
     PyObject *arrivals, *plans;
     Batch in;
     Use of = {0};
-    if (!PyArg_ParseTuple(args, "O!O!O!O!lO", &PyList_Type, &in.templates, &PyList_Type, &arrivals,
-                          &PyList_Type, &plans, &PyDict_Type, &in.gathered, &in.flag_properties,
-                          &in.other))
+    if (!PyArg_ParseTuple(args, "OOO!O!O!O!lO", &in.io, &in.lengths, &PyList_Type, &in.templates,
+                          &PyList_Type, &arrivals, &PyList_Type, &plans, &PyDict_Type,
+                          &in.gathered, &in.flag_properties, &in.other) ||
+        (in.put = kernel_get(in.io, NAME_spans, &PyList_Type)) == NULL ||
+        (in.plain = kernel_get(in.io, NAME_plain, &PyByteArray_Type)) == NULL)
         return NULL;
     if (PyList_GET_SIZE(arrivals) != PyList_GET_SIZE(plans))
         return PyErr_Format(PyExc_ValueError, "readings for each source are needed");
@@ -294,13 +283,24 @@ static int take(PyObject *budget, int64_t cells, int64_t size)
     return kernel_set_number(budget, NAME_bytes, bytes_left - size) ? -1 : 1;
 }
 
+/* Reads which cold columns of an instance a row changes. */
+static int read_mask(const Batch *in, const Use *of, Py_ssize_t cell, Py_ssize_t row)
+{
+    PyObject *family = kernel_get(of->template, NAME_family, NULL);
+    PyObject *tokens = family ? kernel_item(of->tokens, cell) : NULL;
+    return tokens == NULL || kernel_read_mask(in->io, in->lengths, of->rows, family,
+                                              of->cold_columns, tokens, row)
+               ? -1
+               : 0;
+}
+
 /* Places a reading whose payload is to be made; returns 1, 0 where `other` is to do it, or -1. */
 static int place_row(const Batch *in, Use *of, const Made *out, PyObject *source, PyObject *time,
                      long head)
 {
     PyObject *number, *cell;
     int64_t index, flags;
-    if (head != PLAIN && head != SAME_AS_BEFORE)
+    if (head != PLAIN && head != SAME_AS_BEFORE && head != MASKED)
         return 0;
     PyObject *template = expected(source, in->templates, &number);
     if (template == NULL)
@@ -324,7 +324,8 @@ static int place_row(const Batch *in, Use *of, const Made *out, PyObject *source
     PyObject *last = kernel_get(source, NAME_flags, NULL);
     long row = head == SAME_AS_BEFORE ? -1 : (long)PyList_GET_SIZE(of->row_cells);
     if (block == NULL || last == NULL || note_template(source, number) ||
-        (row >= 0 && add_row(of, cell, time)) || PyList_Append(out->flags, last) ||
+        (row >= 0 && add_row(of, cell, time)) ||
+        (head == MASKED && read_mask(in, of, place, row)) || PyList_Append(out->flags, last) ||
         PyList_Append(out->blocks, block))
         return -1;
     PyObject *entry = Py_BuildValue("nOOOl", PyList_GET_SIZE(out->payloads), of->rows, template,
@@ -372,10 +373,10 @@ PyObject *kernel_place_rows(PyObject *self, PyObject *args)
     Batch in;
     Made out;
     Use of = {0};
-    if (!PyArg_ParseTuple(args, "O!O!O!O!lOO!OO", &PyList_Type, &in.templates, &PyList_Type,
-                          &arrivals, &PyList_Type, &heads, &PyDict_Type, &in.gathered,
-                          &in.flag_properties, &decoded, &PyList_Type, &out.placed, &out.budget,
-                          &in.other))
+    if (!PyArg_ParseTuple(args, "OOO!O!O!O!lOO!OO", &in.io, &in.lengths, &PyList_Type,
+                          &in.templates, &PyList_Type, &arrivals, &PyList_Type, &heads,
+                          &PyDict_Type, &in.gathered, &in.flag_properties, &decoded, &PyList_Type,
+                          &out.placed, &out.budget, &in.other))
         return NULL;
     out.flags = kernel_get(decoded, NAME_flags, &PyList_Type);
     out.blocks = out.flags ? kernel_get(decoded, NAME_blocks, &PyList_Type) : NULL;

@@ -246,7 +246,8 @@ PyObject *kernel_split_json(PyObject *self, PyObject *payload)
     }
     if (!failed && found == 0 && !keys && PyList_GET_SIZE(tokens) &&
         !append_slice(fragments, from, in.end)) {
-        PyObject *first = PyList_AsTuple(fragments), *second = first ? PyList_AsTuple(tokens) : NULL;
+        PyObject *first = PyList_AsTuple(fragments);
+        PyObject *second = first ? PyList_AsTuple(tokens) : NULL;
         out = second ? Py_BuildValue("NN", first, second) : NULL;
         if (second == NULL)
             Py_XDECREF(first);
@@ -314,7 +315,8 @@ static int has_room(const Plan *in, PyObject *tokens)
     return 1;
 }
 
-/* Returns a reading as it is to be coded; NULL where its payload is of another shape, or on error. */
+/* Returns a reading as it is to be coded; NULL where its payload is of another shape, or on
+ * error. */
 static PyObject *row_of(const Plan *in, PyObject *known, PyObject *pieces, int json,
                         PyObject *template, Py_ssize_t place)
 {

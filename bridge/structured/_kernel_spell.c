@@ -1,6 +1,7 @@
 /* Spellings in C: docs/link-format-structured.md section 5.2, the twins of printers.py.
  *
- * A token is parsed only where it is just what showing its integer gives. Floats are left to Python.
+ * A token is parsed only where it is just what showing its integer gives. Floats are left to
+ * Python.
  */
 
 #define _GNU_SOURCE 1 /* memmem */
@@ -185,7 +186,8 @@ static int parse_stamp(const KernelSpelling *by, const char *text, Py_ssize_t si
     }
     if (by->kind == STAMP && fraction != by->digits)
         return 0;
-    int64_t seconds = days_since_1970(year, month, day) * DAY_S + hour * 3600 + minute * 60 + second;
+    int64_t seconds = days_since_1970(year, month, day) * DAY_S;
+    seconds += hour * 3600 + minute * 60 + second;
     *value = seconds * power_of_ten(by->digits) + units * power_of_ten(by->digits - fraction);
     return 1;
 }
@@ -209,7 +211,8 @@ static char *show_stamp(const KernelSpelling *by, char *end, int64_t value)
     int64_t era = (count >= 0 ? count : count - ERA_DAYS + 1) / ERA_DAYS;
     int64_t of_era = count - era * ERA_DAYS;
     int64_t year = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365;
-    int64_t of_year = of_era - (365 * year + year / 4 - year / 100), month = (5 * of_year + 2) / 153;
+    int64_t of_year = of_era - (365 * year + year / 4 - year / 100);
+    int64_t month = (5 * of_year + 2) / 153;
     int64_t day = of_year - (153 * month + 2) / 5 + 1;
     month += month < 10 ? 3 : -9;
     year += era * 400 + (month <= 2);

@@ -297,8 +297,9 @@ static int expected_of(PyObject *source, int64_t start, int64_t end, int64_t *co
     if (kernel_get_number(source, NAME_steady, &steady))
         return -1;
     if (!steady) {
-        if (kernel_get_number(source, NAME_last, &last) || kernel_get_number(source, NAME_gap, &gap) || kernel_get_number(source, NAME_mode, &mode) ||
-            far(last) || far(gap) || gap < 0)
+        if (kernel_get_number(source, NAME_last, &last) ||
+            kernel_get_number(source, NAME_gap, &gap) ||
+            kernel_get_number(source, NAME_mode, &mode) || far(last) || far(gap) || gap < 0)
             return -1;
         int64_t from = last > start ? last : start, window = end > from ? end - from : 0;
         int size = bits_of((uint64_t)((window << 3) / (gap + 1)));
@@ -306,9 +307,11 @@ static int expected_of(PyObject *source, int64_t start, int64_t end, int64_t *co
         *table = (mode == GAP ? 12 : 24) + (size < 11 ? size : 11);
         return 0;
     }
-    if (kernel_get_number(source, NAME_period, &period) || kernel_get_number(source, NAME_phase, &phase) ||
-        kernel_get_number(source, NAME_margin, &margin) || kernel_get_number(source, NAME_burst_length, &length) ||
-        far(phase >> FRACTION) || far(period) || period < 1)
+    if (kernel_get_number(source, NAME_period, &period) ||
+        kernel_get_number(source, NAME_phase, &phase) ||
+        kernel_get_number(source, NAME_margin, &margin) ||
+        kernel_get_number(source, NAME_burst_length, &length) || far(phase >> FRACTION) ||
+        far(period) || period < 1)
         return -1;
     int64_t ahead = (end << FRACTION) - phase, periods = floor_of(ahead, period);
     *count = 0;

@@ -29,6 +29,7 @@ from bridge.structured.heads import (
 from bridge.structured.kernel import native
 from bridge.structured.references import References
 from bridge.structured.schema import add_instance
+from bridge.structured.tables import Table
 from bridge.structured.timing import Arrivals
 
 __all__ = ["Budget", "Decoded", "Placed", "decode_rows"]
@@ -74,9 +75,14 @@ def decode_rows(io: Reader, context: Context, arrivals: Arrivals) -> Decoded:
         _decode_row(io, context, source, time, head, out, gathered, placed, budget)
 
     heads = _read_heads(io, context, arrivals)
-    place_rows(
-        context.templates, arrivals, heads, gathered, FLAG_PROPERTIES, out, placed, budget, one
-    )
+    lengths, templates = context.tables.lengths, context.templates
+    try:
+        place_rows(
+            io, lengths, templates, arrivals, heads, gathered,
+            FLAG_PROPERTIES, out, placed, budget, one,
+        )  # fmt: skip
+    except EOFError as error:
+        refuse(str(error))
     references = References(context)
     for index in sorted(gathered):
         _decode_columns(io, context, gathered[index], references)
@@ -85,7 +91,9 @@ def decode_rows(io: Reader, context: Context, arrivals: Arrivals) -> Decoded:
 
 
 def _place_rows(
-    templates: list[Template | None],  # noqa: ARG001 - this and the others are for the twin
+    io: Reader,  # noqa: ARG001 - this and the others are for the twin
+    lengths: Table,  # noqa: ARG001
+    templates: list[Template | None],  # noqa: ARG001
     arrivals: Arrivals,
     heads: list[int],
     gathered: dict[int, FamilyRows],  # noqa: ARG001

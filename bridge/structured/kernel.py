@@ -64,7 +64,7 @@ __all__ = [
     "write_symbol",
 ]
 
-VERSION = 8  # rises with every change of a function's arguments or meaning
+VERSION = 9  # rises with every change of a function's arguments or meaning
 
 
 def _load() -> Kernel | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import accumulate, pairwise
 from math import gcd, log2
 from operator import sub
@@ -73,20 +72,24 @@ def is_constant(series: Series) -> bool:
 
 def bits_of(steps: list[int], escapes: int = 0) -> float:
     """Return about how many bits an adaptive coder spends on residuals."""
-    sizes = native.bit_sizes(steps) if native is not None else None
-    return _bits(sizes or Counter(map(int.bit_length, steps)), escapes)
+    bits = native.step_bits(steps) if native is not None else None
+    return (_bits(steps) if bits is None else bits) + ESCAPE_BITS * escapes
 
 
-def _bits(sizes: dict[int, int], escapes: int) -> float:
-    """Return the same for residuals of which the counts by bit length are known."""
+def _bits(steps: Iterable[int]) -> float:
+    """Return the same without escapes."""
+    sizes = Counter([min(step.bit_length(), 64) for step in steps])
     plain = sum(size * count for size, count in sizes.items())  # sign, and the bits but the first
-    return _entropy(sizes.values()) + plain + ESCAPE_BITS * escapes
+    return _entropy(sizes.values()) + plain
 
 
 def _entropy(counts: Iterable[int]) -> float:
     known = [count for count in counts if count]
     total = sum(known)
-    return sum(count * log2(total / count) for count in known)
+    bits = 0.0
+    for count in known:  # one by one, as the kernel does: `sum` may be more exact
+        bits += count * log2(total / count)
+    return bits
 
 
 def _enum_bits(series: Series) -> float:
@@ -140,16 +143,16 @@ class _Steps:
         rows, alone, *sums = found or self._pair_up(neighbour.values)
         if 2 * len(alone) > len(self.now) - len(alone):
             return
-        ways = [(PredictorKind.LINE, slope.as_integer_ratio()) for slope in _slopes(*sums)]
+        ways = [(PredictorKind.LINE, slope) for slope in _slopes(*sums)]
         ways += [(kind, NO_PARAM) for kind in _FROM_NEIGHBOUR]
         for kind, param in ways:
             if isinstance(rows, list):
-                steps = [*_off(rows, kind, *param), *alone]
-                sizes: dict[int, int] = Counter([min(step.bit_length(), 64) for step in steps])
+                bits = _bits([*_off(rows, kind, *param), *alone])
             else:
                 assert kernel is not None
-                sizes = kernel.step_sizes(rows, alone, kind, *param)
-            yield _Option(_bits(sizes, self.escapes), kind, param, (-1, neighbour.place))
+                bits = kernel.bits_beside(rows, alone, kind, *param)
+            bits += ESCAPE_BITS * self.escapes
+            yield _Option(bits, kind, param, (-1, neighbour.place))
 
     def _pair_up(self, values: list[list[Maybe]]) -> tuple[_Rows, list[int], int, int, int]:
         """Return the steps beside another column's.
@@ -172,13 +175,35 @@ class _Steps:
         return rows, alone, square, product, own
 
 
-def _slopes(square: int, product: int, own: int) -> list[Fraction]:
+def _slopes(square: int, product: int, own: int) -> list[Param]:
     """Return simple slopes by which a column may follow another: that of their steps, rounded."""
     if not square or product * product < 0.5 * square * own:
         return []
-    slope = Fraction(product, square)
-    found = {slope.limit_denominator(most) for most in (1, 5, 10, 64)}
-    return sorted(fraction for fraction in found if fraction and fraction != 1)
+    found = {_nearest(product, square, most) for most in (1, 5, 10, 64)}
+    return sorted((num, den) for num, den in found if num and num != den)
+
+
+def _nearest(num: int, den: int, most: int) -> Param:
+    """Return the fraction nearest to num / den, in lowest terms, with a denominator up to `most`.
+
+    The last convergent of the continued fraction that is not past `most`, or the one between it and
+    the next that is.
+    """
+    before, last, rest = (0, 1), (1, 0), (num, den)
+    while rest[1]:
+        whole = rest[0] // rest[1]
+        following = whole * last[1] + before[1]
+        if following > most:
+            break
+        before, last = last, (whole * last[0] + before[0], following)
+        rest = rest[1], rest[0] - whole * rest[1]
+    else:
+        return last
+    turns = (most - before[1]) // last[1]
+    between = before[0] + turns * last[0], before[1] + turns * last[1]
+    # the distances, each times den and its own denominator
+    near, far = abs(last[0] * den - num * last[1]), abs(between[0] * den - num * between[1])
+    return last if near * between[1] <= far * last[1] else between
 
 
 def _off(rows: _Rows, kind: int, num: int, den: int) -> list[int]:
@@ -304,12 +329,14 @@ def _printer(
     column: Column | None, tokens: Sequence[bytes], hint: PrinterKey | None
 ) -> PrinterKey | None:
     """Return the spelling of the tokens: the old one unless another spells clearly more."""
-    found = printer_like(hint, tokens) if hint is not None else printer_for(tokens)
     old = column.printer.key if column is not None and column.printer is not None else None
+    old_share = share_spelled(old, tokens) if old is not None else 0.0
+    if old_share >= 1 - _SPELLING_GAIN:
+        return old
+    found = printer_like(hint, tokens) if hint is not None else printer_for(tokens)
     if old is None or found is None or found == old:
         return found
-    gain = share_spelled(found, tokens) - share_spelled(old, tokens)
-    return found if gain > _SPELLING_GAIN else old
+    return found if share_spelled(found, tokens) > old_share + _SPELLING_GAIN else old
 
 
 def _second_digits(printer: PrinterKey) -> int | None:

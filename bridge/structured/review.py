@@ -187,6 +187,8 @@ class FamilyView:
     enough: int = _FIRST_SAMPLES
     due: list[ColumnPlan] = field(default_factory=list)  # columns still to be looked at
     tables: dict[ColumnPlan, list[list[Maybe]]] = field(default_factory=dict)  # for those
+    everywhere: dict[ColumnPlan, bool] = field(default_factory=dict)  # all samples have it
+    by_index: dict[int, ColumnPlan] = field(default_factory=dict)  # the columns, while some are due
 
     @classmethod
     def of(cls, family: Family) -> FamilyView:
@@ -195,14 +197,29 @@ class FamilyView:
         return cls(FamilyPlan(family), review_at=4 * many, enough=many)
 
     def keep_sample(self, view: SourceView, sample: Sample) -> None:
-        """Keep a reading to learn from."""
+        """Keep a reading to learn from, unless those kept are being looked at."""
+        if self.due:
+            return
         kept = self.samples.get(view)
         if kept is None:
             kept = self.samples[view] = deque(maxlen=_SAMPLED_READINGS)
             self.wants_sample = len(self.samples) < _SAMPLED_SOURCES
-        if not self.due:  # what is being looked at stays as it is
-            kept.append(sample)
-            self.sampled += 1
+        kept.append(sample)
+        self.sampled += 1
+
+    def begin_review(self) -> None:
+        """Have all columns looked at, with the samples as they are."""
+        self.due = list(self.columns.values())
+        self.by_index = {plan.column.index: plan for plan in self.due if plan.column is not None}
+
+    def end_review(self) -> None:
+        """Go on to sample."""
+        self.samples.clear()
+        self.wants_sample = True
+        self.sampled = 0
+        self.tables.clear()
+        self.everywhere.clear()
+        self.by_index.clear()
 
     def series_of(self, column: ColumnPlan) -> Series:
         """Return the sampled tokens of a column by source, only of sources that have it."""
@@ -214,7 +231,11 @@ class FamilyView:
     def values_of(self, column: ColumnPlan, beside: ColumnPlan) -> list[list[Maybe]]:
         """Return the integers of a NUMBER column in the sampled readings that have `beside`."""
         table = self._table(column)
-        if all(beside in row[1] for sample in self.samples.values() for row in sample):
+        whole = self.everywhere.get(beside)
+        if whole is None:
+            rows = [row for sample in self.samples.values() for row in sample]
+            whole = self.everywhere[beside] = all(beside in slots for _, slots, _ in rows)
+        if whole:
             return table
         out = []
         for sample, values in zip(self.samples.values(), table, strict=True):
@@ -259,7 +280,7 @@ def review_columns(
         if view.sampled >= view.enough and view.readings >= view.review_at and not view.due:
             view.review_at = view.readings + min(3 * view.readings, _REVIEW_EVERY)
             view.enough = _SAMPLED_SOURCES * _SAMPLED_READINGS
-            view.due = list(view.columns.values())
+            view.begin_review()
         if not view.due:
             continue
         refs = [column.ref[1] if column.ref[0] < 0 else -1 for column in family.columns]
@@ -267,10 +288,7 @@ def review_columns(
             budget -= 1
             _review_column(context, view, family, view.due.pop(), refs, resolution_us, out)
         if not view.due:
-            view.samples.clear()
-            view.wants_sample = True
-            view.sampled = 0
-            view.tables.clear()
+            view.end_review()
     out.sort(key=lambda change: (change[0].index, change[1].index))
     return out
 
@@ -292,14 +310,15 @@ def _review_column(
         return
 
     def neighbours() -> Iterable[Neighbour]:
-        others = [
-            other
-            for other in view.columns.values()
-            if other.column is not None and _may_refer(column, other.column, refs)
-        ]
-        others.sort(key=lambda other: abs(other.column.index - column.index))  # type: ignore[union-attr]  # none is None
-        for other in others[:_NEIGHBOURS]:
-            yield Neighbour(other.column.index, view.values_of(other, plan))  # type: ignore[union-attr]
+        found = 0
+        for index in _by_distance(column.index, len(refs)):
+            other = view.by_index.get(index)
+            if other is None or not _may_refer(column, family.columns[index], refs):
+                continue
+            yield Neighbour(index, view.values_of(other, plan))
+            found += 1
+            if found == _NEIGHBOURS:
+                return
 
     spec = choose_spec(column, series, resolution_us, neighbours, plan.hint)
     if spec.kind == ColumnKind.NUMBER and spec.hot and spec.ref[1] < 0:
@@ -317,6 +336,15 @@ def _review_column(
     ):
         refs[column.index] = spec.ref[1] if spec.ref[0] < 0 else -1
         out.append((family, column, spec))
+
+
+def _by_distance(place: int, count: int) -> Iterable[int]:
+    """Return the places below `count` but `place` itself, the nearest first."""
+    for distance in range(1, count):
+        if place >= distance:
+            yield place - distance
+        if place + distance < count:
+            yield place + distance
 
 
 def _may_refer(column: Column, other: Column, refs: Sequence[int]) -> bool:

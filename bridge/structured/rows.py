@@ -29,6 +29,7 @@ from bridge.structured.heads import (
 from bridge.structured.kernel import native
 from bridge.structured.references import References
 from bridge.structured.schema import TemplatePlan, add_instance
+from bridge.structured.tables import Table
 from bridge.structured.timing import Arrivals
 
 __all__ = ["encode_rows"]
@@ -49,7 +50,10 @@ def encode_rows(io: Writer, context: Context, arrivals: Arrivals, plans: list[li
         return _encode_row(io, context, source, time, row, gathered)
 
     before, io.spans = io.spans, []
-    heads = note_rows(context.templates, arrivals, plans, gathered, FLAG_PROPERTIES, one)
+    lengths = context.tables.lengths
+    heads = note_rows(
+        io, lengths, context.templates, arrivals, plans, gathered, FLAG_PROPERTIES, one
+    )
     details, io.spans = io.spans, before
     _write_heads(io, context, arrivals, heads)
     io.spans += details
@@ -59,7 +63,9 @@ def encode_rows(io: Writer, context: Context, arrivals: Arrivals, plans: list[li
 
 
 def _note_rows(
-    templates: list[Template | None],  # noqa: ARG001 - this and the others are for the twin
+    io: Writer,  # noqa: ARG001 - this and the others are for the twin
+    lengths: Table,  # noqa: ARG001
+    templates: list[Template | None],  # noqa: ARG001
     arrivals: Arrivals,
     plans: list[list[Row]],
     gathered: dict[int, FamilyRows],  # noqa: ARG001

@@ -73,6 +73,8 @@ def _affixes(tokens: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
     common = Counter(tokens).most_common(1)[0][0]
     prefix = suffix = common
     for token in tokens:
+        if token.startswith(prefix) and token.endswith(suffix):
+            continue
         shared = shared_prefix(prefix, token)
         end = shared_prefix(suffix[::-1], token[::-1])
         if shared or end:  # one that shares neither will be escaped

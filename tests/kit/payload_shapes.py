@@ -3,7 +3,7 @@
 Each generator gives `(time_ms, topic, payload)` in order of time. The signals are random walks; the
 shapes are JSON of smart plugs and LoRaWAN servers, Sparkplug B, Modbus-like frames, line protocol,
 CSV, full-precision floats, random key order, waveforms, syslog, odd spellings, OPC UA JSON, XML,
-NMEA sentences, nested arrays, base64 and hexadecimal texts, and noise.
+NMEA sentences, nested arrays, base64 and hexadecimal texts, noise, and what `foreign_payloads` has.
 """
 
 from __future__ import annotations
@@ -17,45 +17,24 @@ import struct
 import uuid
 from collections.abc import Callable, Iterator
 
-__all__ = ["SHAPES", "Message", "messages"]
+from tests.kit.foreign_payloads import FOREIGN
+from tests.kit.payload_parts import (
+    Message,
+    arrivals,
+    compact,
+    iso,
+    protobuf_number,
+    protobuf_part,
+    walk,
+)
 
-Message = tuple[int, str, bytes]
-_START_MS = 1_761_000_000_000
+__all__ = ["SHAPES", "messages"]
 
 
 def messages(shape: str, count: int, *, seed: int = 1) -> list[Message]:
     """Return `count` messages of a shape, a key of `SHAPES`."""
     found = SHAPES[shape](random.Random(f"{shape}{seed}"), count)
     return sorted(found, key=lambda message: message[0])[:count]
-
-
-def _arrivals(
-    rng: random.Random, devices: int, period_ms: int, count: int, jitter_ms: float = 25
-) -> list[tuple[int, int]]:
-    """Return `count` (time, device): each device keeps a period, with jitter."""
-    times = []
-    for device in range(devices):
-        phase = rng.random() * period_ms
-        for turn in range(count // devices + 2):
-            jitter = rng.lognormvariate(math.log(jitter_ms), 0.6)
-            times.append((int(_START_MS + phase + turn * period_ms + jitter), device))
-    return sorted(times)[:count]
-
-
-def _walk(
-    rng: random.Random, value: float, step: float, low: float = -1e9, high: float = 1e9, n: int = 1
-) -> float:
-    return max(low, min(high, round(value + rng.gauss(0, step), n)))
-
-
-def _iso(rng: random.Random, time_ms: int) -> str:
-    s = time_ms // 1000
-    clock = f"{s // 3600 % 24:02}:{s // 60 % 60:02}:{s % 60:02}"
-    return f"2025-10-20T{clock}.{time_ms % 1000:03}{rng.randrange(1000):03}+00:00"
-
-
-def _compact(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
 
 
 # ---- JSON ----------------------------------------------------------------------------------------
@@ -66,9 +45,9 @@ def _smart_plug(rng: random.Random, count: int) -> Iterator[Message]:
     power = [rng.random() * 100 for _ in range(40)]
     volt, energy, warm = [230.0] * 40, [rng.random() * 1e5 for _ in range(40)], [40.0] * 40
     minutes = [[0.0, 0.0, 0.0] for _ in range(40)]
-    for time, d in _arrivals(rng, 40, 60_000, count):
-        power[d] = _walk(rng, power[d], 5, 0)
-        volt[d], warm[d] = _walk(rng, volt[d], 0.5), _walk(rng, warm[d], 0.2)
+    for time, d in arrivals(rng, 40, 60_000, count):
+        power[d] = walk(rng, power[d], 5, 0)
+        volt[d], warm[d] = walk(rng, volt[d], 0.5), walk(rng, warm[d], 0.2)
         energy[d] += power[d] / 60
         minutes[d] = [round(power[d] / 0.06, 3), *minutes[d][:2]]
         name = f"plug1pm-{d * 7919 % 65536:04x}a8b{d % 16:x}"
@@ -96,17 +75,17 @@ def _smart_plug(rng: random.Random, count: int) -> Iterator[Message]:
                     "switch:0": {"id": 0, "apower": power[d], "aenergy": counted},
                 },
             }
-            yield time + rng.randrange(3, 9), f"{name}/events/rpc", _compact(event)
+            yield time + rng.randrange(3, 9), f"{name}/events/rpc", compact(event)
 
 
 def _lorawan(rng: random.Random, count: int) -> Iterator[Message]:
     """A network server's uplinks: random key order, dropped zeros, 1 to 3 gateways, identifiers."""
     warm, wet, air = [20.0] * 30, [50.0] * 30, [400.0] * 30
     frames = [rng.randrange(5000) for _ in range(30)]
-    for time, d in _arrivals(rng, 30, 600_000, count, 300):
+    for time, d in arrivals(rng, 30, 600_000, count, 300):
         frames[d] += 1
-        warm[d], wet[d] = _walk(rng, warm[d], 0.3), _walk(rng, wet[d], 0.6, 0, 100)
-        air[d] = _walk(rng, air[d], 12, 300, 2000, 0)
+        warm[d], wet[d] = walk(rng, warm[d], 0.3), walk(rng, wet[d], 0.6, 0, 100)
+        air[d] = walk(rng, air[d], 12, 300, 2000, 0)
         values = {
             "temperature": warm[d],
             "humidity": wet[d],
@@ -120,7 +99,7 @@ def _lorawan(rng: random.Random, count: int) -> Iterator[Message]:
         data = struct.pack(">hBHB", int(warm[d] * 10), int(wet[d] * 2), int(air[d]), d)
         uplink = {
             "deduplicationId": str(uuid.UUID(int=rng.getrandbits(128), version=4)),
-            "time": _iso(rng, time),
+            "time": iso(rng, time),
             "deviceInfo": {
                 "tenantId": "52f14cd4-c6f1-4fbd-8f87-4025e1d49242",
                 "applicationName": "air",
@@ -137,7 +116,7 @@ def _lorawan(rng: random.Random, count: int) -> Iterator[Message]:
                 {
                     "gatewayId": f"0016c001f1{gateway:06x}",
                     "uplinkId": rng.randrange(2**32),
-                    "nsTime": _iso(rng, time - rng.randrange(300)),
+                    "nsTime": iso(rng, time - rng.randrange(300)),
                     "rssi": -rng.randrange(60, 118),
                     "snr": round(rng.uniform(-10, 12), 1),
                     "location": {"latitude": 48.1 + gateway / 100, "longitude": 11.5},
@@ -147,7 +126,7 @@ def _lorawan(rng: random.Random, count: int) -> Iterator[Message]:
             ],
             "txInfo": {"frequency": rng.choice([868100000, 868300000, 868500000])},
         }
-        yield time, f"application/ca739e26/device/{eui}/event/up", _compact(uplink)
+        yield time, f"application/ca739e26/device/{eui}/event/up", compact(uplink)
 
 
 def _random_order(rng: random.Random, count: int) -> Iterator[Message]:
@@ -156,11 +135,11 @@ def _random_order(rng: random.Random, count: int) -> Iterator[Message]:
         {key: rng.uniform(0, 100) for key in ("co", "no2", "o3", "t", "h", "p", "lux", "uv")}
         for _ in range(40)
     ]
-    for time, d in _arrivals(rng, 40, 20_000, count):
+    for time, d in arrivals(rng, 40, 20_000, count):
         keys = [key for key in state[d] if rng.random() < 0.7]
         rng.shuffle(keys)
         for key in keys:
-            state[d][key] = _walk(rng, state[d][key], 0.3)
+            state[d][key] = walk(rng, state[d][key], 0.3)
         values = {key: state[d][key] for key in keys}
         yield time, f"any/order/{d}", json.dumps({"id": d, "m": values}).encode()
 
@@ -168,7 +147,7 @@ def _random_order(rng: random.Random, count: int) -> Iterator[Message]:
 def _full_floats(rng: random.Random, count: int) -> Iterator[Message]:
     """Doubles as they print, exponents, null now and then, integers beyond 64 bits, escapes."""
     value = [rng.uniform(0, 50) for _ in range(30)]
-    for time, d in _arrivals(rng, 30, 30_000, count):
+    for time, d in arrivals(rng, 30, 30_000, count):
         value[d] += rng.gauss(0, 0.1)
         reading = {
             "ts": time / 1000,
@@ -183,15 +162,15 @@ def _full_floats(rng: random.Random, count: int) -> Iterator[Message]:
 
 def _waveform(rng: random.Random, count: int) -> Iterator[Message]:
     """An array of 64 samples."""
-    for time, d in _arrivals(rng, 10, 30_000, count):
+    for time, d in arrivals(rng, 10, 30_000, count):
         phase = rng.random() * 6
         samples = [int(1000 * math.sin(phase + n / 5) + rng.gauss(0, 10)) for n in range(64)]
-        yield time, f"vibration/{d}/wave", _compact({"fs": 3200, "x": samples})
+        yield time, f"vibration/{d}/wave", compact({"fs": 3200, "x": samples})
 
 
 def _odd_spellings(rng: random.Random, count: int) -> Iterator[Message]:
     """JSON that is legal and strange, words, nothing at all."""
-    for time, d in _arrivals(rng, 10, 30_000, count):
+    for time, d in arrivals(rng, 10, 30_000, count):
         x = rng.randrange(1000)
         yield (
             time,
@@ -216,7 +195,7 @@ def _random_json(rng: random.Random, count: int) -> Iterator[Message]:
     def word() -> str:
         return "".join(rng.choices(string.ascii_lowercase, k=rng.randrange(3, 12)))
 
-    for time, d in _arrivals(rng, 20, 5000, count):
+    for time, d in arrivals(rng, 20, 5000, count):
         values = {
             word(): rng.choice([rng.random(), word(), rng.randrange(10**6)])
             for _ in range(rng.randrange(2, 9))
@@ -229,9 +208,9 @@ def _random_json(rng: random.Random, count: int) -> Iterator[Message]:
 
 def _line_protocol(rng: random.Random, count: int) -> Iterator[Message]:
     load, memory = [50.0] * 30, [40.0] * 30
-    for time, d in _arrivals(rng, 30, 15_000, count):
-        load[d] = _walk(rng, load[d], 3, 0, 100, 2)
-        memory[d] = _walk(rng, memory[d], 0.3, 0, 100, 4)
+    for time, d in arrivals(rng, 30, 15_000, count):
+        load[d] = walk(rng, load[d], 3, 0, 100, 2)
+        memory[d] = walk(rng, memory[d], 0.3, 0, 100, 4)
         fields = f"user={load[d]},idle={round(100 - load[d], 2)},mem={memory[d]}"
         line = f"cpu,cpu=total,host=host{d} {fields} {time * 10**6 + rng.randrange(10**6)}"
         yield time, f"telegraf/host{d}/cpu", line.encode()
@@ -239,8 +218,8 @@ def _line_protocol(rng: random.Random, count: int) -> Iterator[Message]:
 
 def _csv(rng: random.Random, count: int) -> Iterator[Message]:
     state = [[rng.uniform(0, 50) for _ in range(5)] for _ in range(30)]
-    for time, d in _arrivals(rng, 30, 30_000, count):
-        state[d] = [_walk(rng, value, 0.2, n=2) for value in state[d]]
+    for time, d in arrivals(rng, 30, 30_000, count):
+        state[d] = [walk(rng, value, 0.2, n=2) for value in state[d]]
         values = ";".join(f"{value:.2f}" for value in state[d])
         word = "OK" if rng.random() < 0.98 else "ERR"
         yield time, f"loggers/{d}/csv", f"{values};{word};{time // 1000}\r\n".encode()
@@ -248,7 +227,7 @@ def _csv(rng: random.Random, count: int) -> Iterator[Message]:
 
 def _syslog(rng: random.Random, count: int) -> Iterator[Message]:
     words = ["error", "warning", "connected", "timeout", "retry", "sensor", "failed", "ok", "lost"]
-    for time, d in _arrivals(rng, 10, 7000, count, 800):
+    for time, d in arrivals(rng, 10, 7000, count, 800):
         s = time // 1000
         text = " ".join(rng.choices(words, k=rng.randrange(3, 10)))
         head = (
@@ -265,7 +244,7 @@ def _modbus(rng: random.Random, count: int) -> Iterator[Message]:
     """Answers of fixed length: unit, six registers, a counter, CRC-16."""
     registers = [[rng.randrange(3000) for _ in range(6)] for _ in range(25)]
     counters = [rng.randrange(10**6) for _ in range(25)]
-    for time, d in _arrivals(rng, 25, 10_000, count):
+    for time, d in arrivals(rng, 25, 10_000, count):
         registers[d] = [max(0, value + rng.randrange(-4, 5)) for value in registers[d]]
         counters[d] += rng.randrange(3)
         frame = bytes((d + 1, 3, 16)) + struct.pack(">6HI", *registers[d], counters[d])
@@ -283,9 +262,9 @@ def _modbus(rng: random.Random, count: int) -> Iterator[Message]:
 def _opc_ua(rng: random.Random, count: int) -> Iterator[Message]:
     """PubSub JSON with a source timestamp of 100 ns and a value of full precision a variable."""
     value = [rng.uniform(0, 100) for _ in range(20)]
-    for number, (time, d) in enumerate(_arrivals(rng, 20, 1_000, count)):
+    for number, (time, d) in enumerate(arrivals(rng, 20, 1_000, count)):
         value[d] += rng.gauss(0, 0.3)
-        stamp = _iso(rng, time)[:-6]
+        stamp = iso(rng, time)[:-6]
         variable = {
             "Value": value[d],
             "SourceTimestamp": f"{stamp}{rng.randrange(10)}Z",
@@ -297,11 +276,11 @@ def _opc_ua(rng: random.Random, count: int) -> Iterator[Message]:
             "MetaDataVersion": {"MajorVersion": 1, "MinorVersion": 2},
             "Payload": {f"ns=2;s=Line{d}.Temperature": variable},
         }
-        yield time, f"opcua/json/data/pub/w{d}", _compact({"Messages": [message]})
+        yield time, f"opcua/json/data/pub/w{d}", compact({"Messages": [message]})
 
 
 def _xml(rng: random.Random, count: int) -> Iterator[Message]:
-    for time, d in _arrivals(rng, 30, 5_000, count):
+    for time, d in arrivals(rng, 30, 5_000, count):
         text = (
             f'<?xml version="1.0"?><reading dev="dev{d}"><temp unit="C">{rng.gauss(20, 1):.2f}'
             f"</temp><hum>{rng.randrange(40, 60)}</hum><state>{rng.choice(('on', 'off'))}</state>"
@@ -313,10 +292,10 @@ def _xml(rng: random.Random, count: int) -> Iterator[Message]:
 def _nmea(rng: random.Random, count: int) -> Iterator[Message]:
     """GGA sentences with their check byte, which follows from all the rest."""
     place = [(rng.uniform(4700, 4800), rng.uniform(1100, 1200)) for _ in range(15)]
-    for time, d in _arrivals(rng, 15, 1_000, count):
+    for time, d in arrivals(rng, 15, 1_000, count):
         place[d] = (place[d][0] + rng.gauss(0, 1e-3), place[d][1] + rng.gauss(0, 1e-3))
         sentence = (
-            f"GPGGA,{_iso(rng, time)[11:19].replace(':', '')}.00,{place[d][0]:.4f},N,"
+            f"GPGGA,{iso(rng, time)[11:19].replace(':', '')}.00,{place[d][0]:.4f},N,"
             f"{place[d][1]:010.4f},E,1,{rng.randrange(6, 12):02},0.9,{rng.gauss(545, 1):.1f},M,"
             "46.9,M,,"
         )
@@ -327,67 +306,51 @@ def _nmea(rng: random.Random, count: int) -> Iterator[Message]:
 
 
 def _nested(rng: random.Random, count: int) -> Iterator[Message]:
-    for time, d in _arrivals(rng, 8, 2_000, count):
+    for time, d in arrivals(rng, 8, 2_000, count):
         rows = [[round(rng.gauss(0, 1), 3) for _ in range(6)] for _ in range(5)]
-        yield time, f"rig/{d}/matrix", _compact({"m": rows, "ok": True})
+        yield time, f"rig/{d}/matrix", compact({"m": rows, "ok": True})
 
 
 def _base64(rng: random.Random, count: int) -> Iterator[Message]:
-    for time, d in _arrivals(rng, 12, 3_000, count):
+    for time, d in arrivals(rng, 12, 3_000, count):
         data = base64.b64encode(rng.randbytes(90)).decode()
-        yield time, f"relay/{d}/raw", _compact({"port": d, "data": data})
+        yield time, f"relay/{d}/raw", compact({"port": d, "data": data})
 
 
 def _hexadecimal(rng: random.Random, count: int) -> Iterator[Message]:
-    for time, d in _arrivals(rng, 12, 3_000, count):
+    for time, d in arrivals(rng, 12, 3_000, count):
         yield time, f"relay/{d}/hex", rng.randbytes(60).hex().encode()
 
 
 # ---- protobuf, noise -----------------------------------------------------------------------------
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes((*out, value))
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value % 2**64)
-
-
-def _part(field: int, data: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(data)) + data
-
-
 def _sparkplug(rng: random.Random, count: int) -> Iterator[Message]:
     """DDATA by exception: some of 12 metrics, by alias, each with its own time."""
     values = [[rng.uniform(0, 100) for _ in range(12)] for _ in range(20)]
     totals, seqs = [rng.randrange(10**5) for _ in range(20)], [0] * 20
-    for time, d in _arrivals(rng, 20, 2000, count):
+    for time, d in arrivals(rng, 20, 2000, count):
         body = b""
         for k in sorted(rng.sample(range(12), rng.choice([1, 3, 5, 8, 12]))):
-            value = values[d][k] = _walk(rng, values[d][k], 0.5)
-            head = _number(2, k + 1) + _number(3, time - rng.randrange(50))
+            value = values[d][k] = walk(rng, values[d][k], 0.5)
+            head = protobuf_number(2, k + 1) + protobuf_number(3, time - rng.randrange(50))
             if k < 5:
-                metric = head + _number(4, 9) + b"\x65" + struct.pack("<f", value)
+                metric = head + protobuf_number(4, 9) + b"\x65" + struct.pack("<f", value)
             elif k < 9:
-                metric = head + _number(4, 10) + b"\x69" + struct.pack("<d", value)
+                metric = head + protobuf_number(4, 10) + b"\x69" + struct.pack("<d", value)
             elif k < 11:
                 totals[d] += 1
-                metric = head + _number(4, 7) + _number(10, totals[d])
+                metric = head + protobuf_number(4, 7) + protobuf_number(10, totals[d])
             else:
-                metric = head + _number(4, 11) + _number(14, rng.randrange(2))
-            body += _part(2, metric)
+                metric = head + protobuf_number(4, 11) + protobuf_number(14, rng.randrange(2))
+            body += protobuf_part(2, metric)
         seqs[d] = (seqs[d] + 1) % 256
-        payload = _number(1, time - rng.randrange(10)) + body + _number(3, seqs[d])
+        payload = protobuf_number(1, time - rng.randrange(10)) + body + protobuf_number(3, seqs[d])
         yield time, f"spBv1.0/Plant/DDATA/edge{d % 4}/press{d}", payload
 
 
 def _noise(rng: random.Random, count: int) -> Iterator[Message]:
-    for time, d in _arrivals(rng, 20, 5000, count):
+    for time, d in arrivals(rng, 20, 5000, count):
         yield time, f"noise/{d}/x", rng.randbytes(rng.randrange(20, 180))
 
 
@@ -411,4 +374,5 @@ SHAPES: dict[str, Callable[[random.Random, int], Iterator[Message]]] = {
     "base64": _base64,
     "hexadecimal": _hexadecimal,
     "noise": _noise,
+    **FOREIGN,
 }

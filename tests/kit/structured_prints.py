@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from bridge.structured import StructuredDecoder, StructuredEncoder
 from bridge.structured.kernel import native
 from tests.kit.columns import Row, in_batches
+from tests.kit.foreign_payloads import FOREIGN
 from tests.kit.odd_payloads import ODD, odd_rows
 from tests.kit.payload_shapes import SHAPES, messages
 from tests.kit.structured_vectors import contexts_mark
@@ -24,12 +25,16 @@ from tests.kit.structured_vectors import contexts_mark
 __all__ = ["main", "prints"]
 
 _READINGS = 120
+_FOREIGN_READINGS = 36  # which are larger
 _BATCHES = (4, 40)
 
 
 def prints() -> dict[str, str]:
     """Return the mark of each kind's bodies and contexts; what comes back changed is an error."""
-    kinds: list[tuple[str, list[Row]]] = [(name, messages(name, _READINGS)) for name in SHAPES]
+    kinds: list[tuple[str, list[Row]]] = [
+        (name, messages(name, _FOREIGN_READINGS if name in FOREIGN else _READINGS))
+        for name in SHAPES
+    ]
     kinds += [(f"odd {name}", odd_rows(name, _READINGS // 12)) for name in ODD]
     kinds.append(("mutated", list(_mutated([row for _, rows in kinds for row in rows[:30]]))))
     return {f"{name} {size}": _mark(rows, size) for name, rows in kinds for size in _BATCHES}

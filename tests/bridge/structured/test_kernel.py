@@ -6,6 +6,7 @@ import json
 import random
 from collections import Counter
 from copy import deepcopy
+from fractions import Fraction
 from math import log2
 from typing import Any
 
@@ -143,16 +144,24 @@ def test_any_bytes_read_as_the_same_integers_or_error(section: bytes, n: int) ->
 
 
 @given(st.lists(st.one_of(_INTEGERS, st.integers(-(1 << 80), 1 << 80)), max_size=30))
-def test_bit_lengths_are_counted_alike(steps: list[int]) -> None:
-    found = NATIVE.bit_sizes(steps) if NATIVE else None
-    expected = Counter(map(int.bit_length, steps))
+def test_bits_are_counted_alike(steps: list[int]) -> None:
+    found = NATIVE.step_bits(steps) if NATIVE else None
     if found is not None:
-        assert list(found.items()) == list(expected.items())
+        assert found == learner._bits(steps)
     elif NATIVE:
         assert max(map(abs, steps)) >= 1 << 63
-    bits = learner.bits_of(steps)
+    expected = Counter(map(int.bit_length, steps))
     entropy = sum(count * log2(len(steps) / count) for count in expected.values())
-    assert bits == entropy + sum(size * count for size, count in expected.items())
+    plain = sum(min(size, 64) * count for size, count in expected.items())
+    if max(expected, default=0) <= 64:
+        assert learner.bits_of(steps) == pytest.approx(entropy + plain)
+
+
+@given(st.integers(-(10**9), 10**9), st.integers(1, 10**9))
+def test_simple_fractions_are_the_nearest(num: int, den: int) -> None:
+    for most in (1, 5, 10, 64):
+        nearest = Fraction(num, den).limit_denominator(most)
+        assert learner._nearest(num, den, most) == nearest.as_integer_ratio()
 
 
 @given(st.lists(st.tuples(_INTEGERS, st.one_of(st.none(), _INTEGERS)), min_size=2, max_size=30))
