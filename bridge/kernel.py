@@ -18,6 +18,7 @@ from operator import gt, itemgetter, ne, sub
 from typing import TYPE_CHECKING
 
 from bridge.intervals import Range
+from runtime.native import library
 
 if TYPE_CHECKING:
     from bridge._kernel import Kernel
@@ -45,17 +46,7 @@ _BIG_ENDIAN = sys.byteorder == "big"
 _SEQ_PAST = 1 << 63
 
 
-def _load() -> Kernel | None:
-    if "no-batch-kernel" in sys._xoptions:  # noqa: SLF001 - documented for reading
-        return None
-    try:
-        from bridge import _kernel  # noqa: PLC0415 - may not be there
-    except ImportError:
-        return None
-    return _kernel if _kernel.VERSION == VERSION else None  # type: ignore[return-value]  # its stub names what it has
-
-
-native = _load()
+native: Kernel | None = library("bridge._kernel", VERSION, "no-batch-kernel")
 
 
 # ---- seqs ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
-from runtime.service import StartError
+from runtime.service import StartError, reason_of
 
 __all__ = ["ApiServer"]
 
@@ -88,8 +88,7 @@ def _bind(host: str, port: int) -> socket.socket:
         bound = socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as error:
         raise StartError(
-            f"http: cannot listen on {host}:{port}: {error.strerror or error}; "
-            "choose another http.port"
+            f"http: cannot listen on {host}:{port}: {reason_of(error)}; choose another http.port"
         ) from None
     bound.setblocking(False)
     return bound

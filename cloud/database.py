@@ -28,6 +28,7 @@ __all__ = [
     "Database",
     "DatabaseError",
     "DatabaseKind",
+    "DatabaseMissing",
     "FileLock",
     "execute_flat",
     "execute_rows",
@@ -46,6 +47,13 @@ _WAL_KEPT_BYTES = 64 << 20
 
 class DatabaseError(Exception):
     """A database file that cannot be used; `str()` is one line: which, why, what to do."""
+
+
+class DatabaseMissing(DatabaseError):  # noqa: N818 - what it is of says that it is one
+    """There is no such file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path}: no such file")
 
 
 @dataclass(slots=True, frozen=True)
@@ -156,7 +164,7 @@ async def open_read_only(path: Path, kind: DatabaseKind) -> Database:
 
     def connect() -> sqlite3.Connection:
         if not path.exists():
-            raise DatabaseError(f"{path}: no such file")
+            raise DatabaseMissing(path)
         connection = _connect(path, "ro")
         try:
             ours = _is_ours(connection, path, kind)

@@ -20,7 +20,13 @@ from cloud.query import AGGREGATES, QueryError, QueryResult, ReadingsQuery
 from cloud.query_format import FORMATS, formatted
 from cloud.query_time import parse_duration, parse_time
 from cloud.storage import StorageReader, storage_reader
-from cloud.storage_cli import add_storage_arguments, storage_config
+from cloud.storage_cli import (
+    DATA_HELP,
+    add_storage_arguments,
+    data_folder,
+    said,
+    storage_config,
+)
 from cloud.storage_file import StorageFile
 from runtime.clock import SystemClock
 
@@ -32,13 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # lets `--since -2h` be a value: argparse takes only whole numbers for negative ones
     parser._negative_number_matcher = re.compile(r"-\d\S*")  # noqa: SLF001
     parser.add_argument("devices", nargs="*", metavar="DEVICE", help="device ids, as globs [all]")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path("tidegate-data"),
-        metavar="DIR",
-        help="the data folder [tidegate-data]",
-    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help=DATA_HELP)
     add_storage_arguments(parser, file=True)
     parser.add_argument("--topic", default="#", help="an MQTT topic filter [#]")
     parser.add_argument("--since", metavar="TIME", help="from: -2h, an ISO time, epoch seconds")
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         if options.db:
             storage: StorageReader = StorageFile(options.db)
         else:
-            storage = storage_reader(options.data, storage_config(options.config))
+            storage = storage_reader(data_folder(options), storage_config(options.config))
         result = asyncio.run(storage.ask(query, timeout_s=options.timeout))
         size = shutil.get_terminal_size((100, 30))
         text = formatted(
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
             color=sys.stdout.isatty(),
         )
     except (QueryError, DatabaseError) as error:
-        sys.stderr.write(f"tidegate query: {error}\n")
+        sys.stderr.write(f"tidegate query: {said(error)}\n")
         return 1
     sys.stdout.write(text + "\n")
     _tell_of_more(result, options)

@@ -55,6 +55,7 @@ from mqtt.broker.session_store import SessionStoreError, SqliteSessionStore
 from runtime.clock import Clock
 from runtime.logs import limited
 from runtime.metrics import Metrics
+from runtime.native import tell_absent
 from runtime.reload import Reloaded, changed_keys, sort_keys
 from runtime.service import StartError
 
@@ -139,6 +140,7 @@ class CloudService:
         self._watching = asyncio.create_task(self._watch(), name="cloud-watch")
         await self._listen()  # 7. gateways and clients
         log.info("cloud_started", node=self.config.node_id, mqtt_port=self.port)
+        tell_absent(log)
 
     async def stop(self) -> None:
         """End in the reverse order; what is not acknowledged stays at the gateways.

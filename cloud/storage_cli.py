@@ -1,4 +1,4 @@
-"""How a command is told where storage is: the node's file, its environment, or an address."""
+"""How a command is told where a node's data is: a folder, the node's file, its environment."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import os
 from pathlib import Path
 
 from cloud.config import CloudConfig, StorageConfig
+from cloud.database import DatabaseMissing
 from runtime.config import load
 
-__all__ = ["add_storage_arguments", "storage_config"]
+__all__ = ["DATA_HELP", "add_storage_arguments", "data_folder", "said", "storage_config"]
+
+DATA_HELP = "the data folder of a cloud node [that of -c, or tidegate-data]"
 
 
 def add_storage_arguments(parser: argparse.ArgumentParser, *, file: bool = False) -> None:
@@ -22,8 +25,8 @@ def add_storage_arguments(parser: argparse.ArgumentParser, *, file: bool = False
         "--config",
         type=Path,
         metavar="FILE",
-        help="the cloud node's configuration: says where storage is, if not in --data; so does "
-        "TIDEGATE_STORAGE_URL",
+        help="the cloud node's configuration: says where its data folder is, and storage, if not "
+        "there; so does TIDEGATE_STORAGE_URL",
     )
 
 
@@ -36,3 +39,20 @@ def storage_config(file: Path | None) -> StorageConfig:
     names = ("TIDEGATE_STORAGE_URL", "TIDEGATE_STORAGE_SCHEMA")
     environment = {name: os.environ[name] for name in names if name in os.environ}
     return load(CloudConfig, file=file, environment=environment).storage
+
+
+def data_folder(options: argparse.Namespace) -> Path:
+    """Return the folder that `--data` or the node's file names, the default one without either.
+
+    Raises:
+        ConfigError: the file is not understood.
+    """
+    if options.data is not None:
+        return Path(options.data)
+    return load(CloudConfig, file=options.config).data
+
+
+def said(error: Exception) -> str:
+    """Return an error as an operator's line, with what to do where a file is not there."""
+    missing = isinstance(error, DatabaseMissing)
+    return f"{error}{'; is that the --data of a cloud node?' if missing else ''}"

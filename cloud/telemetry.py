@@ -19,6 +19,7 @@ from cloud.stream.contract import Stream, StreamStats
 from cloud.stream.jetstream.engine import JetStreamStream
 from mqtt.broker.broker import Broker
 from runtime.metrics import Metrics, Value
+from runtime.native import absent
 
 __all__ = ["Sample", "figures_of", "register_metrics", "register_stream_metrics"]
 
@@ -64,6 +65,7 @@ def figures_of(
         },
         "storage": asdict(storage.stats) if storage is not None else {},
         "sinks": {sink.name: _sink_status(sink, sample.time_us) for sink in sample.sinks},
+        "c_helpers_absent": absent(),
     }
 
 

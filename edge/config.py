@@ -230,7 +230,9 @@ class EdgeConfig:
         Path("tidegate-data"), flag="--data", help="Folder that holds all state, in its edge/."
     )
     gateway: str = setting(
-        "", help="This gateway's id, unique among those of one cloud; the host's name if empty."
+        "",
+        help="This gateway's id, unique among those of one cloud; the host's name if empty. Its "
+        "readings are known by it: another id needs another data folder.",
     )
     host: str = setting(
         "0.0.0.0",  # noqa: S104 - devices come from the network; `access` says which may

@@ -23,6 +23,7 @@ from bridge.envelope import LinkLane
 from bridge.errors import BatchError, LinkError
 from edge.config import EdgeConfig
 from edge.database import connect_file
+from edge.journal_owner import read_owner
 from edge.journal_schema import APPLICATION_ID, error_of
 from edge.uplink_config import Endpoint
 from edge.uplink_dialler import Dialler
@@ -82,6 +83,10 @@ class JournalDeadLetters:
         )
         rows = await self._run("ro", lambda connection: connection.execute(sql).fetchall())
         return [DeadLetter(row[0], LinkLane(row[1]).name.lower(), *row[2:]) for row in rows]
+
+    async def owner(self) -> str:
+        """Return the id of the gateway whose they are; empty when the journal does not say."""
+        return await self._run("ro", read_owner)
 
     async def forget(self, letter: DeadLetter) -> None:
         """Delete a letter: it was sent, or nobody wants it; its tombstone stays what it was."""

@@ -73,15 +73,26 @@ class Journal:
         self._dead_letters = 0
 
     @classmethod
-    async def open(cls, path: Path, config: JournalConfig, clock: Clock) -> Journal:
+    async def open(
+        cls, path: Path, config: JournalConfig, clock: Clock, *, gateway: str = ""
+    ) -> Journal:
         """Open the journal at `path` (`DIR/edge/journal.db`), made if it is not there.
 
+        Args:
+            path: The file.
+            config: Its limits and durability.
+            clock: For times and the boot id.
+            gateway: Whose journal it is to be; empty leaves that as it is.
+
         Raises:
-            JournalError: it is in use, somebody else's, or cannot be written; not when damaged.
+            JournalError: it is in use, another program's or gateway's, or cannot be written; not
+                when damaged.
         """
         lock = lock_journal(path)
         try:
-            opened = await asyncio.to_thread(open_journal, path, config.durability, clock)
+            opened = await asyncio.to_thread(
+                open_journal, path, config.durability, clock, gateway=gateway
+            )
             file = await JournalFile.connect(path, durable=config.durability == "power-loss")
             try:
                 lasts = {lane: state.last_seq for lane, state in opened.state.lanes.items()}

@@ -19,6 +19,7 @@ import structlog
 
 from edge.contract import Lane, Tombstone
 from edge.database import connect_file
+from edge.journal_owner import keep_owner, read_owner
 from edge.journal_salvage import copy_rows, lost_tombstones
 from edge.journal_schema import (
     APPLICATION_ID,
@@ -135,6 +136,8 @@ def build_salvaged(
             room=lambda: shutil.disk_usage(path.parent).free > SALVAGE_FREE_BYTES_MIN,
         )
         _copy_small_tables(old, new)
+        if owner := read_owner(old):
+            keep_owner(new, owner)
         unmet_seq = known.unmet_seq if known else read_unmet(old, path)
         if unmet_seq is not None:
             keep_unmet(new, new_path(path), unmet_seq)

@@ -37,6 +37,7 @@ from edge.journal_build import (
     sync_path,
 )
 from edge.journal_high import read_high, write_high
+from edge.journal_owner import claim
 from edge.journal_recovery import Action, Evidence, Header, Owner, decide, wal_lost_frames
 from edge.journal_schema import (
     APPLICATION_ID,
@@ -114,6 +115,7 @@ def open_journal(
     durability: str,
     clock: Clock,
     *,
+    gateway: str = "",
     known: JournalState | None = None,
     rows: Sequence[Row] = (),
     new_epoch: Callable[[], int] = lambda: secrets.randbits(63) or 1,
@@ -124,6 +126,7 @@ def open_journal(
         path: `journal.db`.
         durability: "power-loss" or "process-crash", for the session that begins.
         clock: For times and the boot id.
+        gateway: Whose journal it is to be; empty leaves that as it is.
         known: The state of a journal that was found damaged while in use; it is salvaged.
         rows: Rows of that journal that are in memory.
         new_epoch: Gives the id of a new journal; 63 random bits, so that SQLite can store it.
@@ -144,7 +147,7 @@ def open_journal(
             if action in _REFUSALS:
                 raise _refusal(path, action)
             if found.meta is not None and action in _RESUMING:
-                _resume(path, found.meta, durability, clock, opened, salvaged=known is not None)
+                _resume(path, found.meta, durability, clock, opened, gateway, known)
                 _report(path, opened)
                 return opened
             now_us = clock.wall_us()
@@ -247,9 +250,15 @@ def _intact(connection: sqlite3.Connection, path: Path) -> bool:
 
 
 def _resume(
-    path: Path, meta: Meta, durability: str, clock: Clock, opened: Opened, *, salvaged: bool
+    path: Path,
+    meta: Meta,
+    durability: str,
+    clock: Clock,
+    opened: Opened,
+    gateway: str,
+    known: JournalState | None,
 ) -> None:
-    """Take over an intact journal and mark it as open; `salvaged`: just made of one in use."""
+    """Take over an intact journal and mark it as open; `known`: it was just made of one in use."""
     now_us = clock.wall_us()
     past_reserved = opened.actions[-1] is Action.RESUME_PAST_RESERVED
     with closing(connect_file(path, "rw")) as connection:
@@ -267,11 +276,13 @@ def _resume(
             )
             last_seq = meta.reserved_seq
         unmet_seq = read_unmet(connection, path)
-        if not salvaged:
+        if known is None:
             found_seq, last_seq = last_seq, _past_backup(path, meta, last_seq, now_us, lost)
             if unmet_seq is None or last_seq != found_seq:  # what a copy has is as it was copied
                 unmet_seq = last_seq
                 keep_unmet(connection, path, unmet_seq)
+        if gateway:
+            claim(connection, path, gateway, used=last_seq > 0)
         for tombstone in lost:
             connection.execute(INSERT_TOMBSTONE, tombstone_row(tombstone))
         # one more at each opening: a copy made in an earlier session has reserved less than `high`

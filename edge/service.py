@@ -33,6 +33,7 @@ from mqtt.broker.session_store import SessionStoreError, SqliteSessionStore
 from runtime.clock import Clock
 from runtime.http import HttpServer, telemetry_routes
 from runtime.metrics import Metrics
+from runtime.native import tell_absent
 from runtime.reload import Reloaded, changed_keys, sort_keys
 from runtime.service import StartError
 
@@ -99,6 +100,7 @@ class EdgeService:
             raise StartError(str(error)) from None
         self._front = front
         self._log.info("edge_started", mqtt_port=self.port, http_port=self.http_port)
+        tell_absent(self._log)
 
     async def stop(self) -> None:
         """End in the reverse order; what is not acknowledged stays in the journal.
@@ -161,7 +163,9 @@ class EdgeService:
         path = self._config.data / "edge" / "journal.db"
         try:
             await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
-            return await Journal.open(path, self._config.journal, self._clock)
+            return await Journal.open(
+                path, self._config.journal, self._clock, gateway=self._config.gateway_id
+            )
         except JournalError as error:
             raise StartError(f"journal: {error}") from None
         except OSError as error:

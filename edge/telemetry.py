@@ -18,6 +18,7 @@ from edge.uplink import Uplink
 from edge.wear import Wear
 from mqtt.broker.broker import Broker
 from runtime.metrics import Metrics, Value
+from runtime.native import absent
 
 __all__ = ["Parts", "add_gateway_metrics", "edge_metrics", "edge_status"]
 
@@ -64,6 +65,7 @@ def edge_status(parts: Parts) -> dict[str, Any]:
         "forecast": parts.forecaster.forecast().as_dict(),
         "commands": _commands(parts.commands),
         "clock": _clock(parts.repair),
+        "c_helpers_absent": absent(),
     }
 
 

@@ -234,7 +234,7 @@ def flags_of(arguments: argparse.Namespace, cls: type) -> dict[str, str]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        return tomllib.loads(file.read_text("utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}; give a TOML file") from None
     except UnicodeDecodeError as error:

@@ -23,7 +23,7 @@ import structlog
 
 from runtime.logs import limited
 from runtime.metrics import Metrics
-from runtime.service import StartError
+from runtime.service import StartError, reason_of
 
 __all__ = ["Handler", "HttpServer", "Request", "Response", "json_response", "telemetry_routes"]
 
@@ -94,8 +94,8 @@ class HttpServer:
             )
         except OSError as error:
             raise StartError(
-                f"http: cannot listen on {host}:{port}: {error.strerror or error}; "
-                "choose another port"
+                f"http: cannot listen on {host}:{port}: {reason_of(error)}; "
+                "choose another http.port"
             ) from None
         self.port = self._server.sockets[0].getsockname()[1]
 

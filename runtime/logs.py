@@ -10,7 +10,7 @@ Invariants:
 - A log call never blocks on the terminal, pipe or disk behind it: lines wait in a bounded queue;
   when that is full they are dropped, counted, and the count is logged.
 - A log call never raises because of what is logged: unknown objects are written by `repr`, long
-  texts are cut, and control characters cannot begin a new line.
+  texts and lists are cut, and control characters cannot begin a new line.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ LEVELS = ("debug", "info", "warning", "error")
 FIRST_KEYS = ("ts", "level", "event", "component")
 LINES_MAX = 10_000  # waiting for the stream; about 2 MB
 TEXT_CHARS_MAX = 2_000  # of one value
+ITEMS_MAX, ITEM_CHARS_MAX = 20, 200  # of a list
 EXCEPTION_CHARS_MAX = 8_000
 LIMITED_KEYS_MAX = 1_024
 STOP_TIMEOUT_S = 1.0  # how long a stream that takes nothing may delay the end of the process
@@ -262,15 +263,26 @@ def _ordered(_logger: object, _method: str, values: MutableMapping[str, Any]) ->
 
 
 def _bounded(key: str, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        items = [_bounded_one(item, ITEM_CHARS_MAX) for item in value[:ITEMS_MAX]]
+        return items if len(value) <= ITEMS_MAX else [*items, f"... {len(value) - ITEMS_MAX} more"]
+    if key == "exception":  # its end says what went wrong
+        return _text(value)[-EXCEPTION_CHARS_MAX:]
+    return _bounded_one(value, TEXT_CHARS_MAX)
+
+
+def _bounded_one(value: Any, chars_max: int) -> Any:
     if value is None or isinstance(value, bool | int) or _finite(value):
         return value
+    text = _text(value)
+    return text if len(text) <= chars_max else text[:chars_max] + "..."
+
+
+def _text(value: object) -> str:
     try:
-        text = value if isinstance(value, str) else str(value)
+        return value if isinstance(value, str) else str(value)
     except Exception:  # noqa: BLE001 - a foreign object's own __str__ may raise anything
-        text = object.__repr__(value)
-    if key == "exception":  # its end says what went wrong
-        return text[-EXCEPTION_CHARS_MAX:]
-    return text if len(text) <= TEXT_CHARS_MAX else text[:TEXT_CHARS_MAX] + "..."
+        return object.__repr__(value)
 
 
 def _finite(value: object) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 
-__all__ = ["Service", "StartError", "run", "running", "stop_on_signals"]
+__all__ = ["Service", "StartError", "reason_of", "run", "running", "stop_on_signals"]
 
 log = structlog.get_logger(component="runtime")
 
@@ -30,6 +30,12 @@ GC_THRESHOLDS = (20_000, 50, 100)
 
 class StartError(Exception):
     """A service that could not start; `str()` is one line: what, where, what to do."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return what the system says of an error, without the words a library put around it."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number and number > 0 else str(error)
 
 
 class Service(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime.config import ConfigError
-from runtime.service import StartError
+from runtime.service import StartError, reason_of
 
 __all__ = ["ask_node", "ask_service"]
 
@@ -51,7 +51,7 @@ def ask_node(
         with error:
             raise StartError(_detail(error)) from None
     except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+        reason = _reason(error)
         raise StartError(f"{url}: {reason}; is a cloud node serving HTTP there?") from None
 
 
@@ -78,11 +78,16 @@ def ask_service(url: str, path: str, *, also: int = 200) -> dict[str, Any]:
                 raise StartError(f"{full}: answered {error.code} {error.reason}") from None
             body = json.load(error)
     except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+        reason = _reason(error)
         raise StartError(f"{full}: {reason}; is a gateway or cloud node serving there?") from None
     if not isinstance(body, dict):
         raise StartError(f"{full}: answered something that is not a status")
     return body
+
+
+def _reason(error: Exception) -> str:
+    inner = getattr(error, "reason", error)  # urllib's own errors have one
+    return reason_of(inner) if isinstance(inner, Exception) else str(inner)
 
 
 def _check(url: str) -> None:

@@ -11,7 +11,6 @@ Invariant: a library of another version than this file's is not used.
 from __future__ import annotations
 
 import struct
-import sys
 from bisect import bisect_right
 from operator import add
 from typing import TYPE_CHECKING
@@ -34,6 +33,7 @@ from bridge.structured.symbols import (
     spans_of,
     symbol_of,
 )
+from runtime.native import library
 
 if TYPE_CHECKING:
     from bridge.structured._kernel import Kernel
@@ -67,17 +67,7 @@ __all__ = [
 VERSION = 9  # rises with every change of a function's arguments or meaning
 
 
-def _load() -> Kernel | None:
-    if "no-structured-kernel" in sys._xoptions:  # noqa: SLF001 - documented for reading
-        return None
-    try:
-        from bridge.structured import _kernel  # noqa: PLC0415 - may not be there
-    except ImportError:
-        return None
-    return _kernel if _kernel.VERSION == VERSION else None  # type: ignore[return-value]  # its stub names what it has
-
-
-native = _load()
+native: Kernel | None = library("bridge.structured._kernel", VERSION, "no-structured-kernel")
 
 Maybe = int | None
 

@@ -12,7 +12,6 @@ What edge and cloud share of `[access]`, `[broker]`, `[[listeners]]` and the sim
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import dataclass
 
 import structlog
@@ -27,6 +26,7 @@ from mqtt.broker.net.listener import Listener
 from mqtt.broker.net.tls import TlsError
 from mqtt.broker.seams import Capture, Exchanges, Hooks, SessionStore
 from runtime.clock import Clock
+from runtime.service import reason_of
 
 __all__ = ["Front", "FrontError", "FrontSettings"]
 
@@ -196,11 +196,9 @@ class Front:
             raise FrontError(f"mqtt: {config.name}: {error}") from None
         except (OSError, OverflowError) as error:
             where = config.path if config.path is not None else f"{config.host}:{config.bound_port}"
-            number = getattr(error, "errno", None)
-            reason = os.strerror(number) if number and number > 0 else str(error)
             advice = "file" if config.path is not None else "port"
             raise FrontError(
-                f"mqtt: cannot listen on {where}: {reason}; choose another {advice}"
+                f"mqtt: cannot listen on {where}: {reason_of(error)}; choose another {advice}"
             ) from None
 
     def _warn(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from mqtt.native import library
+from runtime.native import library
 
 if TYPE_CHECKING:
     from mqtt.broker._lone import Library

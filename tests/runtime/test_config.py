@@ -126,6 +126,12 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
         load(Config, file=tmp_path / "edge.toml")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "edge.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + b'data = "a"\r\n')
+    assert load(Config, file=file).data == Path("a")
+
+
 def test_wrong_environment_and_flag_name_themselves() -> None:
     with pytest.raises(ConfigError, match="TIDEGATE_CONSOLE: expected true or false"):
         load(Config, environment={"TIDEGATE_CONSOLE": "maybe"})

@@ -56,6 +56,22 @@ def test_logfmt_quotes_only_what_could_be_misread() -> None:
     assert rest == 'a=plain b="two words" c="q\\"" d="" e="line\\nlevel=fake" f=1.5 g=null'
 
 
+def test_a_list_is_a_list_and_has_an_end() -> None:
+    endless: list[object] = ["x" * 1_000, 1, None]
+    endless.append(endless)
+    written = Written(format="json")
+    log = structlog.get_logger(component="a")
+    log.info("x", did=["create", "resume"], many=list(range(1_000)), endless=tuple(endless))
+    (value,) = written.values()
+    assert value["did"] == ["create", "resume"]
+    assert value["many"] == [*range(20), "... 980 more"]
+    assert [len(str(item)) for item in value["endless"]][:1] == [203]
+    assert len(written.lines()[0]) < 1_000
+    written = Written(format="logfmt")
+    structlog.get_logger(component="a").info("x", did=["create", "resume"])
+    assert written.lines()[0].endswith('did=["create", "resume"]')
+
+
 def test_auto_is_json_when_the_stream_is_no_terminal() -> None:
     written = Written(format="auto")
     structlog.get_logger(component="a").info("x")
@@ -83,7 +99,7 @@ def test_any_value_can_be_logged() -> None:
     assert values["raw"] == "b'\\xff'"
     assert len(values["long"]) == 2_003
     assert "Hostile object" in values["odd"]
-    assert (values["many"], values["inf"]) == ("[1]", "inf")
+    assert (values["many"], values["inf"]) == ([1], "inf")
 
 
 def test_exception_keeps_its_end() -> None:

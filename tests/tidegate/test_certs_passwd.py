@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import io
+import os
 import ssl
 import stat
 import subprocess
@@ -172,3 +173,27 @@ def test_without_a_terminal_one_line_says_what_to_do(
         (line,) = capsys.readouterr().err.splitlines()
         assert "--stdin" in line
         assert not (tmp_path / "passwd").exists()
+
+
+def test_a_file_keeps_who_may_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that runs as another user reads it after root has changed it, too."""
+    file = tmp_path / "users"
+    assert passwd(monkeypatch, file, "alice") == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    file.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(file, 4_711, 4_712)
+    before = file.stat()
+    assert passwd(monkeypatch, file, "bob") == 0
+    after = file.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (
+        before.st_mode, before.st_uid, before.st_gid,
+    )  # fmt: skip
+    assert [line.partition(":")[0] for line in file.read_text().splitlines()] == ["alice", "bob"]
+
+
+def test_users_of_no_file_are_not_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["passwd", str(tmp_path / "users"), "--list"]) == 2
+    assert "no such file" in capsys.readouterr().err

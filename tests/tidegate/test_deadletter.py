@@ -82,7 +82,10 @@ def _place(letter: object) -> tuple[int, int]:
 async def refused_at_edge(data: Path, count: int) -> int:
     """Make a gateway's journal whose `count` readings were all set aside; return its epoch."""
     journal = await Journal.open(
-        data / "edge" / "journal.db", JournalConfig(disk_reserve_bytes=0), SystemClock()
+        data / "edge" / "journal.db",
+        JournalConfig(disk_reserve_bytes=0),
+        SystemClock(),
+        gateway="gw-1",
     )
     frames = b"".join(publish_frame("devices/d1/v", b"%d" % n) for n in range(count))
     body = pack_segment(Segment(4, "c1", 1_700_000_000_000_000, count, frames))
@@ -105,7 +108,7 @@ async def test_a_gateways_letter_is_sent_again_under_its_identity(tmp_path: Path
         await node.stream.append((), [stone], {("gw-1", epoch): 3})
         config = tmp_path / "edge.toml"
         config.write_text(
-            f'data = "{gateway}"\ngateway = "gw-1"\n[uplink]\n'
+            f'data = "{gateway}"\n[uplink]\n'  # named by a flag: the journal knows its name
             f'endpoints = ["mqtt://127.0.0.1:9", "mqtt://127.0.0.1:{node.port}"]\n'
         )
         listed = await run_command("deadletter", "list", "-c", config)

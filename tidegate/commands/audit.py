@@ -27,7 +27,7 @@ from pathlib import Path
 from cloud.database import DatabaseError
 from cloud.ledger_files import balance_files, picture_files
 from cloud.ledger_picture import CELLS
-from cloud.storage_cli import add_storage_arguments, storage_config
+from cloud.storage_cli import add_storage_arguments, data_folder, said, storage_config
 from runtime.service import StartError
 from tidegate.node_api import ask_node
 
@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--data",
         type=Path,
-        default=Path("tidegate-data"),
         metavar="DIR",
-        help="the data folder, of a cloud node and of a gateway if both are here [tidegate-data]",
+        help="the data folder, of a cloud node and of a gateway if both are here [that of -c, or"
+        " tidegate-data]",
     )
     where.add_argument("--url", help="HTTP address of a running cloud node in place of --data")
     add_storage_arguments(parser)
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             lines, balanced, waiting = _ask(options)
         except DatabaseError as error:
-            raise StartError(str(error)) from None
+            raise StartError(said(error)) from None
         # what is missing now may be on its way past a gateway that has not said so yet
         if (balanced and not waiting) or time.monotonic() >= deadline:
             break
@@ -105,15 +105,14 @@ def _ask(options: argparse.Namespace) -> tuple[list[str], bool, int]:
             asked |= {"hours": str(options.hours), "cells": str(_cells())}
         answer = ask_node(options.url, "audit", asked)
         return answer["lines"], answer["balanced"], answer["waiting"]
+    data = data_folder(options)
     report = asyncio.run(
-        balance_files(
-            options.data, thorough=not options.quick, config=storage_config(options.config)
-        )
+        balance_files(data, thorough=not options.quick, config=storage_config(options.config))
     )
     lines = report.lines(detail=True)
     if options.picture:
         since_us = time.time_ns() // 1000 - round(options.hours * 3_600_000_000)
-        drawn = picture_files(options.data, report, since_us, cells=_cells())
+        drawn = picture_files(data, report, since_us, cells=_cells())
         lines += asyncio.run(drawn)
     return lines, report.balanced, report.waiting
 

@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise StartError(f"'{error.name}' is not installed; install tidegate[certs]") from None
     name = options.name or ("Tidegate CA" if options.kind == "ca" else "")
+    if not name:
+        raise ConfigError(f"{options.kind}: give a NAME of 1 to 64 characters, such as hall-7")
     fault = module.name_fault(name)
     if fault or (name == "ca" and options.kind != "ca"):
         raise ConfigError(f"name {name!r}: {fault or 'it is the authority itself'}")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cloud.config import CloudConfig
@@ -114,6 +115,8 @@ async def _on_files(options: argparse.Namespace) -> int:
         print("\n".join(lines) or "no dead letters")
         return 0
     done, left = 0, 0
+    if at_edge:  # a gateway that was named by a flag, or by its host, keeps its readings' identity
+        edge = replace(edge, gateway=await journal.owner() or edge.gateway)
     for letter in at_edge:
         if options.action == "redrive":
             await send_again(edge, letter)

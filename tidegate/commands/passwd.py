@@ -7,8 +7,9 @@
     tidegate passwd users.txt --list
 
 Passwords are kept as argon2id hashes, in the format of amqtt's FileAuthPlugin; with --scram as the
-keys of SCRAM-SHA-256, for MQTT 5's enhanced authentication. The file is readable by its owner
-alone, is replaced as a whole, and a running edge or cloud takes it without a reload.
+keys of SCRAM-SHA-256, for MQTT 5's enhanced authentication. Others than its owner and group never
+read the file, and it keeps these two and their rights; it is replaced as a whole, and a running
+edge or cloud takes it without a reload.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
+import stat
 import sys
 import warnings
 from pathlib import Path
@@ -43,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
     """Change or list the file; raises ConfigError for wrong input, StartError for the file."""
     try:
         lines = _lines(options.file)
+        if options.list and not options.file.exists():
+            raise ConfigError(f"{options.file}: no such file")
         if options.list:
             for line in lines:
                 if _user_of(line):
@@ -107,6 +111,10 @@ def _write(file: Path, lines: list[str]) -> None:
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        if file.exists():  # the service that reads it may be another user than who changes it
+            before = file.stat()
+            os.fchown(descriptor, before.st_uid, before.st_gid)
+            os.fchmod(descriptor, 0o600 if before.st_mode & 0o007 else stat.S_IMODE(before.st_mode))
         stream.writelines(f"{line}\n" for line in lines)
         stream.flush()
         os.fsync(stream.fileno())

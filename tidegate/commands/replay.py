@@ -15,12 +15,12 @@ import asyncio
 from pathlib import Path
 
 from cloud.config import CloudConfig, StorageConfig
-from cloud.database import DatabaseError
+from cloud.database import DatabaseError, DatabaseMissing
 from cloud.dead_letters import opened_offline
 from cloud.ledger_files import balance_files
 from cloud.replay import Replayed, replay
 from cloud.sinks.contract import SinkUnavailable
-from cloud.storage_cli import add_storage_arguments, storage_config
+from cloud.storage_cli import add_storage_arguments, data_folder, said, storage_config
 from cloud.stream.contract import StreamError
 from runtime.clock import SystemClock
 from runtime.service import StartError
@@ -35,9 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--data",
         type=Path,
-        default=Path("tidegate-data"),
         metavar="DIR",
-        help="the data folder of a cloud node that does not run [tidegate-data]",
+        help="the data folder of a cloud node that does not run [that of -c, or tidegate-data]",
     )
     where.add_argument("--url", help="HTTP address of a running cloud node in place of --data")
     add_storage_arguments(parser)
@@ -50,16 +49,16 @@ def run(options: argparse.Namespace) -> int:
         print(answer["line"])
         return 1 if answer["gone"] or answer["refused"] else 0
     try:
-        done = asyncio.run(_replay_files(options.data, storage_config(options.config)))
+        done = asyncio.run(_replay_files(data_folder(options), storage_config(options.config)))
     except (DatabaseError, SinkUnavailable, StreamError) as error:
-        raise StartError(str(error)) from None
+        raise StartError(said(error)) from None
     print(done.line())
     return 1 if done.gone or done.refused else 0
 
 
 async def _replay_files(data: Path, storage_at: StorageConfig) -> Replayed:
-    if not (data / "cloud" / "stream.db").exists():
-        raise DatabaseError(f"{data / 'cloud' / 'stream.db'}: no such file")
+    if not (stream_file := data / "cloud" / "stream.db").exists():
+        raise DatabaseMissing(stream_file)
     config = CloudConfig(data=data, storage=storage_at)
     async with opened_offline(data, config, SystemClock()) as (stream, runners):
         (storage,) = runners

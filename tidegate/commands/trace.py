@@ -20,7 +20,13 @@ from typing import Any
 from cloud.database import DatabaseError
 from cloud.query_time import parse_time
 from cloud.sinks.schema import epoch_from_text
-from cloud.storage_cli import add_storage_arguments, storage_config
+from cloud.storage_cli import (
+    DATA_HELP,
+    add_storage_arguments,
+    data_folder,
+    said,
+    storage_config,
+)
 from cloud.trace import Trace, TraceError, trace
 from cloud.trace_files import find_reading, traced_files
 from runtime.config import ConfigError
@@ -39,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epoch", help="of which journal of the gateway, 16 hex digits [all]")
     parser.add_argument("--device", help="in place of gateway and seq: whose reading")
     parser.add_argument("--time", default="now", help="with --device: at or before when [now]")
-    parser.add_argument(
-        "--data", type=Path, default=Path("tidegate-data"), metavar="DIR", help="the data folder"
-    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help=DATA_HELP)
     parser.add_argument("--url", help="HTTP address of a running cloud node in place of --data")
     add_storage_arguments(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -61,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         answers = _ask_node(options) if options.url else asyncio.run(_ask_files(options))
     except (DatabaseError, TraceError) as error:
-        raise StartError(str(error)) from None
+        raise StartError(said(error)) from None
     if options.json:
         print(json.dumps(answers, indent=2))
     else:
@@ -84,15 +88,15 @@ def _ask_node(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 async def _ask_files(options: argparse.Namespace) -> list[dict[str, Any]]:
     gateway, seq = options.gateway, options.seq
-    config = storage_config(options.config)
+    config, data = storage_config(options.config), data_folder(options)
     try:
         epoch = None if options.epoch is None else epoch_from_text(options.epoch)
         at_us = parse_time(options.time, time.time_ns() // 1000)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if options.device is not None:
-        gateway, epoch, seq = await find_reading(options.data, options.device, at_us, config)
-    async with traced_files(options.data, config=config) as places:
+        gateway, epoch, seq = await find_reading(data, options.device, at_us, config)
+    async with traced_files(data, config=config) as places:
         return [_shown(one) for one in await trace(places, gateway, seq, epoch)]
 
 

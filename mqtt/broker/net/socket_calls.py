@@ -16,7 +16,7 @@ import socket
 from mmap import mmap
 from typing import TYPE_CHECKING, Any, Final
 
-from mqtt.native import library
+from runtime.native import library
 
 if TYPE_CHECKING:
     from mqtt.broker.net._sockets import Library
