@@ -5,7 +5,8 @@
     tidegate status --partitions                   who works on which partition, and how far
     tidegate status --json | jq .uplink
 
-Exit code 1 when nothing answers, or when it says it is not ready.
+The first lines say how it is; below them is every figure it keeps. Exit code 1 when nothing
+answers, or when it says it is not ready.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cloud.query_time import iso
+from runtime.clock import SystemClock
 from tidegate.node_api import ask_node, ask_service
+from tidegate.status_summary import summary
 
 __all__ = ["add_arguments", "run"]
 
@@ -49,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(status, indent=2))
     else:
         print(f"{base}: {'ready' if ready else 'NOT READY: ' + '; '.join(reasons)}")
-        print("\n".join(_lines(status)))
+        head = summary(status, SystemClock().wall_us())
+        print("\n".join([*head, *([""] if head else []), *_lines(status)]))
     return 0 if ready else 1
 
 

@@ -21,6 +21,7 @@ from bridge.forecast import Traffic, WhatIf, what_if
 from runtime.config import ConfigError
 from runtime.service import StartError
 from tidegate.node_api import ask_service
+from tidegate.words import size, span
 
 __all__ = ["add_arguments", "run"]
 
@@ -150,12 +151,12 @@ def _as_json(found: WhatIf) -> dict[str, Any]:
 
 def _lines(found: WhatIf, outage_s: float, traffic: Traffic, link: float) -> list[str]:
     lines = [
-        f"outage     {_span(outage_s)} at {traffic.readings_s:,.1f} readings/s",
-        f"journal    {_bytes(found.journal_bytes)} for {found.readings:,} readings",
+        f"outage     {span(outage_s)} at {traffic.readings_s:,.1f} readings/s",
+        f"journal    {size(found.journal_bytes)} for {found.readings:,} readings",
     ]
     if found.full_s is not None:
         lines.append(
-            f"FULL       after {_span(found.full_s)}: {found.lost_or_refused:,} readings more are"
+            f"FULL       after {span(found.full_s)}: {found.lost_or_refused:,} readings more are"
             " refused, or drop the oldest, as the lane's policy says"
         )
     speed = f"{link * 8 / 1000:,.0f} kbit/s"
@@ -163,28 +164,11 @@ def _lines(found: WhatIf, outage_s: float, traffic: Traffic, link: float) -> lis
         lines.append(f"drain      never: live readings alone are more than {speed} carries")
     else:
         lines.append(
-            f"drain      {_bytes(found.drain.bytes)} at {speed}: {_span(found.drain.seconds)},"
+            f"drain      {size(found.drain.bytes)} at {speed}: {span(found.drain.seconds)},"
             f" {traffic.link_bytes:.1f} bytes a reading, live beside it"
         )
     if found.drain.live_waits:
         lines.append("live       waits while it drains: it needs more than its share of the link")
+    if not traffic.readings_s:
+        lines.append("note       it has captured nothing lately, so nothing waits: give --rate N")
     return lines
-
-
-def _span(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 120:
-        return f"{minutes} min"
-    if minutes < 72 * 60:
-        return f"{minutes // 60} h {minutes % 60:02} min"
-    return f"{seconds / 86_400:.1f} days"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
