@@ -6,7 +6,7 @@ __all__ = ["size", "span"]
 
 
 def span(seconds: float) -> str:
-    """Return a time in the unit that fits it: "40 s", "75 min", "8 h 05 min", "3.2 days", "13 years"."""
+    """Return a time in the unit that fits it: "40 s", "75 min", "8 h 05 min", "13 years"."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
