@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
 __all__ = [
+    "GONE",
     "PATIENCE_MIN_S",
     "Ack",
     "ApiError",
@@ -54,6 +55,7 @@ _CONNECT_S = 10.0
 PATIENCE_MIN_S = 2.0  # one request, or one server's answer to a connection
 _PATIENCE_S = 60.0  # elections come in rows
 _LOG_EVERY_S = 5.0
+GONE = 10059  # there is no such stream
 _FULL_CODES = frozenset({10077, 10023, 10047, 10028})  # bytes, resources, storage, memory exceeded
 
 

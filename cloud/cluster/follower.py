@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from cloud.cluster.connection import (
+    GONE,
     ApiError,
     ClusterError,
     Connection,
@@ -66,10 +67,11 @@ class Follower:
         deliver: Called with each message; must not raise.
         poll_s: How often the stream is asked for what no republish announced.
         altered: Called with a line when the stream is not the one it was: shorter, or emptied.
-        described: Called with the stream's metadata at the start and with each look; must not
-            raise.
+        described: Called with the stream's metadata at the start and with each look, and before
+            sequences are passed over; must not raise.
         begins: Called, when a look finds that all there is was delivered, with the sequence before
             which the stream holds nothing any more; must not raise.
+        gone: Called when a look finds that there is no such stream; must not raise.
     """
 
     def __init__(
@@ -81,8 +83,9 @@ class Follower:
         *,
         poll_s: float = 1.0,
         altered: Callable[[str], None] = lambda _line: None,
-        described: Callable[[Mapping[str, str]], None] = lambda _metadata: None,
+        described: Callable[[Mapping[str, str]], None] | None = None,
         begins: Callable[[int], None] = lambda _seq: None,
+        gone: Callable[[], None] = lambda: None,
     ) -> None:
         self.stream = stream
         self._connection = connection
@@ -92,6 +95,7 @@ class Follower:
         self._altered = altered
         self._described = described
         self._begins = begins
+        self._gone = gone
         self._next_seq = 1
         self._behind = 0  # times in a row that the stream said it ends before what we have read
         self._behind_since_s = 0.0
@@ -242,8 +246,14 @@ class Follower:
         return False
 
     async def _look(self) -> dict[str, Any]:
-        info = await self._connection.api(f"STREAM.INFO.{self.stream}")
-        self._described(info["config"].get("metadata") or {})
+        try:
+            info = await self._connection.api(f"STREAM.INFO.{self.stream}")
+        except ApiError as error:
+            if error.err_code == GONE:
+                self._gone()
+            raise
+        if self._described is not None:
+            self._described(info["config"].get("metadata") or {})
         return info
 
     def _fell_behind(self, reached: int, last: int, created: str) -> None:
@@ -266,6 +276,8 @@ class Follower:
             self.stream, {"seq": start, "batch": _BATCH, "max_bytes": _BATCH_BYTES}
         )
         for message in map(message_of, found):
+            if message.seq > self._next_seq and self._described is not None:
+                await self._look()  # why, its metadata may say
             if message.seq >= self._next_seq:
                 self._take(message)
         self._advance()

@@ -12,20 +12,25 @@ are read through the `Stream` contract, never from RAW itself.
 
 Everything is R3, file, `discard: new`. A node makes nothing: `tidegate cluster apply` does. What
 was ever made is noted in the ledger's metadata, so a stream that has gone is known from one that is
-yet to come, and is never made again in silence (PAINS P26, P27).
+yet to come, and is never made again in silence (PAINS P26, P27). The checkpoints' metadata repeat
+that. A ledger made again goes on: it is of the same cluster, its sequences lie beyond any that the
+lost one can have had, and `tidegate.follows` says behind which checkpoint it begins.
 The version of what lies in all of this is there too (cloud/cluster/versions.py).
 """
 
 from __future__ import annotations
 
+import base64
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import cbor2
+
 from bridge.partition import PARTITIONS
 from cloud.cluster.bucket import Bucket
-from cloud.cluster.connection import ApiError, ClusterError, Connection
+from cloud.cluster.connection import GONE, ApiError, ClusterError, Connection
 from cloud.cluster.reading import insist
 from cloud.cluster.versions import VERSION, VERSION_KEY, check_version, older_nodes, version_of
 from cloud.sinks.schema import epoch_text
@@ -34,11 +39,14 @@ from runtime.clock import SystemClock
 __all__ = [
     "BUCKETS",
     "EPOCH_KEY",
+    "FOLLOWS_KEY",
     "RAW_STREAMS",
     "Layout",
     "Step",
     "StreamSpec",
     "apply",
+    "checkpoint_seq",
+    "follows_of",
     "plan",
     "stream_epoch",
 ]
@@ -56,13 +64,15 @@ BUCKETS = (
 
 _NS = 1_000_000_000
 _MIB = 1 << 20
-_NOT_FOUND = (10059,)
 _EXISTS = 10058
 _READY_S = 30.0
+_BEYOND = 1 << 32  # records that no ledger can have had after its newest checkpoint
 EPOCH_KEY = "tidegate.epoch"
+FOLLOWS_KEY = "tidegate.follows"
 _KEY_CLUSTER = "tidegate.cluster"
 _KEY_MADE = "tidegate.made"
 _KEY_PARTITIONS = "tidegate.partitions"
+_OWN_KEYS = "tidegate."
 
 
 @dataclass(slots=True, frozen=True)
@@ -71,7 +81,8 @@ class StreamSpec:
 
     name: str
     config: Mapping[str, Any]  # of JetStream's own fields
-    fixed: frozenset[str] = frozenset({"storage", "retention"})  # a server refuses to change them
+    # a server refuses to change them
+    fixed: frozenset[str] = frozenset({"storage", "retention", "sealed", "deny_purge"})
 
 
 @dataclass(slots=True, frozen=True)
@@ -192,6 +203,9 @@ class Layout:
             "duplicate_window": _NS // 10,  # ids are not used: the ledger decides
             "compression": "none",  # bodies are compressed
             "allow_direct": True,
+            "sealed": False,
+            "deny_purge": False,
+            "no_ack": False,
         }
         if republish:
             config["republish"] = {"src": ">", "dest": self.live(name)}
@@ -239,7 +253,8 @@ async def plan(connection: Connection, layout: Layout) -> list[Step]:
     if ledger is not None:
         _check_identity(layout, ledger)
     check_version(layout.cluster, _metadata(ledger), layout.version)
-    made = _metadata(ledger).get(_KEY_MADE, "").split()
+    said = _metadata(ledger) or _metadata(found[layout.checkpoint_stream])
+    made = said.get(_KEY_MADE, "").split()
     steps: list[Step] = []
     for spec in layout.specs():
         info = found[spec.name]
@@ -249,6 +264,9 @@ async def plan(connection: Connection, layout: Layout) -> list[Step]:
             steps += _differences(spec, info["config"], older)
         elif spec.name in made or (spec.name == layout.ledger_stream and any(found.values())):
             detail = "it was made once and is gone, with what was in it"
+            if spec.name == layout.ledger_stream and EPOCH_KEY in said:
+                follows = await _newest_checkpoint(connection, layout)
+                detail += f" after record {follows}, behind which it would go on"
             steps.append(Step("lost", spec.name, detail, spec.config))
         else:
             steps.append(Step("create", spec.name, "", spec.config))
@@ -283,10 +301,12 @@ async def apply(
         )
     for step in steps:
         config = {"name": step.stream, **step.config}
+        word = "UPDATE" if step.action == "update" else "CREATE"
         if step.stream == layout.ledger_stream:
             known = _metadata(await _info(connection, step.stream))
+            if word == "CREATE":
+                known, config["first_seq"] = await _goes_on(connection, layout)
             config["metadata"] = {**_identity(layout), **known}
-        word = "UPDATE" if step.action == "update" else "CREATE"
         if word == "CREATE" and step.stream.startswith("KV_"):
             # revisions fence: those of a bucket that is made again go on where the lost one's were
             config["first_seq"] = SystemClock().wall_us()
@@ -327,7 +347,44 @@ async def stream_epoch(connection: Connection, layout: Layout) -> int:
     return int(said[EPOCH_KEY], 16)
 
 
+def follows_of(metadata: Mapping[str, str]) -> int | None:
+    """Return the record that a ledger which was made again follows on; None when it was not."""
+    said = metadata.get(FOLLOWS_KEY, "")
+    return int(said) if said.isdecimal() else None
+
+
+def checkpoint_seq(head: bytes) -> int:
+    """Return the record that a checkpoint's head names (cloud/stream/jetstream/checkpoint.py).
+
+    0 when it is damaged: whatever stands there, the next one takes its place.
+    """
+    try:
+        return int(cbor2.loads(head)[1])
+    except Exception:  # noqa: BLE001 - any bytes at all
+        return 0
+
+
 # ---- helpers -------------------------------------------------------------------------------------
+
+
+async def _goes_on(connection: Connection, layout: Layout) -> tuple[dict[str, str], int]:
+    """Return the metadata and the first sequence of a ledger that is made now.
+
+    A first one begins at 1. One in place of a lost one goes on behind the newest checkpoint.
+    """
+    known = _metadata(await _info(connection, layout.checkpoint_stream))
+    if EPOCH_KEY not in known:
+        return {}, 1
+    follows = await _newest_checkpoint(connection, layout)
+    return {**known, FOLLOWS_KEY: str(follows)}, follows + _BEYOND
+
+
+async def _newest_checkpoint(connection: Connection, layout: Layout) -> int:
+    """Return the record that the newest checkpoint is of; 0 without one."""
+    head = await connection.last_message(
+        layout.checkpoint_stream, layout.checkpoint_subject("head"), timeout_s=5
+    )
+    return checkpoint_seq(base64.b64decode(head.get("data") or "")) if head is not None else 0
 
 
 def _check_identity(layout: Layout, ledger: Mapping[str, Any]) -> None:
@@ -362,7 +419,7 @@ async def _info(connection: Connection, stream: str) -> dict[str, Any] | None:
     try:
         return await _call(connection, f"STREAM.INFO.{stream}")
     except ApiError as error:
-        if error.err_code in _NOT_FOUND:
+        if error.err_code == GONE:
             return None
         raise
 
@@ -426,9 +483,12 @@ async def _note_made(connection: Connection, layout: Layout) -> None:
         raise ClusterError(f"{layout.ledger_stream}: not there after it was made")
     made = " ".join(spec.name for spec in layout.specs())
     metadata = {**_metadata(info), _KEY_MADE: made, VERSION_KEY: str(layout.version)}
-    if metadata != _metadata(info):
-        config = {**info["config"], "metadata": metadata}
-        await _call(connection, f"STREAM.UPDATE.{layout.ledger_stream}", config)
+    own = {key: value for key, value in metadata.items() if key.startswith(_OWN_KEYS)}
+    for stream, wanted in ((layout.ledger_stream, metadata), (layout.checkpoint_stream, own)):
+        info = await _info(connection, stream)
+        if info is not None and not wanted.items() <= _metadata(info).items():
+            config = {**info["config"], "metadata": {**_metadata(info), **wanted}}
+            await _call(connection, f"STREAM.UPDATE.{stream}", config)
 
 
 async def _clusters(connection: Connection) -> list[str]:

@@ -314,13 +314,19 @@ async def test_a_checkpoint_damaged_by_hand_is_written_anew(
         assert list(await again.held("gw", EPOCH)) == [(1, 4)]
 
 
+async def put_back_empty(connection: Connection, layout: Layout) -> None:
+    """Have a ledger as it was before anything was in it, as from a backup."""
+    name = layout.ledger_stream
+    config = (await connection.api(f"STREAM.INFO.{name}"))["config"]
+    await connection.api(f"STREAM.DELETE.{name}")
+    await connection.api(f"STREAM.CREATE.{name}", config)
+
+
 async def test_a_ledger_that_went_back_stops_the_node(engine: JetStreamEngine) -> None:
     async with opened(engine) as stream:
         await stream.append([part(1, [1])])
         async with connected(engine.servers) as connection:
-            name = engine.layout.ledger_stream
-            await connection.api(f"STREAM.DELETE.{name}")
-            await apply(connection, engine.layout, recreate=[name])
+            await put_back_empty(connection, engine.layout)
         with pytest.raises(StreamError, match="went back"):
             async with asyncio.timeout(10):
                 await stream.wait({2: 0})
@@ -333,9 +339,7 @@ async def test_a_ledger_that_was_put_back_is_given_no_checkpoint_of_what_it_lost
 ) -> None:
     async with opened(engine) as stream, connected(engine.servers) as connection:
         await stream.append([part(1, [1])])
-        name = engine.layout.ledger_stream
-        await connection.api(f"STREAM.DELETE.{name}")
-        await apply(connection, engine.layout, recreate=[name])
+        await put_back_empty(connection, engine.layout)
         with pytest.raises(StreamError, match="ends at 0"):  # sooner than it breaks by itself
             await stream.checkpoint(keep_records=0)
         assert await stream._checkpoints.newest() == 0

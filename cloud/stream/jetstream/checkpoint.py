@@ -19,8 +19,8 @@ import cbor2
 import structlog
 import zstandard
 
-from cloud.cluster.connection import ApiError, ClusterError, Connection
-from cloud.cluster.layout import Layout
+from cloud.cluster.connection import GONE, ApiError, ClusterError, Connection
+from cloud.cluster.layout import Layout, checkpoint_seq, follows_of
 from cloud.cluster.reading import insist
 from cloud.stream.contract import StreamError
 from cloud.stream.jetstream.saved import load, steps
@@ -168,14 +168,23 @@ class Checkpoints:
     async def _check_end(self, seq: int) -> None:
         """Refuse a state of records that the ledger does not have (any more).
 
-        After a restore it would pass over what was restored, and have it purged.
+        After a restore it would pass over what was restored, and have it purged. Of a ledger that
+        is gone altogether the state is all there is.
 
         Raises:
             StreamError.
         """
         stream = self._layout.ledger_stream
-        info = await insist(lambda: self._connection.api(f"STREAM.INFO.{stream}"))
+        try:
+            info = await insist(lambda: self._connection.api(f"STREAM.INFO.{stream}"))
+        except ApiError as error:
+            if error.err_code == GONE:
+                return
+            raise
         last = int(info["state"]["last_seq"])
+        follows = follows_of(info["config"].get("metadata") or {})
+        if follows is not None and follows < seq < int(info["config"].get("first_seq") or 0):
+            raise StreamError(f"{stream}: it goes on behind record {follows}, {seq} is not of it")
         if last < seq:
             raise StreamError(f"{stream}: ends at {last}, a checkpoint of {seq} is not written")
 
@@ -187,12 +196,13 @@ class Checkpoints:
         await insist(lambda: self._connection.publish(subject, data, headers, timeout_s=5))
 
     async def _purge(self, stream: str, **what: object) -> None:
-        await insist(lambda: self._connection.api(f"STREAM.PURGE.{stream}", what, timeout_s=5))
+        try:
+            await insist(lambda: self._connection.api(f"STREAM.PURGE.{stream}", what, timeout_s=5))
+        except ApiError as error:
+            if error.err_code != GONE:
+                raise
 
 
 def _seq_of(head: tuple[int, bytes] | None) -> int:
     """Return the sequence of the checkpoint that a head names, 0 without one or if damaged."""
-    try:
-        return int(cbor2.loads(head[1])[1]) if head is not None else 0
-    except Exception:  # noqa: BLE001 - whatever stands there: the next one takes its place
-        return 0
+    return checkpoint_seq(head[1]) if head is not None else 0

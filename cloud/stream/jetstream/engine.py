@@ -26,7 +26,7 @@ import structlog
 from bridge.intervals import Range
 from cloud.cluster.connection import ClusterError, Connection
 from cloud.cluster.follower import Follower, Message
-from cloud.cluster.layout import EPOCH_KEY, RAW_STREAMS, Layout
+from cloud.cluster.layout import EPOCH_KEY, RAW_STREAMS, Layout, follows_of
 from cloud.cluster.reading import insist
 from cloud.cluster.versions import SHARED_BODIES, check_version
 from cloud.ranges import apart
@@ -112,6 +112,7 @@ class JetStreamStream:
         self._closing = False
         self._broken = ""
         self._version = 1  # of the layout, as the ledger said last
+        self._follows: int | None = None  # the record that the ledger goes on behind
         self._purged: dict[int, int] = {}
         self._appended = Bell()
         self._proved_s: dict[int, float] = {}  # when a RAW stream last took a message
@@ -126,6 +127,7 @@ class JetStreamStream:
             altered=self._break,
             described=self._described,
             begins=self._upkeep.begins,
+            gone=self._upkeep.gone,
         )
         messages = Messages(tail_bytes_max)
         self._reader = BodyReader(connection, layout, messages)
@@ -248,6 +250,8 @@ class JetStreamStream:
         """Take a record of the ledger."""
         if self._broken:
             return
+        if message.seq > self._state.seq + 1 and self._state.seq == self._follows:
+            self._state.seq = message.seq - 1  # of a ledger that was made again: it goes on here
         if message.seq != self._state.seq + 1:
             self._break(
                 f"{self.layout.ledger_stream}: records {self._state.seq + 1} to {message.seq - 1}"
@@ -280,6 +284,7 @@ class JetStreamStream:
             self._break(str(error))
         else:
             self._version = self._version if version is None else version
+        self._follows = self._upkeep.follows = follows_of(metadata)
         epoch = epoch_text(self._epoch)
         if metadata.get(EPOCH_KEY) != epoch:
             limited(log, "epoch", _LOG_EVERY_S).error(

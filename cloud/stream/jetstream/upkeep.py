@@ -1,7 +1,7 @@
 """Checkpoints written while a node runs, so that starting stays quick and the ledger short.
 
-And at once when somebody has purged records of the ledger that no checkpoint has, or the
-checkpoints themselves: every node that runs has in memory what one that starts would lack.
+And at once when somebody has purged records of the ledger that no checkpoint has, or deleted it, or
+the checkpoints themselves: every node that runs has in memory what one that starts would lack.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ class Upkeep:
         checkpoints: Of its cluster.
         state: Of the ledger, as this node has read it.
         usable: Whether that state is still the cluster's.
+
+    Attributes:
+        follows: The record that a ledger which was made again goes on behind; None for others.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class Upkeep:
         self._usable = usable
         self._record_bytes = 0  # of records read since the checkpoint this node knows
         self._first = 1  # that the ledger holds
+        self._is_gone = False
+        self.follows: int | None = None
         self._purge_seen = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -66,7 +71,14 @@ class Upkeep:
     def begins(self, seq: int) -> None:
         """Take note that the ledger holds nothing before `seq` any more."""
         self._first = seq
-        if seq > self._checkpoints.seq + 1:
+        self._is_gone = False
+        if seq > self._checkpoints.seq + 1 and self._checkpoints.seq != self.follows:
+            self._purge_seen.set()
+
+    def gone(self) -> None:
+        """Take note that there is no ledger any more."""
+        if not self._is_gone:
+            self._is_gone = True
             self._purge_seen.set()
 
     async def write(self, *, keep_records: int = KEEP_RECORDS) -> bool:
@@ -101,9 +113,12 @@ class Upkeep:
         newest = await self._checkpoints.newest()
         if not self._usable():
             return  # what broke it meanwhile may have been taken in part
-        missing = self._first - 1 - newest
+        missing = self._first - 1 - newest if newest != self.follows else 0
         records = self._state.seq - self._checkpoints.seq
-        if missing > 0:
+        if self._is_gone:
+            log.error("ledger_gone", hint="a checkpoint keeps what it said; make it again with"
+                      " 'tidegate cluster apply --recreate'")  # fmt: skip
+        elif missing > 0:
             log.error("ledger_purged", records=missing, hint="a checkpoint takes their place")
         elif records < _RECORDS and self._record_bytes < _BYTES:
             return

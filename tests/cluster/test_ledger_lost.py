@@ -1,0 +1,137 @@
+"""A ledger that was deleted by hand: what nodes know is kept, and made again it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from cloud.cluster.connection import ClusterError
+from cloud.cluster.layout import apply, plan, stream_epoch
+from cloud.stream.contract import StreamError
+from cloud.stream.jetstream.engine import JetStreamStream
+from tests.cloud.stream_contract import EPOCH, opened, part, read_all
+from tests.cluster.test_engine import JetStreamEngine
+from tests.kit.nats import NatsServers, connected, layout_of, nats_single
+from tests.kit.sites import until
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
+    with nats_single(tmp_path_factory.mktemp("lost"), disk_bytes_max=64 << 30) as running:
+        yield running
+
+
+@pytest.fixture
+def engine(servers: NatsServers, request: pytest.FixtureRequest) -> JetStreamEngine:
+    return JetStreamEngine(
+        servers, layout_of(servers, "l" + format(abs(hash(request.node.nodeid)), "x"))
+    )
+
+
+async def taken(stream: JetStreamStream, partition: int, seq: int) -> None:
+    """Append a reading as ingest does: ask what is held, again while it fails."""
+    async with asyncio.timeout(40):
+        while True:
+            try:
+                held = await stream.held("gw", EPOCH)
+                if any(first <= seq <= last for first, last in held):
+                    return
+                await stream.append([part(partition, [seq])])
+            except StreamError:
+                await asyncio.sleep(0.05)
+                continue
+            return
+
+
+async def seqs_of(stream: JetStreamStream, partition: int) -> list[int]:
+    return [entry.seq_ranges[0][0] for entry in await read_all(stream, partition)]
+
+
+async def test_nodes_that_run_lose_nothing_and_go_on_when_it_is_made_again(
+    engine: JetStreamEngine,
+) -> None:
+    name = engine.layout.ledger_stream
+    async with (
+        opened(engine) as one,
+        opened(engine) as two,
+        connected(engine.servers) as connection,
+    ):
+        epoch = await stream_epoch(connection, engine.layout)
+        for seq in range(1, 6):
+            await taken(one, 3, seq)
+        await one.commit_cursors("alerts", {3: (await one.stats()).last_positions[3]})
+        await connection.api(f"STREAM.DELETE.{name}")
+        with pytest.raises(StreamError, match="10059"):
+            await one.held("gw", EPOCH)
+        appending = asyncio.create_task(taken(two, 3, 6))  # while there is none
+        async with asyncio.timeout(10):
+            while await one._checkpoints.newest() < 6:
+                await asyncio.sleep(0.02)
+        (step,) = await plan(connection, engine.layout)
+        assert step.line().endswith("after record 6, behind which it would go on")
+        with pytest.raises(ClusterError, match=f"--recreate {name}"):
+            await apply(connection, engine.layout)
+        await apply(connection, engine.layout, recreate=[name])
+        assert await stream_epoch(connection, engine.layout) == epoch
+        assert await plan(connection, engine.layout) == []
+        await appending
+        for seq in range(7, 10):
+            await taken(one, 3, seq)
+        assert (one.broken, two.broken) == ("", "")
+        async with opened(engine) as again:
+            for stream in (one, two, again):
+                await stream.catch_up()
+                assert list(await stream.held("gw", EPOCH)) == [(1, 9)]
+                assert await seqs_of(stream, 3) == list(range(1, 10))
+                positions = [entry.position for entry in await read_all(stream, 3)]
+                assert positions == sorted(set(positions))
+                assert await stream.cursors("alerts") == {3: positions[4]}
+            assert await again.checkpoint(keep_records=0)
+        async with opened(engine) as last:
+            assert await seqs_of(last, 3) == list(range(1, 10))
+
+
+async def test_without_a_node_what_came_after_the_newest_checkpoint_is_gone_and_comes_again(
+    engine: JetStreamEngine,
+) -> None:
+    name = engine.layout.ledger_stream
+    async with opened(engine) as stream:
+        for seq in range(1, 5):
+            await taken(stream, 3, seq)
+        assert await stream.checkpoint(keep_records=0)
+        for seq in range(5, 8):
+            await taken(stream, 3, seq)
+        beyond = (await stream.stats()).last_positions[3]
+    async with connected(engine.servers) as connection:
+        await connection.api(f"STREAM.DELETE.{name}")
+        await apply(connection, engine.layout, recreate=[name])
+    async with opened(engine) as stream:
+        assert list(await stream.held("gw", EPOCH)) == [(1, 4)]
+        for seq in range(5, 9):  # whoever has them still sends them again
+            await taken(stream, 3, seq)
+        assert await seqs_of(stream, 3) == list(range(1, 9))
+        # no sink that has had one of the lost ones passes a new one over
+        assert (await read_all(stream, 3))[4].position > beyond
+
+
+async def test_who_knows_more_than_it_goes_on_behind_takes_nothing_and_says_so(
+    engine: JetStreamEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = engine.layout.ledger_stream
+    async with opened(engine) as stream, connected(engine.servers) as connection:
+        monkeypatch.setattr(stream._upkeep, "gone", lambda: None)  # it was cut off meanwhile
+        stream._follower._gone = lambda: None
+        await taken(stream, 3, 1)
+        assert await stream.checkpoint(keep_records=0)
+        await taken(stream, 3, 2)
+        await connection.api(f"STREAM.DELETE.{name}")
+        await apply(connection, engine.layout, recreate=[name])
+        with pytest.raises(StreamError, match="goes on behind record"):
+            await stream.checkpoint(keep_records=0)
+        async with opened(engine) as other:
+            await taken(other, 3, 9)
+            await until("it has seen that", lambda: stream.broken)
+            assert "start this node again" in stream.broken
+            assert await seqs_of(other, 3) == [1, 9]
