@@ -66,6 +66,7 @@ _NS = 1_000_000_000
 _MIB = 1 << 20
 _EXISTS = 10058
 _READY_S = 30.0
+_PLACE_SHIFT = 4  # 60,000 a second since 1970, and with 16 bits more a place is an int64
 _BEYOND = 1 << 32  # records that no ledger can have had after its newest checkpoint
 EPOCH_KEY = "tidegate.epoch"
 FOLLOWS_KEY = "tidegate.follows"
@@ -307,9 +308,12 @@ async def apply(
             if word == "CREATE":
                 known, config["first_seq"] = await _goes_on(connection, layout)
             config["metadata"] = {**_identity(layout), **known}
-        if word == "CREATE" and step.stream.startswith("KV_"):
+        elif word == "CREATE" and step.stream.startswith("KV_"):
             # revisions fence: those of a bucket that is made again go on where the lost one's were
             config["first_seq"] = SystemClock().wall_us()
+        elif step.action == "lost":
+            # so do places in a stream: what is kept of them must not mean new messages
+            config["first_seq"] = SystemClock().wall_us() >> _PLACE_SHIFT
         try:
             await _call(connection, f"STREAM.{word}.{step.stream}", config)
         except ApiError as error:

@@ -1,4 +1,4 @@
-"""A ledger that was deleted by hand: what nodes know is kept, and made again it goes on."""
+"""Streams that were deleted by hand: what nodes know is kept, and made again they go on."""
 
 from __future__ import annotations
 
@@ -135,3 +135,36 @@ async def test_who_knows_more_than_it_goes_on_behind_takes_nothing_and_says_so(
             await until("it has seen that", lambda: stream.broken)
             assert "start this node again" in stream.broken
             assert await seqs_of(other, 3) == [1, 9]
+
+
+async def test_bodies_that_were_lost_are_gone_and_no_new_ones_are_taken_for_them(
+    engine: JetStreamEngine,
+) -> None:
+    """A stream of bodies that is made again begins beyond every place that the ledger knows."""
+    name = engine.layout.raw_stream(3)
+    async with opened(engine) as stream, connected(engine.servers) as connection:
+        for seq in range(1, 5):
+            await taken(stream, 3, seq)
+        await stream.trim({3: (await read_all(stream, 3))[1].position})
+        await connection.api(f"STREAM.DELETE.{name}")
+        await apply(connection, engine.layout, recreate=[name])
+        await stream.append([part(3, [5])])
+        async with opened(engine) as other:
+            found = {entry.seq_ranges[0][0]: entry.body for entry in await read_all(other, 3)}
+        assert found == {3: b"", 4: b"", 5: part(3, [5]).body}
+
+
+@pytest.mark.parametrize("which", ["mqtt_stream", "dead_stream", "checkpoint_stream"])
+async def test_a_stream_that_is_made_again_goes_on_behind_the_lost_one(
+    engine: JetStreamEngine, which: str
+) -> None:
+    name = getattr(engine.layout, which)
+    async with connected(engine.servers) as connection:
+        await apply(connection, engine.layout)
+        subject = (await connection.api(f"STREAM.INFO.{name}"))["config"]["subjects"][0]
+        for _ in range(3):
+            before = await connection.publish(subject.replace(">", "x"), b"")
+        await connection.api(f"STREAM.DELETE.{name}")
+        await apply(connection, engine.layout, recreate=[name])
+        after = await connection.publish(subject.replace(">", "x"), b"")
+        assert before.seq < after.seq < 1 << 47
