@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -16,6 +17,7 @@ from cloud.cluster.connection import (
     Unanswered,
     Unreachable,
 )
+from cloud.cluster.durability import DurabilityWatch
 from cloud.cluster.layout import Layout
 from cloud.config import StreamConfig
 from cloud.stream.contract import Stream, StreamError
@@ -103,6 +105,14 @@ async def _open(
         await connection.close()
         raise
     connection.patience_s = max(connection.patience_s, config.start_wait_s)  # the parts to come
+    stream.watch = DurabilityWatch(
+        connection,
+        layout,
+        monitors=config.monitors,
+        servers_fsync=config.servers_fsync,
+        tell=partial(stream.found_weak, accepted=config.durability == RELAXED),
+    )
+    stream.watch.start()
     return stream
 
 

@@ -17,7 +17,7 @@ from cloud.cluster.layout import Layout, apply
 from cloud.config import NatsConfig, StreamConfig
 from cloud.stream.contract import StreamError
 from cloud.stream.jetstream.engine import JetStreamStream
-from cloud.stream.opening import access_of, layout_of, open_stream
+from cloud.stream.opening import access_of, layout_of, open_cluster_stream, open_stream
 from runtime.clock import SystemClock
 from tests.kit.cloud import EPOCH
 from tests.kit.nats import NatsServers, connected, make_layout, nats_cluster, nats_single
@@ -122,6 +122,41 @@ async def test_a_stream_weakened_by_hand_is_refused(three: NatsServers, tmp_path
         await connection.api(f"STREAM.UPDATE.{name}", {**config, "num_replicas": 1}, timeout_s=5)
     line = await refused(config_of(three, layout), tmp_path)
     assert line.startswith(f"{name}: num_replicas is 1, has to be 3")
+
+
+async def test_streams_weakened_under_a_running_node_are_acknowledged_no_more_until_put_right(
+    three: NatsServers,
+) -> None:
+    layout = await make_layout(three, "weaker")
+    config = config_of(three, layout)
+    async with connected(three) as connection:
+        name = layout.ledger_stream
+        altered = (await connection.api(f"STREAM.INFO.{name}"))["config"]
+        strict = await open_cluster_stream(config, SystemClock(), node_id="n")
+        accepting = await open_cluster_stream(
+            replace(config, durability="relaxed"), SystemClock(), node_id="m"
+        )
+        assert strict.watch is not None
+        assert accepting.watch is not None
+        try:
+            for stream, watch in ((strict, strict.watch), (accepting, accepting.watch)):
+                await watch.look()
+                assert stream.durability == "r3-fsync"
+            weaker = {**altered, "num_replicas": 1}
+            await connection.api(f"STREAM.UPDATE.{name}", weaker, timeout_s=5)
+            for stream, watch in ((strict, strict.watch), (accepting, accepting.watch)):
+                await watch.look()
+                assert stream.durability == "relaxed"
+            with pytest.raises(StreamError, match="num_replicas is 1, has to be 3"):
+                await strict.append([])
+            await accepting.append([])
+            await apply(connection, layout)
+            await strict.watch.look()
+            assert strict.durability == "r3-fsync"
+            await strict.append([])
+        finally:
+            await accepting.close()
+            await strict.close()
 
 
 # ---- not to be used at all -----------------------------------------------------------------------

@@ -24,7 +24,9 @@ from pathlib import Path
 import structlog
 
 from bridge.intervals import Range
+from cloud.cluster.checks import RELAXED
 from cloud.cluster.connection import ClusterError, Connection
+from cloud.cluster.durability import DurabilityWatch
 from cloud.cluster.follower import Follower, Message
 from cloud.cluster.layout import EPOCH_KEY, RAW_STREAMS, Layout, follows_of
 from cloud.cluster.reading import insist
@@ -85,6 +87,7 @@ class JetStreamStream:
     Attributes:
         connection: To the cluster, for what else a node keeps there.
         layout: Names.
+        watch: Of its durability; ended with it. None: nobody looks.
     """
 
     def __init__(
@@ -111,6 +114,9 @@ class JetStreamStream:
         self._give_up_s = give_up_s
         self._closing = False
         self._broken = ""
+        self._weak = ""  # why an acknowledgement would not be worth what it says
+        self._weak_accepted = False
+        self.watch: DurabilityWatch | None = None
         self._version = 1  # of the layout, as the ledger said last
         self._follows: int | None = None  # the record that the ledger goes on behind
         self._purged: dict[int, int] = {}
@@ -185,7 +191,7 @@ class JetStreamStream:
 
     @property
     def durability(self) -> str:
-        return self._durability
+        return RELAXED if self._weak else self._durability
 
     @property
     def shares_bodies(self) -> bool:
@@ -225,6 +231,8 @@ class JetStreamStream:
     ) -> None:
         checked_bytes(parts)
         self._check_open()
+        if self._weak and not self._weak_accepted:
+            raise StreamError(self._weak)
         if parts or given_up or assigned:
             # who is cancelled no longer waits, but what it began goes on
             await asyncio.shield(self._lines.begin(parts, given_up, assigned or {}))
@@ -291,6 +299,16 @@ class JetStreamStream:
                 "ledger_altered", stream=self.layout.ledger_stream,
                 hint=f"its metadata has no {EPOCH_KEY} '{epoch}' any more: put it back"
             )  # fmt: skip
+
+    def found_weak(self, weak: Sequence[str], *, accepted: bool) -> None:
+        """Take what makes the cluster less durable than it has to be, one line each.
+
+        Unless that was accepted nothing is appended until there is none.
+        """
+        line = weak[0] if weak else ""
+        if line != self._weak:
+            log.error("not_durable", cause=line) if line else log.info("durable_again")
+        self._weak, self._weak_accepted = line, accepted
 
     def _break(self, line: str) -> None:
         """Take nothing any more: what this node believes is not what the cluster holds."""
@@ -467,6 +485,8 @@ class JetStreamStream:
             async with asyncio.timeout(self._give_up_s + 5):
                 await self._lines.settled()
         await self._upkeep.stop()
+        if self.watch is not None:
+            await self.watch.stop()
         if self._barrier is not None:
             self._barrier.cancel()
             await asyncio.gather(self._barrier, return_exceptions=True)
