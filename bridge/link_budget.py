@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 from bridge.envelope import LinkLane
+from bridge.forecast import Allowance
 
-__all__ = ["FREE", "Budget", "BudgetLimits", "Verdict", "Window"]
+__all__ = ["FREE", "MONTH_DAYS", "Budget", "BudgetLimits", "Verdict", "Window"]
 
 DAYS_KEPT = 62
+MONTH_DAYS = 31  # at most
 _DAY_S = 86_400
 _RATE_BURST_S = 1.0
 _WINDOW = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)")
@@ -161,15 +163,28 @@ class Budget:
             verdicts += [self._windows(wall_us), self._rate(now_s)]
         return max(verdicts, key=lambda verdict: verdict.wait_s)
 
+    def allowances(self, wall_us: int) -> list[Allowance]:
+        """Return what live readings and backlog may use of the month's budget and the day's."""
+        limits, found = self._limits, []
+        share = 1.0 - limits.urgent_share
+        if limits.month_bytes:
+            month = limits.month_bytes * share
+            left = month - self.month_bytes(wall_us)
+            found.append(Allowance(month, left, _month_left_s(wall_us), MONTH_DAYS * _DAY_S))
+        if limits.day_bytes:
+            day = limits.day_bytes * share
+            left = day - self.day_bytes(wall_us)
+            found.append(Allowance(day, left, _day_left_s(wall_us), _DAY_S))
+        return found
+
     def _budgets(self, share: float, on_the_way: int, wall_us: int) -> Verdict:
-        limits, today = self._limits, _day(wall_us)
+        limits = self._limits
         spent = self.month_bytes(wall_us) + on_the_way
         if limits.month_bytes and spent >= limits.month_bytes * share:
-            following = (today.replace(day=1) + timedelta(days=32)).replace(day=1)
-            return Verdict(_until_s(following, wall_us), "month budget")
+            return Verdict(_month_left_s(wall_us), "month budget")
         spent = self.day_bytes(wall_us) + on_the_way
         if limits.day_bytes and spent >= limits.day_bytes * share:
-            return Verdict(_until_s(today + timedelta(days=1), wall_us), "day budget")
+            return Verdict(_day_left_s(wall_us), "day budget")
         return FREE
 
     def _windows(self, wall_us: int) -> Verdict:
@@ -193,6 +208,15 @@ def _day(wall_us: int) -> date:
     """Return the UTC day; a clock beyond the calendar counts as its end."""
     ordinal = 719_163 + wall_us // (_DAY_S * 1_000_000)
     return date.fromordinal(min(max(ordinal, _ORDINAL_MIN), _ORDINAL_MAX))
+
+
+def _day_left_s(wall_us: int) -> float:
+    return _until_s(_day(wall_us) + timedelta(days=1), wall_us)
+
+
+def _month_left_s(wall_us: int) -> float:
+    following = (_day(wall_us).replace(day=1) + timedelta(days=32)).replace(day=1)
+    return _until_s(following, wall_us)
 
 
 def _until_s(day: date, wall_us: int) -> float:

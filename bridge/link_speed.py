@@ -32,6 +32,8 @@ BATCH_READINGS_MIN = 16
 _RATE_EVERY_S = 0.05  # shortest time over which speed is measured
 _READING_BYTES_FIRST = 20.0  # encoded; until one was
 _READING_BYTES_WEIGHT = 0.2  # of the newest batch in the average
+_FULL_READINGS = 100  # from so many on what a batch takes by itself is hardly seen in a reading
+_BATCH_BYTES = 12  # which is at least so much
 
 
 class LinkSpeed:
@@ -43,16 +45,21 @@ class LinkSpeed:
 
     Attributes:
         rate_bytes_s: Bytes acknowledged a second, at most what may be; None until known.
+        filled: The window was full: until then readings may have been short, not the link.
         round_trip_s: The shortest time from sending a batch to its answer; 0 until known.
         reading_bytes: What one reading of a batch takes, encoded, on average.
+        backlog_reading_bytes: The same in full batches; an upper estimate until one was seen.
     """
 
     __slots__ = (
         "_busy_bytes",
         "_busy_since_s",
+        "_full_seen",
         "_in_flight_s",
         "_rate_max",
         "_window_bytes_max",
+        "backlog_reading_bytes",
+        "filled",
         "rate_bytes_s",
         "reading_bytes",
         "round_trip_s",
@@ -61,7 +68,8 @@ class LinkSpeed:
     def __init__(self, window_bytes_max: int, rate_bytes_s_max: float = 0.0) -> None:
         self._window_bytes_max = window_bytes_max
         self._rate_max = rate_bytes_s_max or math.inf
-        self.reading_bytes = _READING_BYTES_FIRST
+        self.reading_bytes = self.backlog_reading_bytes = _READING_BYTES_FIRST
+        self._full_seen = False
         self.reset()
 
     def reset(self) -> None:
@@ -69,6 +77,7 @@ class LinkSpeed:
         # a link that may carry so much a second is taken for one that can, until it is seen
         self.rate_bytes_s: float | None = None if self._rate_max == math.inf else self._rate_max
         self.round_trip_s = 0.0
+        self.filled = False
         self._in_flight_s = IN_FLIGHT_S
         self._busy_since_s = 0.0
         self._busy_bytes = 0
@@ -82,6 +91,14 @@ class LinkSpeed:
         """Note what a batch of readings came to."""
         each = batch_bytes / readings
         self.reading_bytes += (each - self.reading_bytes) * _READING_BYTES_WEIGHT
+        full = readings >= _FULL_READINGS
+        if self._full_seen and not full:
+            return
+        if not full:
+            each = max(1.0, batch_bytes - _BATCH_BYTES) / readings
+        weight = 1.0 if full and not self._full_seen else _READING_BYTES_WEIGHT
+        self._full_seen = full
+        self.backlog_reading_bytes += (each - self.backlog_reading_bytes) * weight
 
     def acknowledged(self, batch_bytes: int, sent_s: float, now_s: float, *, idle: bool) -> None:
         """Note that a batch was acknowledged.
@@ -112,6 +129,7 @@ class LinkSpeed:
         Args:
             idle: The peer's TCP has all that was sent: nothing is on its way.
         """
+        self.filled = True
         if idle:
             self._in_flight_s = min(IN_FLIGHT_MAX_S, self._in_flight_s * _IN_FLIGHT_STEP)
         else:

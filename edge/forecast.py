@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bridge.forecast import Traffic, drain, full_s
+from bridge.link_budget import MONTH_DAYS
 from edge.contract import Lane
 from edge.journal import Journal
 from edge.uplink import Uplink
@@ -24,7 +25,6 @@ _SMOOTH_S = 120.0
 _ROW_BYTES = 64  # a commit's own, shared by its readings
 _LINK_OVERHEAD = 1.15  # TCP/IP, TLS and acknowledgements on top of a batch, until measured
 _MEASURED_READINGS = 1000
-_MONTH_DAYS = 31
 
 
 @dataclass(slots=True)
@@ -33,10 +33,14 @@ class Forecast:
 
     readings_s: float  # captured
     journal_reading_bytes: float
-    link_reading_bytes: float
+    link_reading_bytes: float  # of a live one
+    backlog_reading_bytes: float
     link_bytes_s: float | None  # what the link carries; None until it was seen
     room_bytes: int  # what the journal still takes
     backlog_share: float
+    open_share: float  # the part of a day in which time windows let the link be used
+    rate_limit_bytes_s: float  # `rate_bytes_s` of the budget; 0 = none
+    urgent_share: float  # of the budgets, which backlog and live readings may not use
     day_bytes: int  # what a budget allows a day, the month's included; 0 = as the link carries
     full_s: float | None  # until the journal is full if the link stays away
     drain_readings: int
@@ -108,15 +112,15 @@ class Forecaster:
         stats, status = self._journal.stats(), self._uplink.status()
         waiting = sum(lane.readings for lane in stats.lanes.values())
         kept_bytes = sum(lane.bytes for lane in stats.lanes.values())
-        if waiting:
-            journal_bytes = kept_bytes / waiting
-        else:
-            commits = _ROW_BYTES * stats.commits
-            journal_bytes = (stats.body_bytes + commits) / max(1, stats.readings)
+        if waiting >= _MEASURED_READINGS or not stats.readings:
+            journal_bytes = kept_bytes / max(1, waiting)
+        else:  # of a few that wait a row may be kept that has held many
+            journal_bytes = (stats.body_bytes + _ROW_BYTES * stats.commits) / stats.readings
         link_bytes = self._uplink.reading_bytes * _LINK_OVERHEAD
         if status.readings_sent >= _MEASURED_READINGS:
             link_bytes = (status.bytes_out + status.bytes_in) / status.readings_sent
-        traffic = Traffic(self._readings_s, journal_bytes, link_bytes)
+        backlog_bytes = self._uplink.backlog_reading_bytes * _LINK_OVERHEAD
+        traffic = Traffic(self._readings_s, journal_bytes, link_bytes, backlog_bytes)
         room = max(0, self._journal.room_bytes(Lane.LIVE))
         rate, day_bytes = self._rate_bytes_s(), self._day_bytes()
         gone = drain(
@@ -124,7 +128,7 @@ class Forecaster:
             traffic,
             rate or 0.0,
             backlog_share=self._config.backlog_share,
-            day_bytes=day_bytes or math.inf,
+            allowances=self._uplink.allowances,
         )
         wall_us = self._clock.wall_us()
         until_us = wall_us + round(status.waits_s * 1e6) if status.waits_for else 0
@@ -135,9 +139,13 @@ class Forecaster:
             self._readings_s,
             journal_bytes,
             link_bytes,
+            backlog_bytes,
             rate,
             room,
             self._config.backlog_share,
+            self._open_share,
+            self._config.budget.rate_bytes_s,
+            self._config.budget.urgent_share,
             day_bytes,
             full_s(traffic, room),
             waiting,
@@ -155,5 +163,5 @@ class Forecaster:
     def _day_bytes(self) -> int:
         """Return what the budgets allow a day; 0 without any."""
         budget = self._config.budget
-        allowed = [budget.day_bytes, budget.month_bytes // _MONTH_DAYS]
+        allowed = [budget.day_bytes, budget.month_bytes // MONTH_DAYS]
         return min((each for each in allowed if each), default=0)

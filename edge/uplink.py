@@ -30,6 +30,7 @@ from bridge.backoff import Rng
 from bridge.devices import DeviceIds
 from bridge.envelope import LinkLane
 from bridge.errors import BatchError, LinkError
+from bridge.forecast import Allowance
 from bridge.link_pacing import Pace, decode_credit
 from bridge.uplink_events import Redial
 from bridge.uplink_state import UplinkState
@@ -406,16 +407,29 @@ class Uplink:
 
     @property
     def rate_bytes_s(self) -> float | None:
-        """What the link carries, as far as it was seen on this connection or the last."""
-        known = self._state.speed.rate_bytes_s
-        if known is not None:
-            self._rate_bytes_s = known
+        """What the link carries, as far as it was seen on this connection or an earlier one.
+
+        Only what filled the link tells: what is short of readings carries less than it could.
+        """
+        speed = self._state.speed
+        if speed.filled and speed.rate_bytes_s is not None:
+            self._rate_bytes_s = speed.rate_bytes_s
         return self._rate_bytes_s
 
     @property
     def reading_bytes(self) -> float:
         """What one reading takes in a batch, on average."""
         return self._state.speed.reading_bytes
+
+    @property
+    def backlog_reading_bytes(self) -> float:
+        """The same in full batches, as a backlog has them."""
+        return self._state.speed.backlog_reading_bytes
+
+    @property
+    def allowances(self) -> list[Allowance]:
+        """What budgets leave live readings and backlog."""
+        return self._account.budget.allowances(self._clock.wall_us())
 
     def _estimated_backlog(self) -> tuple[int, float]:
         """Return at most how many readings wait; lanes share seqs, so it may be fewer."""

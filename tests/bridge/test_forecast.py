@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from bridge.forecast import Drain, Traffic, drain, full_s, what_if
+from bridge.forecast import Allowance, Drain, Traffic, drain, full_s, what_if
 
 SHARE = 0.3
 CASES = [
@@ -43,10 +45,57 @@ def test_where_live_alone_is_more_than_the_link_it_never_drains() -> None:
     assert found == Drain(10_000, None, live_waits=True)
 
 
-def test_a_budget_is_a_slower_link() -> None:
-    traffic = Traffic(0, 200, 10)
-    found = drain(86_400, traffic, 1e9, backlog_share=SHARE, day_bytes=86_400 * 5)
-    assert found.seconds == pytest.approx(2 * 86_400)
+DAY_S = 86_400.0
+BUDGETS = [
+    # bytes that wait, live bytes/s, bytes a day, of which left, seconds until midnight
+    (100_000, 5.0, 1_000_000, 900_000, 3600.0),  # goes at once
+    (1_000_000, 5.0, 1_000_000, 300_000, 3600.0),
+    (4_000_000, 5.0, 1_000_000, 300_000, 40_000.0),
+    (1_200_000, 11.0, 1_000_000, -5.0, 40_000.0),  # hardly more than live takes
+    (100_000, 11.5, 1_000_000, 1_000_000, 100.0),
+    (2_000_000, 100.0, 1_000_000_000, 1_000_000_000, 60.0),  # midnight comes while it drains
+]
+
+
+def simulated_budget_s(size: float, live: float, day: float, left: float, until: float) -> float:
+    """Spend each day's budget as fast as the link carries; then wait for the next."""
+    now, step = 0.0, 1.0
+    while size > 0:
+        sent = min(8000.0 * step, max(0.0, left))
+        size += live * step - sent
+        left, now = left - sent, now + step
+        if now >= until:
+            left, until = day, until + DAY_S
+    return now
+
+
+@pytest.mark.parametrize(("size", "live", "day", "left", "until"), BUDGETS)
+def test_a_budget_is_spent_at_the_links_speed_and_then_all_waits_for_midnight(
+    size: float, live: float, day: float, left: float, until: float
+) -> None:
+    allowance = Allowance(day, left, until, DAY_S)
+    found = drain(size / 10, Traffic(live / 10, 200, 10), 8000, backlog_share=SHARE,
+                  allowances=[allowance])  # fmt: skip
+    assert found.seconds == pytest.approx(simulated_budget_s(size, live, day, left, until), abs=5)
+    assert found.live_waits == (size + live * until > left)
+
+
+def test_a_budget_that_live_readings_use_up_never_drains() -> None:
+    allowance = Allowance(1_000_000, 50_000, 3600, DAY_S)
+    found = drain(200_000, Traffic(1.2, 200, 10), 8000, backlog_share=SHARE, allowances=[allowance])
+    assert found == Drain(2_000_000, None, live_waits=True)
+    enough = replace(allowance, left_bytes=2_100_000)
+    found = drain(200_000, Traffic(1.2, 200, 10), 8000, backlog_share=SHARE, allowances=[enough])
+    assert found.seconds == pytest.approx(2_000_000 / 7988), "though live waits for it later"
+
+
+def test_a_backlog_takes_fewer_bytes_a_reading_than_live_ones() -> None:
+    found = drain(10_000, Traffic(5, 200, 200, 5), 8000, backlog_share=SHARE)
+    assert found.bytes == 50_000
+    assert found.seconds == pytest.approx(50_000 / 7000)
+    crowded = drain(10_000, Traffic(100, 200, 200, 5), 8000, backlog_share=SHARE)
+    assert crowded.seconds == pytest.approx(50_000 / 2400), "live ones share batches then"
+    assert not crowded.live_waits
 
 
 def test_nothing_to_drain_takes_no_time_even_without_a_link() -> None:

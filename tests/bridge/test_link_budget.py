@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.envelope import LinkLane
+from bridge.forecast import Allowance
 from bridge.link_budget import Budget, BudgetLimits, Window
 
 URGENT, LIVE, BACKLOG = LinkLane.URGENT, LinkLane.LIVE, LinkLane.BACKLOG
@@ -70,6 +71,18 @@ def test_a_months_budget_holds_over_its_days_until_the_first_of_the_next() -> No
     assert verdict.reason == "month budget"
     assert verdict.wait_s == (at("2026-12-01 00:00") - NOON) / 1e6
     assert wait_s(budget, wall_us=at("2026-12-01 00:00")) == 0
+
+
+def test_what_the_budgets_leave_is_told_without_what_is_kept_for_urgent() -> None:
+    budget = Budget(BudgetLimits(day_bytes=1000, month_bytes=20_000, urgent_share=0.1))
+    budget.count(300, at("2026-11-20 12:00"))
+    budget.count(200, NOON)
+    day_s = 86_400
+    assert budget.allowances(NOON) == [
+        Allowance(18_000, 17_500, 9.5 * day_s, 31 * day_s),
+        Allowance(900, 700, 0.5 * day_s, day_s),
+    ]
+    assert Budget(BudgetLimits(rate_bytes_s=5)).allowances(NOON) == []
 
 
 def test_a_clock_that_was_wrong_for_a_while_does_not_give_a_day_twice() -> None:

@@ -129,3 +129,28 @@ def test_a_link_that_binds_has_no_larger_window_for_that() -> None:
     for _ in range(20):
         speed.full(idle=False)
     assert speed.window_bytes == pytest.approx(25_000, rel=0.1)
+
+
+def test_what_a_backlogs_readings_take_is_known_from_full_batches_and_estimated_before() -> None:
+    speed = LinkSpeed(1 << 20)
+    for _ in range(50):
+        speed.encoded(18, 1)
+    assert speed.reading_bytes == pytest.approx(18, rel=0.01)
+    assert speed.backlog_reading_bytes == pytest.approx(6, rel=0.01), "but for the batch's own"
+    speed.encoded(2000, 500)
+    assert speed.backlog_reading_bytes == 4
+    for _ in range(50):
+        speed.encoded(18, 1)
+    assert speed.backlog_reading_bytes == 4
+
+
+def test_a_link_is_not_filled_before_an_answer_finds_the_window_full() -> None:
+    speed = LinkSpeed(1 << 20)
+    speed.began(0.0)
+    speed.acknowledged(20, 0.0, 0.1, idle=True)
+    assert speed.rate_bytes_s == 200
+    assert not speed.filled
+    speed.full(idle=False)
+    assert speed.filled
+    speed.reset()
+    assert not speed.filled

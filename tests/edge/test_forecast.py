@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from bridge.devices import DeviceIds
+from edge.contract import Lane
 from edge.forecast import Forecaster
 from edge.uplink import Uplink
 from edge.uplink_config import BudgetConfig, UplinkConfig
@@ -65,3 +68,35 @@ async def test_a_budget_of_a_day_or_a_month_is_in_the_forecast(tmp_path: Path) -
             uplink = Uplink(config, "gw", journal, DeviceIds(), clock)
             found = Forecaster(journal, uplink, config, clock).forecast()
             assert found.day_bytes == day_bytes
+
+
+async def test_few_readings_that_wait_do_not_change_what_one_takes_in_the_journal(
+    tmp_path: Path,
+) -> None:
+    clock = ManualClock()
+    config = UplinkConfig()
+    async with journal_at(tmp_path, clock=clock) as journal:
+        uplink = Uplink(config, "gw", journal, DeviceIds(), clock)
+        forecaster = Forecaster(journal, uplink, config, clock)
+        await fill(journal, 5, readings=50, size=200)
+        stats = journal.stats()
+        live = replace(stats.lanes[Lane.LIVE], readings=1)  # its row is not written anew
+        few = replace(stats, lanes={**stats.lanes, Lane.LIVE: live})
+        with patch.object(journal, "stats", return_value=few):
+            found = forecaster.forecast()
+    assert found.drain_readings == 1
+    assert 200 < found.journal_reading_bytes < 300
+
+
+async def test_under_a_budget_a_backlog_that_fits_in_what_is_left_drains_at_the_links_speed(
+    tmp_path: Path,
+) -> None:
+    clock = ManualClock()
+    config = UplinkConfig(budget=BudgetConfig(day_bytes=1_000_000))
+    async with journal_at(tmp_path, clock=clock) as journal:
+        uplink = Uplink(config, "gw", journal, DeviceIds(), clock)
+        await fill(journal, 20, readings=50, size=200)
+        forecaster = Forecaster(journal, uplink, config, clock)
+        with patch.object(Uplink, "rate_bytes_s", 8000.0):
+            found = forecaster.forecast()
+    assert found.drain_s == pytest.approx(found.drain_bytes / 8000)

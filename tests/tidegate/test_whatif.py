@@ -40,12 +40,20 @@ def test_a_journal_that_would_be_full_is_a_failure(capsys: pytest.CaptureFixture
     assert found["lost_or_refused"] == 200 * (3 * 86_400 - 100_000)
 
 
-def test_a_budget_slows_the_drain(capsys: pytest.CaptureFixture[str]) -> None:
-    free = asked(capsys, "--outage", "8h", "--link", "1Mbps")[1]
-    bound = asked(capsys, "--outage", "8h", "--link", "1Mbps", "--budget", "200MB")[1]
+def test_a_budget_that_a_day_fits_in_does_not_slow_the_drain_and_a_smaller_one_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    outage = ("--outage", "24h", "--link", "1Mbps")  # 103.7 MB, and so much a day of live readings
+    free = asked(capsys, *outage)[1]
+    fits = asked(capsys, *outage, "--budget", "250MB")[1]
+    assert fits == free
+    assert asked(capsys, *outage, "--budget", "150MB")[1]["live_waits"], "for the day's end"
+    bound = asked(capsys, *outage, "--budget", "104MB")[1]
     assert isinstance(bound["drain_s"], float)
     assert isinstance(free["drain_s"], float)
-    assert bound["drain_s"] > 10 * free["drain_s"]
+    assert bound["drain_s"] > 2 * 86_400
+    code, never = asked(capsys, *outage, "--budget", "100MB")
+    assert (code, never["drain_s"]) == (1, None)
 
 
 def test_people_read_it_as_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +69,9 @@ def test_people_read_it_as_text(capsys: pytest.CaptureFixture[str]) -> None:
         (["--outage", "soon", "--link", "64kbps"], "--outage"),
         (["--outage", "8h", "--link", "fast"], "--link"),
         (["--outage", "8h", "--link", "0kbps"], "--link"),
-        (["--outage", "8h", "--link", "1Mbps", "--budget", "much"], "size"),
+        (["--outage", "8h", "--link", "1Mbps", "--budget", "much"], "--budget"),
+        (["--outage", "-8h", "--link", "1Mbps"], "--outage"),
+        (["--outage", "8h", "--link", "64"], "--link"),
         (["--outage", "8h", "--link", "1Mbps", "--url", "gw-3"], "--url"),
     ],
 )

@@ -17,7 +17,7 @@ import math
 import re
 from typing import Any
 
-from bridge.forecast import Traffic, WhatIf, what_if
+from bridge.forecast import Allowance, Traffic, WhatIf, what_if
 from runtime.config import ConfigError
 from runtime.service import StartError
 from tidegate.node_api import ask_service
@@ -30,6 +30,7 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)?")
 _SPAN_S = {None: 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _LINK = re.compile(r"(\d+(?:\.\d+)?)\s*(k|m|g)?(bps|bit/s|b/s|bytes/s)", re.IGNORECASE)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(k|m|g|t)?i?b?", re.IGNORECASE)
+_DAY_S = 86_400.0
 _SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
@@ -52,16 +53,15 @@ def run(options: argparse.Namespace) -> int:
     """Print what would happen; 0 when nothing is lost and it drains."""
     outage_s = _span_s(options.outage)
     measured = _measured(options)
-    link = _link_bytes_s(options.link) if options.link else measured.get("link_bytes_s")
-    if not link:
-        raise ConfigError("--link: this gateway has not seen its link's speed yet; give it")
+    link = _average_link(options, measured)
     rate = _given(options.rate, measured, "readings_s", "--rate")
     traffic = Traffic(
         rate,
         _given(options.journal_bytes, measured, "journal_reading_bytes", "--journal-bytes", 200.0),
         _given(options.link_bytes, measured, "link_reading_bytes", "--link-bytes"),
+        0.0 if options.link_bytes is not None else measured.get("backlog_reading_bytes", 0.0),
     )
-    room = _size(options.room) if options.room else measured.get("room_bytes")
+    room = _size("--room", options.room) if options.room else measured.get("room_bytes")
     if room is None:
         raise ConfigError("--room: needed when no gateway is asked")
     found = what_if(
@@ -71,15 +71,34 @@ def run(options: argparse.Namespace) -> int:
         room_bytes=room,
         backlog_share=measured.get("backlog_share", 0.3),
         waiting=measured.get("drain_readings", 0),
-        day_bytes=_size(options.budget)
-        if options.budget
-        else measured.get("day_bytes") or math.inf,
+        allowances=_allowances(options, measured),
     )
     if options.json:
         print(json.dumps(_as_json(found), indent=2))
     else:
         print("\n".join(_lines(found, outage_s, traffic, link)))
     return 0 if found.full_s is None and found.drain.seconds is not None else 1
+
+
+def _average_link(options: argparse.Namespace, measured: dict[str, Any]) -> float:
+    """Return what the link carries a second: as given or as seen, within the budget's limits."""
+    if not options.link:
+        seen = measured.get("link_bytes_s")
+        if not seen:
+            raise ConfigError("--link: this gateway has not seen its link's speed yet; give it")
+        return float(seen)
+    link = _link_bytes_s(options.link)
+    limit = measured.get("rate_limit_bytes_s") or link
+    return min(link, float(limit)) * float(measured.get("open_share", 1.0))
+
+
+def _allowances(options: argparse.Namespace, measured: dict[str, Any]) -> list[Allowance]:
+    """Return what a day's budget leaves: all of it, as the link comes back on another day."""
+    day = _size("--budget", options.budget) if options.budget else measured.get("day_bytes")
+    if not day:
+        return []
+    allowed = float(day) * (1.0 - measured.get("urgent_share", 0.0))
+    return [Allowance(allowed, allowed, _DAY_S, _DAY_S)]
 
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
@@ -130,10 +149,10 @@ def _link_bytes_s(text: str) -> float:
     return rate if found[3] in ("B/s", "bytes/s") else rate / 8
 
 
-def _size(text: str) -> float:
+def _size(flag: str, text: str) -> float:
     found = _SIZE.fullmatch(text.strip())
     if found is None:
-        raise ConfigError(f"expected a size such as 500MB or 4GB, got '{text}'")
+        raise ConfigError(f"{flag}: expected a size such as 500MB or 4GB, got '{text}'")
     return float(found[1]) * _SCALE[(found[2] or "").lower()]
 
 
@@ -161,14 +180,19 @@ def _lines(found: WhatIf, outage_s: float, traffic: Traffic, link: float) -> lis
         )
     speed = f"{link * 8 / 1000:,.0f} kbit/s"
     if found.drain.seconds is None:
-        lines.append(f"drain      never: live readings alone are more than {speed} carries")
+        lines.append(
+            f"drain      never: live readings alone are more than {speed}, or the budget, carries"
+        )
     else:
         lines.append(
             f"drain      {size(found.drain.bytes)} at {speed}: {span(found.drain.seconds)},"
-            f" {traffic.link_bytes:.1f} bytes a reading, live beside it"
+            f" {traffic.drained_bytes:.1f} bytes a reading, live beside it"
         )
     if found.drain.live_waits:
-        lines.append("live       waits while it drains: it needs more than its share of the link")
+        lines.append(
+            "live       waits at times: it needs more than its share of the link, or than a day's"
+            " budget leaves it"
+        )
     if not traffic.readings_s:
         lines.append("note       it has captured nothing lately, so nothing waits: give --rate N")
     return lines
