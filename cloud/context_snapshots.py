@@ -23,6 +23,7 @@ __all__ = ["GatewaySnapshots", "SnapshotFolder"]
 
 _OF_A_GATEWAY = 2
 _SUFFIX = ".snapshot"
+_NEW = ".new"  # behind it, while a file is written
 
 
 class SnapshotFolder:
@@ -48,6 +49,10 @@ class SnapshotFolder:
         for status, name in sorted(found, key=lambda item: item[0].st_mtime_ns):
             self._note(name, status.st_size)
         self._shrink()
+        for file in path.glob(f"*{_SUFFIX}{_NEW}"):  # of a process that died while it wrote
+            if crc32(file.name.encode()) % processes == number:
+                with contextlib.suppress(OSError):
+                    file.unlink(missing_ok=True)
 
     def of(self, gateway: str) -> GatewaySnapshots:
         """Return the snapshots of one gateway."""
@@ -68,13 +73,15 @@ class SnapshotFolder:
         """Keep a file; older ones of its gateway, or of others, give way."""
         if len(data) > self._bytes_max:
             return
+        beside = self._path / f"{name}{_NEW}"
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            beside = self._path / f"{name}.new"
             beside.write_bytes(data)
             beside.replace(self._path / name)
-        except OSError:
-            return  # a full disk: its gateway starts cold
+        except OSError:  # a full disk: its gateway starts cold
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+            return
         self._note(name, len(data))
         gateway = name.partition("-")[0]
         mine = [other for other in self._sizes if other.startswith(gateway)]

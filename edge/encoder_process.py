@@ -61,10 +61,13 @@ class SnapshotFile:
         held, self._pending = self._pending, None
         if held is None or self.path is None or len(held[1]) > _SNAPSHOT_BYTES_MAX:
             return
-        with contextlib.suppress(OSError):  # a full disk: the next context starts cold
-            beside = self.path.with_suffix(".new")
+        beside = self.path.with_suffix(".new")
+        try:
             beside.write_bytes(held[0] + held[1])
             beside.replace(self.path)
+        except OSError:  # a full disk: the next context starts from the one before, or cold
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
 
     def read(self) -> tuple[bytes, bytes] | None:
         """Return name and bytes of what was written down, proven or not; drops what is held."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cloud.context_snapshots import SnapshotFolder
+from tests.kit.small_disk import small_disk
 
 
 def test_a_gateway_gets_back_what_was_kept_for_it_also_after_a_restart(tmp_path: Path) -> None:
@@ -44,6 +45,26 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
     folder = SnapshotFolder(tmp_path / "s", 100)
     folder.of("a").put(b"1", b"one")
     assert folder.of("a").get(b"1") is None
+
+
+def test_a_full_disk_is_not_made_fuller_by_what_could_not_be_written_whole(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        folder = SnapshotFolder(disk, 1 << 20)
+        for name in (b"1", b"2", b"3"):
+            folder.of("a").put(name, bytes(100_000))
+            assert list(disk.iterdir()) == []
+        folder.of("a").put(b"4", b"four")
+        assert folder.of("a").get(b"4") == b"four"
+
+
+def test_what_a_process_left_that_died_as_it_wrote_is_removed(tmp_path: Path) -> None:
+    folder = SnapshotFolder(tmp_path, 1000)
+    folder.of("a").put(b"1", b"one")
+    (whole,) = tmp_path.iterdir()
+    whole.with_name(whole.name + ".new").write_bytes(b"on")
+    for number in range(2):
+        SnapshotFolder(tmp_path, 1000, (number, 2))
+    assert list(tmp_path.iterdir()) == [whole]
 
 
 def test_a_file_that_went_away_is_not_there(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from edge.encoder_process import REQUEST, SPARE, SnapshotFile
 from edge.uplink_bodies import UplinkBodies
 from runtime.clock import SystemClock
 from tests.kit.columns import columns_of
+from tests.kit.small_disk import small_disk
 
 WARM = 0x20  # of a body's first byte
 
@@ -155,6 +156,17 @@ def test_a_snapshot_is_written_only_once_it_is_acknowledged(tmp_path: Path) -> N
     assert file.read() == (b"n" * 16, b"data")
     file.forget()
     assert file.read() is None
+
+
+def test_on_a_full_disk_the_snapshot_before_stays_and_nothing_else(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        file = SnapshotFile(disk / "s")
+        file.hold(b"n" * 16, b"data")
+        file.acknowledged()
+        file.hold(b"m" * 16, bytes(100_000))
+        file.acknowledged()
+        assert file.read() == (b"n" * 16, b"data")
+        assert list(disk.iterdir()) == [disk / "s"]
 
 
 def test_a_file_that_cannot_be_written_is_none_at_all(tmp_path: Path) -> None:
