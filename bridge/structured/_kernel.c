@@ -470,37 +470,62 @@ long kernel_next_symbol(PyObject *reader, PyObject *table)
 
 /* These code an integer of 0 to `bound` - 1, all equally likely; -1 with an error set. */
 
-int kernel_put_below(PyObject *put, Py_ssize_t bound, Py_ssize_t value)
+static int check_below(Py_ssize_t bound, Py_ssize_t value)
 {
-    if (bound < 1 || bound > SCALE || value < 0 || value >= bound) {
-        PyErr_SetString(PyExc_ValueError, "an index past its table");
+    if (value >= 0 && value < bound && bound <= INT32_MAX)
+        return 0;
+    PyErr_SetString(PyExc_IndexError, "an index past its table");
+    return -1;
+}
+
+int kernel_put_below(PyObject *put, PyObject *plain, Py_ssize_t bound, Py_ssize_t value)
+{
+    if (check_below(bound, value))
         return -1;
-    }
+    if (bound > SCALE)
+        return put_bits(plain, bit_length((uint64_t)bound - 1), (uint64_t)value);
     long share = SCALE / bound, freq = value < bound - 1 ? share : SCALE - share * (bound - 1);
     return kernel_append_new(put, PyLong_FromLong(share * value << SPAN_BITS | freq));
 }
 
+static int read_bits_below(PyObject *reader, Py_ssize_t bound, Py_ssize_t *value)
+{
+    int64_t plain_at;
+    uint64_t found;
+    PyObject *plain = kernel_get(reader, NAME_plain, &PyUnicode_Type);
+    if (plain == NULL || kernel_need_number(reader, NAME_plain_at, &plain_at))
+        return -1;
+    Py_ssize_t end = (Py_ssize_t)plain_at;
+    if (!PyUnicode_IS_ASCII(plain) || end > PyUnicode_GET_LENGTH(plain)) {
+        PyErr_SetString(PyExc_ValueError, "no such bits");
+        return -1;
+    }
+    if (take_bits(plain, &end, bit_length((uint64_t)bound - 1), &found))
+        return -1;
+    *value = (Py_ssize_t)found;
+    return check_below(bound, *value) || kernel_set_number(reader, NAME_plain_at, end) ? -1 : 0;
+}
+
 int kernel_read_below(PyObject *reader, Py_ssize_t bound, Py_ssize_t *value)
 {
-    int64_t at, state_read, before;
+    int64_t at, state_read;
+    if (check_below(bound, 0))
+        return -1;
+    if (bound > SCALE)
+        return read_bits_below(reader, bound, value);
     PyObject *words = kernel_get(reader, NAME_words, &PyList_Type);
     if (words == NULL || kernel_need_number(reader, NAME_at, &at) ||
         kernel_need_number(reader, NAME_state, &state_read))
         return -1;
-    if (bound < 1 || bound > SCALE) {
-        PyErr_SetString(PyExc_ValueError, "an index past its table");
-        return -1;
-    }
     uint64_t state = (uint64_t)state_read;
     long low = (long)(state & (SCALE - 1)), share = SCALE / bound;
     *value = low / share < bound - 1 ? low / share : bound - 1;
     long freq = *value < bound - 1 ? share : SCALE - share * (bound - 1);
-    before = at;
-    if (advance(words, &at, &state, freq, low - share * *value) ||
-        kernel_set_number(reader, NAME_state, (int64_t)state) ||
-        (at != before && kernel_set_number(reader, NAME_at, at)))
-        return -1;
-    return 0;
+    return advance(words, &at, &state, freq, low - share * *value) ||
+                   kernel_set_number(reader, NAME_state, (int64_t)state) ||
+                   kernel_set_number(reader, NAME_at, at)
+               ? -1
+               : 0;
 }
 
 /* Reads an integer; returns 1 for an escape, which is none, and -1 with an error set. */
@@ -559,10 +584,14 @@ PyObject *kernel_read_integer(PyObject *self, PyObject *args)
 /* ---- the module ---------------------------------------------------------------------------- */
 
 #define METHODS(X)                                                                                \
+    X(assemble)                                                                                   \
     X(bits_beside)                                                                                \
+    X(code_slots)                                                                                 \
     X(expect_all)                                                                                 \
     X(forecasts)                                                                                  \
+    X(gather)                                                                                     \
     X(match_shape)                                                                                \
+    X(note_changes)                                                                               \
     X(note_round)                                                                                 \
     X(note_rows)                                                                                  \
     X(off_counts)                                                                                 \
@@ -578,8 +607,11 @@ PyObject *kernel_read_integer(PyObject *self, PyObject *args)
     X(read_columns)                                                                               \
     X(read_symbol)                                                                                \
     X(rebuild)                                                                                    \
+    X(scatter)                                                                                    \
     X(shared_ends)                                                                                \
     X(show_all)                                                                                   \
+    X(sort_slots)                                                                                 \
+    X(split_protobuf)                                                                             \
     X(take_due)                                                                                   \
     X(write_chain)                                                                                \
     X(write_columns)                                                                              \
@@ -616,7 +648,7 @@ PyMODINIT_FUNC PyInit__kernel(void)
     if (kernel_names_ready() < 0)
         return NULL;
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 9) < 0)
+    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 10) < 0)
         Py_CLEAR(made);
     return made;
 }

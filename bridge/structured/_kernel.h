@@ -28,6 +28,7 @@
     X(cold)                                                                                       \
     X(cold_columns)                                                                               \
     X(column)                                                                                     \
+    X(column_choice)                                                                              \
     X(columns)                                                                                    \
     X(complete)                                                                                   \
     X(contexts)                                                                                   \
@@ -40,6 +41,11 @@
     X(extra)                                                                                      \
     X(family)                                                                                     \
     X(flags)                                                                                      \
+    X(followers)                                                                                  \
+    X(fragment_choice)                                                                            \
+    X(fragment_index)                                                                             \
+    X(fragments)                                                                                  \
+    X(frames)                                                                                     \
     X(freqs)                                                                                      \
     X(fresh)                                                                                      \
     X(gain)                                                                                       \
@@ -70,6 +76,7 @@
     X(mode)                                                                                       \
     X(multiple)                                                                                   \
     X(native)                                                                                     \
+    X(next_column)                                                                                \
     X(noted)                                                                                      \
     X(of_siblings)                                                                                \
     X(order)                                                                                      \
@@ -91,6 +98,7 @@
     X(ref)                                                                                        \
     X(referred)                                                                                   \
     X(referred_outside)                                                                           \
+    X(repeated)                                                                                   \
     X(resembles)                                                                                  \
     X(rows)                                                                                       \
     X(samples)                                                                                    \
@@ -225,7 +233,7 @@ int kernel_integers(const int *symbols, Py_ssize_t n, PyObject *plain, Py_ssize_
 int kernel_put_symbol(PyObject *put, PyObject *table, long number);
 int kernel_write_number(PyObject *spans, PyObject *plain, PyObject *table, int64_t value);
 int kernel_read_number(PyObject *reader, PyObject *table, int64_t *value);
-int kernel_put_below(PyObject *put, Py_ssize_t bound, Py_ssize_t value);
+int kernel_put_below(PyObject *put, PyObject *plain, Py_ssize_t bound, Py_ssize_t value);
 int kernel_read_below(PyObject *reader, Py_ssize_t bound, Py_ssize_t *value);
 long kernel_next_symbol(PyObject *reader, PyObject *table);
 
@@ -246,6 +254,10 @@ int kernel_write_mask(PyObject *put, PyObject *plain, PyObject *lengths, PyObjec
                       PyObject *changed);
 int kernel_read_mask(PyObject *reader, PyObject *lengths, PyObject *rows, PyObject *family,
                      PyObject *cold, PyObject *tokens, Py_ssize_t row);
+
+/* ---- _kernel_frames.c ------------------------------------------------------------------------ */
+
+PyObject *kernel_framed(PyObject *frames, PyObject **tokens);
 
 /* ---- _kernel_predict.c ----------------------------------------------------------------------- */
 

@@ -2,23 +2,40 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from bridge.structured.assembly import Budget, Decoded, Placed
-from bridge.structured.coder import Reader, Writer
+from bridge.structured.coder import Coder, Reader, Writer
 from bridge.structured.columns import ReadColumn, WrittenColumn
-from bridge.structured.context import Column, ModelTables, Source, Template
+from bridge.structured.context import Column, Family, ModelTables, Source, Template
+from bridge.structured.frames import Step
 from bridge.structured.heads import FamilyRows, Row
 from bridge.structured.planner import BatchPlan
+from bridge.structured.protobuf import Repeated
 from bridge.structured.references import Places, References
 from bridge.structured.review import SourceView
 from bridge.structured.room import Room
+from bridge.structured.schema import ColumnPlan
+from bridge.structured.shapes import Path
 from bridge.structured.symbols import Spans
 from bridge.structured.tables import Chain, Table
 from bridge.structured.timing import Arrivals
 
 class Kernel(Protocol):
     VERSION: int
+    def assemble(self, frames: list[list[Step]], tokens: tuple[bytes, ...], /) -> bytes: ...
     def bits_beside(
         self, rows: bytes, alone: list[int], kind: int, num: int, den: int, /
     ) -> float: ...
+    def code_slots(
+        self,
+        io: Coder,
+        tables: ModelTables,
+        family: Family,
+        slots: int,
+        texts: tuple[bytes, ...] | None,
+        plans: list[ColumnPlan] | None,
+        new_fragment: Callable[[int, bytes | None], int],
+        new_column: Callable[[ColumnPlan | None], int],
+        /,
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]: ...
     def expect_all(
         self, sources: list[Source], start: int, end: int, /
     ) -> tuple[list[int], list[int]] | None: ...
@@ -26,12 +43,24 @@ class Kernel(Protocol):
         self, sources: list[Source], given: list[int], /
     ) -> tuple[list[int], list[int], list[int], list[int | None]] | None: ...
     def frequencies(self, prior: list[int], counts: list[int], gain: int, /) -> Spans: ...
+    def gather(
+        self, templates: list[Template], hot: list[tuple[bytes, ...]], /
+    ) -> dict[int, tuple[list[int], list[bytes]]]: ...
     def integers_of(
         self, symbols: list[int], plain: str, end: int, /
     ) -> tuple[list[int | None], int]: ...
     def match_shape(
         self, fragments: tuple[bytes, ...], json: bool, payload: bytes, /
     ) -> tuple[bytes, ...] | None: ...
+    def note_changes(
+        self,
+        gathered: dict[int, FamilyRows],
+        template: Template,
+        cell: int,
+        time: int,
+        tokens: tuple[bytes, ...],
+        /,
+    ) -> tuple[int, tuple[int, ...]]: ...
     def note_round(
         self,
         sources: list[Source],
@@ -153,6 +182,9 @@ class Kernel(Protocol):
     def read_integer(self, reader: Reader, table: Table, /) -> int | None: ...
     def read_symbol(self, reader: Reader, table: Table, /) -> int: ...
     def rebuild(self, table: Table, /) -> None: ...
+    def scatter(
+        self, templates: list[Template], tokens: dict[int, list[bytes]], /
+    ) -> list[tuple[bytes, ...]]: ...
     def shared_ends(self, a: bytes, b: bytes, /) -> tuple[int, int]: ...
     def show_all(
         self,
@@ -164,9 +196,15 @@ class Kernel(Protocol):
         suffix: bytes,
         /,
     ) -> list[bytes]: ...
+    def sort_slots(
+        self, slots: tuple[int, ...], columns: list[Column], /
+    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]: ...
     def split_json(
         self, payload: bytes, /
     ) -> tuple[tuple[bytes, ...], tuple[bytes, ...]] | None: ...
+    def split_protobuf(
+        self, payload: bytes, repeated: Repeated, /
+    ) -> tuple[tuple[bytes, ...], tuple[bytes, ...], tuple[Path, ...]] | None: ...
     def step_bits(self, steps: list[int], /) -> float | None: ...
     def symbols_of(self, steps: list[int | None], plain: bytearray, /) -> list[int]: ...
     def take_due(

@@ -115,8 +115,10 @@ int kernel_write_mask(PyObject *put, PyObject *plain, PyObject *lengths, PyObjec
     if (!failed && symbol == 0) {
         Py_ssize_t n = PyTuple_GET_SIZE(mask), bound = PyList_GET_SIZE(of.columns);
         failed = kernel_write_number(put, plain, lengths, n);
-        for (Py_ssize_t i = 0; !failed && i < n; i++)
-            failed = kernel_put_below(put, bound, PyLong_AsSsize_t(PyTuple_GET_ITEM(mask, i)));
+        for (Py_ssize_t i = 0; !failed && i < n; i++) {
+            Py_ssize_t column = PyLong_AsSsize_t(PyTuple_GET_ITEM(mask, i));
+            failed = kernel_put_below(put, plain, bound, column);
+        }
         failed = failed || add_mask(&of, mask);
     }
     Py_DECREF(mask);

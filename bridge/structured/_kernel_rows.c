@@ -148,30 +148,67 @@ static int plain_meta(const Batch *in, PyObject *source, PyObject *row)
     return block ? kernel_equal_bytes(block, PyTuple_GET_ITEM(row, 1)) : -1;
 }
 
-/* Notes the tokens of a reading that is no repetition; returns its head, or -1. */
-static int note_changes(const Batch *in, Use *of, PyObject *cell, PyObject *time, PyObject *tokens,
-                        PyObject *before, int cold_as_before)
+/* Returns the tokens an instance had, `tokens` being as many as the template's slots. */
+static PyObject *tokens_before(const Use *of, Py_ssize_t cell, PyObject *tokens)
 {
-    PyObject *changed = NULL, *family = kernel_get(of->template, NAME_family, NULL);
+    PyObject *before = kernel_item(of->tokens, cell);
+    if (before != NULL && PyList_Check(before) && PyTuple_Check(tokens) &&
+        PyTuple_GET_SIZE(tokens) == PyTuple_GET_SIZE(of->columns))
+        return before;
+    if (!PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "tokens that are not those of the template");
+    return NULL;
+}
+
+/* Notes the tokens of a reading that is no repetition; returns the cold columns it changes, as a
+ * list. */
+static PyObject *note_tokens(Use *of, PyObject *cell, PyObject *time, PyObject *tokens,
+                             PyObject *before, int cold_as_before)
+{
     Py_ssize_t row = PyList_GET_SIZE(of->row_cells);
-    if (family == NULL ||
-        (!cold_as_before && (changed = kernel_changes(of->rows, tokens, of->cold, before,
-                                                      of->cold_columns, row)) == NULL))
-        return -1;
-    int masked = changed != NULL && PyList_GET_SIZE(changed) > 0;
-    PyObject *hot = picked(tokens, of->hot);
-    int failed =
-        hot == NULL || add_row(of, cell, time) || PyList_Append(of->row_hot, hot) ||
-        (masked && kernel_write_mask(in->put, in->plain, in->lengths, family, changed));
+    PyObject *changed =
+        cold_as_before ? PyList_New(0)
+                       : kernel_changes(of->rows, tokens, of->cold, before, of->cold_columns, row);
+    PyObject *hot = changed ? picked(tokens, of->hot) : NULL;
+    int failed = hot == NULL || add_row(of, cell, time) || PyList_Append(of->row_hot, hot);
     Py_XDECREF(hot);
-    Py_XDECREF(changed);
     for (Py_ssize_t i = 0; !failed && i < PyTuple_GET_SIZE(tokens); i++) {
         Py_ssize_t column = PyLong_AsSsize_t(PyTuple_GET_ITEM(of->columns, i));
         failed = kernel_item(before, column) == NULL;
         if (!failed)
             kernel_put_item(before, column, PyTuple_GET_ITEM(tokens, i));
     }
-    return failed ? -1 : masked ? MASKED : PLAIN;
+    if (failed)
+        Py_CLEAR(changed);
+    return changed;
+}
+
+/* Notes what of a reading is to be coded: the twin of `_note_changes`. */
+PyObject *kernel_note_changes(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *gathered, *template, *cell, *time, *tokens;
+    Use of = {0};
+    if (!PyArg_ParseTuple(args, "O!OOOO!", &PyDict_Type, &gathered, &template, &cell, &time,
+                          &PyTuple_Type, &tokens))
+        return NULL;
+    Py_ssize_t place = PyLong_AsSsize_t(cell);
+    if (PyErr_Occurred())
+        return NULL;
+    int known = take_up(&of, template, gathered);
+    if (known <= 0)
+        return known ? NULL : PyErr_Format(PyExc_ValueError, "a template that is not prepared");
+    PyObject *before = tokens_before(&of, place, tokens);
+    int cold = before ? kernel_as_before(tokens, of.cold, before, of.cold_columns) : -1;
+    int hot = cold < 0 ? -1 : kernel_as_before(tokens, of.hot, before, of.hot_columns);
+    if (hot < 0)
+        return NULL;
+    if (cold && hot)
+        return Py_BuildValue("i()", SAME_AS_BEFORE);
+    PyObject *changed = note_tokens(&of, cell, time, tokens, before, cold);
+    PyObject *mask = changed ? PyList_AsTuple(changed) : NULL;
+    Py_XDECREF(changed);
+    return mask ? Py_BuildValue("iN", PyTuple_GET_SIZE(mask) ? MASKED : PLAIN, mask) : NULL;
 }
 
 /* Returns the head of a reading, its tokens noted; -2 where `other` is to do it, -1 on error. */
@@ -188,20 +225,24 @@ static int note_row(const Batch *in, Use *of, PyObject *source, PyObject *time, 
     Py_ssize_t place = cell_of(source, of, &cell);
     if (place < 0)
         return PyErr_Occurred() ? -1 : -2;
-    PyObject *before = kernel_item(of->tokens, place);
-    if (before == NULL || !PyList_Check(before) || !PyTuple_Check(tokens) ||
-        PyTuple_GET_SIZE(tokens) != PyTuple_GET_SIZE(of->columns)) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_ValueError, "tokens that are not those of the template");
+    PyObject *before = tokens_before(of, place, tokens);
+    if (before == NULL)
         return -1;
-    }
     int cold = kernel_as_before(tokens, of->cold, before, of->cold_columns);
     int hot = cold < 0 ? -1 : kernel_as_before(tokens, of->hot, before, of->hot_columns);
     if (hot < 0 || note_template(source, number))
         return -1;
     if (cold && hot)
         return SAME_AS_BEFORE;
-    return note_changes(in, of, cell, time, tokens, before, cold);
+    PyObject *family = kernel_get(of->template, NAME_family, NULL);
+    PyObject *changed = family ? note_tokens(of, cell, time, tokens, before, cold) : NULL;
+    if (changed == NULL)
+        return -1;
+    int masked = PyList_GET_SIZE(changed) > 0;
+    int failed =
+        masked && kernel_write_mask(in->put, in->plain, in->lengths, family, changed) < 0;
+    Py_DECREF(changed);
+    return failed ? -1 : masked ? MASKED : PLAIN;
 }
 
 static int note_rows_of(const Batch *in, Use *of, PyObject *arrival, PyObject *rows,
@@ -476,6 +517,31 @@ static PyObject *joined(PyObject *literals, PyObject *columns, PyObject *tokens,
     return out;
 }
 
+/* Returns a framed payload; NULL without an error where the budget is too small. */
+static PyObject *framed(PyObject *template, PyObject *columns, PyObject *tokens, PyObject *budget)
+{
+    Py_ssize_t n = PyTuple_GET_SIZE(columns);
+    PyObject *frames = kernel_get(template, NAME_frames, &PyList_Type);
+    if (frames == NULL || PyList_GET_SIZE(frames) != n + 1)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "frames of another form");
+    PyObject **some = PyMem_New(PyObject *, n + 1), *out = NULL;
+    if (some == NULL)
+        return PyErr_NoMemory();
+    int failed = 0;
+    for (Py_ssize_t i = 0; !failed && i < n; i++) {
+        some[i] = kernel_item(tokens, PyLong_AsSsize_t(PyTuple_GET_ITEM(columns, i)));
+        failed = some[i] == NULL || !PyBytes_Check(some[i]);
+    }
+    if (!failed)
+        out = kernel_framed(frames, some);
+    else if (!PyErr_Occurred())
+        PyErr_SetString(PyExc_TypeError, "bytes are needed");
+    PyMem_Free(some);
+    if (out != NULL && take(budget, 0, PyBytes_GET_SIZE(out)) <= 0)
+        Py_CLEAR(out);
+    return out;
+}
+
 /* Returns the payload of what was placed: its template with its instance's tokens as by then. */
 static PyObject *payload_of(PyObject *entry, PyObject *budget, PyObject *other, Py_ssize_t *place)
 {
@@ -492,10 +558,9 @@ static PyObject *payload_of(PyObject *entry, PyObject *budget, PyObject *other, 
     PyObject *literals = columns ? kernel_get(template, NAME_literals, &PyList_Type) : NULL;
     if (literals == NULL)
         return NULL;
-    PyObject *out = NULL;
-    if (PyList_GET_SIZE(literals))
-        out = joined(literals, columns, tokens, budget);
-    if (out == NULL && !PyErr_Occurred()) /* framed, or larger than allowed */
+    PyObject *out = PyList_GET_SIZE(literals) ? joined(literals, columns, tokens, budget)
+                                              : framed(template, columns, tokens, budget);
+    if (out == NULL && !PyErr_Occurred()) /* larger than allowed */
         out = PyObject_CallFunctionObjArgs(other, template, tokens, NULL);
     return out;
 }

@@ -1,13 +1,12 @@
 /* Spellings in C: docs/link-format-structured.md section 5.2, the twins of printers.py.
  *
- * A token is parsed only where it is just what showing its integer gives. Floats are left to
- * Python.
+ * A token is parsed only where it is just what showing its integer gives.
  */
 
 #define _GNU_SOURCE 1 /* memmem */
 #include "_kernel.h"
 
-#include <string.h>
+#include <math.h>
 
 typedef kernel_wide wide;
 
@@ -34,7 +33,9 @@ enum {
     UNSIGNED_BIG,
     SIGNED_LITTLE,
     SIGNED_BIG,
-    VARINT = 13
+    FLOAT_LITTLE,
+    FLOAT_BIG,
+    VARINT
 };
 
 static int is_digit(char sign)
@@ -334,6 +335,52 @@ static char *show_varint(char *end, int64_t value)
     return end - size;
 }
 
+/* ---- floats -------------------------------------------------------------------------------- */
+
+#define EXACT ((int64_t)1 << 53) /* integers up to it are floats as well */
+
+/* Returns the bytes of a float, of the width `by` says; 0 where there is none. */
+static int put_float(const KernelSpelling *by, char *text, int64_t value)
+{
+    double number;
+    int little = by->kind == FLOAT_LITTLE;
+    if (value >= -EXACT && value <= EXACT) {
+        number = (double)value / (double)power_of_ten(by->digits);
+    } else { /* rounded once, as Python does */
+        PyObject *whole = PyLong_FromLongLong(value);
+        PyObject *scale = PyLong_FromLongLong((long long)power_of_ten(by->digits));
+        PyObject *found = whole && scale ? PyNumber_TrueDivide(whole, scale) : NULL;
+        number = found ? PyFloat_AsDouble(found) : 0;
+        Py_XDECREF(whole);
+        Py_XDECREF(scale);
+        Py_XDECREF(found);
+    }
+    int failed = PyErr_Occurred() || (by->text[0] == '4' ? PyFloat_Pack4(number, text, little)
+                                                         : PyFloat_Pack8(number, text, little));
+    PyErr_Clear(); /* a number past what four bytes hold */
+    return !failed;
+}
+
+static int parse_float(const KernelSpelling *by, const char *text, Py_ssize_t size, wide *value)
+{
+    int little = by->kind == FLOAT_LITTLE;
+    char shown[8];
+    if (size != by->text[0] - '0')
+        return 0;
+    double number = size == 4 ? PyFloat_Unpack4(text, little) : PyFloat_Unpack8(text, little);
+    number = nearbyint(number * (double)power_of_ten(by->digits)); /* of two, the even one */
+    if (!(number > -(double)VALUE_BOUND && number < (double)VALUE_BOUND))
+        return 0;
+    *value = (int64_t)number;
+    return put_float(by, shown, (int64_t)number) && !memcmp(shown, text, (size_t)size);
+}
+
+static char *show_float(const KernelSpelling *by, char *end, int64_t value)
+{
+    char *at = end - (by->text[0] - '0');
+    return put_float(by, at, value) ? at : NULL;
+}
+
 /* ---- many ---------------------------------------------------------------------------------- */
 
 static int parse_core(const KernelSpelling *by, const char *text, Py_ssize_t size, wide *value)
@@ -351,6 +398,9 @@ static int parse_core(const KernelSpelling *by, const char *text, Py_ssize_t siz
         return parse_stamp(by, text, size, value);
     case CLOCK:
         return parse_clock(by, text, size, value);
+    case FLOAT_LITTLE:
+    case FLOAT_BIG:
+        return parse_float(by, text, size, value);
     case VARINT:
         return parse_varint(text, size, value);
     default:
@@ -372,6 +422,9 @@ static char *show_core(const KernelSpelling *by, char *end, int64_t value)
         return show_stamp(by, end, value);
     case CLOCK:
         return show_clock(by, end, value);
+    case FLOAT_LITTLE:
+    case FLOAT_BIG:
+        return show_float(by, end, value);
     case VARINT:
         return show_varint(end, value);
     default:
@@ -382,10 +435,12 @@ static char *show_core(const KernelSpelling *by, char *end, int64_t value)
 static int check_spelling(const KernelSpelling *by)
 {
     int bytes = by->kind >= UNSIGNED_LITTLE && by->kind <= SIGNED_BIG;
+    int floats = by->kind == FLOAT_LITTLE || by->kind == FLOAT_BIG;
     if (by->digits < 0 || by->digits > DIGITS_MAX || by->text_size > TEXT_MAX ||
         by->prefix_size > TEXT_MAX || by->suffix_size > TEXT_MAX ||
         !((by->kind >= FIXED && by->kind <= CLOCK) || by->kind == VARINT ||
-          (bytes && by->digits >= 1 && by->digits <= 8))) {
+          (bytes && by->digits >= 1 && by->digits <= 8) ||
+          (floats && by->text_size == 1 && (by->text[0] == '4' || by->text[0] == '8')))) {
         PyErr_SetString(PyExc_ValueError, "a spelling that does not exist");
         return -1;
     }

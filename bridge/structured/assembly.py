@@ -24,7 +24,9 @@ from bridge.structured.heads import (
     code_meta,
     code_raw,
     code_template,
+    gather,
     note_template,
+    scatter,
 )
 from bridge.structured.kernel import native
 from bridge.structured.references import References
@@ -232,12 +234,11 @@ def _decode_columns(io: Reader, context: Context, rows: FamilyRows, references: 
             by_place[place] = some
         rows.hot = list(zip(*by_place, strict=True))
     else:
-        by_column = rows.rows_by_column()
-        hot = [(column, by_column[column.index]) for column in rows.hot_columns()]
+        by_column = gather(rows.templates, [])
+        hot = [(column, by_column[column.index][0]) for column in rows.hot_columns()]
         tokens = read_columns(io, context, rows, hot + cold, references)
-        rest = {column.index: iter(some) for (column, _), some in zip(hot, tokens, strict=False)}
-        for template in rows.templates:
-            rows.hot.append(tuple([next(rest[index]) for index in template.hot_columns]))
+        by_index = {column.index: some for (column, _), some in zip(hot, tokens, strict=False)}
+        rows.hot = scatter(rows.templates, by_index)
     for column, some in zip(changed, tokens[len(hot) :], strict=True):
         for place, token in zip(rows.extra[column.index][0], some, strict=True):
             rows.changes.setdefault(place, []).append((column.index, token))
@@ -266,6 +267,6 @@ put_together = native.put_together if native else _put_together
 
 
 def _payload(budget: Budget, template: Template, tokens: list[bytes]) -> bytes:
-    payload = template.payload(template.pick_columns(tokens))
+    payload = template.payload(tuple([tokens[column] for column in template.columns]))
     budget.take(0, len(payload))
     return payload

@@ -12,11 +12,10 @@ Nothing that only an encoder knows is kept here. Objects hold no behaviour that 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from operator import itemgetter
-from typing import Any
 
 from bridge.structured.coder import refuse
 from bridge.structured.frames import Step, assemble, check_marks
+from bridge.structured.kernel import native
 from bridge.structured.limits import ENUM_VALUES, FOLLOWERS, TEMPLATE_RING, StructuredLimits
 from bridge.structured.predictors import CellState, PredictorKind
 from bridge.structured.printers import Printer
@@ -40,7 +39,6 @@ __all__ = [
     "Template",
     "TextModel",
     "TimeMode",
-    "pick",
 ]
 
 SCHEMA_FIELDS = 20
@@ -71,16 +69,6 @@ _CHOICE_PRIOR = Prior([64, 32, 32, 32])
 
 def _numbers() -> Table:
     return Table(UNKNOWN_PRIOR)
-
-
-def pick(places: tuple[int, ...]) -> Any:
-    """Return a function from a sequence to the tuple of its items at `places`."""
-    if len(places) > 1:
-        return itemgetter(*places)
-    if not places:
-        return lambda _: ()
-    (place,) = places
-    return lambda row: (row[place],)
 
 
 @dataclass(slots=True)
@@ -273,20 +261,14 @@ class Template:
     columns: tuple[int, ...]
     framed: bool = False  # protobuf: fragments hold marks where lengths belong
     literal_bytes: int = 0
-    form: bytes = b""  # for the % operator,
-    literals: list[bytes] = field(default_factory=list)  # and piece by piece
+    literals: list[bytes] = field(default_factory=list)  # piece by piece,
+    form: bytes = b""  # and for the % operator, made when it is needed
     frames: list[list[Step]] = field(default_factory=list)  # in place of both when framed
     version: int = -1
     hot: tuple[int, ...] = ()
     hot_columns: tuple[int, ...] = ()
     cold: tuple[int, ...] = ()
     cold_columns: tuple[int, ...] = ()
-    pick_hot: Any = None
-    pick_cold: Any = None
-    pick_cold_columns: Any = None
-    pick_columns: Any = None
-    pick_hot_columns: Any = None
-    whole: bool = False  # its slots are all columns of the family in order
     complete: set[int] = field(default_factory=set)  # instances with a token in each column
 
     def fill(self, literals: list[bytes]) -> None:
@@ -295,30 +277,37 @@ class Template:
             self.frames = check_marks(literals)
         else:
             self.literals = literals
-            self.form = b"%b".join([literal.replace(b"%", b"%%") for literal in literals])
         self.literal_bytes = sum(map(len, literals))
 
     def payload(self, tokens: tuple[bytes, ...]) -> bytes:
         """Return the payload with `tokens` in the slots."""
-        return assemble(self.frames, tokens) if self.framed else self.form % tokens
+        if self.framed:
+            return assemble(self.frames, tokens)
+        if not self.form:
+            self.form = b"%b".join([literal.replace(b"%", b"%%") for literal in self.literals])
+        return self.form % tokens
 
     def prepare(self) -> None:
         """Sort the slots by heat, if that changed since."""
         if self.version == self.family.version:
             return
         columns = self.family.columns
-        slots = sorted(range(len(self.columns)), key=self.columns.__getitem__)
-        self.hot = tuple(slot for slot in slots if columns[self.columns[slot]].hot)
-        self.cold = tuple(slot for slot in slots if not columns[self.columns[slot]].hot)
-        self.hot_columns = tuple(self.columns[slot] for slot in self.hot)
-        self.cold_columns = tuple(self.columns[slot] for slot in self.cold)
-        self.pick_hot = pick(self.hot)
-        self.pick_cold = pick(self.cold)
-        self.pick_cold_columns = pick(self.cold_columns)
-        self.pick_columns = pick(self.columns)
-        self.pick_hot_columns = pick(self.hot_columns)
-        self.whole = self.columns == tuple(range(len(columns)))
+        self.hot, self.hot_columns, self.cold, self.cold_columns = sort_slots(self.columns, columns)
         self.version = self.family.version
+
+
+_Places = tuple[int, ...]
+
+
+def _sort_slots(slots: _Places, columns: list[Column]) -> tuple[_Places, _Places, _Places, _Places]:
+    """Return the slots of hot columns and these columns, then those of cold ones, all by column."""
+    places = sorted(range(len(slots)), key=slots.__getitem__)
+    hot = tuple([slot for slot in places if columns[slots[slot]].hot])
+    cold = tuple([slot for slot in places if not columns[slots[slot]].hot])
+    return hot, tuple([slots[slot] for slot in hot]), cold, tuple([slots[slot] for slot in cold])
+
+
+sort_slots = native.sort_slots if native else _sort_slots
 
 
 @dataclass(slots=True)

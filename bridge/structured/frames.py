@@ -10,9 +10,11 @@ Invariant: `assemble` takes time in proportion to what it returns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from bridge.kernel import varint
 from bridge.structured.coder import refuse
+from bridge.structured.kernel import native
 
 __all__ = [
     "CLOSE",
@@ -27,6 +29,7 @@ __all__ = [
 _LITERAL, _OPEN, _CLOSE = 0, 1, 2
 OPEN, CLOSE = b"\x01", b"\x02"
 _DEPTH_MAX = 16
+_KEPT_BYTES = 128  # longer fragments are read each time
 
 Step = bytes | int  # bytes as they are, or _OPEN, or _CLOSE
 
@@ -38,7 +41,11 @@ def literal_items(data: bytes) -> bytes:
 
 
 def steps_of(fragment: bytes) -> list[Step]:
-    """Return the items of a fragment; refuses what is none."""
+    """Return the items of a fragment, which nobody changes; refuses what is none."""
+    return _kept_steps(fragment) if len(fragment) <= _KEPT_BYTES else _steps(fragment)
+
+
+def _steps(fragment: bytes) -> list[Step]:
     steps: list[Step] = []
     at = 0
     while at < len(fragment):
@@ -57,6 +64,9 @@ def steps_of(fragment: bytes) -> list[Step]:
     return steps
 
 
+_kept_steps = lru_cache(4096)(_steps)
+
+
 def check_marks(fragments: Sequence[bytes]) -> list[list[Step]]:
     """Return the steps of a framed template's fragments; refuses parts that do not nest."""
     depth = 0
@@ -67,6 +77,8 @@ def check_marks(fragments: Sequence[bytes]) -> list[list[Step]]:
                 depth += 1
             elif step == _CLOSE:
                 depth -= 1
+            else:
+                continue
             if not 0 <= depth <= _DEPTH_MAX:
                 refuse("framed parts that do not nest")
     if depth:
@@ -74,7 +86,7 @@ def check_marks(fragments: Sequence[bytes]) -> list[list[Step]]:
     return parsed
 
 
-def assemble(fragments: Sequence[Sequence[Step]], tokens: Sequence[bytes]) -> bytes:
+def _assemble(fragments: list[list[Step]], tokens: tuple[bytes, ...]) -> bytes:
     """Return the payload of a framed template: its fragments with `tokens` between."""
     parts: list[bytes] = []
     outer: list[list[bytes]] = []
@@ -93,3 +105,6 @@ def assemble(fragments: Sequence[Sequence[Step]], tokens: Sequence[bytes]) -> by
         if place < last:
             parts.append(tokens[place])
     return b"".join(parts)
+
+
+assemble = native.assemble if native else _assemble

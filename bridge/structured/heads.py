@@ -12,6 +12,7 @@ from itertools import pairwise
 from bridge.readings import FLAG_PROPERTIES
 from bridge.structured.coder import Coder, refuse
 from bridge.structured.context import RAW, Column, Context, Family, Source, Template
+from bridge.structured.kernel import native
 from bridge.structured.limits import MASKS, PROPERTY_BLOCKS
 from bridge.structured.predictors import Rows
 from bridge.structured.schema import TemplatePlan, define_template
@@ -28,7 +29,9 @@ __all__ = [
     "code_meta",
     "code_raw",
     "code_template",
+    "gather",
     "note_template",
+    "scatter",
 ]
 
 # A reading as an encoder wants it coded: flags, property block, payload, and template and tokens,
@@ -88,23 +91,36 @@ class FamilyRows:
         columns = self.family.columns
         return [columns[index] for index in self.family.ordered() if index in self.extra]
 
-    def rows_by_column(self) -> dict[int, list[int]]:
-        """Return, by hot column, the rows whose templates have it."""
-        found: dict[int, list[int]] = {}
-        for layout in self.layouts:
-            for index in layout:
-                found[index] = []
-        for row, template in enumerate(self.templates):
-            for index in template.hot_columns:
-                found[index].append(row)
-        return found
-
     def select(self, rows: list[int] | None) -> Rows:
         """Return what a predictor needs to know of `rows`, None being all."""
         if rows is None:
             return Rows(self.cells, self.times)
         cells, times = self.cells, self.times
         return Rows([cells[row] for row in rows], [times[row] for row in rows])
+
+
+def _gather(
+    templates: list[Template], hot: list[tuple[bytes, ...]]
+) -> dict[int, tuple[list[int], list[bytes]]]:
+    """Return by hot column the rows whose templates have it, and its tokens if `hot` has them."""
+    found: dict[int, tuple[list[int], list[bytes]]] = {}
+    for row, template in enumerate(templates):
+        for place, index in enumerate(template.hot_columns):
+            rows, tokens = found.setdefault(index, ([], []))
+            rows.append(row)
+            if hot:
+                tokens.append(hot[row][place])
+    return found
+
+
+def _scatter(templates: list[Template], tokens: dict[int, list[bytes]]) -> list[tuple[bytes, ...]]:
+    """Return the rows that `tokens`, by hot column in order of rows, belong to."""
+    rest = {index: iter(some) for index, some in tokens.items()}
+    return [tuple([next(rest[index]) for index in template.hot_columns]) for template in templates]
+
+
+gather = native.gather if native else _gather
+scatter = native.scatter if native else _scatter
 
 
 def note_template(source: Source, number: int) -> None:

@@ -401,7 +401,7 @@ class Planner:
             column = plan.columns.get(path)
             if column is None:
                 column = ColumnPlan(ColumnSpec())
-                column.hint = shape.printers[slot] if shape.printers else None
+                column.hint = shape.printer_of(slot)
                 fresh.append((path, column))
             columns.append(column)
         if not self._room.take_shape(plan, len(fresh), shape):
@@ -428,8 +428,8 @@ class Planner:
     def _is_promising(self, family: FamilyView | None, shape: Shape) -> bool:
         """Return True when a shape deserves a template: it was seen before, or there is credit."""
         if family is not None:
-            unknown = sum(fragment not in family.fragments for fragment in shape.fragments)
-            if 8 * unknown <= len(shape.fragments):
+            unknown = set(shape.fragments) - family.fragments
+            if 8 * len(unknown) <= len(shape.fragments):
                 return True
         mark = crc32(b"\0".join(shape.fragments))
         if mark in self._seen:
@@ -444,6 +444,9 @@ class Planner:
 
     def _family_for(self, view: SourceView, paths: list[Path]) -> FamilyView | None:
         """Return the family that shares most fields with `paths`, if it shares enough."""
+        usual = view.known.family if view.known is not None else None
+        if usual is not None and usual.columns.keys() >= set(paths):
+            return usual
         shared: Counter[int] = Counter()
         views: dict[int, FamilyView] = {}
         for path in paths:
@@ -454,8 +457,9 @@ class Planner:
             return None
         best = max(views.values(), key=lambda family: shared[id(family)])
         common = shared[id(best)]
-        usual = view.known is not None and view.known.family is best
-        alike = usual or 3 * common >= len(best.columns) or 10 * common >= 9 * len(paths) >= 36
+        alike = (
+            usual is best or 3 * common >= len(best.columns) or 10 * common >= 9 * len(paths) >= 36
+        )
         return best if alike and common >= 0.6 * len(paths) else None
 
 

@@ -355,7 +355,15 @@ _WHOLE = frozenset(
         PrinterKind.SIGNED_BIG,
     }
 )
-_NATIVE = frozenset({*range(PrinterKind.CLOCK + 1), PrinterKind.VARINT})  # done by the kernel
+# what the kernel spells, beside whole numbers of 1 to 8 bytes
+_NATIVE = frozenset(
+    {
+        *range(PrinterKind.CLOCK + 1),
+        PrinterKind.FLOAT_LITTLE,
+        PrinterKind.FLOAT_BIG,
+        PrinterKind.VARINT,
+    }
+)
 _REPEATING = frozenset({PrinterKind.STAMP, PrinterKind.STAMP_TRIMMED, PrinterKind.CLOCK})
 
 _SPELLINGS: dict[int, _Spelling] = {

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from bridge.kernel import varint
 from bridge.structured.frames import CLOSE, OPEN, literal_items
+from bridge.structured.kernel import native
 from bridge.structured.printers import PrinterKey, PrinterKind
 from bridge.structured.shapes import Path, Shape
 
@@ -30,6 +31,7 @@ _PRINTERS: dict[object, PrinterKey] = {
     _FIXED_64: (int(PrinterKind.FLOAT_LITTLE), 0, b"8", b"", b""),
 }
 
+_Found = tuple[tuple[bytes, ...], tuple[bytes, ...], tuple[Path, ...]]
 Repeated = set[tuple[object, ...]]  # paths of parts that were seen several times in one payload
 
 
@@ -58,6 +60,15 @@ def protobuf_shape(payload: bytes, repeated: Repeated) -> Shape | None:
         payload: Any bytes.
         repeated: What was learned from earlier payloads of the kind; added to.
     """
+    found = split_protobuf(payload, repeated)
+    if found is None:
+        return None
+    fragments, tokens, names = found
+    return Shape(fragments, tokens, "protobuf", framed=True, names=names, by_name=_PRINTERS)
+
+
+def _split_protobuf(payload: bytes, repeated: Repeated) -> _Found | None:
+    """Return the fragments, tokens and names of a payload that reads as protobuf."""
     fields = _read(payload, 0)
     if fields is None or len(fields) + sum(len(item[4] or ()) for item in fields) < 2:
         return None
@@ -67,14 +78,7 @@ def protobuf_shape(payload: bytes, repeated: Repeated) -> Shape | None:
     if not out.tokens:
         return None
     out.fragments.append(b"".join(out.pending))
-    return Shape(
-        tuple(out.fragments),
-        tuple(out.tokens),
-        "protobuf",
-        framed=True,
-        names=tuple(out.names),
-        printers=tuple([_PRINTERS.get(name[-1]) for name in out.names]),
-    )
+    return tuple(out.fragments), tuple(out.tokens), tuple(out.names)
 
 
 def _read(data: bytes, depth: int) -> list[_Field] | None:
@@ -175,3 +179,6 @@ def _is_name(item: _Field) -> bool:
 def _with_length(item: _Field) -> bytes:
     _, _, wire_type, value, _ = item
     return varint(len(value)) + value if wire_type == _PART else value
+
+
+split_protobuf = native.split_protobuf if native else _split_protobuf

@@ -24,6 +24,7 @@ from bridge.structured.heads import (
     code_meta,
     code_raw,
     code_template,
+    gather,
     note_template,
 )
 from bridge.structured.kernel import native
@@ -127,13 +128,13 @@ def _encode_row(
         code_raw(io, context, source, payload)
         return EXPLICIT if explicit else PLAIN
     family = template.family
-    rows = gathered.get(family.index)
-    if rows is None:
-        rows = gathered[family.index] = FamilyRows(family)
+    if family.index not in gathered:
+        gathered[family.index] = FamilyRows(family)
     cell = source.instances.get(family.index, -1)
     if cell < 0:
         cell = add_instance(context, family, source)
-    kind, mask = _note_changes(rows, template, cell, time, tokens)
+    template.prepare()
+    kind, mask = note_changes(gathered, template, cell, time, tokens)
     if explicit:
         io.symbol(context.tables.explicit, kind)
     if kind == MASKED:
@@ -142,20 +143,23 @@ def _encode_row(
 
 
 def _note_changes(
-    rows: FamilyRows, template: Template, cell: int, time: int, tokens: tuple[bytes, ...]
+    gathered: dict[int, FamilyRows],
+    template: Template,
+    cell: int,
+    time: int,
+    tokens: tuple[bytes, ...],
 ) -> tuple[int, tuple[int, ...]]:
     """Note what of a reading is to be coded; returns its kind and the cold columns that changed."""
-    family = rows.family
-    if template.version != family.version:
-        template.prepare()
+    family = template.family
+    rows = gathered[family.index]
     before = family.tokens[cell]
-    hot = template.pick_hot(tokens)
-    cold = template.pick_cold(tokens)
-    cold_before = template.pick_cold_columns(before)
+    hot = tuple([tokens[slot] for slot in template.hot])
+    cold = [tokens[slot] for slot in template.cold]
+    cold_before = [before[column] for column in template.cold_columns]
     kind = PLAIN
     mask: tuple[int, ...] = ()
     if cold == cold_before:
-        if hot == template.pick_hot_columns(before):
+        if hot == tuple([before[column] for column in template.hot_columns]):
             return SAME, mask
         number = rows.add(template, cell, time)
     else:
@@ -169,12 +173,12 @@ def _note_changes(
         if changed:
             kind, mask = MASKED, tuple(changed)
     rows.hot.append(hot)
-    if template.whole:
-        family.tokens[cell] = list(tokens)
-    else:
-        for column, token in zip(template.columns, tokens, strict=True):
-            before[column] = token
+    for column, token in zip(template.columns, tokens, strict=True):
+        before[column] = token
     return kind, mask
+
+
+note_changes = native.note_changes if native else _note_changes
 
 
 def _encode_columns(io: Writer, context: Context, rows: FamilyRows, references: References) -> None:
@@ -193,11 +197,5 @@ def _hot_items(rows: FamilyRows) -> list[WrittenColumn]:
         (layout,) = rows.layouts
         by_place = list(zip(*rows.hot, strict=True))
         return [(column, None, by_place[place]) for column, place in rows.family.hot_order(layout)]
-    by_column = rows.rows_by_column()
-    tokens: dict[int, list[bytes]] = {index: [] for index in by_column}
-    for template, some in zip(rows.templates, rows.hot, strict=True):
-        for index, token in zip(template.hot_columns, some, strict=True):
-            tokens[index].append(token)
-    return [
-        (column, by_column[column.index], tokens[column.index]) for column in rows.hot_columns()
-    ]
+    by_column = gather(rows.templates, rows.hot)
+    return [(column, *by_column[column.index]) for column in rows.hot_columns()]

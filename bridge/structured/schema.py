@@ -9,10 +9,20 @@ Invariant: a body cannot make a context pass its limits: every definition is cha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bridge.structured.coder import Coder, refuse
-from bridge.structured.context import Column, ColumnKind, Context, Family, Source, Template
+from bridge.structured.context import (
+    Column,
+    ColumnKind,
+    Context,
+    Family,
+    ModelTables,
+    Source,
+    Template,
+)
+from bridge.structured.kernel import native
 from bridge.structured.limits import FOLLOWERS, TEMPLATE_RING
 from bridge.structured.predictors import USES_COLUMN, PredictorKind
 from bridge.structured.printers import DIGITS_MAX, Printer, PrinterKey, PrinterKind
@@ -336,22 +346,23 @@ def define_template(
     if not 0 <= slots <= context.limits.slots:
         refuse("a template of too many slots")
     framed = io.number(fields[_FRAMED], int(plan is not None and plan.framed)) == 1
-    fragments: list[int] = []
-    columns: dict[int, None] = {}
-    used: set[int] = set()
-    before = -1
-    for slot in range(slots + 1):
-        text = plan.fragments[slot] if plan else None
-        before = _code_fragment(io, context, family, before, used, text)
-        fragments.append(before)
-        if slot < slots:
-            column = _code_slot(io, context, family, before, plan.columns[slot] if plan else None)
-            if column.index in columns:
-                refuse("a column twice in one template")
-            columns[column.index] = None
+    texts, plans = (plan.fragments, plan.columns) if plan else (None, None)
+
+    def new_fragment(before: int, text: bytes | None) -> int:
+        return _define_fragment(io, context, family, before, text)
+
+    def new_column(column: ColumnPlan | None) -> int:
+        found = define_column(io, context, family, column.spec if column else None)
+        if column is not None:
+            column.column = found
+        return found.index
+
+    fragments, columns = code_slots(
+        io, context.tables, family, slots, texts, plans, new_fragment, new_column
+    )
     family.slots = slots
     literals = [family.fragments[fragment] for fragment in fragments]
-    template = Template(context.next_template, family, tuple(fragments), tuple(columns), framed)
+    template = Template(context.next_template, family, fragments, columns, framed)
     template.fill(literals)
     context.templates[template.index] = template
     context.next_template = (template.index + 1) % TEMPLATE_RING
@@ -383,20 +394,78 @@ def _code_family(
     return family
 
 
+def _define_fragment(
+    io: Coder, context: Context, family: Family, before: int, text: bytes | None
+) -> int:
+    """Code a fragment the family does not have; returns its number."""
+    fragments = family.fragments
+    near = fragments[before] if before >= 0 else b""
+    literal = context.tables.literal
+    text = code_text(io, literal, near, context.limits.payload_bytes, text or b"")
+    context.charge(literal_bytes=len(text) + 16)
+    at = len(fragments)
+    if family.fragment_index.setdefault(text, at) != at:
+        refuse("a fragment defined twice")
+    fragments.append(text)
+    return at
+
+
+def _code_slots(
+    io: Coder,
+    tables: ModelTables,
+    family: Family,
+    slots: int,
+    texts: tuple[bytes, ...] | None,
+    plans: list[ColumnPlan] | None,
+    new_fragment: Callable[[int, bytes | None], int],
+    new_column: Callable[[ColumnPlan | None], int],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Code the fragments of a template and the columns of the slots between; returns both.
+
+    Args:
+        io: A `Writer`, which is given `texts` and `plans`, or a `Reader`.
+        tables: The context's.
+        family: The template's.
+        slots: How many there are.
+        texts: The fragments, one more than slots.
+        plans: The columns.
+        new_fragment: Codes one that the family does not have, behind another; returns its number.
+        new_column: The same of a column.
+    """
+    fragments: list[int] = []
+    columns: dict[int, None] = {}
+    used: set[int] = set()
+    before = -1
+    for slot in range(slots + 1):
+        text = texts[slot] if texts else None
+        before = _code_fragment(io, tables, family, before, used, text, new_fragment)
+        fragments.append(before)
+        if slot < slots:
+            plan = plans[slot] if plans else None
+            column = _code_slot(io, tables, family, before, plan, new_column)
+            if column in columns:
+                refuse("a column twice in one template")
+            columns[column] = None
+    return tuple(fragments), tuple(columns)
+
+
+code_slots = native.code_slots if native else _code_slots
+
+
 def _code_fragment(
     io: Coder,
-    context: Context,
+    tables: ModelTables,
     family: Family,
     before: int,
     used: set[int],
     text: bytes | None,
+    define: Callable[[int, bytes | None], int],
 ) -> int:
     """Return the number of the fragment behind `before`, `used` being those so far; joins them.
 
     It is one of those that followed the last one before; what was used already, and never came
     twice in a template, is not counted among them: so keys in random order cost what they must.
     """
-    tables = context.tables
     fragments = family.fragments
     followers = family.followers.setdefault(before, [])
     repeated = family.repeated
@@ -415,13 +484,7 @@ def _code_fragment(
             refuse("a fragment where there is none")
         at = io.below(len(fragments), at)
     else:
-        near = fragments[before] if before >= 0 else b""
-        text = code_text(io, tables.literal, near, context.limits.payload_bytes, text or b"")
-        context.charge(literal_bytes=len(text) + 16)
-        at = len(fragments)
-        if family.fragment_index.setdefault(text, at) != at:
-            refuse("a fragment defined twice")
-        fragments.append(text)
+        at = define(before, text)
     if at in followers:
         followers.remove(at)
     followers.insert(0, at)
@@ -433,8 +496,14 @@ def _code_fragment(
 
 
 def _code_slot(
-    io: Coder, context: Context, family: Family, fragment: int, plan: ColumnPlan | None
-) -> Column:
+    io: Coder,
+    tables: ModelTables,
+    family: Family,
+    fragment: int,
+    plan: ColumnPlan | None,
+    define: Callable[[ColumnPlan | None], int],
+) -> int:
+    """Return the number of the column of a slot behind `fragment`."""
     expected = family.next_column.get(fragment, -1)
     choice = at = 0
     if plan is not None and plan.column is not None:
@@ -442,21 +511,19 @@ def _code_slot(
         choice = 0 if at == expected else 1
     elif plan is not None:
         choice = 2
-    choice = io.symbol(context.tables.column_choice, choice)
+    choice = io.symbol(tables.column_choice, choice)
     if choice == 0:
         if expected < 0:
             refuse("a column that never followed")
-        return family.columns[expected]
+        return expected
     if choice == 1:
         if not family.columns:
             refuse("a column where there is none")
-        column = family.columns[io.below(len(family.columns), at)]
+        at = io.below(len(family.columns), at)
     else:
-        column = define_column(io, context, family, plan.spec if plan else None)
-        if plan is not None:
-            plan.column = column
-    family.next_column[fragment] = column.index
-    return column
+        at = define(plan)
+    family.next_column[fragment] = at
+    return at
 
 
 # ---- instances -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ numbers and times; protobuf at its fields (`protobuf`). Everything is one linear
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -52,7 +52,8 @@ class Shape:
     kind: str  # "json", "scalar", "text", "protobuf" or "frame"
     framed: bool = False
     names: tuple[Path, ...] = ()  # of the tokens' fields, if the fragments do not tell
-    printers: tuple[PrinterKey | None, ...] = ()  # how the tokens are spelled, if that is known
+    printers: tuple[PrinterKey | None, ...] = ()  # how the tokens are spelled, if that is known,
+    by_name: Mapping[object, PrinterKey] | None = None  # or follows from what a name ends with
     widths: tuple[int, ...] = ()  # of the tokens of a frame
 
     @property
@@ -72,6 +73,12 @@ class Shape:
         else:
             kind = "json" if fragments[0].lstrip()[:1] in (b"{", b"[") else "text"
         return cls(fragments, (), kind, framed)
+
+    def printer_of(self, slot: int) -> PrinterKey | None:
+        """Return how the tokens of a slot are spelled, if that is known."""
+        if self.by_name is not None:
+            return self.by_name.get(self.names[slot][-1])
+        return self.printers[slot] if self.printers else None
 
     def paths(self) -> list[Path]:
         """Return a name for each token's field, all different."""

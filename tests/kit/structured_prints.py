@@ -25,7 +25,7 @@ from tests.kit.structured_vectors import contexts_mark
 __all__ = ["main", "prints"]
 
 _READINGS = 120
-_FOREIGN_READINGS = 36  # which are larger
+_FOREIGN_READINGS = 24  # which are larger
 _BATCHES = (4, 40)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 from collections import Counter
+from contextlib import suppress
 from copy import deepcopy
 from fractions import Fraction
 from math import log2
@@ -233,9 +235,8 @@ _TOKENS = st.one_of(
     st.from_regex(rb"([0-9]{1,4}T)?[0-9]{1,4}:[0-5][0-9]:[0-5][0-9]", fullmatch=True),
     st.binary(max_size=11),
 )  # fmt: skip
-_KINDS = [
-    kind for kind in PrinterKind if kind not in (PrinterKind.FLOAT_LITTLE, PrinterKind.FLOAT_BIG)
-]
+_FLOATS = {PrinterKind.FLOAT_LITTLE: "<", PrinterKind.FLOAT_BIG: ">"}
+_KINDS = [kind for kind in PrinterKind if kind not in _FLOATS]
 
 
 @settings(max_examples=150)
@@ -271,6 +272,35 @@ def test_integers_are_shown_alike(kind: int, digits: int, text: bytes, values: l
             except ValueError:
                 out.append(b"none")
     assert at_once == one_by_one
+
+
+_NUMBERS = st.one_of(
+    st.floats(), st.decimals(-(10**6), 10**6, places=3).map(float), st.integers(-99, 99).map(float)
+)
+
+
+@given(
+    st.sampled_from(list(_FLOATS)), st.integers(0, 18), st.sampled_from("fd"),
+    st.lists(_NUMBERS, max_size=8), st.lists(_INTEGERS, max_size=8),
+)  # fmt: skip
+def test_floats_are_spelled_alike(
+    kind: PrinterKind, digits: int, width: str, numbers: list[float], values: list[int]
+) -> None:
+    tokens = [b"", b"123", bytes(8)]
+    for number in numbers:
+        with suppress(OverflowError):
+            tokens.append(struct.pack(_FLOATS[kind] + width, number))
+    printer = Printer(kind, digits, b"4" if width == "f" else b"8", b"", b"")
+    parsed = printer.parse_all(tokens)
+    assert parsed == [printer.parse(token) for token in tokens]
+    for value in (*values, *(value for value in parsed if value is not None)):
+        try:
+            shown = [printer.show(value)]
+        except ValueError:
+            with pytest.raises(ValueError, match="cannot spell"):
+                printer.show_all([value])
+        else:
+            assert printer.show_all([value]) == shown
 
 
 @st.composite

@@ -1,16 +1,19 @@
-"""With the kernel and without it the same bodies are made, and the same contexts left."""
+"""With the kernel and without it the same bodies are made, the same contexts left, and of damaged
+bodies the same readings come or none."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+from tests.kit.structured_damage import fates
 from tests.kit.structured_prints import prints
 
 
-def test_bodies_and_contexts_are_those_of_the_python_twins() -> None:
+def said_by_twins(module: str) -> dict[str, str]:
+    """Return what a module says of each kind of payload with the Python twins."""
     done = subprocess.run(
-        [sys.executable, "-X", "no-structured-kernel", "-m", "tests.kit.structured_prints"],
+        [sys.executable, "-X", "no-structured-kernel", "-m", module],
         capture_output=True,
         text=True,
         check=True,
@@ -18,4 +21,16 @@ def test_bodies_and_contexts_are_those_of_the_python_twins() -> None:
     )
     loops, *lines = done.stdout.splitlines()
     assert loops == "Python"
-    assert dict(line.split("\t") for line in lines) == prints()
+    return dict(line.split("\t") for line in lines)
+
+
+def test_bodies_and_contexts_are_those_of_the_python_twins() -> None:
+    assert said_by_twins("tests.kit.structured_prints") == prints()
+
+
+def test_a_damaged_body_has_the_same_fate_with_the_python_twins() -> None:
+    found = fates()
+    assert said_by_twins("tests.kit.structured_damage") == found
+    several = [fate.split() for fate in found.values()]
+    assert sum(one.count("refused") for one in several) > 0.9 * sum(map(len, several))
+    assert any(set(one) > {"refused"} for one in several), "some decode: to what is compared"
