@@ -16,6 +16,7 @@ from mqtt.errors import ProtocolError
 from mqtt.packets import V5, Puback, Pubcomp, Publish, Pubrec, Pubrel
 from mqtt.properties import TOPIC_ALIAS, Properties
 from mqtt.reason_codes import ReasonCode
+from mqtt.topic_aliases import resolve_alias
 
 __all__ = ["Receiver"]
 
@@ -209,18 +210,8 @@ class Receiver:
         alias = packet.properties.pop(TOPIC_ALIAS, 0)
         if not alias:
             return
-        if alias > self.topic_alias_maximum:  # [MQTT-3.1.2-26]
-            raise ProtocolError(
-                ReasonCode.TOPIC_ALIAS_INVALID, f"topic alias {alias} is too high", "MQTT-3.1.2-26"
-            )
         if self._topics is None:
             self._topics = {}
-        if packet.topic_name:
-            self._topics[alias] = packet.topic_name
-            return
-        topic_name = self._topics.get(alias)
-        if topic_name is None:  # [MQTT-3.3.2-7]
-            raise ProtocolError(
-                ReasonCode.PROTOCOL_ERROR, f"topic alias {alias} has no topic", "MQTT-3.3.2-7"
-            )
-        packet.topic_name = topic_name
+        packet.topic_name = resolve_alias(
+            self._topics, alias, packet.topic_name, self.topic_alias_maximum, "MQTT-3.1.2-26"
+        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from mqtt.decoding import DEFAULT_LIMITS, Limits, Role, connect_version, decode
 from mqtt.encoding import encode
 from mqtt.errors import MalformedPacket, MqttError, ProtocolError
-from mqtt.frames import split
+from mqtt.frames import PartialPacket, packet_too_large, split
 from mqtt.packets import Packet
 from mqtt.reason_codes import ReasonCode
 
@@ -38,7 +38,7 @@ class Decoder:
         limits: What one packet may make the decoder hold.
     """
 
-    __slots__ = ("_buffer", "_wanted", "fault", "limits", "maximum_packet_size", "role", "version")
+    __slots__ = ("_partial", "fault", "limits", "maximum_packet_size", "role", "version")
 
     def __init__(
         self,
@@ -52,8 +52,7 @@ class Decoder:
         self.role: Role | None = role
         self.limits = limits
         self.fault: MqttError | None = None  # set once; nothing is decoded after it
-        self._buffer = bytearray()  # the start of a packet whose rest has not come
-        self._wanted = 0  # bytes the buffer needs before looking at it again is worth it
+        self._partial: PartialPacket | None = None
 
     def receive_data(self, data: bytes) -> list[Packet | MqttError]:
         """Take bytes from the peer; return the packets they complete.
@@ -63,32 +62,27 @@ class Decoder:
         """
         if self.fault is not None:
             return []
-        buffer = self._buffer
-        if buffer:
-            buffer += data
-            if len(buffer) < self._wanted:
+        if self._partial is not None:
+            joined = self._partial.add(data)
+            if joined is None:
                 return []
-            data = bytes(buffer)
-            buffer.clear()
+            data, self._partial = joined, None
+        wanted = 0
         events: list[Packet | MqttError] = []
         pos = 0
         try:
             while True:
                 frame = split(data, pos)
                 if frame is None:
-                    self._wanted = 0
                     break
                 first_byte, body, end = frame
                 if self.version is None and first_byte != 0x10:
                     raise _not_connect(first_byte)
                 if end - pos > self.maximum_packet_size:  # [MQTT-3.1.2-24] [MQTT-3.2.2-15]
-                    raise ProtocolError(
-                        ReasonCode.PACKET_TOO_LARGE,
-                        f"packet of {end - pos} bytes, the limit is {self.maximum_packet_size}",
-                        "MQTT-3.2.2-15" if self.role == "server" else "MQTT-3.1.2-24",
-                    )
+                    clause = "MQTT-3.2.2-15" if self.role == "server" else "MQTT-3.1.2-24"
+                    raise packet_too_large(end - pos, self.maximum_packet_size, clause)
                 if end > len(data):
-                    self._wanted = end - pos
+                    wanted = end - pos
                     break
                 events.append(self._decode(first_byte, data[body:end], body - pos))
                 pos = end
@@ -97,7 +91,7 @@ class Decoder:
             events.append(fault)
             return events
         if pos < len(data):
-            buffer += data[pos:] if pos else data
+            self._partial = PartialPacket(data[pos:], max(wanted, len(data) - pos + 1))
         return events
 
     def _decode(self, first_byte: int, body: bytes, header_size: int) -> Packet:

@@ -3,17 +3,25 @@
 `split` finds where a packet ends; `parse_publishes` takes runs of whole PUBLISH packets apart
 without making a message of each; `encode_publish` puts one together from parts that are bytes
 already. They check lengths, never contents: contents were checked when the packet came in.
-MQTT 5.0 sections 2.1 and 3.3.
+`PartialPacket` keeps what has come of a packet until the rest has. MQTT 5.0 sections 2.1 and 3.3.
 """
 
 from __future__ import annotations
 
 from typing import TypeAlias
 
-from mqtt.errors import LocalProtocolError, MalformedPacket
+from mqtt.errors import LocalProtocolError, MalformedPacket, ProtocolError
 from mqtt.primitives import VARIABLE_INTEGER_MAX, encode_variable_integer
+from mqtt.reason_codes import ReasonCode
 
-__all__ = ["PublishParts", "encode_publish", "parse_publishes", "split"]
+__all__ = [
+    "PartialPacket",
+    "PublishParts",
+    "encode_publish",
+    "packet_too_large",
+    "parse_publishes",
+    "split",
+]
 
 # (first byte, topic, packet id or 0, property block without its length, payload)
 PublishParts: TypeAlias = tuple[int, bytes, int, bytes, bytes]
@@ -49,6 +57,49 @@ def split(data: bytes | bytearray, pos: int = 0) -> tuple[int, int, int] | None:
                 break
             shift += 7
     return data[pos], body, body + length
+
+
+class PartialPacket:
+    """The start of a packet whose rest has not come; pieces are joined in linear time.
+
+    Args:
+        start: What has come.
+        wanted: Bytes that are worth looking at again.
+    """
+
+    __slots__ = ("_buffer", "_start", "_wanted")
+
+    def __init__(self, start: bytes, wanted: int) -> None:
+        self._start = start
+        self._wanted = wanted
+        self._buffer: bytearray | None = None  # `start` and what came since, in more pieces
+
+    def __len__(self) -> int:
+        return len(self._start if self._buffer is None else self._buffer)
+
+    def add(self, data: bytes) -> bytes | None:
+        """Return all that has come, `data` last; None, and keep it, while less than wanted has."""
+        buffer = self._buffer
+        if buffer is None:
+            if len(self._start) + len(data) >= self._wanted:
+                return self._start + data
+            buffer = self._buffer = bytearray(self._start)
+            self._start = b""
+        buffer += data
+        return bytes(buffer) if len(buffer) >= self._wanted else None
+
+
+def packet_too_large(size: int, maximum: int, clause: str = "MQTT-3.2.2-15") -> ProtocolError:
+    """Return the fault of a peer whose packet has more bytes than this end takes.
+
+    Args:
+        size: Of the packet, fixed header included.
+        maximum: What this end takes.
+        clause: What the peer goes against: a client does this one.
+    """
+    return ProtocolError(
+        ReasonCode.PACKET_TOO_LARGE, f"packet of {size} bytes, the limit is {maximum}", clause
+    )
 
 
 def parse_publishes(frames: bytes, version: int) -> list[PublishParts]:

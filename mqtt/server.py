@@ -1,8 +1,8 @@
 """The server's end of one MQTT connection, without I/O: bytes in, events out, intents back.
 
 Theory of operation. A connection is NEW until a CONNECT has come, CONNECTING until the driver
-calls `accept` or `refuse`, CONNECTED, and CLOSED after a DISCONNECT or a fault. `_RECEIVES` says
-which packets each state takes. `receive_data` makes one pass over a whole read. In it, PUBLISH
+calls `accept` or `refuse` (`server_handshake` reads what comes until then), CONNECTED, and CLOSED
+after a DISCONNECT or a fault. `receive_data` makes one pass over a whole read. In it, PUBLISH
 packets that the capture wants become `PublishRun`s that hold the bytes as received; the others
 become `Arrivals` of messages; short acknowledgements become `Acknowledged`; anything else is the
 codec's packet. The events keep the order of the wire. A fault of the peer is the last event, an
@@ -16,8 +16,8 @@ and route at once. Nothing is made a message of before somebody asks for one.
 Invariants:
 - `unacknowledged` counts the publishes with QoS 1 and 2 that the client awaits an answer for, and
   a v5 client that passes the receive maximum is cut off [MQTT-3.3.4-7];
-- `_tail` and `_parts` hold less than one packet of at most `maximum_packet_size` bytes, except
-  while a CONNECT is being answered, when one read may come on top.
+- `_partial` holds less than one packet of at most `maximum_packet_size` bytes, except for what
+  waits for a verdict, or came behind a CONNECT, which may be one read more.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from collections.abc import Callable
 from typing import Final
 
 from mqtt.broker.seams import ClientInfo, PublishRun
-from mqtt.codec import connect_version, decode
-from mqtt.errors import MalformedPacket, MqttError, ProtocolError, UnsupportedProtocolVersion
-from mqtt.frames import encode_publish, split
+from mqtt.codec import decode
+from mqtt.errors import MalformedPacket, MqttError, ProtocolError
+from mqtt.frames import PartialPacket, encode_publish, packet_too_large, split
 from mqtt.packets import (
-    AUTH,
     PACKET_NAMES,
     PUBACK,
     PUBCOMP,
@@ -49,7 +48,7 @@ from mqtt.packets import (
     Subscribe,
     Unsubscribe,
 )
-from mqtt.properties import AUTHENTICATION_METHOD, SERVER_KEEP_ALIVE
+from mqtt.properties import SERVER_KEEP_ALIVE
 from mqtt.reason_codes import ReasonCode
 from mqtt.server_events import (
     CONNECTED,
@@ -61,12 +60,14 @@ from mqtt.server_events import (
     Settled,
     State,
 )
-from mqtt.server_messages import Message, PropertyBlocks, PublishProperties
+from mqtt.server_handshake import Handshake
+from mqtt.server_messages import Message, PropertyBlocks
 from mqtt.server_publishes import (
     AGAIN,
     CAPTURED,
     NEW,
     ZERO,
+    PublishFields,
     arrive_together,
     check_utf8,
     lone_pubacks,
@@ -77,16 +78,12 @@ from mqtt.server_publishes import (
 from mqtt.server_routes import ClientRoutes, Route, RouteTable, VerdictPending, are_unheard
 from mqtt.server_sender import ServerSender
 from mqtt.session import Session, publish_check
+from mqtt.topic_aliases import resolve_alias
 
 __all__ = ["ServerConnection"]
 
-_RECEIVES: Final[dict[State, frozenset[int]]] = {
-    State.NEW: frozenset((1,)),  # [MQTT-3.1.0-1]
-    State.CONNECTING: frozenset((14, 15)),  # [MQTT-3.1.2-30] while the client authenticates
-    State.CONNECTED: frozenset((3, 4, 5, 6, 7, 8, 10, 12, 14, 15)),  # [MQTT-3.1.0-2]
-    State.CLOSED: frozenset(),
-}
-_CONNECTED: Final = _RECEIVES[State.CONNECTED] | {0}
+# What a connected client may send; 0, which is reserved, is left to the decoder, as malformed.
+_RECEIVES: Final = frozenset((0, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15))  # [MQTT-3.1.0-2]
 _ACKNOWLEDGEMENTS: Final = {0x40: PUBACK, 0x50: PUBREC, 0x62: PUBREL, 0x70: PUBCOMP}
 _NO_PREFIX: Final = b"\xff" * 5  # goes with size 0 and kind -1: a read may begin so
 _PLAIN: Final = frozenset((0x30, 0x32))  # PUBLISH of QoS 0 and 1, neither retained nor again
@@ -113,18 +110,16 @@ class ServerConnection(ServerSender):
 
     __slots__ = (
         "_aliases_in",
-        "_authenticates",
         "_block",
         "_block_at",
+        "_handshake",
         "_id_at",
         "_kind",
-        "_need",
-        "_parts",
+        "_partial",
         "_prefix",
         "_routes",
         "_settled",
         "_size",
-        "_tail",
         "blocks",
         "client",
         "keep_alive_s",
@@ -159,10 +154,8 @@ class ServerConnection(ServerSender):
         self.waiting_since_s = now_s
         self.session: Session | None = None  # None until accepted
         self._settled = settled
-        self._authenticates = False  # CONNECT has named a method
-        self._tail = b""  # the start of a packet whose rest has not come
-        self._need = 0  # bytes `_tail` and `_parts` must reach to be looked at again
-        self._parts: list[bytes] | None = None  # more of a large packet, not joined yet
+        self._handshake: Handshake | None = Handshake(limits)  # None once accepted
+        self._partial: PartialPacket | None = None  # what the rest has not come of
         self._aliases_in: dict[int, bytes] | None = None
         # The last publish, to recognise the next one by:
         self._prefix = _NO_PREFIX  # up to the packet identifier
@@ -178,10 +171,11 @@ class ServerConnection(ServerSender):
     def receive_data(self, data: bytes, now_s: float) -> list[Event]:
         """Take what the client sent; return what it means, in order."""
         self.last_received_s = now_s
-        if self._need:
-            data = self._join(data)
-            if not data:
+        if self._partial is not None:
+            joined = self._partial.add(data)
+            if joined is None:
                 return []
+            data, self._partial = joined, None
         state = self.state
         if state is CONNECTED:
             if len(data) == self._size and data.startswith(self._prefix):
@@ -203,11 +197,7 @@ class ServerConnection(ServerSender):
                 self.state = State.CLOSED  # [MQTT-3.14.4-2]
                 return [_DISCONNECT]
             return self._pass(data, now_s)
-        if state is State.CLOSED:
-            return []
-        if state is State.CONNECTING:
-            return self._receive_connecting(data)
-        return self._receive_first(data)
+        return [] if state is State.CLOSED else self._receive_handshake(data)
 
     def next_deadline_s(self) -> float | None:
         """Return when `handle_timeout` must be called if nothing is received; None for never."""
@@ -232,99 +222,30 @@ class ServerConnection(ServerSender):
             fault = ProtocolError(ReasonCode.MAXIMUM_CONNECT_TIME, "no CONNECT in time")
         return fault
 
-    def _join(self, data: bytes) -> bytes:
-        """Return the kept start with `data` after it; b"" while a packet is still incomplete."""
-        parts = self._parts
-        if parts is None:
-            if len(self._tail) + len(data) >= self._need:
-                data = self._tail + data
-                self._tail = b""
-                self._need = 0
-                return data
-            parts = self._parts = [self._tail]
-            self._tail = b""
-        parts.append(data)
-        have = sum(map(len, parts)) if len(parts) < 64 else len(self._gather())
-        if have < self._need:
-            return b""
-        data = self._gather()
-        self._parts = None
-        self._need = 0
-        return data
-
-    def _gather(self) -> bytes:
-        """Join the parts into one, so that their number stays small."""
-        data = b"".join(self._parts or ())
-        self._parts = [data]
-        return data
+    def _receive_handshake(self, data: bytes) -> list[Event]:
+        """NEW, CONNECTING: take what comes before CONNACK."""
+        handshake = self._handshake
+        assert handshake is not None
+        packet: Connect | Auth | Disconnect | None
+        try:
+            if self.state is State.CONNECTING:
+                packet = handshake.receive_data(data)
+            else:
+                packet = connect = handshake.receive_connect(data)
+                if connect is not None:
+                    self.state = State.CONNECTING
+                    self.version = handshake.version
+                    self.waiting_since_s = self.last_received_s
+                    # A refusal is to keep to it, too.
+                    self.obey(connect, self.limits.topic_aliases_sent_max)
+        except MqttError as fault:
+            self.version = handshake.version
+            return [fault]
+        return [] if packet is None else [packet]
 
     def _keep(self, data: bytes, need: int) -> None:
-        """Keep the start of a packet until `need` bytes of it are there."""
-        self._tail = data
-        self._need = max(need, len(data) + 1)
-
-    def _receive_first(self, data: bytes) -> list[Event]:
-        """NEW: wait for a whole CONNECT; what follows it waits for the driver's answer."""
-        try:
-            if data[0] >> 4 not in _RECEIVES[State.NEW]:  # [MQTT-3.1.0-1]
-                raise ProtocolError(
-                    ReasonCode.PROTOCOL_ERROR,
-                    f"the first packet is {PACKET_NAMES[data[0] >> 4]}",
-                    "MQTT-3.1.0-1",
-                )
-            frame = split(data)
-            if frame is None:
-                self._keep(data, 0)
-                return []
-            first_byte, body, end = frame
-            self._check_size(end)
-            if end > len(data):
-                self._keep(data, end)
-                return []
-            content = data[body:end]
-            self.version = connect_version(content)
-            packet = decode(first_byte, content, self.version, "server", self.limits.codec)
-        except MqttError as fault:
-            if isinstance(fault, UnsupportedProtocolVersion):
-                self.version = fault.answer_version
-            return [fault]
-        assert isinstance(packet, Connect)
-        self.state = State.CONNECTING
-        self.waiting_since_s = self.last_received_s
-        self.obey(packet, self.limits.topic_aliases_sent_max)  # a refusal must, too
-        self._authenticates = AUTHENTICATION_METHOD in packet.properties
-        if end < len(data):
-            self._tail = data[end:]
-        return [packet]
-
-    def _receive_connecting(self, data: bytes) -> list[Event]:
-        """CONNECTING: AUTH is the driver's business now, all else waits for `accept`.
-
-        From a client that authenticates nothing else may come, but for its giving up.
-        """
-        data = self._tail + data
-        self._tail = b""
-        if not data:
-            return []
-        packet_type = data[0] >> 4
-        if self._authenticates and packet_type not in _RECEIVES[State.CONNECTING]:
-            detail = f"{PACKET_NAMES[packet_type]} before the client has authenticated"
-            return [ProtocolError(ReasonCode.PROTOCOL_ERROR, detail, "MQTT-3.1.2-30")]
-        try:
-            waits = packet_type != AUTH and not self._authenticates
-            frame = None if waits else split(data)
-            if frame is None or frame[2] > len(data):
-                if len(data) > self.limits.maximum_packet_size:
-                    return [ProtocolError(ReasonCode.PACKET_TOO_LARGE, "too much before CONNACK")]
-                self._tail = data
-                return []
-            first_byte, body, end = frame
-            self._tail = data[end:]
-            packet = decode(first_byte, data[body:end], self.version, "server", self.limits.codec)
-        except MqttError as fault:
-            return [fault]
-        assert isinstance(packet, Auth | Disconnect)
-        return [packet]
+        """Keep the start of a packet until `need` bytes of it, or more than now, are there."""
+        self._partial = PartialPacket(data, max(need, len(data) + 1))
 
     def _run_like_the_last(self, data: bytes) -> PublishRun | None:
         """Return a read that is one publish with the header and topic of the last one as a run.
@@ -363,7 +284,7 @@ class ServerConnection(ServerSender):
             self._kind < 0
             or self._kind & 7 != 1
             or len(data) != self._size
-            or self._need
+            or self._partial is not None
             or not self.writable
             or self.state is not CONNECTED
             or not data.startswith(self._prefix)
@@ -470,7 +391,7 @@ class ServerConnection(ServerSender):
                     body += 1
                     after = body + (data[pos + 1] & 0x7F | data[pos + 2] << 7)
                     if after - pos > maximum_size:
-                        self._check_size(after - pos)
+                        raise packet_too_large(after - pos, maximum_size)
                 elif after - body >= 0x80:
                     frame = split(data, pos)
                     if frame is None:
@@ -491,12 +412,11 @@ class ServerConnection(ServerSender):
                     pos = after
                     continue
                 # -- a PUBLISH that does not look like the last one
-                topic, id_at, block_at, payload_at, known = publish_fields(
-                    first_byte, data, body, after, self.version, self.blocks
-                )
+                fields = publish_fields(first_byte, data, body, after, self.version, self.blocks)
+                topic, id_at, block_at, payload_at, known = fields
                 if known is not None:
                     if known.alias:
-                        topic = self._resolve_alias(known.alias, topic)
+                        topic = self._named(known.alias, topic)
                     if known.utf8 and self.limits.check_payload_format:
                         check_utf8(data[payload_at:after])
                 route = self.routes.for_retained(topic) if first_byte & 1 else self.routes[topic]
@@ -521,41 +441,12 @@ class ServerConnection(ServerSender):
                         parts.append(data[start:pos])
                         self._end_run(events, kind, parts, count, ids, routes)
                         kind, ids, routes, parts = -1, [], [], []
-                    number = data[id_at] << 8 | data[id_at + 1] if qos else 0
                     if again == AGAIN:
                         self.unacknowledged += 1
                         events.append(Acknowledged(PUBLISH, [number]))
+                        pos = after
                     else:
-                        message = Message(
-                            route.topic, data[payload_at:after], qos, first_byte & 1 == 1
-                        )
-                        self._arrive(events, message, number, route, known, now_s)
-                        if first_byte in _PLAIN and not pos and after == end:
-                            block = data[block_at:payload_at]
-                            # Only as we would encode it ourselves: it may leave as it came.
-                            if block in _NO_PROPERTIES and after - body >= 1 << 7 * (body - 2):
-                                self._remember(
-                                    data, 0, id_at, block_at, payload_at, end, -1, (route,)
-                                )
-                        if after < end and data[after] & 0xFC == 0x30:
-                            last = events[-1]
-                            assert isinstance(last, Arrivals)
-                            template = Message(b"", b"", publisher=message.publisher)
-                            room = end  # 3.1.1 has no maximum, and there are fewer than bytes
-                            if self.version >= 5:
-                                room = self.limits.receive_maximum - self.unacknowledged
-                            after, awaited = arrive_together(
-                                last,
-                                template,
-                                data,
-                                after,
-                                self.version,
-                                maximum_size,
-                                self.routes,
-                                room,
-                            )
-                            self.unacknowledged += awaited
-                    pos = after
+                        pos = self._arrive(events, data, pos, body, after, fields, route, now_s)
                     continue
                 this = route.lane << 3 | (first_byte & 1) << 2 | qos
                 if this != kind:
@@ -588,8 +479,7 @@ class ServerConnection(ServerSender):
             fault = error
         except VerdictPending as waiting:  # this PUBLISH and all behind it wait here
             pending = waiting
-            self._tail = data[pos:]
-            self._need = end - pos
+            self._partial = PartialPacket(data[pos:], end - pos)
         if kind >= 0:
             parts.append(data[start:pos])
             self._end_run(events, kind, parts, count, ids, routes)
@@ -623,64 +513,69 @@ class ServerConnection(ServerSender):
 
     def _check_header(self, pos: int, body: int, after: int) -> None:
         """Check a remaining length of several bytes before anything is kept for it."""
-        self._check_size(after - pos)
+        maximum_size = self.limits.maximum_packet_size
+        if after - pos > maximum_size:  # [MQTT-3.2.2-15]
+            raise packet_too_large(after - pos, maximum_size)
         if self.version >= 5 and after - body < 1 << 7 * (body - pos - 2):
             raise MalformedPacket("remaining length is over-long", "MQTT-1.5.5-1")
 
-    def _check_size(self, size: int) -> None:
-        if size > self.limits.maximum_packet_size:  # [MQTT-3.2.2-15]
-            raise ProtocolError(
-                ReasonCode.PACKET_TOO_LARGE,
-                f"packet of {size} bytes, the limit is {self.limits.maximum_packet_size}",
-                "MQTT-3.2.2-15",
-            )
-
-    def _resolve_alias(self, alias: int, topic: bytes) -> bytes:
+    def _named(self, alias: int, topic: bytes) -> bytes:
         """Return the topic of a PUBLISH with an alias; a topic beside it sets the alias."""
-        if alias > self.limits.topic_alias_maximum:  # [MQTT-3.3.2-9]
-            raise ProtocolError(
-                ReasonCode.TOPIC_ALIAS_INVALID,
-                f"topic alias {alias}, the maximum is {self.limits.topic_alias_maximum}",
-                "MQTT-3.3.2-9",
-            )
         aliases = self._aliases_in
-        if topic:  # [MQTT-3.3.2-12]
-            if aliases is None:
-                aliases = self._aliases_in = {}
-            aliases[alias] = topic
-            return topic
-        known = aliases.get(alias) if aliases else None
-        if known is None:
-            raise ProtocolError(
-                ReasonCode.PROTOCOL_ERROR, f"topic alias {alias} was not set", "MQTT-3.3.2-8"
-            )
-        return known
+        if aliases is None:
+            aliases = self._aliases_in = {}
+        return resolve_alias(aliases, alias, topic, self.limits.topic_alias_maximum, "MQTT-3.3.2-9")
 
     def _arrive(
         self,
         events: list[Event],
-        message: Message,
-        packet_id: int,
+        data: bytes,
+        pos: int,
+        body: int,
+        after: int,
+        fields: PublishFields,
         route: Route,
-        known: PublishProperties | None,
         now_s: float,
-    ) -> None:
-        """Add a publish that is not captured to the events."""
-        if packet_id:
-            self.unacknowledged += 1
+    ) -> int:
+        """Add a publish that is not captured to the events, and plain ones right behind it.
+
+        Returns where the first packet begins that is none of them.
+        """
+        _, id_at, block_at, payload_at, known = fields
+        first_byte = data[pos]
+        qos = first_byte >> 1 & 3
+        end = len(data)
+        message = Message(route.topic, data[payload_at:after], qos, first_byte & 1 == 1)
         if self.client is not None:
             message.publisher = self.client.client_id
         if known is not None:
             message.properties = known.forward
             if known.expiry_s is not None:
                 message.expires_s = now_s + known.expiry_s
-        last = events[-1] if events else None
-        if not isinstance(last, Arrivals):
-            last = Arrivals()
-            events.append(last)
-        last.messages.append(message)
-        last.packet_ids.append(packet_id)
-        last.routes.append(route)
+        arrivals = events[-1] if events else None
+        if not isinstance(arrivals, Arrivals):
+            arrivals = Arrivals()
+            events.append(arrivals)
+        arrivals.messages.append(message)
+        arrivals.packet_ids.append(data[id_at] << 8 | data[id_at + 1] if qos else 0)
+        arrivals.routes.append(route)
+        self.unacknowledged += qos > 0
+        if first_byte in _PLAIN and not pos and after == end:
+            block = data[block_at:payload_at]
+            # Only as we would encode it ourselves: it may leave as it came.
+            if block in _NO_PROPERTIES and after - body >= 1 << 7 * (body - 2):
+                self._remember(data, 0, id_at, block_at, payload_at, end, -1, (route,))
+        if after < end and data[after] & 0xFC == 0x30:
+            template = Message(b"", b"", publisher=message.publisher)
+            room = end  # 3.1.1 has no maximum, and there are fewer than bytes
+            if self.version >= 5:
+                room = self.limits.receive_maximum - self.unacknowledged
+            maximum_size = self.limits.maximum_packet_size
+            after, awaited = arrive_together(
+                arrivals, template, data, after, self.version, maximum_size, self.routes, room
+            )
+            self.unacknowledged += awaited
+        return after
 
     def _end_run(
         self,
@@ -720,8 +615,7 @@ class ServerConnection(ServerSender):
             else:
                 events.append(Acknowledged(packet_type, [packet_id]))
             return True
-        # The reserved type is left to the decoder: it is malformed, not out of place.
-        if first_byte >> 4 not in _CONNECTED:  # [MQTT-3.1.0-2]
+        if first_byte >> 4 not in _RECEIVES:  # [MQTT-3.1.0-2]
             raise ProtocolError(
                 ReasonCode.PROTOCOL_ERROR,
                 f"{PACKET_NAMES[first_byte >> 4]} is not allowed here",
@@ -782,11 +676,12 @@ class ServerConnection(ServerSender):
         elif not self.send_packet(connack):
             self.state = State.CLOSED
             return False
-        if self._tail:
-            self._need = 1
+        handshake, self._handshake = self._handshake, None
+        if handshake is not None and handshake.rest:
+            self._partial = PartialPacket(handshake.rest, 1)
         return True
 
     @property
     def keeps_data(self) -> bool:
         """Return True while the start of a packet, or what came behind CONNECT, is kept."""
-        return self._need > 0
+        return self._partial is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from struct import unpack
-from typing import Final
+from typing import Final, TypeAlias
 
 from mqtt.errors import MalformedPacket, MqttError, ProtocolError
 from mqtt.packets import PUBACK
@@ -26,6 +26,7 @@ __all__ = [
     "CAPTURED",
     "NEW",
     "ZERO",
+    "PublishFields",
     "arrive_together",
     "check_utf8",
     "lone_pubacks",
@@ -44,9 +45,14 @@ _AHEAD_MIN: Final = 8
 _AHEAD_MAX: Final = 512
 
 
+# Topic, or empty where an alias stands for it; offsets of packet identifier, property block with
+# its length, and payload; properties, None without any.
+PublishFields: TypeAlias = tuple[bytes, int, int, int, PublishProperties | None]
+
+
 def publish_fields(
     first_byte: int, data: bytes, body: int, after: int, version: int, blocks: PropertyBlocks
-) -> tuple[bytes, int, int, int, PublishProperties | None]:
+) -> PublishFields:
     """Check a PUBLISH and find its parts.
 
     Args:
@@ -58,9 +64,7 @@ def publish_fields(
         blocks: Property blocks seen before.
 
     Returns:
-        `(topic, id_at, block_at, payload_at, properties)`: offsets in `data` of the packet
-        identifier, the property block with its length, and the payload; `topic` is empty only when
-        a topic alias stands for it, `properties` None when there are none.
+        `(topic, id_at, block_at, payload_at, properties)`; the offsets are in `data`.
 
     Raises:
         MalformedPacket: 0x81, it cannot be read.

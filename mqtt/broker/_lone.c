@@ -17,7 +17,7 @@ enum type { TRANSPORT, CONNECTION, MACHINE, LIMITS, ROUTE, RUN, TYPES };
 enum slot {
     PROTOCOL, TAKES_DATA, WRITES_LATE, OUTGOING, FD,
     CLOSED, PAUSED, METER, BACKLOG, THEIR_MACHINE,
-    STATE, NEED, SIZE, KIND, PREFIX, ID_AT, BLOCK, BLOCK_AT, ROUTES, CLIENT, SETTLED, THEIR_LIMITS,
+    STATE, PARTIAL, SIZE, KIND, PREFIX, ID_AT, BLOCK, BLOCK_AT, ROUTES, CLIENT, SETTLED, THEIR_LIMITS,
     LAST_RECEIVED, UNACKNOWLEDGED, WRITABLE, OWNER, WRITE, WAITING, ASKS_DURABILITY, BYTES_SENT,
     RECEIVE_MAXIMUM,
     GENERATION, TARGETS, SHARES, REACH,
@@ -33,7 +33,7 @@ static const struct {
     {TRANSPORT, "_outgoing"}, {TRANSPORT, "_fd"},
     {CONNECTION, "closed"}, {CONNECTION, "paused"}, {CONNECTION, "meter"},
     {CONNECTION, "_backlog"}, {CONNECTION, "machine"},
-    {MACHINE, "state"}, {MACHINE, "_need"}, {MACHINE, "_size"}, {MACHINE, "_kind"},
+    {MACHINE, "state"}, {MACHINE, "_partial"}, {MACHINE, "_size"}, {MACHINE, "_kind"},
     {MACHINE, "_prefix"}, {MACHINE, "_id_at"}, {MACHINE, "_block"}, {MACHINE, "_block_at"},
     {MACHINE, "_routes"}, {MACHINE, "client"}, {MACHINE, "_settled"}, {MACHINE, "limits"},
     {MACHINE, "last_received_s"}, {MACHINE, "unacknowledged"}, {MACHINE, "writable"},
@@ -110,7 +110,7 @@ static Py_ssize_t id_in(PyObject *transport, PyObject *data, long long generatio
         return 0;
     PyObject *machine = GET(connection, THEIR_MACHINE);
     if (!IS(machine, MACHINE) || GET(machine, STATE) != connected ||
-        GET(machine, WRITABLE) != Py_True || number(GET(machine, NEED), 1) ||
+        GET(machine, WRITABLE) != Py_True || GET(machine, PARTIAL) != Py_None ||
         !IS(GET(machine, THEIR_LIMITS), LIMITS) || GET(machine, CLIENT) == NULL)
         return 0;
     const char *bytes = PyBytes_AS_STRING(data);

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mqtt.codec import Decoder, encode
 from mqtt.errors import LocalProtocolError, MalformedPacket
-from mqtt.frames import encode_publish, parse_publishes, split
+from mqtt.frames import PartialPacket, encode_publish, parse_publishes, split
 from mqtt.packets import Publish
 from mqtt.primitives import encode_variable_integer
 from mqtt.properties import encode_property_block
@@ -133,3 +133,28 @@ def test_split_tells_the_end_before_the_body_has_come() -> None:
 def test_split_refuses_a_length_of_more_than_four_bytes(text: str) -> None:
     with pytest.raises(MalformedPacket):
         split(bytes.fromhex(text))
+
+
+@given(st.lists(st.binary(max_size=5), min_size=1, max_size=30), st.integers(1, 100))
+def test_a_packet_in_pieces_is_given_back_once_as_much_is_there_as_was_wanted(
+    pieces: list[bytes], wanted: int
+) -> None:
+    partial = PartialPacket(pieces[0], wanted)
+    so_far = pieces[0]
+    for piece in pieces[1:]:
+        whole = partial.add(piece)
+        so_far += piece
+        if len(so_far) >= wanted:
+            assert whole == so_far
+            return
+        assert whole is None
+        assert len(partial) == len(so_far)
+
+
+def test_pieces_are_appended_in_place_so_that_joining_them_is_linear() -> None:
+    partial = PartialPacket(b"x", 1 << 20)
+    partial.add(b"x")
+    buffer = partial._buffer
+    for _ in range(1000):
+        partial.add(b"x" * 100)
+        assert partial._buffer is buffer

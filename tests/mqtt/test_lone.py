@@ -12,6 +12,7 @@ from mqtt.broker import lone
 from mqtt.broker.seams import PublishRun
 from mqtt.broker.settling import settle, settle_run
 from mqtt.codec import encode
+from mqtt.frames import PartialPacket
 from mqtt.packets import V5, V311, Puback, Publish
 from mqtt.properties import CONTENT_TYPE
 from mqtt.reason_codes import ReasonCode
@@ -110,7 +111,7 @@ NOT_PLAIN = [
     ("connection", "_backlog", []),
     ("machine", "state", State.CLOSED),
     ("machine", "writable", False),
-    ("machine", "_need", 9),
+    ("machine", "_partial", PartialPacket(b"", 9)),
     ("machine", "_kind", -1),
     ("machine", "_block", b"\5"),
     ("machine", "_prefix", b"\xff" * 5),
