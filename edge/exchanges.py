@@ -19,7 +19,7 @@ from edge.journal import Journal
 from edge.segments import SegmentError, unpack_body
 from mqtt.errors import MqttError
 from mqtt.frames import parse_publishes
-from mqtt.session import publish_check
+from mqtt.inbound_qos_2 import publish_check
 
 __all__ = ["JournalExchanges"]
 

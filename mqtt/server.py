@@ -29,6 +29,7 @@ from mqtt.broker.seams import ClientInfo, PublishRun
 from mqtt.codec import decode
 from mqtt.errors import MalformedPacket, MqttError, ProtocolError
 from mqtt.frames import PartialPacket, encode_publish, packet_too_large, split
+from mqtt.inbound_qos_2 import AGAIN, CAPTURED, NEW, note_qos_2, publish_check
 from mqtt.packets import (
     PACKET_NAMES,
     PUBACK,
@@ -63,21 +64,17 @@ from mqtt.server_events import (
 from mqtt.server_handshake import Handshake
 from mqtt.server_messages import Message, PropertyBlocks
 from mqtt.server_publishes import (
-    AGAIN,
-    CAPTURED,
-    NEW,
     ZERO,
     PublishFields,
     arrive_together,
     check_utf8,
     lone_pubacks,
-    note_qos_2,
     publish_fields,
     zero_packet_id,
 )
 from mqtt.server_routes import ClientRoutes, Route, RouteTable, VerdictPending, are_unheard
 from mqtt.server_sender import ServerSender
-from mqtt.session import Session, publish_check
+from mqtt.session import Session
 from mqtt.topic_aliases import resolve_alias
 
 __all__ = ["ServerConnection"]

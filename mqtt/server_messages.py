@@ -9,6 +9,7 @@ Invariant: `topic`, `payload` and `properties` never change; what a receiver's c
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 from typing import Final
 
 from mqtt.errors import ProtocolError
@@ -24,9 +25,17 @@ from mqtt.properties import (
 )
 from mqtt.reason_codes import ReasonCode
 
-__all__ = ["Message", "PropertyBlocks", "PublishProperties", "publish_parts", "publish_pieces"]
+__all__ = [
+    "Message",
+    "PropertyBlocks",
+    "PublishProperties",
+    "expiry_property",
+    "publish_parts",
+    "publish_pieces",
+]
 
 _PUBLISH: Final = 3
+_EXPIRY_MAX_S: Final = 0xFFFF_FFFF
 _NO_PARTS: Final = (b"", b"")
 _CACHED_BLOCKS_MAX: Final = 256
 _CACHED_BLOCK_BYTES_MAX: Final = 256
@@ -232,3 +241,9 @@ class PropertyBlocks(dict[bytes, PublishProperties]):
                 self.clear()
             self[block] = known
         return known
+
+
+def expiry_property(expires_s: float, now_s: float) -> bytes:
+    """Return what is left of a message's expiry as a PUBLISH carries it [MQTT-3.3.2-6]."""
+    left_s = ceil(expires_s - now_s - 0.001)  # the sum of two floats is no whole number
+    return b"\x02" + max(0, min(_EXPIRY_MAX_S, left_s)).to_bytes(4, "big")

@@ -1,8 +1,7 @@
-"""What a PUBLISH says to a server: its fields, checked, and whether it came before.
+"""What a PUBLISH says to a server: its fields, checked.
 
 Functions over the bytes as received; `mqtt.server` decides what a publish means for its connection.
-MQTT 5.0 sections 3.3.1, 3.3.2 and 4.3.3. Invariant: nothing here is kept, but for the packet
-identifiers of QoS 2, which are the session's.
+MQTT 5.0 sections 3.3.1 and 3.3.2. Invariant: nothing here is kept.
 """
 
 from __future__ import annotations
@@ -19,27 +18,18 @@ from mqtt.reason_codes import ReasonCode
 from mqtt.server_events import Acknowledged, Arrivals
 from mqtt.server_messages import Message, PropertyBlocks, PublishProperties
 from mqtt.server_routes import NOT_CAPTURED, ClientRoutes, RouteTable, VerdictPending
-from mqtt.session import PENDING, Session
 
 __all__ = [
-    "AGAIN",
-    "CAPTURED",
-    "NEW",
     "ZERO",
     "PublishFields",
     "arrive_together",
     "check_utf8",
     "lone_pubacks",
-    "note_qos_2",
     "publish_fields",
     "zero_packet_id",
 ]
 
 ZERO: Final = b"\0\0"  # no packet identifier
-# Whether a QoS 2 publish came before.
-NEW: Final = 0
-AGAIN: Final = 1
-CAPTURED: Final = 2
 # Publishes taken apart before it is known whether a capture wants them: few at first.
 _AHEAD_MIN: Final = 8
 _AHEAD_MAX: Final = 512
@@ -154,37 +144,6 @@ def arrive_together(
                 break
             ahead = min(4 * ahead, _AHEAD_MAX)
     return pos, count
-
-
-def note_qos_2(session: Session, packet_id: int, maximum: int) -> int:
-    """Take note of the packet identifier of a QoS 2 publish; return what was known of it.
-
-    That is AGAIN when it is in use: the publish is not to be delivered again [MQTT-4.3.3-10];
-    NEW; or below 0, `~publish_check` of what was captured under it before a crash that came before
-    anything else was done: if it is the same publish, it is CAPTURED.
-
-    Args:
-        session: Has the identifiers.
-        packet_id: Of the publish.
-        maximum: Identifiers that may be in use.
-
-    Raises:
-        ProtocolError: 0x93, there are as many.
-    """
-    inbound = session.inbound
-    if inbound is None:
-        inbound = session.inbound = {}
-    state = inbound.get(packet_id)
-    if state is not None and state >= 0:
-        return AGAIN
-    if state is None and len(inbound) >= maximum:
-        raise ProtocolError(
-            ReasonCode.RECEIVE_MAXIMUM_EXCEEDED,
-            f"{len(inbound)} QoS 2 publishes wait for their PUBREL",
-            "MQTT-3.3.4-7",
-        )
-    inbound[packet_id] = PENDING
-    return NEW if state is None else state
 
 
 def lone_pubacks(data: bytes) -> Acknowledged | None:

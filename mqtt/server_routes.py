@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 from mqtt.broker.seams import PENDING
 from mqtt.errors import MalformedPacket, ProtocolError
 from mqtt.reason_codes import ReasonCode
-from mqtt.session import ShareGroup, Subscribed
+from mqtt.session_subscriptions import ShareGroup, Subscribed
 from mqtt.topic_tables import FilterTable
 from mqtt.topics import TOPIC_BYTES_MAX, TOPIC_LEVELS_MAX, split_shared, topic_name_fault
 

@@ -48,8 +48,7 @@ from mqtt.reason_codes import (
     connect_return_code,
 )
 from mqtt.server_events import Send, State
-from mqtt.server_messages import Message
-from mqtt.session import expiry_property
+from mqtt.server_messages import Message, expiry_property
 
 __all__ = ["DURABILITY", "TOGETHER_BYTES", "ServerSender"]
 

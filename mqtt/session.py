@@ -2,7 +2,8 @@
 
 A session outlives its connection (MQTT 5.0 section 4.1). Outbound messages with QoS 1 and 2 wait
 in one map by packet identifier, in the order in which they are to be sent; `unsent` names those
-that this connection has not been given. Inbound and outbound packet identifiers are two maps.
+that this connection has not been given. Inbound and outbound packet identifiers are two maps;
+`inbound_qos_2` says what is kept in the one, `delivery` what in the other.
 
 Invariants:
 - every packet id in `unsent` that is in `outbound` has not been sent on this connection;
@@ -15,39 +16,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from math import ceil
-from typing import Any, ClassVar, Final, Protocol
-from zlib import crc32
+from typing import Any, Final, Protocol
 
-from mqtt.filter_calls import native
-from mqtt.packets import Subscription
-from mqtt.primitives import encode_variable_integer, read_variable_integer
+from mqtt.delivery import Delivery
 from mqtt.server_messages import Message, publish_pieces
 from mqtt.session_policy import SessionPolicy
+from mqtt.session_subscriptions import ShareGroup, Subscribed
 
 __all__ = [
-    "ASKED",
     "NEVER_EXPIRES",
-    "PENDING",
-    "SETTLED",
-    "Delivery",
     "Link",
     "Recorder",
     "Session",
-    "ShareGroup",
-    "Subscribed",
-    "expiry_property",
-    "identifier_property",
-    "publish_check",
-    "subscribed",
 ]
 
-NEVER_EXPIRES: Final = 0xFFFF_FFFF
-PENDING: Final = 0  # inbound QoS 2: received, not yet durable
-SETTLED: Final = 1  # inbound QoS 2: PUBREC may be sent (again)
-ASKED: Final = 2  # inbound QoS 2: not yet durable, and the PUBLISH came again meanwhile
-# Below 0, inbound QoS 2: captured before a crash, `~state` is its `publish_check`.
-
+NEVER_EXPIRES: Final = 0xFFFF_FFFF  # as a session's expiry in seconds
 _PACKET_IDS: Final = 0xFFFF
 _DUP: Final = 0x08
 
@@ -90,144 +73,6 @@ class Recorder(Protocol):
         ...
 
 
-class Subscribed:
-    """One subscription of one session; never changes but for `share`."""
-
-    __slots__ = (
-        "identifiers",
-        "no_local",
-        "qos",
-        "retain_as_published",
-        "session",
-        "share",
-        "topic_filter",
-    )
-
-    own: ClassVar[None] = None  # as `mqtt.server_routes.Target` has it, which this may stand for
-
-    def __init__(
-        self, session: Session, subscription: Subscription, identifiers: bytes = b""
-    ) -> None:
-        self.session = session
-        self.topic_filter = subscription.topic_filter
-        self.qos = subscription.qos
-        self.no_local = subscription.no_local
-        self.retain_as_published = subscription.retain_as_published
-        self.identifiers = identifiers  # encoded property, b"" for none
-        self.share: ShareGroup | None = None
-
-    @property
-    def options(self) -> int:
-        """QoS, no local and retain as published, as a v5 SUBSCRIBE has them."""
-        return self.qos | self.no_local << 2 | self.retain_as_published << 3
-
-    @property
-    def identifier(self) -> int:
-        """The subscription identifier, 0 for none."""
-        return read_variable_integer(self.identifiers, 1, 5)[0] if self.identifiers else 0
-
-
-def subscribed(
-    session: Session, subscriptions: Sequence[Subscription], identifiers: bytes
-) -> list[Subscribed]:
-    """Return what subscriptions make of a session, one for each."""
-    if native is not None:
-        return native.entries(Subscribed, session, subscriptions, identifiers)
-    return [Subscribed(session, each, identifiers) for each in subscriptions]
-
-
-class ShareGroup:
-    """The members of one shared subscription, which take turns (section 4.8.2)."""
-
-    __slots__ = ("_order", "_turn", "members", "topic_filter")
-
-    def __init__(self, topic_filter: str) -> None:
-        self.topic_filter = topic_filter  # with `$share/{name}/`
-        self.members: dict[Session, Subscribed] = {}
-        self._order: tuple[Subscribed, ...] = ()
-        self._turn = 0  # index in `_order` of whoever is asked first
-
-    def add(self, entry: Subscribed) -> None:
-        """Let a session take its turns, or change its terms."""
-        self.members[entry.session] = entry
-        entry.share = self
-        self._order = tuple(self.members.values())
-
-    def remove(self, session: Session) -> None:
-        """Let a session take no more turns."""
-        self.members.pop(session, None)
-        self._order = tuple(self.members.values())
-
-    def choose(self, size: int, *, besides: Session | None = None) -> Subscribed | None:
-        """Return who gets the next message: a connected member with room, else a connected one.
-
-        Only when nobody connected can queue it does a session that waits for its client get it,
-        and a full one only when all are.
-        """
-        order = self._order
-        count = len(order)
-        first = self._turn
-        connected = waiting = full = None
-        for index in range(first, first + count):
-            entry = order[index % count]
-            session = entry.session
-            if session is besides:
-                continue
-            if not session.takes(size):
-                full = full or entry
-            elif session.has_room():
-                self._turn = (index + 1) % count
-                return entry
-            elif session.link is None:
-                waiting = waiting or entry
-            else:
-                connected = connected or entry
-        if count:
-            self._turn = (first + 1) % count
-        return connected or waiting or full
-
-
-class Delivery:
-    """One message with QoS 1 or 2 on its way to one client."""
-
-    __slots__ = (
-        "counted",
-        "dup",
-        "held",
-        "identifiers",
-        "message",
-        "moving",
-        "qos",
-        "released",
-        "retain",
-        "share",
-        "size",
-    )
-
-    def __init__(
-        self, message: Message, qos: int, retain: bool, identifiers: bytes, share: ShareGroup | None
-    ) -> None:
-        self.message = message
-        self.qos = qos
-        self.retain = retain
-        self.identifiers = identifiers
-        self.share = share  # the shared subscription it came by
-        self.size = message.size
-        self.dup = False  # was sent before, on this connection or another [MQTT-3.3.1-1]
-        self.released = False  # PUBREC came: PUBREL is what is to be sent
-        self.counted = False  # takes a place in this connection's window
-        self.held = False  # not to be sent before the store has it
-        self.moving = False  # another member gets it: only the store keeps it, until that has it
-
-    @property
-    def movable(self) -> bool:
-        """True when another member of the shared subscription that it came by may get it.
-
-        A QoS 2 message that was sent stays with its client [MQTT-4.8.2-4] [MQTT-4.8.2-5].
-        """
-        return self.share is not None and not self.moving and (self.qos == 1 or not self.dup)
-
-
 class Session:
     """One client's session; without `recorder` it ends with the process at the latest."""
 
@@ -260,7 +105,7 @@ class Session:
         self.link: Link | None = None  # None while the client is away
         self.recorder: Recorder | None = None  # None when nothing of it is stored
         self.subscriptions: dict[str, Subscribed] | None = None  # by filter as subscribed
-        self.inbound: dict[int, int] | None = None  # QoS 2 packet id -> PENDING, SETTLED, ...
+        self.inbound: dict[int, int] | None = None  # QoS 2 packet id -> as `inbound_qos_2` has it
         self.outbound: dict[int, Delivery] | None = None  # by packet id, in sending order
         self.unsent: deque[int] | None = None
         self.next_packet_id = 1
@@ -614,19 +459,3 @@ class Session:
             message.tracker(taken)
         if self.policy.full:
             self.policy.look_at(self)
-
-
-def publish_check(topic: bytes, payload: bytes) -> int:
-    """Return a CRC-32 by which a PUBLISH that is sent again is told from another one."""
-    return crc32(payload, crc32(topic))
-
-
-def identifier_property(identifier: int) -> bytes:
-    """Return a subscription identifier as a PUBLISH carries it; b"" for none."""
-    return b"\x0b" + encode_variable_integer(identifier) if identifier else b""
-
-
-def expiry_property(expires_s: float, now_s: float) -> bytes:
-    """Return what is left of a message's expiry as a PUBLISH carries it [MQTT-3.3.2-6]."""
-    left_s = ceil(expires_s - now_s - 0.001)  # the sum of two floats is no whole number
-    return b"\x02" + max(0, min(NEVER_EXPIRES, left_s)).to_bytes(4, "big")

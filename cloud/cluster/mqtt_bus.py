@@ -50,7 +50,8 @@ from mqtt.broker.changes import Change, RetainedEnded, RetainedSaved, StoredStat
 from mqtt.broker.core import Core
 from mqtt.packets import Connect
 from mqtt.server_messages import Message
-from mqtt.session import Session, ShareGroup, Subscribed
+from mqtt.session import Session
+from mqtt.session_subscriptions import ShareGroup, Subscribed
 from mqtt.topics import split_shared
 from runtime.clock import Clock
 

@@ -18,7 +18,7 @@ from mqtt.broker.changes import (
     StoredState,
     SubscriptionSaved,
 )
-from mqtt.session import identifier_property
+from mqtt.session_subscriptions import identifier_property
 from mqtt.topics import matches, split_shared
 
 __all__ = ["Owed", "messages_from", "next_packet_id", "owed", "restored_state"]

@@ -22,7 +22,8 @@ from cloud.cluster.mqtt_wire import Carried, Record, encode_message, shard_of
 from mqtt.broker.bus import BusRouter
 from mqtt.broker.core import Core
 from mqtt.server_messages import Message
-from mqtt.session import Session, ShareGroup
+from mqtt.session import Session
+from mqtt.session_subscriptions import ShareGroup
 from runtime.logs import limited
 
 __all__ = ["Sending"]

@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.router import Router
+from mqtt.delivery import Delivery
 from mqtt.packets import Connect, Subscription
 from mqtt.server_messages import Message
 from mqtt.server_routes import Route
-from mqtt.session import Delivery, Session, ShareGroup
+from mqtt.session import Session
+from mqtt.session_subscriptions import ShareGroup
 
 if TYPE_CHECKING:
     from mqtt.broker.core import Core

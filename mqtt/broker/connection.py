@@ -26,12 +26,13 @@ from mqtt.broker.seams import PublishRun
 from mqtt.broker.settling import HeldRun, answer, settle
 from mqtt.errors import MqttError, ProtocolError
 from mqtt.frames import parse_publishes
+from mqtt.inbound_qos_2 import SETTLED
 from mqtt.reason_codes import ReasonCode
 from mqtt.server import ServerConnection
 from mqtt.server_events import Arrivals, Event, RunToken, State
 from mqtt.server_messages import Message
 from mqtt.server_routes import are_unheard
-from mqtt.session import SETTLED, Session
+from mqtt.session import Session
 
 if TYPE_CHECKING:
     from mqtt.broker.authenticating import Authentication

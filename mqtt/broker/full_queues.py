@@ -26,8 +26,9 @@ from mqtt.broker.seams import PublishRun
 from mqtt.frames import parse_publishes, split
 from mqtt.reason_codes import ReasonCode
 from mqtt.server_routes import Route
-from mqtt.session import Session, ShareGroup
+from mqtt.session import Session
 from mqtt.session_policy import REFUSE
+from mqtt.session_subscriptions import ShareGroup
 
 if TYPE_CHECKING:
     from mqtt.broker.connection import Connection

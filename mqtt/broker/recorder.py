@@ -36,8 +36,10 @@ from mqtt.broker.changes import (
     SubscriptionSaved,
 )
 from mqtt.broker.seams import Exchanges, SessionStore
+from mqtt.delivery import Delivery
 from mqtt.server_messages import Message
-from mqtt.session import Delivery, Session, Subscribed
+from mqtt.session import Session
+from mqtt.session_subscriptions import Subscribed
 from runtime.clock import Clock
 
 __all__ = ["StoreRecorder"]

@@ -17,6 +17,8 @@ from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.router import Router
 from mqtt.broker.seams import ClientInfo
 from mqtt.broker.timers import TimerWheel
+from mqtt.delivery import Delivery
+from mqtt.inbound_qos_2 import SETTLED
 from mqtt.packets import Connect, Subscription, Will
 from mqtt.properties import (
     MESSAGE_EXPIRY_INTERVAL,
@@ -25,7 +27,7 @@ from mqtt.properties import (
     encode_property_block,
 )
 from mqtt.server_messages import Message
-from mqtt.session import NEVER_EXPIRES, SETTLED, Delivery, Session
+from mqtt.session import NEVER_EXPIRES, Session
 from mqtt.session_policy import SessionPolicy
 
 __all__ = ["SessionRegistry"]

@@ -28,6 +28,7 @@ from mqtt.errors import (
     UnsupportedProtocolVersion,
 )
 from mqtt.filter_calls import native
+from mqtt.inbound_qos_2 import ASKED, SETTLED
 from mqtt.packets import (
     PACKET_NAMES,
     PUBACK,
@@ -52,7 +53,8 @@ from mqtt.server import ServerConnection
 from mqtt.server_events import Acknowledged, Arrivals, Event, State
 from mqtt.server_messages import Message
 from mqtt.server_routes import Route, VerdictPending
-from mqtt.session import ASKED, SETTLED, Session, identifier_property
+from mqtt.session import Session
+from mqtt.session_subscriptions import identifier_property
 from mqtt.topics import split_shared, topic_filter_fault
 
 __all__ = ["HANDLERS"]

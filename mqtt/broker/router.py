@@ -11,18 +11,13 @@ from collections.abc import Sequence
 
 from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.seams import Capture
+from mqtt.delivery import Delivery
 from mqtt.packets import Subscription
 from mqtt.server_messages import Message
 from mqtt.server_routes import Route, RouteTable, SubscriptionKey
-from mqtt.session import (
-    Delivery,
-    Session,
-    ShareGroup,
-    Subscribed,
-    identifier_property,
-    subscribed,
-)
+from mqtt.session import Session
 from mqtt.session_policy import SessionPolicy
+from mqtt.session_subscriptions import ShareGroup, Subscribed, identifier_property, subscribed
 from mqtt.topic_tables import FilterTable, NameTree
 from mqtt.topics import split_shared
 

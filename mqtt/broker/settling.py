@@ -16,9 +16,9 @@ from mqtt.broker.lone_calls import native
 from mqtt.broker.recorder import StoreRecorder
 from mqtt.broker.seams import PublishRun
 from mqtt.errors import ProtocolError
+from mqtt.inbound_qos_2 import ASKED, SETTLED
 from mqtt.server import ServerConnection
 from mqtt.server_events import CONNECTED, RunToken
-from mqtt.session import ASKED, SETTLED
 
 if TYPE_CHECKING:
     from mqtt.broker.connection import Connection

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from mqtt.broker.bus import BusRouter
+from mqtt.delivery import Delivery
 from mqtt.packets import Subscription
 from mqtt.server_messages import Message
-from mqtt.session import Delivery, Session
+from mqtt.session import Session
 from mqtt.session_policy import SessionPolicy
 
 FILTER = "$share/g/a/#"

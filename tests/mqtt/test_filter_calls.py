@@ -11,21 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtt import decoding, filter_calls, session, topic_tables
+from mqtt import decoding, filter_calls, session_subscriptions, topic_tables
 from mqtt.broker import requests
 from mqtt.broker.router import Router
 from mqtt.decoding import Limits, decode
 from mqtt.errors import MqttError
 from mqtt.packets import Subscription
-from mqtt.session import Session, Subscribed, subscribed
+from mqtt.session import Session
 from mqtt.session_policy import SessionPolicy
+from mqtt.session_subscriptions import Subscribed, subscribed
 from mqtt.topic_tables import FilterTable, NameTree, _Node
 from mqtt.topics import is_plain_filter
 from tests.kit.mqtt_strategies import topic_filters, topic_names
 
 # Where nothing was built, Python is compared with itself.
 NATIVE: Any = filter_calls.native
-USERS = (decoding, session, topic_tables, requests)
+USERS = (decoding, session_subscriptions, topic_tables, requests)
 
 # Right and wrong, shared and not, in ASCII and beyond it.
 filter_texts = (

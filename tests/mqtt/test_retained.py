@@ -11,8 +11,9 @@ from mqtt.broker.router import Router
 from mqtt.packets import Publish, Subscription
 from mqtt.properties import RECEIVE_MAXIMUM, TOPIC_ALIAS_MAXIMUM, Properties
 from mqtt.server_messages import Message, publish_parts, publish_pieces
-from mqtt.session import Session, identifier_property
+from mqtt.session import Session
 from mqtt.session_policy import SessionPolicy
+from mqtt.session_subscriptions import identifier_property
 from tests.kit.server_machines import Machine
 
 NOW_S = 100.0

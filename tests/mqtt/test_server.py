@@ -12,6 +12,7 @@ from mqtt.broker.seams import PublishRun
 from mqtt.codec import encode
 from mqtt.errors import MalformedPacket, MqttError, ProtocolError
 from mqtt.frames import parse_publishes
+from mqtt.inbound_qos_2 import SETTLED
 from mqtt.packets import (
     PUBACK,
     PUBCOMP,
@@ -52,7 +53,6 @@ from mqtt.reason_codes import ReasonCode
 from mqtt.server_events import Acknowledged, Arrivals, Event, ServerLimits, State
 from mqtt.server_messages import Message, publish_parts
 from mqtt.server_routes import ClientRoutes, RouteTable
-from mqtt.session import SETTLED
 from tests.kit.server_machines import Machine
 
 VERSIONS = pytest.mark.parametrize("version", [V311, V5])

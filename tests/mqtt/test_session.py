@@ -7,55 +7,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from mqtt.delivery import Delivery
 from mqtt.frames import parse_publishes, split
-from mqtt.packets import Subscription
 from mqtt.server_messages import Message
-from mqtt.session import (
-    NEVER_EXPIRES,
-    Delivery,
-    Session,
-    ShareGroup,
-    Subscribed,
-    expiry_property,
-    identifier_property,
-)
+from mqtt.session import Session
 from mqtt.session_policy import SessionPolicy
-
-
-class FakeLink:
-    """A connection that keeps what is sent."""
-
-    def __init__(self, receive_maximum: int = 0xFFFF, limit: int = 0) -> None:
-        self.version = 4
-        self.receive_maximum = receive_maximum
-        self.writable = True
-        self.bytes_sent = 0
-        self.limit = limit
-        self.sent: list[bytes] = []
-
-    def send(self, data: bytes, /) -> None:
-        self.sent.append(data)
-
-    def publish_frame(
-        self, message: Message, first_byte: int, packet_id: int, identifiers: bytes, now_s: float
-    ) -> bytes | None:
-        head, tail = message.frame_parts(first_byte & 0xF7, 4)
-        if first_byte & 6:
-            head = bytes((first_byte,)) + head[1:] + packet_id.to_bytes(2, "big") + tail
-        return None if self.limit and len(head) > self.limit else head
-
-    def take(self) -> list[tuple[str, int, bytes, bool]]:
-        """Return (kind, packet id, payload, dup) of what was sent since the last time."""
-        told = []
-        for data in self.sent:
-            first, body, _ = split(data) or (0, 0, 0)
-            if first >> 4 == 3:
-                ((first, _, packet_id, _, payload),) = parse_publishes(data, 4)
-                told.append(("publish", packet_id, payload, bool(first & 8)))
-            else:
-                told.append(("pubrel", int.from_bytes(data[body:], "big"), b"", False))
-        self.sent.clear()
-        return told
+from tests.kit.sessions import FakeLink, connected, message, offer
 
 
 class Notes:
@@ -74,22 +31,6 @@ class Notes:
         self, session: Session, packet_id: int, delivery: Delivery, *, taken: bool = False
     ) -> None:
         self.notes.append(("ended", packet_id))
-
-
-def message(text: str = "x", qos: int = 1, expires_s: float = 0.0) -> Message:
-    return Message(b"t", text.encode(), qos, expires_s=expires_s)
-
-
-def connected(
-    policy: SessionPolicy | None = None, receive_maximum: int = 0xFFFF
-) -> tuple[Session, FakeLink]:
-    session, link = Session("c", policy or SessionPolicy()), FakeLink(receive_maximum)
-    session.attach(link)
-    return session, link
-
-
-def offer(session: Session, *texts: str, qos: int = 1, now_s: float = 0.0) -> list[bool]:
-    return [session.offer(message(text, qos), qos, False, b"", now_s) for text in texts]
 
 
 @pytest.mark.conformance("MQTT-2.2.1-4", "MQTT-3.3.4-9")
@@ -224,62 +165,6 @@ def test_ending_forgets_everything() -> None:
     session.discard_queue()
     assert notes.notes == [("saved", 1), ("saved", 2), ("ended", 1), ("ended", 2)]
     assert (policy.queued_bytes, session.queued_bytes, session.window_used) == (0, 0, 0)
-
-
-# -- shared subscriptions ---------------------------------------------------------------------
-
-
-def group_of(*sessions: Session) -> ShareGroup:
-    group = ShareGroup("$share/g/t")
-    for session in sessions:
-        group.add(Subscribed(session, Subscription("$share/g/t", 2)))
-    return group
-
-
-def chosen(group: ShareGroup, besides: Session | None = None) -> str | None:
-    entry = group.choose(1, besides=besides)
-    return entry.session.client_id if entry else None
-
-
-def test_a_shared_subscription_prefers_members_with_room_then_connected_ones() -> None:
-    policy = SessionPolicy()
-    a, b, c = (Session(name, policy) for name in "abc")
-    group = group_of(a, b, c)
-    assert chosen(group) in "abc"  # somebody will come back
-    link = FakeLink()
-    a.attach(link)
-    assert {chosen(group) for _ in range(6)} == {"a"}
-    b.attach(FakeLink())
-    assert sorted(str(chosen(group)) for _ in range(6)) == ["a"] * 3 + ["b"] * 3
-    link.writable = False
-    assert {chosen(group) for _ in range(6)} == {"b"}
-    b.detach()
-    assert {chosen(group) for _ in range(6)} == {"a"}
-    assert chosen(group, besides=a) in ("b", "c")
-    assert chosen(ShareGroup("$share/g/t")) is None
-
-
-@pytest.mark.conformance("MQTT-4.8.2-4", "MQTT-4.8.2-5")
-def test_qos_2_that_was_sent_is_not_for_others() -> None:
-    session, _ = connected(receive_maximum=2)
-    group = group_of(session)
-    for text, qos in (("a", 1), ("b", 2), ("c", 2)):
-        session.offer(message(text, qos), qos, False, b"", 0.0, group)
-    offer(session, "mine")
-    session.detach()
-    assert [d.message.payload for _, d in session.undelivered_shared()] == [b"a", b"c"]
-
-
-# -- properties of a copy ---------------------------------------------------------------------
-
-
-def test_identifier_and_expiry_as_properties() -> None:
-    assert identifier_property(0) == b""
-    assert identifier_property(1) == b"\x0b\x01"
-    assert identifier_property(268_435_455) == b"\x0b\xff\xff\xff\x7f"
-    assert expiry_property(10.5, 0.0) == b"\x02\x00\x00\x00\x0b"
-    assert expiry_property(10.0, 99.0) == b"\x02\x00\x00\x00\x00"
-    assert expiry_property(float(NEVER_EXPIRES), 0.0) == b"\x02\xff\xff\xff\xff"
 
 
 # -- any history ------------------------------------------------------------------------------
