@@ -2,7 +2,8 @@
 
 Anything with the methods of `asyncio.Transport` can be below it: TCP and TLS transports are, a
 WebSocket one only has to look like it. `data_received` is the hot path: one pass of the machine
-over the read, captured runs handed on, one write when they are settled (benchmarks/fan_in.py).
+over the read, captured runs handed on (`capturing`), one write when they are settled
+(benchmarks/fan_in.py).
 
 Invariants:
 - a captured publish with QoS 1 or 2 is answered only from `settle` (STYLE 13), and one that went
@@ -20,18 +21,16 @@ from functools import partial
 from sys import intern
 from typing import TYPE_CHECKING, Any, Final
 
+from mqtt.broker.capturing import answer_refused, take
 from mqtt.broker.full_queues import Way
 from mqtt.broker.net.config import is_loopback
 from mqtt.broker.seams import PublishRun
-from mqtt.broker.settling import HeldRun, answer, settle
+from mqtt.broker.settling import settle
 from mqtt.errors import MqttError, ProtocolError
-from mqtt.frames import parse_publishes
 from mqtt.inbound_qos_2 import SETTLED
 from mqtt.reason_codes import ReasonCode
 from mqtt.server import ServerConnection
-from mqtt.server_events import Arrivals, Event, RunToken, State
-from mqtt.server_messages import Message
-from mqtt.server_routes import are_unheard
+from mqtt.server_events import Arrivals, Event, State
 from mqtt.session import Session
 
 if TYPE_CHECKING:
@@ -157,7 +156,7 @@ class Connection(asyncio.Protocol):
             # All that most devices ever send: what `_handle` does for it, without its loop.
             event = events[0]
             left = (
-                self._take(event)
+                take(self, event)
                 if type(event) is PublishRun
                 else core.handlers[type(event)](self, event)
             )
@@ -204,7 +203,7 @@ class Connection(asyncio.Protocol):
                 self.forget(events[index:])
                 return
             if type(event) is PublishRun:
-                left: Sequence[Event] | None = self._take(event)
+                left: Sequence[Event] | None = take(self, event)
             else:
                 left = self.core.handlers[type(event)](self, event)
             if left or self._held:
@@ -234,39 +233,6 @@ class Connection(asyncio.Protocol):
         """Handle what came with the CONNECT, once it is answered."""
         self._handle(self.machine.receive_data(b"", self.core.now_s))
 
-    def _take(self, run: PublishRun) -> Sequence[Event] | None:
-        """Hand a run to the capture; return what of it is to be offered again later, if any."""
-        core = self.core
-        _, flags, _, routes = run.token
-        policy = core.policy
-        if (
-            flags & 3
-            and (policy.crowded or len(run.frames) + policy.reserved_bytes > policy.leap_bytes)
-            and core.queues.may_block(run, routes)
-        ):
-            return self._take_singly(run)
-        return None if self._capture(run) else [run]
-
-    def _take_singly(self, run: PublishRun) -> Sequence[Event] | None:
-        """Take the publishes of a run one by one, as far as subscribers have room for them."""
-        queues = self.core.queues
-        machine, flags, _, _ = run.token
-        runs = queues.singly(run)
-        for index, single in enumerate(runs):
-            _, _, ids, routes = single.token
-            size, client_id = len(single.frames), single.client.client_id
-            blockers = [queues.blocker(route, flags & 3, size, client_id) for route in routes]
-            if not any(blockers):
-                if not self._capture(single):
-                    return runs[index:]
-                continue
-            way = self.blocked(next(filter(None, blockers)))
-            if way is not Way.REFUSE:
-                return runs[index:]
-            queues.refusals += 1
-            answer(machine, flags & 3, ids, ReasonCode.QUOTA_EXCEEDED)
-        return None
-
     def blocked(self, blocker: Session) -> Way:
         """A publish of this client found a queue full: stand still, or go, if so decided."""
         core = self.core
@@ -279,28 +245,11 @@ class Connection(asyncio.Protocol):
             self.fail(ProtocolError(ReasonCode.QUOTA_EXCEEDED, "its own queue of messages is full"))
         return way
 
-    def _capture(self, run: PublishRun) -> bool:
-        """Hand a run to the capture; False when it is to be offered again later."""
-        core = self.core
-        capture = core.capture
-        assert capture is not None
-        run.time_us = core.wall_us()
-        _, flags, _, routes = run.token
-        refusal = capture.take(run)
-        if refusal:
-            return self._refused(run, refusal)
-        stats = core.stats
-        stats.captured += run.count
-        stats.messages_received[flags & 3] += run.count
-        if flags & 6 or not are_unheard(routes, core.router.routes.generation):
-            self._share(run)
-        if capture.saturated():
-            self.wait_for_capture()
-        return True
-
-    def wait_for_capture(self) -> None:
-        """Read nothing until the capture has room."""
+    def wait_for_capture(self, *, with_run: bool = False) -> None:
+        """Read nothing until the capture has room; `with_run`: a run is to be offered again."""
         self.pause(_CAPTURE)
+        if with_run:
+            self._waits_for = _CAPTURE
         self.core.when_capture_relieved(partial(self._relieved, _CAPTURE))
 
     def lone_run(self, data: bytes, generation: int, now_s: float) -> PublishRun | None:
@@ -311,26 +260,8 @@ class Connection(asyncio.Protocol):
 
     def refused(self, run: PublishRun, reason_code: int) -> None:
         """The capture has not taken a lone run: answer it, or offer it again later."""
-        if not self._refused(run, reason_code):
+        if not answer_refused(run, reason_code):
             self._wait_with([run])
-
-    def _refused(self, run: PublishRun, reason_code: int) -> bool:
-        """Answer a run that the capture did not take; 3.1.1 has no answer, so it waits."""
-        machine, flags, ids, _ = run.token
-        core = self.core
-        qos = flags & 3
-        if not qos:
-            core.policy.dropped("capture_refused_qos0", run.count)
-        elif machine.version >= 5:
-            core.stats.capture_refusals += run.count
-            answer(machine, qos, ids, reason_code)
-        else:
-            core.stats.capture_refusals += run.count
-            self.pause(_CAPTURE)
-            self._waits_for = _CAPTURE
-            core.when_capture_relieved(partial(self._relieved, _CAPTURE))
-            return False
-        return True
 
     def queue_eased(self) -> None:
         """A subscriber's queue may have room for what stands still here."""
@@ -380,62 +311,6 @@ class Connection(asyncio.Protocol):
     def resume_after_verdict(self) -> None:
         """Read again: the machine has kept what came behind."""
         self.resume(_VERDICT)
-
-    def _share(self, run: PublishRun) -> None:
-        """Give a captured run to local subscribers too; keep it as retained where it asks so."""
-        token: RunToken = run.token
-        flags = token[1]
-        recorder = self.core.recorder
-        if recorder is None:
-            self._deliver(run, token)
-            return
-        session = self.session
-        if flags & 3 == 2 and session is not None and session.recorder is not None:
-            policy = self.core.policy
-            policy.reserved_messages += run.count
-            policy.reserved_bytes += len(run.frames)
-            run.token = HeldRun(token, is_stored=True, share=partial(self._share_late, run, token))
-            return
-        before = recorder.position
-        self._deliver(run, token)
-        is_stored = recorder.position == before
-        if not is_stored or flags & 2:
-            run.token = HeldRun(token, is_stored=is_stored)
-        if not is_stored:
-            recorder.when_durable(run.token.stored)
-
-    def _share_late(self, run: PublishRun, token: RunToken, taken: bool) -> bool:
-        """Give a run to local subscribers once it is captured; False if the store has to follow."""
-        recorder = self.core.recorder
-        assert recorder is not None
-        policy = self.core.policy
-        policy.reserved_messages -= run.count
-        policy.reserved_bytes -= len(run.frames)
-        before = recorder.position
-        if taken:
-            self._deliver(run, token)
-        return recorder.position == before
-
-    def _deliver(self, run: PublishRun, token: RunToken) -> None:
-        machine, flags, _, routes = token
-        core = self.core
-        router = core.router
-        retain = flags & 4
-        if retain or any(router.receivers(route) for route in routes):
-            client_id = run.client.client_id
-            for first, topic, _, block, payload in parse_publishes(run.frames, machine.version):
-                route = router.routes[topic]
-                if route.exclusive:
-                    continue
-                message = Message(topic, payload, first >> 1 & 3, retain != 0, b"", 0.0, client_id)
-                if block:
-                    known = core.blocks[block]
-                    message.properties = known.forward
-                    if known.expiry_s is not None:
-                        message.expires_s = core.refresh() + known.expiry_s
-                if retain:
-                    router.retain(message, route.name)
-                router.deliver(message, route, core.now_s)
 
     # -- pausing ------------------------------------------------------------------------------
 
