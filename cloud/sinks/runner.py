@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -42,6 +43,8 @@ from cloud.sinks.contract import (
 )
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.ownership import Ownership
+from cloud.sinks.retries import Retries
+from cloud.sinks.stream_cursors import StreamCursors, agreed_positions
 from cloud.sinks.waits import Waits
 from cloud.stream.contract import PARTITIONS, Backlog, Entry, Stream, StreamError
 
@@ -51,21 +54,9 @@ log = structlog.get_logger(component="sinks")
 
 _WRITE_READINGS_MAX = 20_000
 _UNAVAILABLE_PAUSE_MAX_S = 2.0
-_CURSOR_INTERVAL_S = 0.5  # between commits of cursors the stream keeps
-_MIRROR_INTERVAL_S = 5.0  # and of those it is only told, so that all nodes know what may be trimmed
 _NOTHING_S = 0.005
 _CAUSE_CHARS_MAX = 500
 _ALWAYS = dict.fromkeys(range(PARTITIONS), 0)  # the tokens of a node that is alone
-
-
-@dataclass(slots=True)
-class _Failure:
-    """The entry a partition cannot get past for now."""
-
-    position: int
-    tries: int
-    retry_at_s: float  # loop time
-    cause: str
 
 
 @dataclass(slots=True, frozen=True)
@@ -115,13 +106,11 @@ class SinkRunner:
         self._config = config
         self._waits = Waits(sink.name)
         self._ownership = ownership
-        self._mirror = mirror
+        self._cursors = StreamCursors(stream, sink.name, mirror)
         self._tokens: dict[int, int] = {}  # of the partitions worked on
         self._worked: dict[int, int] = {}  # and of those being taken over
         self._positions: dict[int, int] = {}  # the same partitions
         self._taken_over = self._fenced = 0
-        self._committed: dict[int, int] = {}  # of the stream-kept cursors
-        self._own_cursors = False
         bounds = (
             sink.bounds
             if isinstance(sink, BulkSink)
@@ -131,13 +120,12 @@ class SinkRunner:
             stream, decoded, bounds, bulk=isinstance(sink, BulkSink), blame=self._failed,
             waits=self._waits,
         )  # fmt: skip
-        self._failures: dict[int, _Failure] = {}
+        self._retries = Retries(config)
         self._unavailable_tries = 0
         self._idle = False
         self._stopping = False
         self._writing = asyncio.Lock()  # the loop and `redrive` take turns
         self._moved = asyncio.Event()
-        self._cursors_due_s = 0.0
         self._task: asyncio.Task[None] | None = None
         self._readings = self._entries = self._writes = self._errors = self._dead_letters = 0
 
@@ -196,11 +184,11 @@ class SinkRunner:
             kept = await self.sink.claim(tokens)
         else:
             kept = await self.sink.cursors()
-        self._own_cursors = kept is not None
+        self._cursors.kept_by_sink = kept is not None
         if kept is None:
-            kept = await self._stream.cursors(self.name)
-            self._committed.update({p: at for p, at in kept.items() if p in tokens})
-        await self._take_positions({p: kept.get(p, 0) for p in tokens})
+            kept = await self._cursors.load(tokens.keys())
+        starts = {p: kept.get(p, 0) for p in tokens}
+        self._positions.update(await agreed_positions(self._stream, self.name, starts))
         self._tokens.update(tokens)
         if self._ownership is not None:
             self._taken_over += len(tokens)
@@ -208,8 +196,10 @@ class SinkRunner:
 
     def _forget(self, partitions: Iterable[int]) -> None:
         for partition in partitions:
-            for state in (self._tokens, self._positions, self._committed, self._failures):
-                state.pop(partition, None)
+            self._tokens.pop(partition, None)
+            self._positions.pop(partition, None)
+            self._cursors.forget(partition)
+            self._retries.forget(partition)
         self._moved.set()
 
     def _overtaken(self, error: SinkFenced) -> None:
@@ -227,27 +217,6 @@ class SinkRunner:
         log.error("sink_went_back", sink=self.name, partitions=sorted(partitions),
                   hint="the stream gives it again what it still has")  # fmt: skip
         self._forget(partitions)
-
-    async def _take_positions(self, kept: Mapping[int, int]) -> None:
-        """Start at the cursors kept, unless the stream does not agree with them."""
-        ends = (await self._stream.stats()).last_positions
-        starts = dict(kept)
-        for partition, position in kept.items():
-            end = ends.get(partition, 0)
-            if position > end:
-                # the stream is older than the sink: its next entries would get old positions
-                log.warning("stream_behind_sink", sink=self.name, partition=partition,
-                            position=position, stream=end)  # fmt: skip
-                starts[partition] = 0
-        backlog = await self._stream.backlog(starts)
-        for partition, position in starts.items():
-            end = ends.get(partition, 0)
-            if position < end and not backlog[partition].entries:
-                if position:  # a new sink is not meant to see what was trimmed before it
-                    log.warning("trimmed_before_sink", sink=self.name, partition=partition,
-                                position=position, stream=end)  # fmt: skip
-                position = end  # noqa: PLW2901 - nothing lies between
-            self._positions[partition] = position
 
     async def stop(self) -> None:
         """Finish the write under way, save cursors, close the sink."""
@@ -275,8 +244,8 @@ class SinkRunner:
 
         Cursors the stream keeps count once they are committed.
         """
-        if not self._own_cursors:
-            return dict(self._committed)
+        if not self._cursors.kept_by_sink:
+            return dict(self._cursors.committed)
         kept = self.sink.kept() if isinstance(self.sink, HandOverSink) else None
         return dict(self._positions if kept is None else kept)
 
@@ -306,7 +275,7 @@ class SinkRunner:
         """
         held = _ALWAYS if self._ownership is None else self._ownership.held()
         backlog = await self._stream.backlog({p: self._positions.get(p, 0) for p in held})
-        causes = [self._waits.said, *(f.cause for f in self._failures.values())]
+        causes = [self._waits.said, *self._retries.causes]
         return SinkStats(
             self.name,
             self._readings,
@@ -334,7 +303,7 @@ class SinkRunner:
                 await self._take_turns()
                 tried = await self._try_again()
                 chunk, at_once = await self._collector.collect(
-                    self._positions, self._failures.keys()
+                    self._positions, self._retries.partitions
                 )
                 if chunk:
                     await self._deliver(chunk)
@@ -362,14 +331,14 @@ class SinkRunner:
     async def _wait(self) -> None:
         """Wait for entries, for a retry that is due, or for cursors to be saved."""
         self._waits.rest()
-        waiting = {p: at for p, at in self._positions.items() if p not in self._failures}
-        due_s = [failure.retry_at_s for failure in self._failures.values()]
-        if self._cursors_dirty():
-            due_s.append(self._cursors_due_s)
+        waiting = {p: at for p, at in self._positions.items() if p not in self._retries.partitions}
+        due_s = self._retries.next_s()
+        if self._unsaved():
+            due_s = min(self._cursors.due_s, math.inf if due_s is None else due_s)
         self._idle = True
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(min(due_s, default=None)):
+                async with asyncio.timeout_at(due_s):
                     await self._news(waiting)
                 if self.sink.linger_s:
                     await asyncio.sleep(self.sink.linger_s)
@@ -398,7 +367,7 @@ class SinkRunner:
     async def _pause(self, error: Exception) -> None:
         self._errors += 1
         self._waits.failed(_cause(error))
-        pause_s = min(self._pause_s(self._unavailable_tries), _UNAVAILABLE_PAUSE_MAX_S)
+        pause_s = min(self._retries.pause_s(self._unavailable_tries), _UNAVAILABLE_PAUSE_MAX_S)
         pause_s *= random.uniform(0.5, 1.0)  # nodes that lost the same store come back apart
         self._unavailable_tries += 1
         self._idle = True
@@ -412,28 +381,19 @@ class SinkRunner:
         finally:
             self._idle = False
 
-    def _pause_s(self, tries: int) -> float:
-        pause_s: float = self._config.retry_s * 2 ** min(tries, 20)
-        return min(pause_s, self._config.retry_max_s)
-
     async def _try_again(self) -> bool:
         """Try the entries whose pauses are over, each alone; return whether there was one."""
         loop = asyncio.get_running_loop()
-        now_s = loop.time()
-        due = [p for p, failure in self._failures.items() if failure.retry_at_s <= now_s]
+        due = self._retries.due(loop.time())
         for partition in due:
             try:
                 found, one = await self._collector.first(partition, self._positions[partition])
                 if one is not None:
                     await self._deliver([one])
                 elif not found:  # trimmed by hand meanwhile
-                    del self._failures[partition]
+                    self._retries.forget(partition)
             except StreamError as error:  # the other partitions go on without
-                failure = self._failures[partition]
-                retry_at_s = loop.time() + self._pause_s(failure.tries)
-                self._failures[partition] = replace(
-                    failure, retry_at_s=retry_at_s, cause=_cause(error)
-                )
+                self._retries.postpone(partition, _cause(error), loop.time())
         return bool(due)
 
     # ---- writing ---------------------------------------------------------------------------------
@@ -446,7 +406,9 @@ class SinkRunner:
             # an entry before it may have failed a moment ago, a lease may have run out
             holds = self._holds()
             entries = [
-                one for one in entries if self._in_turn(one.entry) and holds(one.entry.partition)
+                one
+                for one in entries
+                if self._retries.in_turn(one.entry) and holds(one.entry.partition)
             ]
             if not entries:
                 continue
@@ -468,10 +430,6 @@ class SinkRunner:
         held, tokens = self._ownership.held(), self._tokens
         return lambda partition: partition in tokens and held.get(partition) == tokens[partition]
 
-    def _in_turn(self, entry: Entry) -> bool:
-        failure = self._failures.get(entry.partition)
-        return failure is None or entry.position <= failure.position
-
     async def _write(self, entries: Sequence[DecodedEntry], ends: Mapping[int, int]) -> None:
         self._waits.on("writing {} entries", len(entries))
         async with self._writing:
@@ -479,67 +437,51 @@ class SinkRunner:
         self._writes += 1
         self._entries += len(entries)
         self._readings += sum(one.entry.count for one in entries)
-        for partition, end in ends.items():
-            failure = self._failures.get(partition)
-            if failure is not None and failure.position <= end:
-                del self._failures[partition]
+        self._retries.passed(ends)
         self._move(ends)
 
     def _move(self, ends: Mapping[int, int]) -> None:
-        if not self._cursors_dirty():
-            interval_s = _MIRROR_INTERVAL_S if self._own_cursors else _CURSOR_INTERVAL_S
-            self._cursors_due_s = asyncio.get_running_loop().time() + interval_s
+        if not self._unsaved():
+            self._cursors.arm(asyncio.get_running_loop().time())
         self._positions.update(ends)
         self._moved.set()
 
     async def _failed(self, entry: Entry, error: Exception) -> None:
         """Count a failure of one entry; set it aside when it has had its tries."""
         self._errors += 1
-        before = self._failures.get(entry.partition)
-        tries = before.tries + 1 if before and before.position == entry.position else 1
         cause = _cause(error)
+        tries = self._retries.failed(entry, cause, asyncio.get_running_loop().time())
         if tries < self._config.tries_max:
-            retry_at_s = asyncio.get_running_loop().time() + self._pause_s(tries - 1)
-            self._failures[entry.partition] = _Failure(entry.position, tries, retry_at_s, cause)
             return
         if not self._holds()(entry.partition):
             return
         await self._stream.set_aside(self.name, entry, cause, tries)
-        if self._own_cursors:
+        if self._cursors.kept_by_sink:
             async with self._writing:
                 await self.sink.pass_over(entry)
         self._dead_letters += 1
-        self._failures.pop(entry.partition, None)
+        self._retries.forget(entry.partition)
         self._move({entry.partition: entry.position})
         log.error("dead_letter", sink=self.name, partition=entry.partition,
                   position=entry.position, gateway=entry.gateway, seqs=entry.seq_ranges[:8],
                   readings=entry.count, cause=cause)  # fmt: skip
 
-    # ---- cursors the stream keeps ----------------------------------------------------------------
+    # ---- cursors in the stream -------------------------------------------------------------------
 
-    def _cursors_dirty(self) -> bool:
-        if self._own_cursors and not self._mirror:
-            return False
-        committed = self._committed
-        return any(at > committed.get(p, 0) for p, at in self._lasting.items())
-
-    @property
-    def _lasting(self) -> Mapping[int, int]:
-        """The cursors that may be saved."""
-        return self.positions if self._own_cursors else self._positions
+    def _unsaved(self) -> dict[int, int]:
+        """Return the cursors that the stream is still to be told."""
+        cursors = self._cursors
+        if not cursors.is_told:
+            return {}
+        return cursors.ahead(self.positions if cursors.kept_by_sink else self._positions)
 
     async def _commit_cursors(self, *, now: bool = False) -> None:
-        """Save the cursors, at most every so often: an entry that comes twice does no harm."""
-        if not self._cursors_dirty():
+        """Save the cursors, if that is due."""
+        unsaved = self._unsaved()
+        if not unsaved or not (now or asyncio.get_running_loop().time() >= self._cursors.due_s):
             return
-        loop = asyncio.get_running_loop()
-        if not now and loop.time() < self._cursors_due_s:
-            return
-        reached = {p: at for p, at in self._lasting.items() if at > self._committed.get(p, 0)}
-        name = self._mirror if self._own_cursors else self.name
-        self._waits.on("saving {} cursors", len(reached))
-        await self._stream.commit_cursors(name, reached)
-        self._committed.update(reached)
+        self._waits.on("saving {} cursors", len(unsaved))
+        await self._cursors.commit(unsaved)
 
     # ---- dead letters ----------------------------------------------------------------------------
 
