@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StartError as error:
         return _fail(command, error, EXIT_FAILED)
     except ModuleNotFoundError as error:
-        return _fail(command, _missing(error), EXIT_FAILED)
+        return _fail(command, _missing(command, error), EXIT_FAILED)
     except BrokenPipeError:  # `tidegate query | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
@@ -106,9 +106,10 @@ def _fail(command: str, error: object, code: int) -> int:
     return code
 
 
-def _missing(error: ModuleNotFoundError) -> str:
+def _missing(command: str, error: ModuleNotFoundError) -> str:
     package = (error.name or "a package").split(".", maxsplit=1)[0]
-    return f"'{package}' is not installed; install tidegate[cloud] (or tidegate[sim] for sim)"
+    extra = {"up": "cloud,sim", "sim": "sim"}.get(command, "cloud")
+    return f"'{package}' is not installed; pip install 'tidegate[{extra}]'"
 
 
 if __name__ == "__main__":

@@ -118,3 +118,42 @@ def test_a_gateway_never_imports_the_clouds_packages() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+EXTRAS = (
+    "amqtt", "asyncpg", "cryptography", "fastapi", "hdrh", "httpx", "nats", "plotext", "pyarrow",
+    "rich", "uvicorn",
+)  # fmt: skip
+
+
+def base_install(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as where only the base install is, what a gateway has."""
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}))\n"
+        "from tidegate.main import main; sys.exit(main())"
+    )
+    ran = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(ran, capture_output=True, text=True, check=False)
+
+
+def test_a_gateways_install_checks_its_file() -> None:
+    file = Path(__file__).parents[2] / "deploy" / "raspberrypi" / "edge.toml"
+    done = base_install("check", "-c", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "good for 'tidegate edge'" in done.stdout
+    other = base_install("check", "-c", str(file), "--as", "cloud")
+    assert (other.returncode, other.stderr.count("\n")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"), [("cloud", "cloud"), ("up", "cloud,sim"), ("sim", "sim")]
+)
+def test_a_command_says_which_install_it_needs(command: str, extra: str) -> None:
+    done = base_install(command)
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"is not installed; pip install 'tidegate[{extra}]'\n")
+
+
+@pytest.mark.parametrize("command", ["edge", "passwd", "reload", "status", "tail", "whatif"])
+def test_a_gateways_install_has_what_a_gateway_needs(command: str) -> None:
+    assert base_install(command, "--help").returncode == 0

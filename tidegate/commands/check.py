@@ -34,16 +34,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check the file; 0 when it can be used, 2 when not."""
-    kinds = [options.kind] if options.kind else list(CONFIGS)
-    problems = {kind: _problems(kind, options.config) for kind in kinds}
+    problems = {kind: _problems(kind, options.config) for kind in _kinds(options.kind)}
     # whose keys it has comes before how many of their values are wrong
-    kind = min(kinds, key=lambda name: (_unknown(problems[name]), len(problems[name])))
+    kind = min(problems, key=lambda name: (_unknown(problems[name]), len(problems[name])))
     for problem in problems[kind]:
         print(problem, file=sys.stderr)
     if problems[kind]:
         return 2
     print(f"{options.config}: good for 'tidegate {kind}'")
     return 0
+
+
+def _kinds(asked: str | None) -> list[str]:
+    """Return the commands the file may be for: the one asked for, else those that can run here.
+
+    A gateway's base install has no cloud node and no simulator.
+    """
+    kinds = [asked] if asked else list(CONFIGS)
+    for kind in list(kinds):
+        try:
+            CONFIGS[kind]()
+        except ModuleNotFoundError:
+            if asked:
+                raise
+            kinds.remove(kind)
+    return kinds
 
 
 def _unknown(problems: Sequence[str]) -> int:
