@@ -141,7 +141,7 @@ def test_a_gateways_install_checks_its_file() -> None:
     done = base_install("check", "-c", str(file))
     assert (done.returncode, done.stderr) == (0, "")
     assert "good for 'tidegate edge'" in done.stdout
-    other = base_install("check", "-c", str(file), "--as", "cloud")
+    other = base_install("check", "-c", str(file), "--as", "up")
     assert (other.returncode, other.stderr.count("\n")) == (1, 1)
 
 
