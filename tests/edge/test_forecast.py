@@ -42,6 +42,23 @@ async def test_rates_and_room_are_forecast_from_what_comes_in(tmp_path: Path) ->
     assert found.waits_until_us == 0
 
 
+async def test_what_is_gone_up_makes_no_reading_look_larger(tmp_path: Path) -> None:
+    """Rows whose readings the cloud has are deleted a little later: their bytes are nobody's."""
+    clock, config = ManualClock(), UplinkConfig()
+    async with journal_at(tmp_path, clock=clock) as journal:
+        uplink = Uplink(config, "gw", journal, DeviceIds(), clock)
+        forecaster = Forecaster(journal, uplink, config, clock)
+        await fill(journal, 100, readings=5, size=200)
+        before = forecaster.forecast().journal_reading_bytes
+        await journal.trim(Lane.LIVE, 490)
+        assert journal.stats().lanes[Lane.LIVE].readings == 10
+        assert forecaster.forecast().journal_reading_bytes == before
+    async with journal_at(tmp_path, clock=clock) as journal:  # before it has taken any itself
+        uplink = Uplink(config, "gw", journal, DeviceIds(), clock)
+        found = Forecaster(journal, uplink, config, clock).forecast()
+        assert found.journal_reading_bytes == pytest.approx(before, rel=0.01)
+
+
 async def test_a_rate_that_changes_is_followed_within_minutes(tmp_path: Path) -> None:
     clock = ManualClock()
     config = UplinkConfig()
