@@ -327,6 +327,7 @@ def _telemetry(parts: ApiParts) -> APIRouter:
         gateways = {
             one.gateway: {
                 "connected": one.connected,
+                "node": one.node,
                 "backlog_readings": one.backlog_readings,
                 "lag_s": one.lag_s,
                 "readings": one.readings,

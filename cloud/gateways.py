@@ -18,9 +18,29 @@ from cloud.ingest_batches import BatchTaken
 from mqtt.broker.seams import ClientInfo
 from runtime.clock import Clock
 
-__all__ = ["GatewaySeen", "GatewaysSeen"]
+__all__ = ["GatewayLink", "GatewaySeen", "GatewaysSeen"]
 
 _CONNECTED_KEY = "connected_us"
+
+
+@dataclass(slots=True, frozen=True)
+class GatewayLink:
+    """How a gateway's link to a node is, as that node saw it itself."""
+
+    gateway: str
+    connected: bool = False
+    peer: str = ""  # its address while connected
+    connected_us: int | None = None
+    last_batch_us: int | None = None
+    last_event_us: int | None = None
+    lag_s: float | None = None
+    epoch: int | None = None
+    node: str = ""
+
+    def newer_than(self, other: GatewayLink) -> bool:
+        """Return True when this node's word counts more than another's."""
+        mine = (self.connected, self.last_batch_us or 0)
+        return mine > (other.connected, other.last_batch_us or 0)
 
 
 @dataclass(slots=True)
@@ -39,6 +59,19 @@ class GatewaySeen:
     backlog_batch: int = 0  # readings of the last of them
     backlog_us: int = 0  # when the last of them came; 0 = never
     partitions: int = 0  # a bit for each that its latest backlog went to
+
+    def link(self) -> GatewayLink:
+        """Return how its link is."""
+        return GatewayLink(
+            gateway=self.gateway,
+            connected=self.client is not None,
+            peer=self.client.peer if self.client is not None else "",
+            connected_us=self.connected_us,
+            last_batch_us=self.last_batch_us,
+            last_event_us=self.last_event_us,
+            lag_s=self.lag_s,
+            epoch=self.epoch,
+        )
 
 
 class GatewaysSeen:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bridge.intervals import IntervalSet
-from cloud.gateways import GatewaySeen
+from cloud.gateways import GatewayLink, GatewaySeen
 from cloud.ledger import Balance
 from cloud.ledger_account import SourceBalance
 from cloud.sinks.runner import SinkStats
@@ -24,34 +24,46 @@ _LOSSES_SHOWN = 20
 
 
 def gateway_views(
-    sources: Sequence[SourceLedger], seen: Sequence[GatewaySeen]
+    sources: Sequence[SourceLedger],
+    seen: Sequence[GatewaySeen],
+    others: Mapping[str, GatewayLink] | None = None,
 ) -> list[GatewayView]:
-    """Return every gateway the stream or this process has heard of, by name."""
+    """Return every gateway the stream or a node has heard of, by name.
+
+    Args:
+        sources: What came of each, at any node.
+        seen: What this process saw itself.
+        others: What the other nodes of a cluster saw, by gateway.
+    """
     by_name: dict[str, list[SourceLedger]] = {}
     for line in sources:
         by_name.setdefault(line.gateway, []).append(line)
-    live = {one.gateway: one for one in seen}
+    links = {one.gateway: one.link() for one in seen}
+    for name, link in (others or {}).items():
+        if name not in links or link.newer_than(links[name]):
+            links[name] = link
     return [
-        _gateway_view(name, by_name.get(name, []), live.get(name) or GatewaySeen(name))
-        for name in sorted(by_name.keys() | live.keys())
+        _gateway_view(name, by_name.get(name, []), links.get(name) or GatewayLink(name))
+        for name in sorted(by_name.keys() | links.keys())
     ]
 
 
-def _gateway_view(name: str, lines: Sequence[SourceLedger], seen: GatewaySeen) -> GatewayView:
-    epoch = seen.epoch
+def _gateway_view(name: str, lines: Sequence[SourceLedger], link: GatewayLink) -> GatewayView:
+    epoch = link.epoch
     if epoch is None and len(lines) == 1:
         epoch = lines[0].epoch
     return GatewayView(
         gateway=name,
-        connected=seen.client is not None,
-        peer=seen.client.peer if seen.client is not None else "",
-        connected_us=seen.connected_us,
-        last_batch_us=seen.last_batch_us,
-        last_event_us=seen.last_event_us,
+        connected=link.connected,
+        peer=link.peer,
+        connected_us=link.connected_us,
+        last_batch_us=link.last_batch_us,
+        last_event_us=link.last_event_us,
         epoch="" if epoch is None else epoch_text(epoch),
         readings=sum(last - first + 1 for line in lines for first, last in line.held),
         backlog_readings=sum(map(_backlog, lines)),
-        lag_s=seen.lag_s,
+        lag_s=link.lag_s,
+        node=link.node,
     )
 
 

@@ -18,6 +18,7 @@ import structlog
 from bridge.devices import DeviceIds
 from cloud.cluster.bucket import Bucket
 from cloud.cluster.connection import PATIENCE_MIN_S, ClusterError
+from cloud.cluster.gateway_peers import GatewayPeers
 from cloud.cluster.leases import Leases
 from cloud.cluster.mqtt_bus import MqttCluster
 from cloud.cluster.mqtt_fabric import FabricError
@@ -95,6 +96,7 @@ class CloudService:
         self.capture: CloudCapture
         self.broker: Broker
         self.mqtt_cluster: MqttCluster | None = None
+        self.gateway_peers: GatewayPeers | None = None  # of a cluster, while it runs
         self.replicas: Replicas | None = None  # of a cluster's streams
         self._front: Front
         self.sinks: Sinks
@@ -250,6 +252,21 @@ class CloudService:
         except (ClusterError, DatabaseError, StreamError) as error:
             raise StartError(f"sinks: {error}") from None
         self._stops.append(self._stop_sinks)
+        await self._start_peers()
+
+    async def _start_peers(self) -> None:
+        """Have gateways of all nodes seen at any of them."""
+        leases = self.sinks.leases
+        if leases is None or not isinstance(self.stream, JetStreamStream):
+            return
+        self.gateway_peers = GatewayPeers(
+            self.gateways_seen, self.stream.connection, self.stream.layout, leases, self.clock
+        )
+        self._stops.append(self.gateway_peers.stop)
+        try:
+            await self.gateway_peers.start()
+        except ClusterError as error:
+            raise StartError(f"gateways: {error}") from None
 
     def _leases(self) -> Leases | None:
         if not isinstance(self.stream, JetStreamStream):
@@ -445,8 +462,10 @@ class CloudService:
         )
 
     async def gateways(self) -> Sequence[GatewayView]:
-        """Return every gateway that ever sent a batch, by name."""
-        return gateway_views(await self.stream.ledger(), self.gateways_seen.all())
+        """Return every gateway that ever sent a batch, by name, with its link to any node."""
+        peers = self.gateway_peers
+        others = (await peers.links()).links if peers is not None else {}
+        return gateway_views(await self.stream.ledger(), self.gateways_seen.all(), others)
 
     async def ledger(self) -> Sequence[LedgerView]:
         """Return the balance of every (gateway, epoch)."""

@@ -37,6 +37,7 @@ class GatewayView:
     readings: int  # held by the stream, of all its epochs
     backlog_readings: int  # assigned at the edge, neither held nor given up
     lag_s: float | None  # from reading to durable, for the newest live batch
+    node: str = ""  # of a cluster, the node that has it or heard of it last, if another
 
 
 @dataclass(slots=True, frozen=True)

@@ -158,7 +158,7 @@ function showGateways(gateways) {
   note("backlog-note", lags.length ? `readings; lag up to ${span(Math.max(...lags))}` : "readings not here yet");
   fill("gateways", gateways.map((one) => element("tr", {},
     element("td", {}, element("span", { className: `dot ${one.connected ? "up" : "down"}` }), one.gateway),
-    cell(one.connected ? `connected ${span(ageSeconds(one.connected_us))} from ${one.peer}` : "out of reach"),
+    cell(one.connected ? `connected ${span(ageSeconds(one.connected_us))} ${one.node ? `to ${one.node}` : `from ${one.peer}`}` : "out of reach"),
     cell(numbers.format(one.backlog_readings), `number ${one.backlog_readings > 10000 ? "loud" : ""}`),
     cell(one.lag_s === null ? "–" : span(one.lag_s), `number ${one.lag_s > 60 ? "loud" : ""}`),
     cell(numbers.format(one.readings), "number"),

@@ -97,11 +97,16 @@ class Site:
 
     def sent(self, machine: Machine) -> int:
         """Return how many batches of a machine's gateway were acknowledged."""
-        return int(self.ask(machine, 9090, "status")["uplink"]["batches_sent"])
+        return int((self._uplink(machine) or {}).get("batches_sent", 0))
 
     def waiting(self, machine: Machine) -> int:
-        """Return how many readings wait at a machine's gateway."""
-        return int(self.ask(machine, 9090, "status")["uplink"]["backlog_readings"])
+        """Return how many readings wait at a machine's gateway; -1 while it does not say."""
+        return int((self._uplink(machine) or {}).get("backlog_readings", -1))
+
+    def _uplink(self, machine: Machine) -> dict[str, Any] | None:
+        """Return a gateway's figures; None while it starts, or has no time to answer."""
+        status = self.ask(machine, 9090, "status")
+        return None if status is None else status["uplink"]
 
     def load(self, number: int, count: int) -> subprocess.Popen[bytes]:
         """Publish readings to a machine's gateway, 100 a second."""
