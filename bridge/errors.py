@@ -21,3 +21,8 @@ class BatchError(LinkError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+    @property
+    def is_newer(self) -> bool:
+        """True when it may be whole and written by a version after this one."""
+        return self.reason in ("version", "extension", "mode")

@@ -1,7 +1,9 @@
 """The entry each partition of a sink cannot get past for now, and when it is tried again.
 
 Such an entry holds up its own partition only. It is tried so many times, with pauses that double;
-then it is to be set aside. Times are the loop's.
+then it is to be set aside. One that a newer version may have written is tried for `_NEWER_S` at
+least: the cluster was raised to that version a moment ago, and a node that knows it takes the
+partition over (cloud/cluster/versions.py). Times are the loop's.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from cloud.stream.contract import Entry
 
 __all__ = ["Retries"]
 
+_NEWER_S = 60.0  # a node that is too old finds out in a second or two
+
 
 @dataclass(slots=True)
 class _Failure:
@@ -21,6 +25,7 @@ class _Failure:
     tries: int
     retry_at_s: float
     cause: str
+    since_s: float  # of the first try
 
 
 class Retries:
@@ -59,17 +64,31 @@ class Retries:
         """Return when the first pause is over; None while nothing is held up."""
         return min((failure.retry_at_s for failure in self._failures.values()), default=None)
 
-    def failed(self, entry: Entry, cause: str, now_s: float) -> int:
+    def failed(self, entry: Entry, cause: str, now_s: float, *, newer: bool = False) -> int:
         """Count a try of an entry that failed; return its tries so far.
 
-        It is tried again after a pause, unless it has had `tries_max`.
+        It is tried again after a pause, unless it has had its tries: `again` tells.
+
+        Args:
+            entry: Which.
+            cause: Why, as a line.
+            now_s: When.
+            newer: A newer version may have written it.
         """
         before = self._failures.get(entry.partition)
-        tries = before.tries + 1 if before and before.position == entry.position else 1
-        if tries < self._config.tries_max:
-            retry_at_s = now_s + self.pause_s(tries - 1)
-            self._failures[entry.partition] = _Failure(entry.position, tries, retry_at_s, cause)
+        tries, since_s = 1, now_s
+        if before and before.position == entry.position:
+            tries, since_s = before.tries + 1, before.since_s
+        if tries < self._config.tries_max or (newer and now_s - since_s < _NEWER_S):
+            self._failures[entry.partition] = _Failure(
+                entry.position, tries, now_s + self.pause_s(tries - 1), cause, since_s
+            )
         return tries
+
+    def again(self, entry: Entry, tries: int) -> bool:
+        """Return whether an entry is tried again after so many tries."""
+        failure = self._failures.get(entry.partition)
+        return failure is not None and (failure.position, failure.tries) == (entry.position, tries)
 
     def postpone(self, partition: int, cause: str, now_s: float) -> None:
         """Try later, and count nothing: the entry could not be read this time."""

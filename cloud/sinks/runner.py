@@ -450,8 +450,10 @@ class SinkRunner:
         """Count a failure of one entry; set it aside when it has had its tries."""
         self._errors += 1
         cause = _cause(error)
-        tries = self._retries.failed(entry, cause, asyncio.get_running_loop().time())
-        if tries < self._config.tries_max:
+        newer = isinstance(error, BatchError) and error.is_newer
+        now_s = asyncio.get_running_loop().time()
+        tries = self._retries.failed(entry, cause, now_s, newer=newer)
+        if self._retries.again(entry, tries):
             return
         if not self._holds()(entry.partition):
             return

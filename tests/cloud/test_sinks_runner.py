@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import cbor2
 import pytest
 
 from bridge.intervals import IntervalSet
@@ -17,7 +18,7 @@ from cloud.ingest import CloudCapture
 from cloud.ingest_parts import PartEncoder
 from cloud.sinks.contract import DecodedEntry, SinkUnavailable
 from cloud.sinks.decoded import DecodedEntries
-from cloud.sinks.runner import SinkRunner
+from cloud.sinks.runner import SinkRunner, SinkStats
 from cloud.stream.contract import Entry, Part, Stream, StreamError
 from cloud.stream.embedded import EmbeddedStream
 from mqtt.frames import encode_publish
@@ -293,6 +294,31 @@ async def test_one_of_those_that_share_a_body_is_set_aside_alone(tmp_path: Path)
         assert await runner.redrive([(letter.entry.partition, letter.entry.position)]) == (1, 0)
         assert [seq for seq, _ in sink.readings] == [*seqs, 21, 22, 23]
     await stream.close()
+
+
+async def test_what_a_newer_version_wrote_is_not_set_aside_by_one_about_to_find_out(
+    stream: EmbeddedStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster's layout may be raised while an older node reads: it is another's to take."""
+    part = parts_of(one_per_row(1))[0]
+    fields = cbor2.loads(part.body)
+    newer = replace(part, body=cbor2.dumps({**fields, 0: 9}))
+    await stream.append([newer])
+    sink = RecordingSink()
+    async with running(stream, sink) as runner:
+        await until_stats(runner, lambda stats: stats.errors > 20)  # many more than `tries_max`
+        stats = await runner.stats()
+        assert stats.dead_letters == 0
+        assert "version 9" in stats.cause
+        monkeypatch.setattr("cloud.sinks.retries._NEWER_S", 0.0)
+        await until_stats(runner, lambda stats: stats.dead_letters == 1)  # it was damage after all
+
+
+async def until_stats(runner: SinkRunner, check: Callable[[SinkStats], bool]) -> None:
+    """Wait until a runner's figures are so."""
+    async with asyncio.timeout(10):
+        while not check(await runner.stats()):
+            await asyncio.sleep(0.001)
 
 
 async def test_many_poisons_in_many_partitions(stream: EmbeddedStream) -> None:
