@@ -4,7 +4,8 @@ Times of arrival, slices of storage and what is kept for replay go by the clock 
 took a reading, so that readings of nodes whose clocks differ lie in the wrong order of time.
 
 Each announcement of a node (cloud/cluster/lease_keys.py) says what its clock shows. One that comes
-late, because a server or this node hung, is no proof: several in a row are.
+late, because a server or this node hung, is no proof, nor are many that come at once then: several
+in a row are, each some time after the one before it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ log = structlog.get_logger(component="leases")
 
 _APART_S = 5.0  # an announcement is seen within about one
 _TIMES = 3
+_BETWEEN_US = 1_000_000  # half of what lies between two announcements
 _LOG_EVERY_S = 600.0
 
 
@@ -26,7 +28,7 @@ class SkewWatch:
     """The clocks of the other nodes, against this one's."""
 
     def __init__(self) -> None:
-        self._apart: dict[str, int] = {}  # times in a row, by node
+        self._apart: dict[str, tuple[int, int]] = {}  # times in a row and when last, by node
 
     def saw(self, node: str, their_us: int, our_us: int) -> None:
         """Take what another node's clock showed just now, and what this one's shows."""
@@ -34,8 +36,11 @@ class SkewWatch:
         if abs(apart_s) < _APART_S:
             self._apart.pop(node, None)
             return
-        self._apart[node] = self._apart.get(node, 0) + 1
-        if self._apart[node] >= _TIMES:
+        times, last_us = self._apart.get(node, (0, 0))
+        if abs(our_us - last_us) < _BETWEEN_US:
+            return
+        self._apart[node] = (times + 1, our_us)
+        if times + 1 >= _TIMES:
             limited(log, ("skew", node), _LOG_EVERY_S).warning(
                 "clocks_differ",
                 node=node,

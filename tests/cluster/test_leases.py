@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from cloud.cluster.bucket import Bucket
 from cloud.cluster.connection import Connection, NoResponders, Unanswered
 from cloud.cluster.layout import Layout
 from cloud.cluster.leases import Leases, LeaseTimes
+from cloud.cluster.skew import SkewWatch
 from runtime.clock import Clock, ManualClock, SystemClock
 from tests.kit.nats import NatsServers, connected, make_layout, nats_single
 from tests.kit.sites import SkewedClock
@@ -357,6 +359,18 @@ async def test_keys_that_no_node_wrote_are_overlooked(bucket: Bucket) -> None:
         await until(lambda: shares(workers) == [64])
         async with nodes(bucket, "b") as others:  # one that starts, and reads them all
             await until(lambda: shares([*workers, *others])[1] > 0)
+
+
+def test_announcements_that_come_all_at_once_are_no_clock_that_is_wrong() -> None:
+    """As of a node that hung for 20 s, and of the one that wakes and reads what has waited."""
+    watch = SkewWatch()
+    with capture_logs() as logs:
+        for seconds in range(0, 20, 2):
+            watch.saw("other", seconds * 1_000_000, 20_000_000 + seconds)
+        assert logs == []
+        for seconds in range(0, 8, 2):
+            watch.saw("other", seconds * 1_000_000, (20 + seconds) * 1_000_000)
+    assert {line["event"] for line in logs} == {"clocks_differ"}
 
 
 async def test_nodes_whose_clocks_are_apart_say_so(
