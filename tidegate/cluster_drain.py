@@ -65,11 +65,21 @@ async def _drain(config: CloudConfig, node: str, wait_s: float) -> int:
                 )
             # an old key would keep what was purged before it from being noticed
             await bucket.put(drain_key(node), b"{}", ttl_s=_ASKED_S)
-            return await _wait(watch.values, changed, node, wait_s)
+            done = await _wait(watch.values, changed, node, wait_s)
+            if not any(_takes_work(value, node) for value in watch.values.values()):
+                print(f"{node}: no other node is there to take its work: what comes waits in the"
+                      " stream until one is started", file=sys.stderr)  # fmt: skip
+            return done
         finally:
             await watch.stop()
     finally:
         await connection.close()
+
+
+def _takes_work(value: Value, node: str) -> bool:
+    """Return True when a value announces another node that does not drain."""
+    seen = node_of(value)
+    return seen is not None and seen.node != node and not seen.draining
 
 
 async def _wait(
