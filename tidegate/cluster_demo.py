@@ -26,14 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from cloud.cluster.connection import ClusterError, Connection
-from cloud.cluster.layout import Layout, apply
+from cloud.cluster.layout import apply
+from cloud.config import StreamConfig
+from cloud.stream.opening import layout_of
 from runtime.service import StartError, stop_on_signals
 from tidegate.nats_servers import NatsServer, NatsServers, free_ports
 from tidegate.node_api import ask_service
 
 __all__ = ["ClusterProcesses", "TidegateProcess", "add_demo_arguments", "run_demo"]
 
-_MIB = 1 << 20
 _RESTART_S = 3.0
 _REPORT_S = 5.0
 _READY_S = 60.0
@@ -106,7 +107,6 @@ class ClusterProcesses:
         cluster: The cluster's name.
         node_flags: More flags for every node.
         gateway_flags: More flags for every gateway.
-        disk_bytes_max: What the streams may take of each server's disk, about.
 
     Attributes:
         servers: The NATS servers.
@@ -123,16 +123,12 @@ class ClusterProcesses:
         cluster: str = "demo",
         node_flags: Sequence[str] = (),
         gateway_flags: Sequence[str] = (),
-        disk_bytes_max: int = 2 << 30,
     ) -> None:
         self.folder = folder
+        self.layout = layout_of(StreamConfig(cluster=cluster))  # `tidegate cluster plan` has it so
+        # a limit, nothing that is taken
+        disk_bytes_max = sum(int(spec.config["max_bytes"]) for spec in self.layout.specs())
         self.servers = NatsServers(folder / "nats", 3, disk_bytes_max=disk_bytes_max)
-        self.layout = Layout(
-            cluster,
-            raw_bytes_max=disk_bytes_max // 4,
-            ledger_bytes_max=64 * _MIB,
-            bucket_bytes_max=32 * _MIB,
-        )
         ports = free_ports(2 * nodes + 2 * gateways)
         self.mqtt_ports = ports[:nodes]
         self.http_ports = ports[nodes : 2 * nodes]
@@ -146,7 +142,6 @@ class ClusterProcesses:
                     "--port", str(self.mqtt_ports[n]), "--http-port", str(self.http_ports[n]),
                     "--stream", self.servers.url, "--stream-cluster", cluster,
                     "--stream-monitors", ",".join(self.servers.monitors),
-                    "--stream-file-bytes-max", str(disk_bytes_max // 4),
                     *node_flags,
                 ],
                 folder,
@@ -347,6 +342,11 @@ class _Demo:
             print(f"  kill -9 {server.pid:<8} NATS server {server.name}")
         for process in (*cluster.nodes, *cluster.gateways):
             print(f"  kill -9 {process.pid:<8} {process.name}")
+        flags = f"--stream {cluster.servers.url} --stream-cluster {cluster.layout.cluster}"
+        print("Ask, or have a node hand its work over:")
+        print(f"  tidegate status --partitions --url {cluster.urls[0]}")
+        print(f"  tidegate cluster plan {flags}")
+        print(f"  tidegate cluster drain node-1 {flags}")
         print(f"Logs and data: {cluster.folder}")
         print("Ctrl-C ends it with the balance.", flush=True)
 

@@ -35,6 +35,7 @@ _DURABILITY_KEYS = ("num_replicas is", "max_age is", "max_msgs is", "discard is"
 _OPERATORS_KEYS = ("max_bytes is",)  # sizes are whoever applied the layout's to choose
 _SYNC_KEYS = frozenset(("sync_always", "sync_interval"))
 _PAGE_S = 5.0
+_PAYLOAD_BYTES = 1 << 20  # what records and pieces of checkpoints are cut for
 
 
 @dataclass(slots=True, frozen=True)
@@ -62,6 +63,11 @@ async def check_cluster(
         ClusterError: it cannot be used at all; one line that says why and what to do.
     """
     await _check_account(connection)
+    if connection.payload_bytes_max < _PAYLOAD_BYTES:
+        raise ClusterError(
+            f"{connection.server} takes messages of at most {connection.payload_bytes_max:,} bytes:"
+            " set 'max_payload: 1MB' on all servers"
+        )
     epoch = await stream_epoch(connection, layout)
     weak: list[str] = []
     notes: list[str] = []

@@ -120,14 +120,17 @@ class Follower:
         self._next_seq = first_seq
         self._subscription = await self._connection.subscribe(self._live, self._republished)
         loop = asyncio.get_running_loop()
-        give_up_at_s = loop.time() + self._connection.patience_s
+        give_up_at_s = 0.0
+        reached = -1
         while True:
+            if self._next_seq > reached:  # it got on: who is read for long is not given up
+                reached, give_up_at_s = self._next_seq, loop.time() + self._connection.patience_s
             try:
                 await self._connection.flush()
                 await self._load()
                 break
             except (NoResponders, Unanswered):  # between two leaders
-                if loop.time() > give_up_at_s:
+                if loop.time() > give_up_at_s and self._next_seq == reached:
                     raise
             await asyncio.sleep(_RETRY_S)
         self._connection.on_line(self._on_line)

@@ -35,6 +35,7 @@ from bridge.partition import PARTITIONS
 from cloud.cluster.bucket import Bucket, BucketWatch, Conflict, Value, key_token
 from cloud.cluster.connection import ClusterError
 from cloud.cluster.lease_keys import (
+    DRAIN,
     NODE,
     LeaseHolder,
     NodeSeen,
@@ -196,8 +197,14 @@ class Leases:
         self.instance = secrets.token_hex(8)
 
     def of(self, sink: str) -> _Held:
-        """Return the ownership of a sink's partitions on this node."""
+        """Return the ownership of a sink's partitions on this node.
+
+        Raises:
+            ValueError: its leases would be taken for keys of another kind.
+        """
         if sink not in self._groups:
+            if f"{sink}." in (NODE, DRAIN):
+                raise ValueError(f"a sink cannot be named '{sink}': see lease_keys.py")
             self._groups[sink] = _Held(sink, self._clock)  # before `start`, that others know it
         return self._groups[sink]
 

@@ -380,3 +380,10 @@ async def test_apply_twice_at_once_makes_one_layout(one: NatsServers) -> None:
     async with connected(one) as first, connected(one) as second:
         await asyncio.gather(apply(first, layout), apply(second, layout))
         assert await apply(first, layout) == []
+
+
+async def test_servers_that_take_small_messages_only(tmp_path: Path) -> None:
+    with nats_single(tmp_path, extra="max_payload: 64KB\n") as servers:
+        layout = await make_layout(servers, "small")
+        line = await refused(config_of(servers, layout), tmp_path)
+        assert "takes messages of at most 65,536 bytes: set 'max_payload: 1MB'" in line

@@ -34,13 +34,18 @@ def test_the_demonstration_tells_where_to_look_and_balances(tmp_path: Path) -> N
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("kill -9") == 9
-    assert done.stdout.count("http://127.0.0.1:") == 6
+    assert done.stdout.count("http://127.0.0.1:") == 7
     assert "balances: 3 accounts" in done.stdout
 
 
 @contextmanager
-def demonstration(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """A demonstration in a session of its own, as in a terminal, and the processes it told of."""
+def demonstration(
+    folder: Path,
+) -> Iterator[tuple[subprocess.Popen[str], list[int], list[list[str]]]]:
+    """A demonstration in a session of its own, as in a terminal.
+
+    With the processes that it told of, and the commands.
+    """
     child = subprocess.Popen(
         [sys.executable, "-m", "tidegate", "cluster", "demo", "--devices", "9", "--rate", "300",
          "--data", str(folder)],
@@ -50,13 +55,16 @@ def demonstration(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[in
     late = threading.Timer(240, child.kill)
     late.start()
     pids: list[int] = []
+    commands: list[list[str]] = []
     try:
         assert child.stdout is not None
         for line in child.stdout:
             pids += [int(pid) for pid in re.findall(r"kill -9 (\d+)", line)]
+            if line.startswith("  tidegate "):
+                commands.append(line.split()[1:])
             if re.search(r"node-\d took [1-9]", line):  # gateways begin at whichever is first
                 break
-        yield child, pids
+        yield child, pids, commands
     finally:
         late.cancel()
         child.kill()
@@ -75,7 +83,7 @@ def alive(pid: int) -> bool:
 
 def test_ctrl_c_ends_it_in_the_order_of_the_readings_and_it_balances(tmp_path: Path) -> None:
     """The terminal signals every process of the session at once, in the midst of the traffic."""
-    with demonstration(tmp_path / "demo") as (child, pids):
+    with demonstration(tmp_path / "demo") as (child, pids, _):
         os.kill(pids[0], signal.SIGKILL)  # a server is down when the end comes
         os.killpg(child.pid, signal.SIGINT)
         said, _ = child.communicate(timeout=230)
@@ -85,8 +93,14 @@ def test_ctrl_c_ends_it_in_the_order_of_the_readings_and_it_balances(tmp_path: P
         assert not any(map(alive, pids))
 
 
-def test_a_second_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
-    with demonstration(tmp_path / "demo") as (child, pids):
+def test_the_commands_it_tells_of_work_and_a_second_ctrl_c_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
+    with demonstration(tmp_path / "demo") as (child, pids, commands):
+        for command in commands:
+            done = tidegate(*command)
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert {command[1] for command in commands} == {"--partitions", "plan", "drain"}
         os.killpg(child.pid, signal.SIGINT)
         assert child.stdout is not None
         for line in child.stdout:

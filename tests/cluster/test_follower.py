@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cloud.cluster import follower
+from cloud.cluster.connection import Unanswered
 from cloud.cluster.follower import Follower
 
 
@@ -95,3 +97,40 @@ async def test_what_a_look_was_behind_of_is_not_taken_for_purged() -> None:
     assert one.next_seq == 13
     assert 12 not in began
     await one.stop()
+
+
+class Halting(Servers):
+    """Answers a question with one message, and the next not at all."""
+
+    patience_s = 0.0
+
+    def __init__(self, stops_at: int) -> None:
+        super().__init__()
+        self._halts = False
+        self._stops_at = stops_at
+
+    async def direct_get(self, stream: str, asked: dict[str, Any]) -> list[Any]:
+        self._halts = not self._halts
+        if not self._halts or asked["seq"] >= self._stops_at:
+            raise Unanswered("no more answers in 2 s")
+        return [SimpleNamespace(data=b"", headers={"Nats-Sequence": str(asked["seq"])})]
+
+
+@pytest.mark.parametrize("stops_at", [5, 99])
+async def test_a_long_stream_is_read_to_its_end_as_long_as_it_gets_on(
+    stops_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "_RETRY_S", 0.001)
+    servers: Any = Halting(stops_at)
+    read: list[int] = []
+    one = Follower(servers, "S", "live", lambda message: read.append(message.seq))
+    try:
+        if stops_at < 99:
+            with pytest.raises(Unanswered):
+                await one.start()
+            assert read == [1, 2, 3, 4]
+        else:
+            await one.start()
+            assert read == list(range(1, 11))
+    finally:
+        await one.stop()

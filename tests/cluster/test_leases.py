@@ -390,3 +390,12 @@ async def test_nodes_whose_clocks_are_apart_say_so(
         await renewed(right, 1)
         await renewed(other, 1)
         await until(lambda: sorted(shares([right, other])) == [32, 32])
+
+
+@pytest.mark.parametrize("name", ["node", "drain"])
+async def test_a_sink_whose_leases_would_be_taken_for_other_keys_is_refused(
+    bucket: Bucket, name: str
+) -> None:
+    leases = Leases(bucket, "a", ManualClock())
+    with pytest.raises(ValueError, match=f"a sink cannot be named '{name}'"):
+        leases.of(name)
