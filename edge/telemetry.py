@@ -59,6 +59,8 @@ def edge_status(parts: Parts) -> dict[str, Any]:
             "damaged_rows": journal.damaged_rows,
             "written_bytes": parts.wear.written,
             "written_bytes_a_reading": parts.wear.bytes_a_reading,
+            "written_bytes_s": parts.wear.rate_bytes_s,
+            "over_write_budget": parts.wear.over_budget,
             "commit_window_ms": parts.wear.window_s * 1000,
         },
         "uplink": parts.uplink.status().as_dict(),
@@ -161,6 +163,10 @@ def _wear_metrics(metrics: Metrics, wear: Wear) -> None:
         "commit_window_s": (
             "Least time from one commit to the next, seconds.",
             lambda: wear.window_s,
+        ),
+        "over_write_budget": (
+            "1 while more is written than 'day_write_bytes' though the window is at its widest.",
+            lambda: float(wear.over_budget),
         ),
     }
     for name, (text, value) in gauges.items():

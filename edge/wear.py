@@ -96,6 +96,13 @@ class Wear:
         readings = self._readings() - self._begin[1]
         return self.written / readings if readings else 0.0
 
+    @property
+    def over_budget(self) -> bool:
+        """True while more is written than a day's pace though the window is at its widest."""
+        pace_bytes_s = self._config.day_write_bytes / _DAY_S
+        widest = self.window_s >= self._most_s
+        return bool(pace_bytes_s) and widest and self.rate_bytes_s > pace_bytes_s
+
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_S)

@@ -99,6 +99,9 @@ def _losses(status: Figures) -> Iterator[str]:
         yield f"{journal['dead_letters']:,} dead letters: tidegate deadletter list"
     if journal.get("damaged_rows"):
         yield f"{journal['damaged_rows']:,} rows of the journal could not be read; see the log"
+    if journal.get("over_write_budget"):
+        day = size(journal.get("written_bytes_s", 0.0) * 86_400)
+        yield f"{day} a day are written, more than journal.day_write_bytes: the card wears faster"
 
 
 # ---- a node --------------------------------------------------------------------------------------

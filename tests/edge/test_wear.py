@@ -51,6 +51,7 @@ def test_without_a_budget_the_window_stays_and_wear_is_told() -> None:
     assert card.wear.window_s == 0.002
     assert 8000 < card.wear.bytes_a_reading < 8500
     assert card.wear.written == int(card.bytes)
+    assert not card.wear.over_budget
 
 
 def test_under_a_budget_the_window_widens_until_the_pace_is_kept() -> None:
@@ -62,12 +63,18 @@ def test_under_a_budget_the_window_widens_until_the_pace_is_kept() -> None:
     assert (card.bytes - before) / 3600 <= pace * 1.1
     assert (card.bytes - before) / 3600 >= pace * 0.6, "and no wider than that"
     assert card.wear.bytes_a_reading < 1500
+    assert not card.wear.over_budget
 
 
 def test_the_window_is_never_wider_than_its_limit() -> None:
     card = Card(replace(CONFIG, day_write_bytes=1))
+    assert not card.wear.over_budget
     card.run(600)
     assert card.window_s == 0.5
+    assert card.wear.over_budget, "and that is told"
+    card.readings_s = 0
+    card.run(600)
+    assert not card.wear.over_budget
 
 
 def test_when_little_is_written_the_window_is_as_configured_again() -> None:
