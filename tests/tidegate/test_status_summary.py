@@ -83,10 +83,8 @@ def test_every_loss_of_a_gateway_has_a_line() -> None:
 
 def test_a_gateway_whose_card_wears_faster_than_it_may_says_so() -> None:
     over = changed(GATEWAY, journal={"over_write_budget": True, "written_bytes_s": 10_000.0})
-    assert summary(over, NOW_US)[4:] == [
-        "trouble  864.0 MB a day are written, more than journal.day_write_bytes:"
-        " the card wears faster"
-    ]
+    (line,) = summary(over, NOW_US)[4:]
+    assert line.startswith("trouble  864.0 MB a day are written, more than journal.day_write_bytes")
 
 
 def test_a_node_that_is_well() -> None:
