@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+C_SOURCES := $(shell find bridge mqtt -name '*.[ch]')
 
 .PHONY: demo cluster test lint bench docs clean
 
@@ -26,7 +27,7 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/tidegate bench all
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(C_SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'

@@ -127,7 +127,8 @@ function showStatus(status, readiness) {
   ready.textContent = readiness.ok ? "ready" : "not ready";
   ready.className = `pill ${readiness.ok ? "good" : "bad"}`;
   ready.title = readiness.reasons.join("\n");
-  note("node", `${location.host}, version ${status.version}, up ${span(ageSeconds(status.started_us))}`);
+  document.title = status.node ? `${status.node}: Tidegate` : "Tidegate";
+  note("node", `${status.node ? `${status.node}, ` : ""}${location.host}, version ${status.version}, up ${span(ageSeconds(status.started_us))}`);
   if (!readiness.ok) trouble(readiness.reasons.join("; "));
 
   const now = performance.now();

@@ -19,6 +19,6 @@ else:
 
 __all__ = ["VERSION", "Library", "native"]
 
-VERSION: Final = 1  # rises with every change of a function's arguments or meaning
+VERSION: Final = 2  # rises with every change of a function's arguments or meaning
 
 native: Library | None = library("mqtt.broker._lone", VERSION, "no-native-lone")
