@@ -132,7 +132,9 @@ class BatchMaker:
         )
         if body is None and len(readings):
             took_s = self._clock.monotonic_s() - began_s
-            self._level.encoded(took_s, len(payload), self._state.speed.rate_bytes_s)
+            state = self._state
+            full = 2 * state.bytes_in_flight >= state.window_bytes
+            self._level.encoded(took_s, len(payload), state.speed.rate_bytes_s, full=full)
         return payload
 
     def _settled(self, now_s: float) -> int | None:

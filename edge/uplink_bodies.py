@@ -134,7 +134,7 @@ class UplinkBodies:
             readings: How many it held.
             now_s: Now.
         """
-        self.governor.answered(now_s, readings)
+        self.governor.answered(now_s, readings, columnar=mode != Mode.STRUCTURED)
         if mode != Mode.STRUCTURED:
             return
         self._acked += 1

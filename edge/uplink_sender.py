@@ -88,9 +88,9 @@ class UplinkSender:
     async def send(self, connection: UplinkConnection, lane: LinkLane) -> None:
         """Make the next batch of a lane and send it."""
         state = self._state
-        mode = self._batches.bodies.wanted(
-            self._clock.monotonic_s(), self._lanes.waiting(), state.batches_in_flight
-        )
+        bodies = self._batches.bodies
+        began_s = self._clock.monotonic_s()
+        mode = bodies.wanted(began_s, self._lanes.waiting(), state.batches_in_flight)
         grant = state.grant(lane, mode)
         try:
             readings, historical = await self._lanes.take(grant, self._clock.wall_us())
@@ -139,6 +139,8 @@ class UplinkSender:
         self._settler.reported(stones)
         self._lanes.sent(lane, len(payload), len(readings))
         self._publish(connection, payload, sent, packet_bytes(readings))
+        if sent.mode == Mode.STRUCTURED:
+            bodies.governor.made(sent.count, self._clock.monotonic_s() - began_s)
 
     def _refuse(self, grant: Grant, readings: Readings | None, word: str, cause: str) -> None:
         """Note that a batch cannot be sent: fewer of its readings are tried next."""

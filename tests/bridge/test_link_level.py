@@ -22,6 +22,7 @@ def run(
     rate_bytes_s: float | None,
     *,
     encode_us: Callable[[int], float] = lambda _batch: 500.0,
+    full: Callable[[int], bool] = lambda _batch: False,
 ) -> list[int]:
     """Send batches of about 10 kB that take so long at level 1; return the levels used."""
     levels = []
@@ -29,7 +30,8 @@ def run(
         level = governor.level
         levels.append(level)
         took_s = encode_us(batch) * COST[level] / 1e6
-        governor.encoded(took_s, int(10_000 * SIZE[level]), rate_bytes_s)
+        size = int(10_000 * SIZE[level])
+        governor.encoded(took_s, size, rate_bytes_s, full=full(batch))
     return levels
 
 
@@ -43,6 +45,23 @@ def test_on_a_slow_link_it_rises_step_by_step_and_stays() -> None:
 @pytest.mark.parametrize("rate", [20e6, None])
 def test_on_a_fast_link_and_on_one_not_known_it_is_the_lowest(rate: float | None) -> None:
     assert set(run(LevelGovernor(0), 100, rate)) == {1}
+
+
+def test_while_the_window_is_full_fewer_bytes_may_cost_more() -> None:
+    rate = 1_250_000.0
+    assert set(run(LevelGovernor(0), 100, rate)) == {1}
+    assert run(LevelGovernor(0), 100, rate, full=lambda _batch: True)[-1] == 6
+    assert run(LevelGovernor(0), 100, rate / 2, full=lambda batch: batch % 4 != 0)[-1] == 9
+
+
+def test_not_where_encoding_would_be_what_a_drain_waits_for() -> None:
+    assert set(run(LevelGovernor(0), 100, 12_500_000.0, full=lambda _batch: True)) == {1}
+
+
+def test_once_the_window_is_full_no_more_it_falls() -> None:
+    governor = LevelGovernor(0)
+    run(governor, 100, 1_250_000.0, full=lambda _batch: True)
+    assert run(governor, 20, 1_250_000.0)[-1] == 1
 
 
 def test_when_the_link_gets_fast_it_falls() -> None:
@@ -64,9 +83,10 @@ def test_the_loop_is_not_held_for_fewer_bytes_even_on_the_slowest_link() -> None
     assert set(levels) == {1}
 
 
+@pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("rate", [8000.0, 30_000.0, 100_000.0, 300_000.0, 1e6, 3e6])
-def test_it_settles(rate: float) -> None:
-    levels = run(LevelGovernor(0), 500, rate)[100:]
+def test_it_settles(rate: float, full: bool) -> None:
+    levels = run(LevelGovernor(0), 500, rate, full=lambda _batch: full)[100:]
     changes = sum(a != b for a, b in itertools.pairwise(levels))
     assert changes == 0
 

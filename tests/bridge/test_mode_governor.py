@@ -15,11 +15,18 @@ SLOW_CPU = {True: 6_000.0, False: 28_000.0}
 
 
 class Drain:
-    """A link with a few batches in flight, which takes so many readings a second in each mode."""
+    """A link with a few batches in flight, which takes so many readings a second in each mode.
 
-    def __init__(self, rates: dict[bool, float], *, depth: int = 4) -> None:
+    `made`: how many readings a second are made into structured batches; None: the governor is not
+    told.
+    """
+
+    def __init__(
+        self, rates: dict[bool, float], *, depth: int = 4, made: float | None = None
+    ) -> None:
         self.governor = ModeGovernor()
         self.rates = rates
+        self.made = made
         self.depth = depth
         self.in_flight: deque[bool] = deque()
         self.now_s = 0.0
@@ -32,8 +39,17 @@ class Drain:
                 structured = self.governor.structured(self.now_s, waiting, len(self.in_flight))
                 self.in_flight.append(structured)
                 self.modes.append((self.now_s, structured))
+                if structured and self.made is not None:
+                    self.governor.made(BATCH, BATCH / self.made)
             self.now_s += BATCH / self.rates[self.in_flight.popleft()]
             self.governor.answered(self.now_s, BATCH)
+
+    def begin(self, seconds: float) -> None:
+        """Send as while the encoder comes up: columnar, and nobody asks the governor."""
+        until_s = self.now_s + seconds
+        while self.now_s < until_s:
+            self.now_s += BATCH / self.rates[False]
+            self.governor.answered(self.now_s, BATCH, columnar=True)
 
     def share(self, *, structured: bool, after_s: float = 0.0) -> float:
         """Return which part of the batches since then had a mode."""
@@ -100,6 +116,71 @@ def test_a_machine_that_gets_busy_in_a_drain_is_noticed() -> None:
     drain.rates = SLOW_CPU
     drain.run(6 * PAUSE_MIN_S)
     assert drain.share(structured=False, after_s=5 * PAUSE_MIN_S) > 0.9
+
+
+FAST_LINK = {True: 50_000.0, False: 97_000.0}
+
+
+def test_where_structured_batches_are_made_too_slowly_a_few_of_them_tell() -> None:
+    drain = Drain(FAST_LINK, depth=20, made=55_000.0)
+    drain.begin(0.3)
+    drain.run(9.0)
+    modes = [mode for _, mode in drain.modes]
+    assert modes[:12] == [True] * 12
+    assert modes.count(True) < 40, "what fills the window until the first answer"
+    assert drain.governor.switches == 1
+
+
+def test_nobody_knows_that_without_a_columnar_batch_before() -> None:
+    drain = Drain(FAST_LINK, depth=20, made=55_000.0)
+    drain.run(9.0)
+    assert drain.governor.switches == 1
+    assert drain.share(structured=False, after_s=2.0) == 1.0
+
+
+def test_on_a_slow_link_structured_is_tried_first_and_what_is_gone_soon_goes_so() -> None:
+    drain = Drain({True: 27_000.0, False: 9_700.0}, depth=10, made=55_000.0)
+    drain.begin(0.4)
+    drain.run(1.5, waiting=50_000)
+    drain.run(1.0, waiting=25_000)
+    assert drain.share(structured=True) == 1.0
+
+
+def test_and_a_few_more_of_them_now_and_then() -> None:
+    drain = Drain(FAST_LINK, depth=20, made=55_000.0)
+    drain.begin(0.3)
+    drain.run(120.0)
+    structured = [at_s for at_s, mode in drain.modes if mode]
+    assert max(structured) > PAUSE_MIN_S, "it is looked at again"
+    assert len(structured) < 120
+    drain.made = 90_000.0  # the encoder has a core for itself now,
+    drain.rates = {True: 85_000.0, False: 97_000.0}
+    drain.run(2 * PAUSE_MAX_S)
+    assert drain.share(structured=True, after_s=drain.now_s - 30.0) > 0.9
+
+
+def test_a_link_slower_than_the_encoder_is_found_by_samples_as_ever() -> None:
+    drain = Drain(SLOW_LINK, made=55_000.0)
+    drain.run(600.0)
+    assert drain.governor.switches == 0
+    assert drain.share(structured=True) > 0.97
+
+
+def test_what_is_made_in_a_moment_is_not_worth_a_sample() -> None:
+    drain = Drain(SLOW_LINK, made=55_000.0)
+    drain.run(60.0, waiting=20_000)
+    assert drain.share(structured=True) == 1.0
+
+
+def test_batches_without_readings_tell_nothing() -> None:
+    governor = ModeGovernor()
+    now_s = 0.0
+    for _ in range(4000):
+        governor.structured(now_s, FLOOD, 0)
+        governor.made(0, 0.0)
+        governor.answered(now_s, 0)
+        now_s += 0.01
+    assert governor.structured(now_s, FLOOD, 0)
 
 
 @pytest.mark.parametrize("depth", [1, 64])
