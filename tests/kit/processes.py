@@ -103,10 +103,12 @@ class Process:
     """A `tidegate` command in a process of its own, with its output in a file.
 
     Attributes:
+        module: What is run: `tidegate`, or what changes something of it first.
         log: Where stdout and stderr of every run go, one after the other.
     """
 
     def __init__(self, arguments: list[str], log: Path, *, port: int | None = None) -> None:
+        self.module = "tidegate"
         self.arguments = arguments
         self.log = log
         self.port = port
@@ -117,7 +119,7 @@ class Process:
         assert self._child is None or self._child.poll() is not None
         with self.log.open("ab") as output:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "tidegate", *self.arguments],
+                [sys.executable, "-m", self.module, *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
