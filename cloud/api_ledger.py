@@ -120,6 +120,14 @@ class ReplayView(BaseModel):
 def ledger_routes(node: CloudNode) -> APIRouter:
     """Return the paths, to be included below /api/v1."""
     router = APIRouter()
+    router.include_router(_account_routes(node))
+    router.include_router(_dead_letter_routes(node))
+    return router
+
+
+def _account_routes(node: CloudNode) -> APIRouter:
+    """Where readings are: of all of them together, and of one."""
+    router = APIRouter()
 
     @router.get("/audit")
     async def audit(
@@ -178,6 +186,13 @@ def ledger_routes(node: CloudNode) -> APIRouter:
         except (DatabaseError, StreamError) as error:
             raise HTTPException(503, str(error)) from None
         return Traces(traces=[_traced(one) for one in found])
+
+    return router
+
+
+def _dead_letter_routes(node: CloudNode) -> APIRouter:
+    """What storage or another sink lacks, and how it gets it after all."""
+    router = APIRouter()
 
     @router.get("/deadletters")
     async def dead_letters() -> DeadLetters:

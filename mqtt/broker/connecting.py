@@ -26,7 +26,6 @@ from mqtt.properties import (
     SERVER_KEEP_ALIVE,
     SESSION_EXPIRY_INTERVAL,
     TOPIC_ALIAS_MAXIMUM,
-    USER_PROPERTY,
     Properties,
 )
 from mqtt.reason_codes import ReasonCode
@@ -53,7 +52,6 @@ def on_connect(connection: Connection, connect: Connect) -> None:
         connect.protocol_version,
         connect.username,
         connection.peer(),
-        tuple(connect.properties.get(USER_PROPERTY, ())),
         address=connection.address,
         is_local=connection.is_local(),
         keep_alive_s=connect.keep_alive,

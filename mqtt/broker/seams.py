@@ -35,7 +35,6 @@ class ClientInfo:
     protocol_version: int  # 4 = MQTT 3.1.1, 5 = MQTT 5.0
     username: str | None = None
     peer: str = ""  # address and port, for logs
-    connect_user_properties: tuple[tuple[str, str], ...] = ()
     state: dict[str, Any] = field(
         default_factory=dict
     )  # the host's own, lives as long as the connection
