@@ -296,6 +296,8 @@ async def test_an_empty_file_becomes_a_stream(engine: EmbeddedEngine) -> None:
     engine.path.touch()
     async with opened(engine) as stream:
         await stream.append([part(1, [1])])
+    async with opened(engine) as stream:
+        assert [entry.seq_ranges for entry in await read_all(stream, 1)] == [((1, 1),)]
 
 
 async def test_a_write_protected_file() -> None:

@@ -404,11 +404,19 @@ async def test_an_unknown_host_is_told() -> None:
         await run_sim(SimConfig(broker="mqtt://no-such-host.invalid"))
 
 
-async def test_a_broker_that_comes_late_is_found() -> None:
+async def test_a_broker_that_comes_late_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused, on_lost = asyncio.Event(), fleet_module.Fleet.on_lost
+
+    def note(fleet: Any, *about: Any, **how: Any) -> None:
+        on_lost(fleet, *about, **how)
+        refused.set()
+
+    monkeypatch.setattr(fleet_module.Fleet, "on_lost", note)
     (port,) = free_ports(1)
     config = SimConfig(broker=f"mqtt://127.0.0.1:{port}", devices=2, speed=0, count=10)
     run = asyncio.create_task(run_sim(config))
-    await asyncio.sleep(0.15)
+    async with asyncio.timeout(10):
+        await refused.wait()
     async with ScriptedBroker(port=port):
         report = await run
     assert report.acked == 10

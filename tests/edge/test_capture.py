@@ -281,7 +281,9 @@ async def test_relief_is_at_once_when_nothing_is_in_the_way() -> None:
     relieved = asyncio.Event()
     async with capturing(Disk()) as capture:
         capture.when_relieved(relieved.set)
-        await relieved.wait()
+        async with asyncio.timeout(10):
+            await relieved.wait()
+        assert not capture.saturated()
 
 
 async def test_what_waits_for_the_disk_saturates_and_relieves() -> None:

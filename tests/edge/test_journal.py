@@ -135,6 +135,9 @@ async def test_a_cancelled_wait_harms_nobody(tmp_path: Path) -> None:
         first, second = (asyncio.create_task(journal.wait()) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert not second.done()
         await fill(journal, 1)
         await second
 

@@ -256,6 +256,9 @@ async def test_a_fault_in_one_answer_does_not_end_the_store(tmp_path: Path) -> N
         async with asyncio.timeout(10):
             await done.wait()
     await store.close()
+    again = SqliteSessionStore(tmp_path / "s.db")
+    assert len((await again.open()).sessions) == 1
+    await again.close()
 
 
 @pytest.mark.parametrize("theirs", ["foreign", "newer", "garbage"])

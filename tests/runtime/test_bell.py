@@ -40,7 +40,9 @@ async def test_a_ring_just_before_the_wait_is_given_up_is_not_a_fault() -> None:
     await asyncio.sleep(0)
     bell.ring()
     task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not bell._waiters
 
 
 async def test_a_failure_is_raised_in_each_who_waits_and_told_to_nobody_else() -> None:
