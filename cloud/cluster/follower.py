@@ -298,12 +298,14 @@ class Follower:
         except ApiError as error:
             if error.err_code != 10037:
                 raise
-            state = (await self._connection.api(f"STREAM.INFO.{self.stream}"))["state"]
+            state = (await self._look())["state"]
             if int(state["last_seq"]) < up_to or self._next_seq > start:
                 return False
             self._skip_to(up_to + 1)
             return True
         seq = int(said["message"]["seq"])
+        if seq > start and self._described is not None:
+            await self._look()  # why, its metadata may say
         if seq > start and self._next_seq == start:
             self._skip_to(seq)
             return True

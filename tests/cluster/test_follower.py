@@ -134,3 +134,18 @@ async def test_a_long_stream_is_read_to_its_end_as_long_as_it_gets_on(
             assert read == list(range(1, 11))
     finally:
         await one.stop()
+
+
+async def test_what_a_stream_says_of_itself_is_known_before_sequences_are_passed_over() -> None:
+    """Its metadata may say why nothing is there: it was made again, and goes on further on."""
+    servers: Any = Servers()
+    said: list[int] = []
+    one = Follower(
+        servers, "S", "live", lambda _message: None, described=lambda _: said.append(one.next_seq)
+    )
+    try:
+        await one.start()
+        assert one.next_seq == 11
+        assert said[:2] == [1, 1]  # at the start, and once more before it went on
+    finally:
+        await one.stop()

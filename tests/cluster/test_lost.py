@@ -168,3 +168,29 @@ async def test_a_stream_that_is_made_again_goes_on_behind_the_lost_one(
         await apply(connection, engine.layout, recreate=[name])
         after = await connection.publish(subject.replace(">", "x"), b"")
         assert before.seq < after.seq < 1 << 47
+
+
+async def test_a_stream_of_bodies_put_back_by_hand_is_named_until_it_is_made_again_in_order(
+    engine: JetStreamEngine,
+) -> None:
+    """Its new places are old ones, which were trimmed: appends would be void for ever."""
+    name = engine.layout.raw_stream(3)
+    async with opened(engine) as stream, connected(engine.servers) as connection:
+        for seq in range(1, 5):
+            await taken(stream, 3, seq)
+        await stream.trim({3: (await stream.stats()).last_positions[3]})
+        config = (await connection.api(f"STREAM.INFO.{name}"))["config"]
+        await connection.api(f"STREAM.DELETE.{name}")
+        await connection.api(f"STREAM.CREATE.{name}", config)
+        words = f"{name}: its sequences went back to .*--recreate {name}"
+        await stream.held("gw", EPOCH)
+        with pytest.raises(StreamError, match=words):
+            await stream.append([part(3, [5])])
+        stream._proved_s.clear()
+        with pytest.raises(StreamError, match=words):  # `/readyz` says so too
+            await stream.append([])
+        await connection.api(f"STREAM.DELETE.{name}")
+        await apply(connection, engine.layout, recreate=[name])
+        await taken(stream, 3, 5)
+        await stream.append([])
+        assert await seqs_of(stream, 3) == [5]

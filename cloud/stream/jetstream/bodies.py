@@ -144,8 +144,22 @@ class BodyWriter:
         body.told.append(told)
         return body
 
-    async def stored(self, partition: int, data: bytes) -> None:
-        """Store a body.
+    def went_back(self, partition: int, seq: int, floor: int) -> StreamError:
+        """Return what is said of a body whose place is one that was trimmed: it counts for nothing.
+
+        Args:
+            partition: Whose stream of bodies it is.
+            seq: Where it was stored.
+            floor: Up to where all was trimmed.
+        """
+        name = self._layout.raw_stream(partition)
+        return StreamError(
+            f"{name}: its sequences went back to {seq}, up to {floor} all was trimmed: it was made"
+            f" or put back by hand; delete it, then 'tidegate cluster apply --recreate {name}'"
+        )
+
+    async def stored(self, partition: int, data: bytes) -> int:
+        """Store a body; return its sequence.
 
         Raises:
             StreamError: it may be there or not; StreamFull: it is not.
@@ -157,9 +171,10 @@ class BodyWriter:
                 done.set_result(body)
 
         self.write(partition, data, told)
-        failure = (await done).failure
-        if failure is not None:
-            raise failure
+        body = await done
+        if body.failure is not None:
+            raise body.failure
+        return body.extents[0]
 
     async def close(self) -> None:
         """Give up what is under way."""

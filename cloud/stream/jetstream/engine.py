@@ -24,6 +24,7 @@ from pathlib import Path
 import structlog
 
 from bridge.intervals import Range
+from bridge.partition import PARTITIONS
 from cloud.cluster.checks import RELAXED
 from cloud.cluster.connection import ClusterError, Connection
 from cloud.cluster.durability import DurabilityWatch
@@ -246,7 +247,10 @@ class JetStreamStream:
         now_s = asyncio.get_running_loop().time()
         for number in range(RAW_STREAMS):
             if now_s - self._proved_s.get(number, -_RAW_PROVED_S) >= _RAW_PROVED_S:
-                await self._writer.stored(number, b"")
+                seq = await self._writer.stored(number, b"")
+                floor = max(map(self._state.floor, range(number, PARTITIONS, RAW_STREAMS)))
+                if seq <= floor:
+                    raise self._writer.went_back(number, seq, floor)
                 self._proved_s[number] = now_s
         await self._commits.probe()
 

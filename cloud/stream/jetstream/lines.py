@@ -202,10 +202,22 @@ class Lines:
             lines = one.lines.values()
             if one.left or one.future.done() or not all(_leads(one, line) for line in lines):
                 continue
+            if out_of_place := self._out_of_place(one):
+                self._fail(one, out_of_place)
+                continue
             for line in lines:
                 line.waiting.popleft()
             self._commit(one)
             ready.extend(line.waiting[0] for line in lines if line.waiting)
+
+    def _out_of_place(self, append: _Append) -> StreamError | None:
+        """Return what is wrong with bodies whose places were trimmed: the append would be void."""
+        state = self._state()
+        for part, body in zip(append.parts, append.bodies, strict=True):
+            seq, floor = min(body.extents[::3]), state.floor(part.partition)
+            if seq <= floor:
+                return self._bodies.went_back(part.partition, seq, floor)
+        return None
 
     def _commit(self, append: _Append) -> None:
         self._number += 1
