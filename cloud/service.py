@@ -128,6 +128,12 @@ class CloudService:
             self.metrics, lambda: self._sample, self.capture, self.broker, self.storage, self.ready
         )
         register_stream_metrics(self.metrics, self.stream)
+        self.metrics.gauge(
+            "tidegate_gateway_quiet_s",
+            "Seconds since a gateway's last batch at this node; of a cluster's nodes the least.",
+            self._quiet,
+            ("gateway",),
+        )
         if self.mqtt_cluster is not None:
             register_mqtt_cluster(self.metrics, self.mqtt_cluster)
         if isinstance(self.stream, JetStreamStream):
@@ -466,6 +472,14 @@ class CloudService:
         peers = self.gateway_peers
         others = (await peers.links()).links if peers is not None else {}
         return gateway_views(await self.stream.ledger(), self.gateways_seen.all(), others)
+
+    def _quiet(self) -> dict[tuple[str, ...], float]:
+        now_us = self.clock.wall_us()
+        return {
+            (one.gateway,): max(0.0, (now_us - one.last_batch_us) / 1e6)
+            for one in self.gateways_seen.all()
+            if one.last_batch_us is not None
+        }
 
     async def ledger(self) -> Sequence[LedgerView]:
         """Return the balance of every (gateway, epoch)."""

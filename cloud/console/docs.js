@@ -29,17 +29,40 @@ function address(path, fields) {
   return text ? `${path}?${text}` : path;
 }
 
+const SHOWN_CHARS = 100000;
+const asked = new Map();       // by the box of its answer: what ends a request that is under way
+
 async function send(path, fields, answerBox) {
   const target = address(path, fields);
+  asked.get(answerBox)?.abort();
+  const mine = new AbortController();
+  asked.set(answerBox, mine);
   answerBox.textContent = "…";
   answerBox.hidden = false;
   try {
-    const answer = await fetch(target);
+    const answer = await fetch(target, { signal: mine.signal });
+    const head = `GET ${target}\n${answer.status} ${answer.statusText}\n\n`;
+    if ((answer.headers.get("content-type") || "").startsWith("text/event-stream")) {
+      await showEvents(answer, head, answerBox, mine);
+      return;
+    }
     const text = await answer.text();
     let shown = text;
     try { shown = JSON.stringify(JSON.parse(text), null, 2); } catch { /* not JSON: as it is */ }
-    answerBox.textContent = `GET ${target}\n${answer.status} ${answer.statusText}\n\n${shown.slice(0, 100000)}`;
-  } catch (error) { answerBox.textContent = error.message; }
+    answerBox.textContent = head + shown.slice(0, SHOWN_CHARS);
+  } catch (error) { if (error.name !== "AbortError") answerBox.textContent = error.message; }
+}
+
+// Events have no end: they are shown as they come, until there are many, or Send is pressed again.
+async function showEvents(answer, head, answerBox, mine) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  answerBox.textContent = head;
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    answerBox.textContent += value;
+    if (answerBox.textContent.length > SHOWN_CHARS) mine.abort();
+  }
 }
 
 function endpoint(path, method, operation) {

@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("deploy/**/*.md")])
 PACKAGES = ("tidegate", "edge", "cloud", "device_sim", "bridge", "mqtt", "runtime", "benchmarks")
-OTHERS_FLAGS = {"--now", "--signal", "--help"}  # of systemctl, nats-server and argparse
+OTHERS_FLAGS = {
+    "--now", "--signal", "--help",  # of systemctl, nats-server and argparse
+    "--system", "--no-create-home", "--shell",  # of useradd
+}  # fmt: skip
 
 
 def named(pattern: str, page: Path) -> set[str]:
