@@ -35,10 +35,10 @@ _SETTLE_S = 0.3  # after a change of modes, and until all that was in flight is 
 _SAMPLE_S = 1.0
 _SAMPLE_BATCHES = 8
 _SAMPLE_MAX_S = 10.0  # with fewer batches
-_PROBE_BATCHES = 12  # the first of a context take longer:
+_PROBE_BATCHES = 12  # the first of a context take longer, so
 _MADE_BATCHES = 8  # the last ones count
 _SEEN_BATCHES = 64  # of mode 0, before anything was measured
-_SEEN_PART = 0.6  # as fast as structured ones are made, and columnar is tried first
+_SEEN_PART = 0.6  # of the rate at which structured ones are made: then columnar is tried first
 
 
 class _Phase(Enum):

@@ -11,6 +11,8 @@ import pytest
 
 from bridge.batch import Batch
 from bridge.envelope import LinkLane
+from bridge.link_level import LevelGovernor
+from bridge.mode_governor import ModeGovernor
 from edge.contract import Commit, Lane, Tombstone
 from runtime.clock import SystemClock
 from tests.kit.cloud_peer import Answer, CloudPeer
@@ -269,6 +271,38 @@ async def test_a_refused_structured_batch_is_sent_again_in_a_fresh_context() -> 
     assert [payload for _, payload in cloud.rows] == numbered(0, 500)
     assert cloud.doubled == 0
     assert status.structured_batches == 10
+
+
+async def test_the_governor_hears_how_long_structured_batches_take_to_make(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[tuple[int, float]] = []
+    monkeypatch.setattr(ModeGovernor, "made", lambda _self, *batch: made.append(batch))
+    journal = MemoryJournal()
+    async with (
+        CloudPeer() as cloud,
+        uplink_to(journal, cloud.url, config=STRUCTURED) as uplink,
+    ):
+        journal.capture(numbered(0, 500))
+        await journal.until_trimmed()
+        assert len(made) == uplink.status().structured_batches > 0
+    assert sum(readings for readings, _ in made) == 500
+    assert all(took_s > 0 for _, took_s in made)
+
+
+async def test_columnar_batches_are_known_to_fill_the_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full: list[bool] = []
+    monkeypatch.setattr(LevelGovernor, "encoded", lambda *_, **known: full.append(known["full"]))
+    journal = MemoryJournal()
+    config = replace(FAST, mode="columnar", batch_readings=50)
+    async with CloudPeer(lambda *_: None) as cloud, uplink_to(journal, cloud.url, config=config):
+        journal.capture([random.Random(n).randbytes(40) for n in range(2000)])
+        await cloud.until("a full window", lambda: cloud.batches >= 8)
+    assert full[:3] == [False] * 3
+    assert full[-1]
+    assert full == sorted(full), "nothing was answered"
 
 
 async def test_a_few_readings_are_encoded_without_a_process(
