@@ -150,3 +150,11 @@ class LinkSpeed:
             return most
         size = max(BATCH_BYTES_MIN, self.rate_bytes_s * BATCH_S)
         return min(most, max(BATCH_READINGS_MIN, int(size / max(1.0, self.reading_bytes))))
+
+    def batch_bytes(self, most: int) -> int:
+        """Return how many bytes of payloads and topics, at most `most`, one batch should hold.
+
+        They may not compress, and before the speed is known this may be the slowest of links: all
+        that comes behind the batch, urgent readings too, would wait for it.
+        """
+        return min(most, WINDOW_BYTES_FIRST) if self.rate_bytes_s is None else most

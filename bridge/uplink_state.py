@@ -265,7 +265,7 @@ class UplinkState:
             lane=lane,
             after_seq=cursor.sent_seq,
             readings_max=readings_max,
-            bytes_max=max(1, limits.batch_bytes >> self._shrink),
+            bytes_max=max(1, self.speed.batch_bytes(limits.batch_bytes) >> self._shrink),
             mode=int(Mode.COLUMNAR) if plain else int(mode),
             fresh=self._fresh,
             generation=self.generation,

@@ -30,6 +30,16 @@ def test_before_anything_is_known_batches_are_as_configured_and_the_window_is_sm
     assert speed.window_bytes == 16 * 1024
 
 
+def test_before_anything_is_known_a_batch_that_does_not_compress_is_small_too() -> None:
+    speed = LinkSpeed(MOST)
+    assert speed.batch_bytes(256 * 1024) == 16 * 1024
+    assert speed.batch_bytes(1000) == 1000
+    assert measured(8_000).batch_bytes(256 * 1024) == 256 * 1024, "readings are fewer then"
+    speed = measured(8_000)
+    speed.reset()
+    assert speed.batch_bytes(256 * 1024) == 16 * 1024, "another connection may be another link"
+
+
 @pytest.mark.parametrize("rate", [20_000, 100_000, 900_000])
 def test_the_window_is_a_quarter_of_a_second_of_the_link(rate: int) -> None:
     speed = measured(rate)
