@@ -1,18 +1,20 @@
 """Which gateways are connected, and when each was last heard of: what this node saw itself.
 
-The broker tells of clients that come and go; a client is a gateway from its first batch on. What
-must outlive a restart is in the stream's ledger, not here.
+The broker tells of clients that come and go. A client is a gateway from its first batch on; before
+that one is shown as connected where its client id says so, and the ledger knows it. What must
+outlive a restart is in the stream's ledger, not here.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
 
 from bridge.envelope import LinkLane
+from bridge.link_pacing import UPLINK_CLIENT_PREFIX
 from bridge.partition import partitions_of
 from cloud.ingest_batches import BatchTaken
 from mqtt.broker.seams import ClientInfo
@@ -86,12 +88,23 @@ class GatewaysSeen:
         self._clock = clock
         self._gateways: OrderedDict[str, GatewaySeen] = OrderedDict()
         self._gateways_max = gateways_max
+        self._uplinks: dict[str, ClientInfo] = {}  # who says to be a gateway's, by its name
         self.connections = 0  # clients connected, gateways or not
         self.admits: Callable[[ClientInfo], float] = lambda _client: 0.0  # as `connect_wait_s`
 
     def all(self) -> list[GatewaySeen]:
         """Return every gateway heard of."""
         return list(self._gateways.values())
+
+    def links(self) -> list[GatewayLink]:
+        """Return how the links are: of every gateway heard of, and of who says to be one's."""
+        found = {one.gateway: one.link() for one in self._gateways.values()}
+        for name, client in self._uplinks.items():
+            link = found.get(name) or GatewayLink(name)
+            if not link.connected:
+                since_us = client.state.get(_CONNECTED_KEY)
+                found[name] = replace(link, connected=True, peer=client.peer, connected_us=since_us)
+        return list(found.values())
 
     def connect_wait_s(self, client: ClientInfo) -> float:
         """Return after how long a client should come again; 0: now is fine."""
@@ -101,10 +114,15 @@ class GatewaysSeen:
         """Note when a client came; whether it is a gateway shows with its first batch."""
         self.connections += 1
         client.state[_CONNECTED_KEY] = self._clock.wall_us()
+        if client.client_id.startswith(UPLINK_CLIENT_PREFIX):
+            self._uplinks[client.client_id.removeprefix(UPLINK_CLIENT_PREFIX)] = client
 
     def client_disconnected(self, client: ClientInfo, reason_code: int) -> None:  # noqa: ARG002
         """Note that a client is gone."""
         self.connections -= 1
+        name = client.client_id.removeprefix(UPLINK_CLIENT_PREFIX)
+        if self._uplinks.get(name) is client:  # not one that has taken its place
+            del self._uplinks[name]
         for gateway in client.state.get("gateways", ()):
             seen = self._gateways.get(gateway)
             if seen is not None and seen.client is client:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bridge.intervals import IntervalSet
-from cloud.gateways import GatewayLink, GatewaySeen
+from cloud.gateways import GatewayLink
 from cloud.ledger import Balance
 from cloud.ledger_account import SourceBalance
 from cloud.sinks.runner import SinkStats
@@ -25,7 +25,7 @@ _LOSSES_SHOWN = 20
 
 def gateway_views(
     sources: Sequence[SourceLedger],
-    seen: Sequence[GatewaySeen],
+    seen: Sequence[GatewayLink],
     others: Mapping[str, GatewayLink] | None = None,
 ) -> list[GatewayView]:
     """Return every gateway the stream or a node has heard of, by name.
@@ -38,13 +38,13 @@ def gateway_views(
     by_name: dict[str, list[SourceLedger]] = {}
     for line in sources:
         by_name.setdefault(line.gateway, []).append(line)
-    links = {one.gateway: one.link() for one in seen}
+    links = {one.gateway: one for one in seen}
     for name, link in (others or {}).items():
         if name not in links or link.newer_than(links[name]):
             links[name] = link
     return [
         _gateway_view(name, by_name.get(name, []), links.get(name) or GatewayLink(name))
-        for name in sorted(by_name.keys() | links.keys())
+        for name in sorted(by_name.keys() | {n for n, one in links.items() if one.last_batch_us})
     ]
 
 

@@ -471,7 +471,7 @@ class CloudService:
         """Return every gateway that ever sent a batch, by name, with its link to any node."""
         peers = self.gateway_peers
         others = (await peers.links()).links if peers is not None else {}
-        return gateway_views(await self.stream.ledger(), self.gateways_seen.all(), others)
+        return gateway_views(await self.stream.ledger(), self.gateways_seen.links(), others)
 
     def _quiet(self) -> dict[tuple[str, ...], float]:
         now_us = self.clock.wall_us()

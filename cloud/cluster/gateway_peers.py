@@ -98,5 +98,4 @@ class GatewayPeers:
 
     async def _answer(self, question: Sequence[Any]) -> list[dict[str, Any]]:
         skip = int(question[0])
-        some = self._seen.all()[skip : skip + _ANSWER_GATEWAYS]
-        return [asdict(one.link()) for one in some]
+        return [asdict(one) for one in self._seen.links()[skip : skip + _ANSWER_GATEWAYS]]

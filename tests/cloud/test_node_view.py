@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from cloud.gateways import GatewayLink, GatewaySeen
+from cloud.gateways import GatewayLink
 from cloud.node_view import gateway_views
 from cloud.stream.contract import SourceLedger
 
 LEDGER = (SourceLedger("gw-1", 7, assigned=12, held=((1, 10),), given_up=()),)
-HERE = GatewaySeen("gw-1", last_batch_us=50, lag_s=0.5, epoch=7)
+HERE = GatewayLink("gw-1", last_batch_us=50, lag_s=0.5, epoch=7)
 
 
 def test_a_gateway_that_nobody_has() -> None:
@@ -30,10 +30,15 @@ def test_whoever_heard_of_it_last_is_right_when_nobody_has_it() -> None:
         assert (one.connected, one.node) == (False, node)
 
 
-def test_a_gateway_that_never_sent_anything_here() -> None:
-    there = GatewayLink("gw-2", connected=True, node="two")
+def test_a_gateway_whose_batches_only_another_node_has_heard_of() -> None:
+    there = GatewayLink("gw-2", connected=True, last_batch_us=1, node="two")
     views = gateway_views(LEDGER, [], {"gw-2": there})
     assert [(one.gateway, one.connected, one.readings) for one in views] == [
         ("gw-1", False, 10),
         ("gw-2", True, 0),
     ]
+
+
+def test_who_only_says_to_be_a_gateway_is_none() -> None:
+    views = gateway_views(LEDGER, [GatewayLink("gw-1-redrive", connected=True)])
+    assert [one.gateway for one in views] == ["gw-1"]
