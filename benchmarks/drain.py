@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.payloads import sensor_json
 from benchmarks.slow_link import Link
 from benchmarks.wire import connect_frame, cpu_s_of, frame_of
 from tidegate.nats_servers import free_ports
@@ -165,19 +166,6 @@ def _cpu_s(edge: int, cloud: int) -> dict[str, float]:
 # ---- what is published ---------------------------------------------------------------------------
 
 
-def _payload(rng: random.Random, n: int) -> bytes:
-    return json.dumps(
-        {
-            "n": n,
-            "temperature": round(20 + rng.gauss(0, 2), 2),
-            "humidity": round(50 + rng.gauss(0, 5), 1),
-            "battery": 80 + n % 20,
-            "linkquality": rng.randrange(40, 250),
-            "state": rng.choice(["ON", "OFF"]),
-        }
-    ).encode()
-
-
 async def _fill(port: int, readings: int) -> None:
     """Publish the backlog with QoS 1 and wait for every acknowledgement."""
 
@@ -191,7 +179,7 @@ async def _fill(port: int, readings: int) -> None:
             some = mine[start : start + 500]
             writer.write(
                 b"".join(
-                    frame_of(_BACKLOG_TOPIC % (n % 200), _payload(rng, n), 1, n % 60_000 + 1, 4)
+                    frame_of(_BACKLOG_TOPIC % (n % 200), sensor_json(rng, n), 1, n % 60_000 + 1, 4)
                     for n in some
                 )
             )

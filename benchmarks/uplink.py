@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
 import multiprocessing
 import random
 import resource
@@ -26,6 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks.payloads import sensor_json
 from bridge.devices import DeviceIds
 from edge.config import JournalConfig
 from edge.contract import Lane
@@ -94,16 +94,7 @@ async def _fill(journal: Journal, readings: int, devices: int) -> None:
     for first in range(0, readings, _COMMIT):
         segments = []
         for n in range(first, min(first + _COMMIT, readings)):
-            payload = json.dumps(
-                {
-                    "n": n,
-                    "temperature": round(20 + rng.gauss(0, 2), 2),
-                    "humidity": round(50 + rng.gauss(0, 5), 1),
-                    "battery": 80 + n % 20,
-                    "linkquality": rng.randrange(40, 250),
-                    "state": rng.choice(["ON", "OFF"]),
-                }
-            ).encode()
+            payload = sensor_json(rng, n)
             topic = b"devices/sensor-%d/state" % rng.randrange(devices)
             frame = encode_publish(0x32, topic, 1, b"", payload, 4)
             wall_us = 1_700_000_000_000_000 + n * 1000

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
+
+from tests.kit.programs import program
 
 __all__ = ["INTEROP", "node_with_mqtt_js"]
 
@@ -14,9 +15,7 @@ INTEROP = Path(__file__).parents[1] / "interop"
 
 def node_with_mqtt_js() -> str:
     """Return the path of node; skips the test where node or MQTT.js is not installed."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not installed on this machine")
+    node = program("node", "nodejs")
     if not (INTEROP / "node_modules" / "mqtt").is_dir():
         pytest.skip("MQTT.js is not installed: run 'npm install' in tests/interop")
     return node

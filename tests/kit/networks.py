@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.programs import program
+
 __all__ = ["Machine", "Switch", "switch_with"]
 
 
@@ -110,12 +112,9 @@ def _port(index: int) -> str:
 
 def _holder() -> subprocess.Popen[bytes]:
     """Start a process that does nothing but keep a network namespace, for as long as we live."""
-    command = ["unshare", "-n", "sh", "-c", "echo here; exec cat"]
+    command = [program("unshare", "util-linux"), "-n", "sh", "-c", "echo here; exec cat"]
     pipe = subprocess.PIPE
-    try:
-        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
-    except FileNotFoundError:
-        pytest.skip("there is no unshare command")
+    child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
     assert child.stdout is not None
     if child.stdout.readline() != b"here\n":
         child.communicate()
@@ -124,10 +123,8 @@ def _holder() -> subprocess.Popen[bytes]:
 
 
 def _ip(holder: int, *arguments: str) -> None:
-    command = ["nsenter", "-t", str(holder), "-n", "ip", *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no nsenter command")
+    nsenter, ip = program("nsenter", "util-linux"), program("ip", "iproute2")
+    command = [nsenter, "-t", str(holder), "-n", ip, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"no network can be made: {done.stderr.strip()}")

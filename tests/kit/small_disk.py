@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.processes import wait_for
+from tests.kit.programs import program
 
 __all__ = ["small_disk", "take_all_space"]
 
@@ -18,11 +19,9 @@ __all__ = ["small_disk", "take_all_space"]
 def small_disk(path: Path, size: str) -> Iterator[Path]:
     """Mount a disk of a given size; skips where mounting is not permitted."""
     path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tidegate-test", str(path)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
+    mount = program("mount", "mount")
+    command = [mount, "-t", "tmpfs", "-o", f"size={size}", "tidegate-test", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"mounting is not permitted: {done.stderr.strip()}")
     try:
