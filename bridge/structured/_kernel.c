@@ -587,6 +587,8 @@ PyObject *kernel_read_integer(PyObject *self, PyObject *args)
     X(assemble)                                                                                   \
     X(bits_beside)                                                                                \
     X(code_slots)                                                                                 \
+    X(code_text)                                                                                  \
+    X(code_texts)                                                                                 \
     X(expect_all)                                                                                 \
     X(forecasts)                                                                                  \
     X(gather)                                                                                     \
@@ -648,7 +650,7 @@ PyMODINIT_FUNC PyInit__kernel(void)
     if (kernel_names_ready() < 0)
         return NULL;
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 10) < 0)
+    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 11) < 0)
         Py_CLEAR(made);
     return made;
 }

@@ -62,7 +62,12 @@
     X(kind)                                                                                       \
     X(known)                                                                                      \
     X(last)                                                                                       \
+    X(last_length)                                                                                \
+    X(last_prefix)                                                                                \
+    X(last_suffix)                                                                                \
+    X(last_texts)                                                                                 \
     X(layouts)                                                                                    \
+    X(length)                                                                                     \
     X(lengths)                                                                                    \
     X(literal_bytes)                                                                              \
     X(literals)                                                                                   \
@@ -80,15 +85,19 @@
     X(noted)                                                                                      \
     X(of_siblings)                                                                                \
     X(order)                                                                                      \
+    X(pack)                                                                                       \
     X(param)                                                                                      \
     X(payloads)                                                                                   \
     X(period)                                                                                     \
     X(phase)                                                                                      \
+    X(piece)                                                                                      \
     X(pieces)                                                                                     \
     X(plain)                                                                                      \
     X(plain_at)                                                                                   \
     X(plan)                                                                                       \
+    X(pools)                                                                                      \
     X(predictor)                                                                                  \
+    X(prefix)                                                                                     \
     X(prepare)                                                                                    \
     X(printer)                                                                                    \
     X(prior)                                                                                      \
@@ -102,6 +111,7 @@
     X(resembles)                                                                                  \
     X(rows)                                                                                       \
     X(samples)                                                                                    \
+    X(size)                                                                                       \
     X(slots)                                                                                      \
     X(source)                                                                                     \
     X(spans)                                                                                      \
@@ -109,6 +119,7 @@
     X(state)                                                                                      \
     X(steady)                                                                                     \
     X(strayed)                                                                                    \
+    X(suffix)                                                                                     \
     X(tables)                                                                                     \
     X(template)                                                                                   \
     X(templates)                                                                                  \
@@ -117,6 +128,7 @@
     X(times)                                                                                      \
     X(tokens)                                                                                     \
     X(total)                                                                                      \
+    X(unpack)                                                                                     \
     X(uses)                                                                                       \
     X(version)                                                                                    \
     X(views)                                                                                      \

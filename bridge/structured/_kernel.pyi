@@ -4,7 +4,7 @@ from typing import Protocol
 from bridge.structured.assembly import Budget, Decoded, Placed
 from bridge.structured.coder import Coder, Reader, Writer
 from bridge.structured.columns import ReadColumn, WrittenColumn
-from bridge.structured.context import Column, Family, ModelTables, Source, Template
+from bridge.structured.context import Column, Family, ModelTables, Source, Template, TextModel
 from bridge.structured.frames import Step
 from bridge.structured.heads import FamilyRows, Row
 from bridge.structured.planner import BatchPlan
@@ -16,6 +16,7 @@ from bridge.structured.schema import ColumnPlan
 from bridge.structured.shapes import Path
 from bridge.structured.symbols import Spans
 from bridge.structured.tables import Chain, Table
+from bridge.structured.texts import Alphabet
 from bridge.structured.timing import Arrivals
 
 class Kernel(Protocol):
@@ -36,6 +37,27 @@ class Kernel(Protocol):
         new_column: Callable[[ColumnPlan | None], int],
         /,
     ) -> tuple[tuple[int, ...], tuple[int, ...]]: ...
+    def code_text(
+        self,
+        io: Coder,
+        model: TextModel,
+        reference: bytes,
+        most: int,
+        value: bytes | None,  # of a writer
+        packing: Alphabet | None,
+        /,
+    ) -> bytes: ...
+    def code_texts(
+        self,
+        io: Coder,
+        model: TextModel,
+        column: Column,
+        cells: list[int],
+        tokens: Sequence[bytes] | None,  # of a writer
+        most: int,
+        packing: Alphabet | None,
+        /,
+    ) -> list[bytes]: ...
     def expect_all(
         self, sources: list[Source], start: int, end: int, /
     ) -> tuple[list[int], list[int]] | None: ...

@@ -1,5 +1,4 @@
-/* What an encoder learns, in C: the twins of learner.py, and of texts.py where texts are compared.
- */
+/* What an encoder learns, in C: the twins of learner.py. */
 
 #include "_kernel.h"
 
@@ -208,23 +207,4 @@ PyObject *kernel_bits_beside(PyObject *self, PyObject *args)
     if (failed > 0)
         PyErr_SetString(PyExc_ValueError, "a step of more than 63 bits");
     return failed ? NULL : bits_of(&sizes);
-}
-
-/* ---- texts --------------------------------------------------------------------------------- */
-
-/* Returns how many bytes two texts begin with in common, and how many end what is left of them. */
-PyObject *kernel_shared_ends(PyObject *self, PyObject *args)
-{
-    (void)self;
-    PyObject *a, *b;
-    if (!PyArg_ParseTuple(args, "SS", &a, &b))
-        return NULL;
-    const char *first = PyBytes_AS_STRING(a), *second = PyBytes_AS_STRING(b);
-    Py_ssize_t m = PyBytes_GET_SIZE(a), n = PyBytes_GET_SIZE(b), start = 0, end = 0;
-    Py_ssize_t most = m < n ? m : n;
-    while (start < most && first[start] == second[start])
-        start++;
-    while (end < most - start && first[m - 1 - end] == second[n - 1 - end])
-        end++;
-    return Py_BuildValue("nn", start, end);
 }

@@ -27,7 +27,7 @@ from bridge.structured.printers import DIGITS_MAX, Printer, PrinterKind
 from bridge.structured.references import Places, References
 from bridge.structured.symbols import CONTEXT_AFTER, UNKNOWN_PRIOR
 from bridge.structured.tables import Table
-from bridge.structured.texts import code_text
+from bridge.structured.texts import ALPHABETS, code_text
 
 __all__ = ["ReadColumn", "WrittenColumn", "read_columns", "write_columns"]
 
@@ -235,11 +235,17 @@ def _code_texts(
     cells: list[int],
     tokens: Sequence[bytes] | None,
 ) -> list[bytes]:
-    last = column.last_texts
     most = context.limits.token_bytes
     model = column.model
     if model is None:
         model = column.model = TextModel()
+    if native is not None:
+        packing = ALPHABETS[column.alphabet]
+        try:
+            return native.code_texts(io, model, column, cells, tokens, most, packing)
+        except EOFError as error:
+            refuse(str(error))
+    last = column.last_texts
     out: list[bytes] = []
     for at, cell in enumerate(cells):
         near = last[cell] or column.recent

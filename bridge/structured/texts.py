@@ -13,7 +13,7 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 
-from bridge.structured.coder import Coder, refuse
+from bridge.structured.coder import Coder, Writer, refuse
 from bridge.structured.context import TextModel
 from bridge.structured.kernel import native
 
@@ -181,6 +181,19 @@ def code_text(
         value: The text, for a writer.
         alphabet: A number of `ALPHABETS`.
     """
+    packing = ALPHABETS[alphabet]
+    if native is None:
+        return _code_text(io, model, reference, most, value, packing)
+    try:
+        given = value if isinstance(io, Writer) else None
+        return native.code_text(io, model, reference, most, given, packing)
+    except EOFError as error:
+        refuse(str(error))
+
+
+def _code_text(
+    io: Coder, model: TextModel, reference: bytes, most: int, value: bytes, packing: Alphabet | None
+) -> bytes:
     prefix = suffix = 0
     if value and reference:
         prefix, suffix = shared_ends(value, reference)
@@ -190,7 +203,6 @@ def code_text(
     if prefix < 0 or suffix < 0 or prefix + suffix > len(reference):
         refuse("a text that shares more than its reference has")
     replaced = reference[prefix : len(reference) - suffix]
-    packing = ALPHABETS[alphabet]
     step: int | None = len(middle) - model.last_length
     packable: bytes | None = middle
     if packing and value:
