@@ -112,7 +112,7 @@ static int add_to_pool(const Texts *of, int pool, Piece more)
     return 0;
 }
 
-/* Returns what of a middle is to be packed; NULL where it does not fit the alphabet, or on error. */
+/* Returns what of a middle is to be packed; NULL where it is not of the alphabet, or on error. */
 static PyObject *packable(const Texts *of, Piece middle, Piece replaced)
 {
     int like = middle.size == replaced.size && count_signs(of, replaced) > 0;

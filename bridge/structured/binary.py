@@ -10,13 +10,16 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from bridge.structured.learner import bits_of
-from bridge.structured.printers import PrinterKey, PrinterKind
+from bridge.structured.limits import VALUE_BITS
+from bridge.structured.printers import Printer, PrinterKey, PrinterKind
 from bridge.structured.protobuf import Repeated, protobuf_shape
 from bridge.structured.shapes import Path, Shape
-from bridge.structured.texts import ALPHABETS
+from bridge.structured.spelling import FLOAT_DIGITS
+from bridge.structured.texts import ALPHABETS, shared_ends
 
 __all__ = ["BinaryKinds"]
 
@@ -28,7 +31,11 @@ _LOOKED_AT = 4  # payloads that must read as protobuf before any is taken for it
 _PAIRS = 12  # consecutive frames of a source from which fields are found
 _SAMPLES_MAX = 64
 _WIDTHS = (1, 2, 4, 8)
+_LENGTHS_BITS = 4  # about what the place of a difference takes
 _WORTH = 0.85  # fields must take no more than this share of a frame's bits
+
+
+_Floats = tuple[PrinterKey, float]
 
 
 @dataclass(slots=True)
@@ -148,6 +155,8 @@ def _cut(pairs: list[tuple[bytes, bytes]]) -> tuple[_Field, ...]:
                 cost = _bits(pairs, start, end, kind)
                 key: PrinterKey = (int(kind), width, b"", b"", b"")
                 options.append((bits + cost + 2, (*before, _Field(width, key))))
+            for key, cost in _floats(pairs, start, end):
+                options.append((bits + cost + 2, (*before, _Field(width, key))))
         best.append(min(options, key=lambda option: option[0]))
     bits, fields = best[-1]
     return _joined(fields) if bits < _WORTH * room * len(pairs) else ()
@@ -175,16 +184,55 @@ def _kinds(width: int) -> tuple[PrinterKind, ...]:
 
 
 def _bits(pairs: list[tuple[bytes, bytes]], start: int, end: int, kind: PrinterKind) -> float:
-    """Return the bits of a field's steps from frame to frame."""
+    """Return the bits of a field's steps from frame to frame, or as texts if it is no number."""
     little = kind in (PrinterKind.UNSIGNED_LITTLE, PrinterKind.SIGNED_LITTLE)
     signed = kind in (PrinterKind.SIGNED_LITTLE, PrinterKind.SIGNED_BIG)
     order: Literal["little", "big"] = "little" if little else "big"
-    steps = [
-        int.from_bytes(b[start:end], order, signed=signed)
-        - int.from_bytes(a[start:end], order, signed=signed)
-        for a, b in pairs
+    values = [
+        [int.from_bytes(frame[start:end], order, signed=signed) for frame in pair] for pair in pairs
     ]
-    return bits_of(steps)
+    if any(value >> VALUE_BITS not in (0, -1) for pair in values for value in pair):
+        return _text_bits([(a[start:end], b[start:end]) for a, b in pairs])
+    return bits_of([b - a for a, b in values])
+
+
+def _floats(pairs: list[tuple[bytes, bytes]], start: int, end: int) -> list[_Floats]:
+    """Return how a field reads as floats of few decimals, and the bits of its steps then."""
+    if end - start not in (4, 8):
+        return []
+    found: list[_Floats] = []
+    text = b"%d" % (end - start)
+    tokens = [frame[start:end] for pair in pairs for frame in pair]
+    for kind in (PrinterKind.FLOAT_LITTLE, PrinterKind.FLOAT_BIG):
+        if not _reads(kind, FLOAT_DIGITS[-1], text, tokens[:1]):
+            continue
+        for digits in FLOAT_DIGITS:
+            values = _reads(kind, digits, text, tokens)
+            if values:
+                steps = [b - a for a, b in zip(values[::2], values[1::2], strict=True)]
+                found.append(((int(kind), 0, text, b"", b""), bits_of(steps)))
+                break
+    return found
+
+
+def _reads(kind: PrinterKind, digits: int, text: bytes, tokens: list[bytes]) -> list[int]:
+    """Return the integers of tokens that a printer spells; none unless it spells them all."""
+    values = _printer(kind, digits, text).parse_all(tokens)
+    return [] if None in values else values  # type: ignore[return-value]  # no None
+
+
+@lru_cache(64)
+def _printer(kind: PrinterKind, digits: int, text: bytes) -> Printer:
+    return Printer(kind, digits, text)
+
+
+def _text_bits(pairs: list[tuple[bytes, bytes]]) -> float:
+    """Return the bits of texts that are written as what differs from the one before."""
+    bits = 0.0
+    for before, text in pairs:
+        start, end = shared_ends(text, before)
+        bits += 8 * (len(text) - start - end) + _LENGTHS_BITS
+    return bits
 
 
 def _joined(fields: tuple[_Field, ...]) -> tuple[_Field, ...]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from bridge.structured.printers import DIGITS_MAX, Printer, PrinterKey, PrinterKind
 from bridge.structured.texts import shared_prefix
 
-__all__ = ["ESCAPE_BITS", "printer_for", "printer_like", "share_spelled"]
+__all__ = ["ESCAPE_BITS", "FLOAT_DIGITS", "printer_for", "printer_like", "share_spelled"]
 
 _NUMBER = re.compile(rb"-?(\d+)(?:\.(\d+))?")
 _STAMP = re.compile(rb"\d{4}-\d\d-\d\d([T ])\d\d:\d\d:\d\d(?:\.(\d+))?")
@@ -23,7 +23,7 @@ _CORES = (_STAMP, re.compile(rb"(?:\d+[^\d:.+-]{1,8})?\d+:\d\d:\d\d"), _NUMBER)
 _SHARE = 0.6  # of the tokens a printer must spell, lest the column be one of texts
 ESCAPE_BITS = 24  # about what an escaped token takes
 _DIGIT_BITS = 3.3
-_FLOAT_DIGITS = (0, 1, 2, 3, 4, 6)
+FLOAT_DIGITS = (0, 1, 2, 3, 4, 6)  # decimals that floats are tried to be of
 _FLOAT_SHARE = 0.85
 _AFFIX_BYTES_MAX = 64
 
@@ -58,7 +58,7 @@ def printer_like(hint: PrinterKey, tokens: Sequence[bytes]) -> PrinterKey | None
     """Return how `tokens` of a binary field are spelled, of which `hint` tells the kind."""
     kind, _, text, *_ = hint
     if kind in (PrinterKind.FLOAT_LITTLE, PrinterKind.FLOAT_BIG):
-        for decimals in _FLOAT_DIGITS:
+        for decimals in FLOAT_DIGITS:
             key: PrinterKey = (kind, decimals, text, b"", b"")
             if share_spelled(key, tokens) >= _FLOAT_SHARE:
                 return key

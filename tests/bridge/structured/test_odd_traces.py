@@ -53,6 +53,16 @@ def test_bytes_in_hexadecimal_are_packed_where_they_are_no_frame() -> None:
     assert sizes[0] < 0.55 * sizes[1], "two signs a byte, and little else"
 
 
+@pytest.mark.parametrize(("shape", "most"), [("message-pack", 5.5), ("registers", 11)])
+def test_frames_are_cut_into_the_numbers_they_hold(shape: str, most: float) -> None:
+    encoder, decoder = StructuredEncoder(), StructuredDecoder()
+    sizes = [
+        len(carry(encoder, decoder, batch)) / len(batch)
+        for batch in in_batches(messages(shape, 800), 50)
+    ]
+    assert sum(sizes[-4:]) / 4 < most, "doubles of few decimals; registers beside still ones"
+
+
 def test_kinds_that_take_turns_do_no_harm() -> None:
     rng = random.Random(9)
     batches = [batch for kind in sorted(ODD) for batch in in_batches(odd_rows(kind, 17), 50)]
