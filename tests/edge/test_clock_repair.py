@@ -84,7 +84,7 @@ async def test_a_clock_that_is_right_needs_nothing(tmp_path: Path) -> None:
         repair.welcomed(true_time(gateway.clock, 1), gateway.clock.monotonic_s())
         gateway.clock.advance(100)
         await gateway.commit(repair, 10)
-        await asyncio.sleep(0.05)
+        await repair.turn()
         assert (link.said, repair.corrected, repair.steps) == ([], 0, 0)
 
 
@@ -94,7 +94,7 @@ async def test_the_true_time_may_come_before_any_reading(tmp_path: Path) -> None
     async with repairing(tmp_path / "clock.db", gateway) as repair:
         repair.linked(link)
         repair.welcomed(true_time(clock, -YEAR_S), clock.monotonic_s())
-        await asyncio.sleep(0.05)
+        await repair.turn()
         await gateway.commit(repair, 4)
         assert spans(await said(link, 1)) == [(1, 4, YEAR_S)]
 
@@ -133,12 +133,12 @@ async def test_what_was_not_acknowledged_is_said_again_after_a_restart(tmp_path:
         repair.linked(link)
         assert spans(await said(link, 1)) == first == [(11, 11, -YEAR_S)]
         repair.unlinked()
-        await asyncio.sleep(0.05)
+        await repair.turn()
     again = Link()
     async with repairing(tmp_path / "clock.db", gateway) as repair:
         repair.linked(again)
         repair.welcomed(true_time(clock, YEAR_S), clock.monotonic_s())
-        await asyncio.sleep(0.05)
+        await repair.turn()
         assert again.said == []  # acknowledged, and not made anew
 
 
@@ -162,7 +162,7 @@ async def test_a_slow_welcome_tells_too_little(tmp_path: Path) -> None:
         await gateway.commit(repair, 10)
         repair.linked(link)
         repair.welcomed(true_time(clock, YEAR_S), clock.monotonic_s() - 60)
-        await asyncio.sleep(0.05)
+        await repair.turn()
         assert link.said == []
 
 
