@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 C_SOURCES := $(shell find bridge mqtt -name '*.[ch]')
 
-.PHONY: demo cluster test lint bench docs clean
+.PHONY: demo cluster test proof lint bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/tidegate up --sim 50
@@ -14,6 +14,11 @@ cluster: $(STAMP)
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n $(or $(JOBS),2)
+
+# the link at its worst at full length: 1,000 cuts, half in each mode, and a day of outage; an hour or more
+proof: $(STAMP)
+	TIDEGATE_CUTS=1000 TIDEGATE_OUTAGE_READINGS=86400 \
+		$(BIN)/python -m pytest -n 0 -s tests/e2e/test_link_faults.py tests/e2e/test_outage_day.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ __all__ = ["Forecast", "Forecaster"]
 _LOOK_S = 5.0
 _SMOOTH_S = 120.0
 _ROW_BYTES = 64  # a commit's own, shared by its readings
-_LINK_OVERHEAD = 1.15  # TCP/IP, TLS and acknowledgements on top of a batch, until measured
+_LINK_OVERHEAD = 1.15  # TCP/IP, TLS and acknowledgements on top of a batch, where not measured
 _MEASURED_READINGS = 1000
 
 
