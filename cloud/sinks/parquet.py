@@ -111,7 +111,10 @@ class ParquetSink:
             ) from None
 
     def _prepare(self) -> None:
+        made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self._temporary.mkdir(parents=True, exist_ok=True)
+        for path in made:  # with the folder the power would take every cursor
+            _sync_folder(path.parent)
         for left in self._temporary.glob(f"{self._node}-*"):
             left.unlink(missing_ok=True)
 

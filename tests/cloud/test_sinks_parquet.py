@@ -23,7 +23,8 @@ from cloud.sinks.runner import SinkRunner
 from cloud.stream.embedded import EmbeddedStream
 from runtime.clock import ManualClock
 from tests.kit.cloud import EPOCH, append_readings, decoded, ends
-from tests.kit.readings import one_per_row
+from tests.kit.readings import one_per_row, readings_of
+from tests.kit.small_disk import small_disk, take_all_space
 
 STREAM = 0xAAAA_BBBB_CCCC_DDDD
 DAY_US = 86_400_000_000
@@ -244,6 +245,7 @@ async def test_a_file_whose_folder_could_not_be_synced_is_gone_on_from(
     )
     await append_readings(stream, one_per_row(40, devices=5))
     folder = tmp_path / "parquet"
+    folder.mkdir()
     synced: list[Path] = []
     real = parquet._sync_folder
 
@@ -263,3 +265,36 @@ async def test_a_file_whose_folder_could_not_be_synced_is_gone_on_from(
     await stream.close()
     assert seqs(folder) == list(range(1, 41))
     assert synced[:2] == [folder, folder], "until it is durable"
+
+
+async def test_the_folder_itself_outlasts_the_power(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").resolve())
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    async with opened(tmp_path / "a" / "b"):
+        assert {tmp_path, tmp_path / "a"} <= set(synced)
+
+
+async def test_a_disk_without_room_blames_no_entry_and_leaves_nothing_half(tmp_path: Path) -> None:
+    entries = decoded(one_per_row(30))
+    large = decoded(
+        readings_of([os.urandom(1500)] * 1000, seqs=range(31, 1031), device="d1"), position=2
+    )
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        async with opened(disk / "files") as sink:
+            await sink.write(entries, ends(entries))
+            take_all_space(disk / "filler")
+            for _ in range(2):
+                with pytest.raises(SinkUnavailable, match="No space left on device"):
+                    await sink.write(large, ends(large))
+            (disk / "filler").unlink()
+            await sink.write(large, ends(large))
+        assert seqs(disk / "files") == list(range(1, 1031))
+        assert not list((disk / "files" / ".tmp").iterdir())
