@@ -20,6 +20,7 @@ The version of what lies in all of this is there too (cloud/cluster/versions.py)
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,14 +40,13 @@ from runtime.clock import SystemClock
 __all__ = [
     "BUCKETS",
     "EPOCH_KEY",
-    "FOLLOWS_KEY",
     "RAW_STREAMS",
     "Layout",
     "Step",
     "StreamSpec",
     "apply",
     "checkpoint_seq",
-    "follows_of",
+    "goes_on",
     "plan",
     "stream_epoch",
 ]
@@ -67,9 +67,12 @@ _MIB = 1 << 20
 _EXISTS = 10058
 _READY_S = 30.0
 _PLACE_SHIFT = 4  # 60,000 a second since 1970, and with 16 bits more a place is an int64
+_ABOUT_S = 0.5  # between a node's last look at the ledger and the head of its checkpoint
+_KNOWN_S = 3.0  # nodes look at the ledger each second
 _BEYOND = 1 << 32  # records that no ledger can have had after its newest checkpoint
 EPOCH_KEY = "tidegate.epoch"
-FOLLOWS_KEY = "tidegate.follows"
+_KEY_FOLLOWS = "tidegate.follows"
+_KEY_FIRST = "tidegate.first"
 _KEY_CLUSTER = "tidegate.cluster"
 _KEY_MADE = "tidegate.made"
 _KEY_PARTITIONS = "tidegate.partitions"
@@ -307,6 +310,8 @@ async def apply(
             known = _metadata(await _info(connection, step.stream))
             if word == "CREATE":
                 known, config["first_seq"] = await _goes_on(connection, layout)
+            if step.action == "lost":
+                config["subjects"] = [f"{layout.ledger_subject}.closed"]  # see `_open_again`
             config["metadata"] = {**_identity(layout), **known}
         elif word == "CREATE" and step.stream.startswith("KV_"):
             # revisions fence: those of a bucket that is made again go on where the lost one's were
@@ -319,6 +324,8 @@ async def apply(
         except ApiError as error:
             if error.err_code != _EXISTS:  # somebody else is applying too: see below
                 raise ClusterError(f"{step.stream}: {error}") from None
+    if any(step.action == "lost" and step.stream == layout.ledger_stream for step in steps):
+        await _open_again(connection, layout)
     await _note_made(connection, layout)  # the version as well: what it needs is there now
     left = await plan(connection, layout)
     if left:
@@ -351,10 +358,13 @@ async def stream_epoch(connection: Connection, layout: Layout) -> int:
     return int(said[EPOCH_KEY], 16)
 
 
-def follows_of(metadata: Mapping[str, str]) -> int | None:
-    """Return the record that a ledger which was made again follows on; None when it was not."""
-    said = metadata.get(FOLLOWS_KEY, "")
-    return int(said) if said.isdecimal() else None
+def goes_on(metadata: Mapping[str, str]) -> tuple[int, int] | None:
+    """Return the record that a ledger which was made again follows on, and its first sequence.
+
+    None when it was not made again.
+    """
+    follows, first = metadata.get(_KEY_FOLLOWS, ""), metadata.get(_KEY_FIRST, "")
+    return (int(follows), int(first)) if follows.isdecimal() and first.isdecimal() else None
 
 
 def checkpoint_seq(head: bytes) -> int:
@@ -376,11 +386,35 @@ async def _goes_on(connection: Connection, layout: Layout) -> tuple[dict[str, st
 
     A first one begins at 1. One in place of a lost one goes on behind the newest checkpoint.
     """
-    known = _metadata(await _info(connection, layout.checkpoint_stream))
-    if EPOCH_KEY not in known:
+    checkpoints = await _info(connection, layout.checkpoint_stream)
+    if checkpoints is None:
         return {}, 1
+    known = _own(_metadata(checkpoints))
     follows = await _newest_checkpoint(connection, layout)
-    return {**known, FOLLOWS_KEY: str(follows)}, follows + _BEYOND
+    if not known and not follows:
+        return {}, 1
+    first = follows + _BEYOND
+    return {**known, _KEY_FOLLOWS: str(follows), _KEY_FIRST: str(first)}, first
+
+
+async def _open_again(connection: Connection, layout: Layout) -> None:
+    """Have a ledger that was just made again take records, once all nodes know what it follows.
+
+    A node may have been about to write a checkpoint when it was made: then it follows that one.
+    """
+    await asyncio.sleep(_ABOUT_S)
+    info = await _info(connection, layout.ledger_stream)
+    if info is None:
+        raise ClusterError(f"{layout.ledger_stream}: not there after it was made")
+    config = dict(info["config"])
+    known = goes_on(_metadata(info))
+    if known is not None:
+        follows = max(known[0], await _newest_checkpoint(connection, layout))
+        config["metadata"] = {**_metadata(info), _KEY_FOLLOWS: str(follows)}
+        await _call(connection, f"STREAM.UPDATE.{layout.ledger_stream}", config)
+        await asyncio.sleep(_KNOWN_S)
+    config["subjects"] = [layout.ledger_subject]
+    await _call(connection, f"STREAM.UPDATE.{layout.ledger_stream}", config)
 
 
 async def _newest_checkpoint(connection: Connection, layout: Layout) -> int:
@@ -487,12 +521,18 @@ async def _note_made(connection: Connection, layout: Layout) -> None:
         raise ClusterError(f"{layout.ledger_stream}: not there after it was made")
     made = " ".join(spec.name for spec in layout.specs())
     metadata = {**_metadata(info), _KEY_MADE: made, VERSION_KEY: str(layout.version)}
-    own = {key: value for key, value in metadata.items() if key.startswith(_OWN_KEYS)}
-    for stream, wanted in ((layout.ledger_stream, metadata), (layout.checkpoint_stream, own)):
+    for stream, wanted in (
+        (layout.ledger_stream, metadata),
+        (layout.checkpoint_stream, _own(metadata)),
+    ):
         info = await _info(connection, stream)
         if info is not None and not wanted.items() <= _metadata(info).items():
             config = {**info["config"], "metadata": {**_metadata(info), **wanted}}
             await _call(connection, f"STREAM.UPDATE.{stream}", config)
+
+
+def _own(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key.startswith(_OWN_KEYS)}
 
 
 async def _clusters(connection: Connection) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cloud.cluster.connection import ClusterError
+from cloud.cluster.connection import ApiError, ClusterError, Connection
 from cloud.cluster.layout import apply, plan, stream_epoch
 from cloud.stream.contract import StreamError
 from cloud.stream.jetstream.engine import JetStreamStream
@@ -194,3 +194,56 @@ async def test_a_stream_of_bodies_put_back_by_hand_is_named_until_it_is_made_aga
         await taken(stream, 3, 5)
         await stream.append([])
         assert await seqs_of(stream, 3) == [5]
+
+
+async def test_a_checkpoint_that_was_about_to_be_written_is_followed(
+    engine: JetStreamEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node had looked, found no ledger, and writes its head just after the ledger is there."""
+    name = engine.layout.ledger_stream
+    async with opened(engine) as stream, connected(engine.servers) as connection:
+        monkeypatch.setattr(stream._upkeep, "gone", lambda: None)
+        stream._follower._gone = lambda: None
+        for seq in range(1, 4):
+            await taken(stream, 3, seq)
+        await connection.api(f"STREAM.DELETE.{name}")
+        real = stream._checkpoints._put
+
+        async def put(data: bytes, *tokens: object, expected: int | None = None) -> None:
+            if tokens == ("head",):
+                async with asyncio.timeout(10):
+                    while not await exists(connection, name):
+                        await asyncio.sleep(0.005)
+            await real(data, *tokens, expected=expected)
+
+        monkeypatch.setattr(stream._checkpoints, "_put", put)
+        writing = asyncio.create_task(stream.checkpoint(keep_records=0))
+        await asyncio.sleep(0)
+        await apply(connection, engine.layout, recreate=[name])
+        assert await writing
+        await taken(stream, 3, 4)
+        async with opened(engine) as other:
+            assert await seqs_of(other, 3) == [1, 2, 3, 4]
+
+
+async def exists(connection: Connection, name: str) -> bool:
+    try:
+        await connection.api(f"STREAM.INFO.{name}")
+    except ApiError:
+        return False
+    return True
+
+
+async def test_a_ledger_and_its_checkpoints_both_lost_begin_anew(engine: JetStreamEngine) -> None:
+    names = (engine.layout.ledger_stream, engine.layout.checkpoint_stream)
+    async with opened(engine) as stream:
+        await taken(stream, 3, 1)
+    async with connected(engine.servers) as connection:
+        for name in names:
+            await connection.api(f"STREAM.DELETE.{name}")
+        assert {step.action for step in await plan(connection, engine.layout)} <= {"lost", "create"}
+        await apply(connection, engine.layout, recreate=names)
+        assert await plan(connection, engine.layout) == []
+    async with opened(engine) as stream:
+        await taken(stream, 3, 2)
+        assert list(await stream.held("gw", EPOCH)) == [(2, 2)]

@@ -20,7 +20,7 @@ import structlog
 import zstandard
 
 from cloud.cluster.connection import GONE, ApiError, ClusterError, Connection
-from cloud.cluster.layout import Layout, checkpoint_seq, follows_of
+from cloud.cluster.layout import Layout, checkpoint_seq, goes_on
 from cloud.cluster.reading import insist
 from cloud.stream.contract import StreamError
 from cloud.stream.jetstream.saved import load, steps
@@ -145,6 +145,7 @@ class Checkpoints:
         pieces = [packed[at : at + _PIECE_BYTES] for at in range(0, len(packed), _PIECE_BYTES)]
         for number, piece in enumerate(pieces):
             await self._put(piece, seq, number)
+        await self._check_end(seq)  # it may have been made again meanwhile, behind another one
         digest = hashlib.sha256(packed).digest()
         expected = head[0] if head is not None else 0
         new = cbor2.dumps([_VERSION, seq, len(pieces), digest])
@@ -182,9 +183,9 @@ class Checkpoints:
                 return
             raise
         last = int(info["state"]["last_seq"])
-        follows = follows_of(info["config"].get("metadata") or {})
-        if follows is not None and follows < seq < int(info["config"].get("first_seq") or 0):
-            raise StreamError(f"{stream}: it goes on behind record {follows}, {seq} is not of it")
+        after = goes_on(info["config"].get("metadata") or {})
+        if after is not None and after[0] < seq < after[1]:
+            raise StreamError(f"{stream}: it goes on behind record {after[0]}, {seq} is not of it")
         if last < seq:
             raise StreamError(f"{stream}: ends at {last}, a checkpoint of {seq} is not written")
 

@@ -29,7 +29,7 @@ from cloud.cluster.checks import RELAXED
 from cloud.cluster.connection import ClusterError, Connection
 from cloud.cluster.durability import DurabilityWatch
 from cloud.cluster.follower import Follower, Message
-from cloud.cluster.layout import EPOCH_KEY, RAW_STREAMS, Layout, follows_of
+from cloud.cluster.layout import EPOCH_KEY, RAW_STREAMS, Layout, goes_on
 from cloud.cluster.reading import insist
 from cloud.cluster.versions import SHARED_BODIES, check_version
 from cloud.ranges import apart
@@ -119,7 +119,8 @@ class JetStreamStream:
         self._weak_accepted = False
         self.watch: DurabilityWatch | None = None
         self._version = 1  # of the layout, as the ledger said last
-        self._follows: int | None = None  # the record that the ledger goes on behind
+        # the record that the ledger goes on behind, and its first, if it was made again
+        self._goes_on: tuple[int, int] | None = None
         self._purged: dict[int, int] = {}
         self._appended = Bell()
         self._proved_s: dict[int, float] = {}  # when a RAW stream last took a message
@@ -262,8 +263,8 @@ class JetStreamStream:
         """Take a record of the ledger."""
         if self._broken:
             return
-        if message.seq > self._state.seq + 1 and self._state.seq == self._follows:
-            self._state.seq = message.seq - 1  # of a ledger that was made again: it goes on here
+        if (self._state.seq, message.seq) == self._goes_on:
+            self._state.seq = message.seq - 1  # the ledger was made again, and goes on here
         if message.seq != self._state.seq + 1:
             self._break(
                 f"{self.layout.ledger_stream}: records {self._state.seq + 1} to {message.seq - 1}"
@@ -296,7 +297,8 @@ class JetStreamStream:
             self._break(str(error))
         else:
             self._version = self._version if version is None else version
-        self._follows = self._upkeep.follows = follows_of(metadata)
+        self._goes_on = goes_on(metadata)
+        self._upkeep.follows = None if self._goes_on is None else self._goes_on[0]
         epoch = epoch_text(self._epoch)
         if metadata.get(EPOCH_KEY) != epoch:
             limited(log, "epoch", _LOG_EVERY_S).error(
@@ -310,8 +312,10 @@ class JetStreamStream:
         Unless that was accepted nothing is appended until there is none.
         """
         line = weak[0] if weak else ""
-        if line != self._weak:
-            log.error("not_durable", cause=line) if line else log.info("durable_again")
+        if line and line != self._weak and not (accepted and self._durability == RELAXED):
+            log.error("not_durable", cause=line)
+        elif self._weak and not line:
+            log.info("durable_again")
         self._weak, self._weak_accepted = line, accepted
 
     def _break(self, line: str) -> None:
