@@ -96,9 +96,13 @@ static uint8_t *put_head(uint8_t *out, uint8_t major, uint64_t value)
 
 /* ---- seqs ---------------------------------------------------------------------------------- */
 
+/* Returns a range, into which the garbage collector need not look. */
 static PyObject *range_of(PyObject *first, PyObject *last)
 {
-    return PyTuple_Pack(2, first, last);
+    PyObject *range = PyTuple_Pack(2, first, last);
+    if (range != NULL)
+        PyObject_GC_UnTrack(range);
+    return range;
 }
 
 /* Returns the ranges of seqs[first:end], and writes their runs. */
@@ -128,6 +132,7 @@ static PyObject *ranges_and_runs(
         start = end;
     }
     *runs = out;
+    PyObject_GC_UnTrack(ranges);
     return ranges;
 }
 
@@ -390,6 +395,84 @@ done:
     return found;
 }
 
+/* Returns the place of the first of rising values that is past `value`. */
+static Py_ssize_t place_past(const int64_t *values, Py_ssize_t n, int64_t value)
+{
+    Py_ssize_t low = 0;
+    while (low < n) {
+        Py_ssize_t middle = (low + n) / 2;
+        if (values[middle] > value)
+            n = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+/* Returns the next section and moves `row` and `source` past it; NULL with an error set. */
+static PyObject *next_section(const int64_t *rows, Py_ssize_t n_rows, const int64_t *used,
+                              Py_ssize_t n_used, const int64_t *first_rows,
+                              const int64_t *first_sources, Py_ssize_t n_first, Py_ssize_t *row,
+                              Py_ssize_t *source)
+{
+    Py_ssize_t origin = place_past(first_rows, n_first, rows[*row]) - 1;
+    if (origin < 0 || origin + 1 >= n_first)
+        return PyErr_Format(PyExc_IndexError, "a row of no origin");
+    Py_ssize_t end_row = *row + 1, end_source = *source;
+    while (end_row < n_rows && rows[end_row] < first_rows[origin + 1])
+        end_row++;
+    while (end_source < n_used && used[end_source] < first_sources[origin + 1])
+        end_source++;
+    PyObject *found = Py_BuildValue("nnnnn", origin, *row, end_row, *source, end_source);
+    *row = end_row;
+    *source = end_source;
+    return found;
+}
+
+static PyObject *sections(PyObject *self, PyObject *args)
+{
+    PyObject *lists[4], *found = NULL;
+    int64_t *values[4] = {NULL};
+    Py_ssize_t sizes[4], row = 0, source = 0;
+    if (!PyArg_ParseTuple(args, "O!O!O!O!", &PyList_Type, &lists[0], &PyList_Type, &lists[1],
+                          &PyList_Type, &lists[2], &PyList_Type, &lists[3]))
+        return NULL;
+    for (int i = 0; i < 4; i++) {
+        sizes[i] = PyList_GET_SIZE(lists[i]);
+        values[i] = PyMem_Malloc(sizeof(int64_t) * (size_t)(sizes[i] + 1));
+        if (values[i] == NULL) {
+            PyErr_NoMemory();
+            goto done;
+        }
+        if (integers(lists[i], 0, sizes[i], values[i]) < 0)
+            goto done;
+    }
+    if (sizes[2] != sizes[3]) {
+        PyErr_SetString(PyExc_IndexError, "columns of different lengths");
+        goto done;
+    }
+    found = PyList_New(0);
+    while (found != NULL && row < sizes[0]) {
+        PyObject *section = next_section(values[0], sizes[0], values[1], sizes[1], values[2],
+                                         values[3], sizes[2], &row, &source);
+        if (section == NULL || PyList_Append(found, section) < 0)
+            Py_CLEAR(found);
+        Py_XDECREF(section);
+    }
+done:
+    for (int i = 0; i < 4; i++)
+        PyMem_Free(values[i]);
+    return found;
+}
+
+static PyObject *untrack(PyObject *self, PyObject *const *lists, Py_ssize_t n)
+{
+    for (Py_ssize_t i = 0; i < n; i++)
+        if (PyList_CheckExact(lists[i]))
+            PyObject_GC_UnTrack(lists[i]);
+    Py_RETURN_NONE;
+}
+
 /* ---- columns ------------------------------------------------------------------------------- */
 
 /* Writes a column: nothing for none, one value for a constant, else planes. */
@@ -517,15 +600,139 @@ done:
     return made;
 }
 
+/* ---- CBOR ---------------------------------------------------------------------------------- */
+
+typedef struct {
+    uint8_t *start, *out, *end;
+} Written;
+
+/* Makes sure that `more` bytes can be written. */
+static int room_for(Written *to, size_t more)
+{
+    if ((size_t)(to->end - to->out) >= more)
+        return 0;
+    size_t used = (size_t)(to->out - to->start), size = 2 * (used + more);
+    uint8_t *start = PyMem_Realloc(to->start, size);
+    if (start == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    to->start = start;
+    to->out = start + used;
+    to->end = start + size;
+    return 0;
+}
+
+static int put_text(Written *to, uint8_t major, const char *text, Py_ssize_t length)
+{
+    if (room_for(to, 9 + (size_t)length) < 0)
+        return -1;
+    to->out = put_head(to->out, major, (uint64_t)length);
+    memcpy(to->out, text, (size_t)length);
+    to->out += length;
+    return 0;
+}
+
+static int put_integer(Written *to, PyObject *value)
+{
+    int overflow = 0;
+    uint8_t major = 0;
+    int64_t small = PyLong_AsLongLongAndOverflow(value, &overflow);
+    uint64_t argument = (uint64_t)small;
+    if (overflow) {
+        argument = PyLong_AsUnsignedLongLong(value); /* OverflowError past 64 bits, and below */
+        if (PyErr_Occurred())
+            return -1;
+    } else if (small < 0) {
+        major = 0x20;
+        argument = (uint64_t)~small;
+    }
+    to->out = put_head(to->out, major, argument);
+    return 0;
+}
+
+static int put_value(Written *to, PyObject *value);
+
+static int put_array(Written *to, PyObject *value)
+{
+    if (room_for(to, 9) < 0)
+        return -1;
+    to->out = put_head(to->out, 0x80, (uint64_t)PySequence_Fast_GET_SIZE(value));
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(value); i++)
+        if (put_value(to, PySequence_Fast_GET_ITEM(value, i)) < 0)
+            return -1;
+    return 0;
+}
+
+static int put_map(Written *to, PyObject *value)
+{
+    PyObject *key, *item;
+    Py_ssize_t at = 0;
+    if (room_for(to, 9) < 0)
+        return -1;
+    to->out = put_head(to->out, 0xA0, (uint64_t)PyDict_GET_SIZE(value));
+    while (PyDict_Next(value, &at, &key, &item))
+        if (put_value(to, key) < 0 || put_value(to, item) < 0)
+            return -1;
+    return 0;
+}
+
+/* Writes a value; nothing it calls runs Python code, so lists and dicts stay as they are. */
+static int put_value(Written *to, PyObject *value)
+{
+    int done;
+    if (room_for(to, 9) < 0)
+        return -1;
+    if (value == Py_None || PyBool_Check(value)) {
+        *to->out++ = value == Py_None ? 0xF6 : value == Py_True ? 0xF5 : 0xF4;
+        return 0;
+    }
+    if (PyLong_Check(value))
+        return put_integer(to, value);
+    if (PyBytes_Check(value))
+        return put_text(to, 0x40, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value));
+    if (PyUnicode_Check(value)) {
+        Py_ssize_t length;
+        const char *text = PyUnicode_AsUTF8AndSize(value, &length);
+        return text == NULL ? -1 : put_text(to, 0x60, text, length);
+    }
+    if (Py_EnterRecursiveCall(" in CBOR"))
+        return -1;
+    if (PyList_Check(value) || PyTuple_Check(value))
+        done = put_array(to, value);
+    else if (PyDict_Check(value))
+        done = put_map(to, value);
+    else {
+        PyErr_Format(PyExc_TypeError, "%s in CBOR", Py_TYPE(value)->tp_name);
+        done = -1;
+    }
+    Py_LeaveRecursiveCall();
+    return done;
+}
+
+static PyObject *cbor(PyObject *self, PyObject *value)
+{
+    Written to = {NULL, NULL, NULL};
+    PyObject *made = NULL;
+    if (put_value(&to, value) == 0)
+        made = PyBytes_FromStringAndSize((char *)to.start, (Py_ssize_t)(to.out - to.start));
+    PyMem_Free(to.start);
+    return made;
+}
+
 /* ---- the module ---------------------------------------------------------------------------- */
 
 static PyMethodDef methods[] = {
+    {"cbor", cbor, METH_O, "As cbor2.dumps, of what it knows; else TypeError or OverflowError."},
     {"count_apart", count_apart, METH_O, "As kernel._count_apart."},
     {"merged", merged, METH_O, "As kernel._merged; None when they lie too far apart."},
     {"pack", pack, METH_VARARGS, "As kernel._pack."},
     {"packed_ranges", packed_ranges, METH_O, "As kernel._packed_ranges."},
+    {"sections", sections, METH_VARARGS, "As kernel._sections."},
     {"seq_runs", seq_runs, METH_VARARGS, "As kernel._seq_runs."},
     {"split", split, METH_VARARGS, "As kernel._split."},
+    {"untrack", (PyCFunction)(void (*)(void))untrack, METH_FASTCALL,
+     "Has the garbage collector never look into lists of numbers and bytes."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -537,7 +744,7 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit__kernel(void)
 {
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 2) < 0)
+    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 3) < 0)
         Py_CLEAR(made);
     return made;
 }

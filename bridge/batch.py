@@ -38,7 +38,7 @@ from bridge.envelope import (
 )
 from bridge.errors import BatchError
 from bridge.intervals import Range, ranges_of
-from bridge.kernel import seq_runs
+from bridge.kernel import seq_runs, untrack
 from bridge.readings import Readings
 
 __all__ = [
@@ -316,6 +316,8 @@ class Decoder:
         limits: What is accepted.
         bodies: Decoders of further modes, by mode; this decoder resets them.
         dropped: Called whenever the context goes, for a mode whose context is elsewhere.
+        zstd: A `decompressor` that several decoders of one thread share: it has no state between
+            batches, and up to 95 KB. None: one of its own.
     """
 
     __slots__ = ("_bodies", "_context", "_dropped", "_gateway", "_limits", "_zstd")
@@ -327,12 +329,13 @@ class Decoder:
         limits: Limits | None = None,
         bodies: Mapping[int, BodyDecoder] | None = None,
         dropped: Callable[[], None] = lambda: None,
+        zstd: zstandard.ZstdDecompressor | None = None,
     ) -> None:
         self._dropped = dropped
         self._gateway = gateway
         self._limits = limits or Limits()
         self._bodies = dict(bodies or {})
-        self._zstd = decompressor()
+        self._zstd = zstd or decompressor()
         self._context: _Context | None = None
 
     def drop_context(self) -> None:
@@ -658,7 +661,7 @@ def _readings(columns: Columns | None, ranges: Sequence[Range], resolution_us: i
         seqs: Sequence[int] = range(ranges[0][0], ranges[0][1] + 1)
     else:
         seqs = list(chain.from_iterable(range(first, last + 1) for first, last in ranges))
-    return Readings(
+    found = Readings(
         seqs,
         columns.sources if isinstance(columns.sources, SourceTable) else list(columns.sources),
         list(columns.source_index),
@@ -667,6 +670,8 @@ def _readings(columns: Columns | None, ranges: Sequence[Range], resolution_us: i
         list(columns.payloads),
         list(columns.properties),
     )
+    untrack(found.source_index, times, found.flags, found.payloads, found.properties)
+    return found
 
 
 def _advance(

@@ -104,14 +104,38 @@ def check_columns(columns: Columns, seed: int, bytes_max: int | None = None) -> 
 
 
 class SourceTable(list[Source]):
-    """A source table as it was read, with what is asked of it again and again; never changed."""
+    """A source table with what is asked of it again and again; it only grows, by `extend_by`.
 
-    __slots__ = ("topic_bytes", "written")
+    Attributes:
+        levels: Which level of its topic each device is, as a body has it.
+        topic_bytes: The length of each topic in bytes.
+        written: Each source as the check has it.
+    """
 
-    def __init__(self, sources: Iterable[Source]) -> None:
+    __slots__ = ("levels", "topic_bytes", "written")
+
+    def __init__(self, sources: Iterable[Source] = ()) -> None:
         super().__init__(sources)
-        self.written = _written(self)  # as the check has them
+        self.levels = _levels(self)
         self.topic_bytes = _topic_bytes(self)
+        self.written = _written(self)
+
+    def extend_by(self, sources: Sequence[Source]) -> None:
+        """Have another table follow."""
+        table = sources if isinstance(sources, SourceTable) else SourceTable(sources)
+        self += table
+        self.levels += table.levels
+        self.topic_bytes += table.topic_bytes
+        self.written += table.written
+
+    def pick(self, rows: Sequence[int]) -> SourceTable:
+        """Return the sources at `rows`."""
+        found = SourceTable()
+        found += map(self.__getitem__, rows)
+        found.levels = list(map(self.levels.__getitem__, rows))
+        found.topic_bytes = list(map(self.topic_bytes.__getitem__, rows))
+        found.written = list(map(self.written.__getitem__, rows))
+        return found
 
 
 def widest(sources: Sequence[Source]) -> int:
@@ -126,6 +150,10 @@ def topic_bytes(sources: Sequence[Source]) -> list[int]:
 
 def _topic_bytes(sources: Sequence[Source]) -> list[int]:
     return [len(topic.encode()) for topic, _ in sources]
+
+
+def _levels(sources: Sequence[Source]) -> list[int]:
+    return [_device_level(topic, device) for topic, device in sources]
 
 
 def _table_bytes(sources: Sequence[Source]) -> list[bytes]:
@@ -180,7 +208,7 @@ def _device_level(topic: str, device: str) -> int:
 
 
 def _pack_sources(sources: Sequence[Source], parts: list[bytes]) -> None:
-    levels = [_device_level(*source) for source in sources]
+    levels = sources.levels if isinstance(sources, SourceTable) else _levels(sources)
     topics = "\0".join([topic for topic, _ in sources]).encode()
     named = [device for (_, device), level in zip(sources, levels, strict=True) if not level]
     devices = "\0".join(named).encode()

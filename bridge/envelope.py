@@ -12,12 +12,10 @@ from operator import sub
 from typing import Any, cast
 from zlib import crc32
 
-import cbor2
-
 from bridge.cbor import read_head, read_map
 from bridge.errors import BatchError
 from bridge.intervals import Range
-from bridge.kernel import packed_ranges
+from bridge.kernel import cbor, packed_ranges
 
 __all__ = [
     "BATCH_KEYS",
@@ -114,10 +112,10 @@ def seal_envelope(fields: dict[int, Any], seqs: bytes = b"") -> bytes:
     """
     items = sorted(fields.items())
     if not seqs:
-        return cbor2.dumps(dict(items))
+        return cbor(dict(items))
     # the heads of these maps, of fewer than 24 fields, are a byte each
-    before = cbor2.dumps({key: value for key, value in items if key < Key.SEQS})[1:]
-    after = cbor2.dumps({key: value for key, value in items if key > Key.SEQS})[1:]
+    before = cbor({key: value for key, value in items if key < Key.SEQS})[1:]
+    after = cbor({key: value for key, value in items if key > Key.SEQS})[1:]
     return b"".join((bytes((0xA1 + len(items),)), before, _SEQS_KEY, seqs, after))
 
 
@@ -251,9 +249,9 @@ def header_check(
         ranges: Inclusive seq ranges of the readings.
         tombstones: As carried.
     """
-    named = b"\x84" + cbor2.dumps(gateway) + cbor2.dumps(list(numbers))
+    named = b"\x84" + cbor(gateway) + cbor(list(numbers))
     check = crc32(packed_ranges(ranges), crc32(named))
-    return crc32(cbor2.dumps(tombstone_rows(tombstones)), check)
+    return crc32(cbor(tombstone_rows(tombstones)), check)
 
 
 def tombstone_rows(tombstones: Sequence[Tombstone]) -> list[list[int | str]]:

@@ -7,14 +7,14 @@ takes in passes through.
 from __future__ import annotations
 
 import sys
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, compress
 from operator import itemgetter
 
+from bridge.columnar import SourceTable
 from bridge.intervals import IntervalSet, ranges_of
-from bridge.kernel import split
+from bridge.kernel import sections, split, untrack
 from bridge.partition import partitions_of
 from bridge.readings import Readings, Source
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Section:
     """What a block holds of one of the readings it was made from."""
 
@@ -41,7 +41,7 @@ class Section:
     end_source: int
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Block:
     """The readings of one partition, from one or more origins that follow one another.
 
@@ -99,7 +99,10 @@ def growing(several: Sequence[Readings], step: int = sys.maxsize) -> Iterator[Re
         yield several[0]
         return
     seqs: list[int] = []
-    whole = Readings(seqs, [], [], [], [], [], [])
+    table = SourceTable()
+    whole = Readings(seqs, table, [], [], [], [], [])
+    untrack(seqs, whole.source_index, whole.times_us, whole.flags, whole.payloads)
+    untrack(whole.properties)
     propertied = any(one.properties for one in several)
     grown = 0
     for one in several:
@@ -107,8 +110,8 @@ def growing(several: Sequence[Readings], step: int = sys.maxsize) -> Iterator[Re
             yield whole
             grown = 0
         seqs += one.seqs
-        whole.source_index += map(len(whole.sources).__add__, one.source_index)
-        whole.sources += one.sources
+        whole.source_index += map(len(table).__add__, one.source_index)
+        table.extend_by(one.sources)
         whole.times_us += one.times_us
         whole.flags += one.flags
         whole.payloads += one.payloads
@@ -122,8 +125,8 @@ def _block(
     partition: int,
     whole: Readings,
     rows: list[int],
-    first_rows: Sequence[int],
-    first_sources: Sequence[int],
+    first_rows: list[int],
+    first_sources: list[int],
 ) -> Block:
     """Return the rows of a partition."""
     picked = whole if len(rows) == len(whole) else rows_of(whole, rows)
@@ -132,7 +135,8 @@ def _block(
     index = picked.source_index
     if len(used) != len(sources):
         place = dict(zip(used, range(len(used)), strict=True))
-        sources = list(map(sources.__getitem__, used))
+        table = sources if isinstance(sources, SourceTable) else SourceTable(sources)
+        sources = table.pick(used)
         index = list(map(place.__getitem__, index))
     readings = Readings(
         picked.seqs,
@@ -143,25 +147,8 @@ def _block(
         picked.payloads,
         picked.properties,
     )
-    return Block(partition, readings, _sections(rows, used, first_rows, first_sources))
-
-
-def _sections(
-    rows: Sequence[int],
-    used: Sequence[int],
-    first_rows: Sequence[int],
-    first_sources: Sequence[int],
-) -> list[Section]:
-    """Return which of `rows` and of the sources `used`, both rising, are of which origin."""
-    sections: list[Section] = []
-    row = source = 0
-    while row < len(rows):
-        origin = bisect_right(first_rows, rows[row]) - 1
-        end_row = bisect_left(rows, first_rows[origin + 1], row)
-        end_source = bisect_left(used, first_sources[origin + 1], source)
-        sections.append(Section(origin, row, end_row, source, end_source))
-        row, source = end_row, end_source
-    return sections
+    found = sections(rows, used, first_rows, first_sources)
+    return Block(partition, readings, [Section(*one) for one in found])
 
 
 def joined(several: Sequence[Readings]) -> Readings:
@@ -171,22 +158,14 @@ def joined(several: Sequence[Readings]) -> Readings:
     first, last = several[0].seqs[0], several[-1].seqs[-1]
     count = sum(map(len, several))
     whole = last - first + 1 == count
-    table: dict[Source, int] = {}
-    index: list[int] = []
-    places: list[int] = []
-    sources: list[Source] | None = None
-    for one in several:
-        if one.sources is not sources:  # batches of a gateway often have the same table
-            sources = one.sources
-            places = [table.setdefault(source, len(table)) for source in sources]
-        index += map(places.__getitem__, one.source_index)
     seqs: Sequence[int] = range(first, last + 1)
     if not whole:
         seqs = list(chain.from_iterable(one.seqs for one in several))
     propertied = any(one.properties for one in several)
-    return Readings(
+    sources, index = _one_table(several)
+    found = Readings(
         seqs,
-        list(table),
+        sources,
         index,
         list(chain.from_iterable(one.times_us for one in several)),
         list(chain.from_iterable(one.flags for one in several)),
@@ -195,6 +174,21 @@ def joined(several: Sequence[Readings]) -> Readings:
         if propertied
         else [],
     )
+    untrack(index, found.times_us, found.flags, found.payloads, found.properties)
+    return found
+
+
+def _one_table(several: Sequence[Readings]) -> tuple[list[Source], list[int]]:
+    """Return one table for all of them, and the index into it."""
+    sources = several[0].sources
+    if all(one.sources is sources for one in several):  # as of a gateway often
+        return sources, list(chain.from_iterable(one.source_index for one in several))
+    table: dict[Source, int] = {}
+    index: list[int] = []
+    for one in several:
+        places = [table.setdefault(source, len(table)) for source in one.sources]
+        index += map(places.__getitem__, one.source_index)
+    return list(table), index
 
 
 def rows_of(readings: Readings, rows: Sequence[int]) -> Readings:

@@ -17,8 +17,6 @@ from itertools import chain
 from typing import Any
 from zlib import crc32
 
-import cbor2
-
 from bridge.batch import (
     DEFAULT_RESOLUTION_US,
     EPOCH_MAX,
@@ -45,6 +43,7 @@ from bridge.envelope import (
 )
 from bridge.errors import BatchError
 from bridge.intervals import Range
+from bridge.kernel import cbor
 from bridge.readings import Readings
 from bridge.select import Block, Section
 
@@ -109,7 +108,7 @@ class SharedEncoder:
             ]
             for owner, section, seqs in zip(owners, block.sections, packed, strict=True)
         ]
-        named = cbor2.dumps(sections)
+        named = cbor(sections)
         check = _header_check(named, lane, marks, resolution_us)
         fields: dict[int, Any] = {
             Key.VERSION: _VERSION,
@@ -162,7 +161,7 @@ class EntryReader:
 
 def _header_check(named: bytes, lane: int, marks: int, resolution_us: int) -> int:
     """Return the CRC-32 over what surrounds the columns."""
-    return crc32(cbor2.dumps([lane, marks, resolution_us]), crc32(named))
+    return crc32(cbor([lane, marks, resolution_us]), crc32(named))
 
 
 def _read_shared(body: bytes, limits: Limits, zstd: Any) -> dict[_Owner, Batch]:

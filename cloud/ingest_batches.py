@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import structlog
 
-from bridge.batch import Batch, Decoder
+from bridge.batch import Batch, Decoder, decompressor
 from bridge.columnar import Limits, topic_bytes
 from bridge.envelope import LinkLane, Mode, lane_of
 from bridge.errors import BatchError
@@ -183,6 +183,7 @@ class BatchIngest:
         self._stream = stream
         self._clock = clock
         self._limits = Limits(batch_bytes=batch_bytes_max)
+        self._zstd = decompressor()  # of all lines
         self.structured = StructuredPool(
             contexts_max,
             snapshots,
@@ -288,7 +289,9 @@ class BatchIngest:
         if line.decoder is None or line.gateway != gateway:
             line.gateway = gateway
             line.structured = self.structured.line(gateway)
-            line.decoder = Decoder(gateway, limits=self._limits, dropped=line.structured.reset)
+            line.decoder = Decoder(
+                gateway, limits=self._limits, dropped=line.structured.reset, zstd=self._zstd
+            )
         batch = await self._decode(line, line.decoder, payload)
         generation = line.generation
         source = (gateway, batch.epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from typing import Any
 
@@ -179,6 +180,89 @@ def test_wrong_types_and_lengths_are_errors() -> None:
             NATIVE.merged(several)
     with pytest.raises(ValueError, match="ends before"):
         NATIVE.merged([((5, 4),)])
+
+
+@given(st.data())
+def test_what_of_a_partition_is_of_which_origin(data: st.DataObject) -> None:
+    origins = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=20))
+    sources_of = data.draw(st.lists(st.integers(1, 3), min_size=20, max_size=20))
+    first_rows = [sum(origins[:n]) for n in range(len(origins) + 1)]
+    first_sources = [sum(sources_of[:n]) for n in range(len(origins) + 1)]
+    rows = sorted(data.draw(st.sets(st.integers(0, first_rows[-1] - 1), min_size=1)))
+    origin_of = [n for n, count in enumerate(origins) for _ in range(count)]
+    with_rows = sorted({origin_of[row] for row in rows})
+    used = [first_sources[n] for n in with_rows]  # the first source of each
+    expected = [
+        (
+            n,
+            sum(row < first_rows[n] for row in rows),
+            sum(row < first_rows[n + 1] for row in rows),
+            at,
+            at + 1,
+        )
+        for at, n in enumerate(with_rows)
+    ]
+    for sections in twins("sections"):
+        assert sections(rows, used, first_rows, first_sources) == expected
+        assert sections([], [], first_rows, first_sources) == []
+        with pytest.raises(IndexError):
+            sections([first_rows[-1]], [0], first_rows, first_sources)
+
+
+_CBOR: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(1 << 63), (1 << 64) - 1),
+        st.sampled_from([(1 << bits) + n for bits in (5, 8, 16, 32, 63) for n in (-1, 0)]),
+        st.binary(max_size=300),
+        st.text(max_size=30),
+    ),
+    lambda some: st.one_of(
+        st.lists(some, max_size=30),
+        st.lists(some, max_size=4).map(tuple),
+        st.dictionaries(st.one_of(st.integers(0, 1 << 40), st.text(max_size=9)), some, max_size=30),
+    ),
+)
+
+
+@given(_CBOR)
+def test_values_are_written_as_cbor_has_them(value: Any) -> None:
+    expected = cbor2.dumps(value)
+    assert kernel.cbor(value) == expected
+    if NATIVE:
+        assert NATIVE.cbor(value) == expected
+
+
+@pytest.mark.parametrize("value", [1.5, [1 << 64], -(1 << 63) - 1, {1: 2.5}, [bytearray(b"x")]])
+def test_what_c_does_not_know_is_left_to_the_library(value: Any) -> None:
+    assert kernel.cbor(value) == cbor2.dumps(value)
+    if NATIVE:
+        with pytest.raises((OverflowError, TypeError)):
+            NATIVE.cbor(value)
+
+
+def test_no_value_makes_cbor_crash() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises((RecursionError, cbor2.CBOREncodeError)):
+        kernel.cbor(endless)
+    for wrong in ("\ud800", {"\ud800": 1}):
+        with pytest.raises((UnicodeEncodeError, cbor2.CBOREncodeError)):
+            kernel.cbor(wrong)
+
+
+def test_columns_that_nobody_looks_into_are_lists_as_ever() -> None:
+    for untrack in twins("untrack"):
+        numbers, texts = list(range(3000)), [b"a", b"b"]
+        untrack(numbers, texts, ())
+        untrack(numbers)  # again
+        numbers += [7] * 3000
+        del texts[:]
+        assert gc.is_tracked(numbers) is (untrack is kernel._untrack)
+        gc.collect()
+        assert (sum(numbers), texts) == (sum(range(3000)) + 21_000, [])
+        assert gc.is_tracked(numbers[:2])
 
 
 @pytest.mark.parametrize("seed", range(10))

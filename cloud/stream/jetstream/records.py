@@ -26,6 +26,7 @@ import cbor2
 
 from bridge.envelope import runs_of, unfold_runs
 from bridge.intervals import Range
+from bridge.kernel import cbor
 from cloud.stream.contract import GivenUp, Source
 
 __all__ = [
@@ -60,7 +61,7 @@ class RecordError(Exception):
     """Bytes that are no record of this version."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class SourceRecord:
     """What an append says of one source."""
 
@@ -70,7 +71,7 @@ class SourceRecord:
     seq_ranges: tuple[Range, ...] = ()  # of all its parts together
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class AppendRecord:
     """One append: all of it counts, or nothing."""
 
@@ -80,7 +81,7 @@ class AppendRecord:
     given_up: tuple[GivenUp, ...] = ()
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Record:
     """One message of the ledger."""
 
@@ -94,7 +95,7 @@ class Record:
 
 def encode(record: Record) -> bytes:
     """Return a record as bytes."""
-    return cbor2.dumps(
+    return cbor(
         [
             _VERSION,
             record.writer,
@@ -127,7 +128,7 @@ def decode(data: bytes) -> Record:
 
 def pack_ranges(ranges: Sequence[Range]) -> bytes:
     """Return ranges as bytes."""
-    return cbor2.dumps(runs_of(ranges, 0))
+    return cbor(runs_of(ranges, 0))
 
 
 def unpack_ranges(packed: bytes, count: int) -> tuple[Range, ...]:
