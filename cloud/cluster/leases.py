@@ -60,6 +60,7 @@ __all__ = [
 log = structlog.get_logger(component="leases")
 
 _LOG_EVERY_S = 10.0
+_UNREADABLE_EVERY_S = 60.0
 
 
 @dataclass(slots=True, frozen=True)
@@ -100,6 +101,7 @@ class _Held:
         self.given_up = 0  # partitions the worker was told to end with since the last renewal
         self.lost: dict[str, list[int]] = {}  # by cause, not told yet
         self._clock = clock
+        self.unreadable: set[int] = set()  # partitions whose key no node wrote, till next renewal
         self._working: dict[int, int] = {}
         self._news = asyncio.Event()
 
@@ -326,6 +328,7 @@ class Leases:
         """Renew everything at once: each is a message to the bucket's leader."""
         for group in self._groups.values():
             group.given_up = 0
+            group.unreadable.clear()
         work = [
             self._renew_one(group, partition, lease)
             for group in self._groups.values()
@@ -390,7 +393,8 @@ class Leases:
             group.given_up += max(0, spare)
             self._leave(group, sorted(mine)[len(mine) - spare :] if spare > 0 else [])
         elif len(mine) < share:
-            free_ones = [p for p in range(PARTITIONS) if p not in holders and p not in group.leases]
+            taken = holders.keys() | group.leases.keys() | group.unreadable
+            free_ones = [p for p in range(PARTITIONS) if p not in taken]
             # each node begins elsewhere: few want the same one
             start = rank * PARTITIONS // len(active)
             free_ones.sort(key=lambda p: (p - start) % PARTITIONS)
@@ -413,10 +417,22 @@ class Leases:
                 lease_key(group.sink, partition), self._value(0), ttl_s=self._times.ttl_s
             )
         except Conflict:
+            await self._look_at(group, partition)
             return
         group.leases[partition] = _Lease(revision, revision, sent_s + self._times.ttl_s)
         group.stats.taken += 1
         group.tell()
+
+    async def _look_at(self, group: _Held, partition: int) -> None:
+        """Leave a key be, till the next renewal, that is there and that no node wrote."""
+        key = lease_key(group.sink, partition)
+        found = await self._bucket.get(key)
+        if found is not None and holder_of(found) is None:
+            group.unreadable.add(partition)
+            limited(log, ("unreadable", key), _UNREADABLE_EVERY_S).error(
+                "lease_unreadable", key=key,
+                hint="no node wrote it, and the partition waits: delete it from the leases' bucket"
+            )  # fmt: skip
 
     async def _give_up(self, group: _Held) -> None:
         """Delete what the worker has ended with."""

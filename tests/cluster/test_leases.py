@@ -373,6 +373,32 @@ def test_announcements_that_come_all_at_once_are_no_clock_that_is_wrong() -> Non
     assert {line["event"] for line in logs} == {"clocks_differ"}
 
 
+async def test_a_lease_that_no_node_wrote_is_tried_once_a_renewal(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: Counter[str] = Counter()
+    create, put = bucket.create, bucket.put
+
+    async def created(key: str, value: bytes, *, ttl_s: float | None = None) -> int:
+        calls[key] += 1
+        return await create(key, value, ttl_s=ttl_s)
+
+    async def was_put(key: str, value: bytes, *, ttl_s: float | None = None) -> int:
+        calls[key] += 1
+        return await put(key, value, ttl_s=ttl_s)
+
+    await bucket.put("storage.5", b"junk")  # and nothing ends it
+    monkeypatch.setattr(bucket, "create", created)
+    monkeypatch.setattr(bucket, "put", was_put)
+    async with nodes(bucket, "a") as (worker,):
+        await until(lambda: shares([worker]) == [63])
+        await renewed(worker, 4)
+        assert 1 < calls["storage.5"] <= calls["node.a"]
+        assert capsys.readouterr().out.count("lease_unreadable") == 1
+        await bucket.delete("storage.5")
+        await until(lambda: shares([worker]) == [64])
+
+
 async def test_nodes_whose_clocks_are_apart_say_so(
     bucket: Bucket, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ import structlog
 from cloud.stream.contract import StreamError
 from cloud.stream.jetstream.checkpoint import Checkpoints
 from cloud.stream.jetstream.state import LedgerState
+from runtime.logs import limited
 
 __all__ = ["KEEP_RECORDS", "Upkeep"]
 
@@ -26,6 +27,7 @@ _RECORDS = 20_000
 _BYTES = 16 << 20  # of records: many appends in one make it large
 _KEEP_BYTES = 8 << 20
 _EVERY_S = 30.0
+_LOG_EVERY_S = 30.0
 
 
 class Upkeep:
@@ -103,7 +105,7 @@ class Upkeep:
             try:
                 await self._look()
             except StreamError as error:
-                log.warning("checkpoint_failed", error=str(error))
+                limited(log, "failed", _LOG_EVERY_S).warning("checkpoint_failed", error=str(error))
                 await asyncio.sleep(1)  # another purge may be seen at once
             except Exception:  # the task's root: the next may be written
                 log.exception("checkpoint_broke")
@@ -119,7 +121,9 @@ class Upkeep:
             log.error("ledger_gone", hint="a checkpoint keeps what it said; make it again with"
                       " 'tidegate cluster apply --recreate'")  # fmt: skip
         elif missing > 0:
-            log.error("ledger_purged", records=missing, hint="a checkpoint takes their place")
+            limited(log, "purged", _LOG_EVERY_S).error(
+                "ledger_purged", records=missing, hint="a checkpoint takes their place"
+            )
         elif records < _RECORDS and self._record_bytes < _BYTES:
             return
         each = max(1, self._record_bytes // max(1, records))
