@@ -26,6 +26,7 @@ __all__ = [
     "SourceTable",
     "check_columns",
     "pack",
+    "picked_sources",
     "topic_bytes",
     "unpack",
     "used_sources",
@@ -128,14 +129,18 @@ class SourceTable(list[Source]):
         self.topic_bytes += table.topic_bytes
         self.written += table.written
 
-    def pick(self, rows: Sequence[int]) -> SourceTable:
-        """Return the sources at `rows`."""
-        found = SourceTable()
-        found += map(self.__getitem__, rows)
-        found.levels = list(map(self.levels.__getitem__, rows))
-        found.topic_bytes = list(map(self.topic_bytes.__getitem__, rows))
-        found.written = list(map(self.written.__getitem__, rows))
-        return found
+
+def picked_sources(sources: Sequence[Source], rows: Sequence[int]) -> list[Source]:
+    """Return the sources at `rows`, of a table with what is asked of it a table like it."""
+    picked = list(map(sources.__getitem__, rows))
+    if not isinstance(sources, SourceTable):
+        return picked
+    found = SourceTable()
+    found += picked
+    found.levels = list(map(sources.levels.__getitem__, rows))
+    found.topic_bytes = list(map(sources.topic_bytes.__getitem__, rows))
+    found.written = list(map(sources.written.__getitem__, rows))
+    return found
 
 
 def widest(sources: Sequence[Source]) -> int:
@@ -197,7 +202,7 @@ def used_sources(
         return sources, index
     rows = sorted(used)
     place = dict(zip(rows, range(len(rows)), strict=True))
-    return [sources[row] for row in rows], list(map(place.__getitem__, index))
+    return picked_sources(sources, rows), list(map(place.__getitem__, index))
 
 
 @lru_cache(maxsize=65536)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain, compress
 from operator import itemgetter
 
-from bridge.columnar import SourceTable
+from bridge.columnar import SourceTable, picked_sources
 from bridge.intervals import IntervalSet, ranges_of
 from bridge.kernel import sections, split, untrack
 from bridge.partition import partitions_of
@@ -135,8 +135,7 @@ def _block(
     index = picked.source_index
     if len(used) != len(sources):
         place = dict(zip(used, range(len(used)), strict=True))
-        table = sources if isinstance(sources, SourceTable) else SourceTable(sources)
-        sources = table.pick(used)
+        sources = picked_sources(sources, used)
         index = list(map(place.__getitem__, index))
     readings = Readings(
         picked.seqs,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.batch import Decoder, EntryEncoder, decode_entry
-from bridge.columnar import Limits
+from bridge.columnar import Limits, SourceTable
 from bridge.envelope import Key, LinkLane, Mode
 from bridge.errors import BatchError
 from bridge.intervals import ranges_of
@@ -61,6 +61,26 @@ def test_each_source_gets_its_own_back(
             assert len(batch.readings.sources) == section.end_source - section.first_source
             found[section.origin] += rows(batch.readings)
     assert [sorted(one) for one in found] == [sorted(rows(one)) for one in several]
+
+
+@given(st.lists(many_readings().filter(len), min_size=2, max_size=5), st.sets(st.integers(0, 4)))
+def test_a_table_that_knows_its_sources_makes_the_same_body(
+    several: list[Readings], knowing: set[int]
+) -> None:
+    owners = [(f"gw-{n}", EPOCH + n) for n in range(len(several))]
+    before = [list(one.sources) for one in several]
+    plain = {block.partition: encoded(block, owners) for block in blocks(several)}
+    for n in knowing & set(range(len(several))):
+        several[n].sources = SourceTable(several[n].sources)
+    for block in blocks(several):
+        table = block.readings.sources
+        assert isinstance(table, SourceTable)
+        anew = SourceTable(list(table))
+        assert (table.levels, table.topic_bytes, table.written) == (
+            anew.levels, anew.topic_bytes, anew.written,
+        )  # fmt: skip
+        assert encoded(block, owners) == plain[block.partition]
+    assert [list(one.sources) for one in several] == before  # others have these tables too
 
 
 def test_a_body_shared_is_smaller_than_one_each() -> None:
