@@ -204,7 +204,9 @@ def decode_properties(
     """Read a property length and the properties it covers.
 
     Args:
-        data: The packet's body; reading starts at `pos` and never passes `end`.
+        data: The packet's body.
+        pos: Offset of the property length.
+        end: Offset that reading never passes.
         packet: The packet type, or WILL.
         user_properties_max: More user properties are refused with 0x97.
 

@@ -359,6 +359,7 @@ class Connection:
         Args:
             stream: Its name.
             body: `seq` or `next_by_subj`, `batch`, `max_bytes` (not all of them).
+            timeout_s: For each of the answers.
 
         Raises:
             NoResponders, Unanswered: the answers stopped short.

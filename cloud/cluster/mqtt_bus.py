@@ -102,6 +102,7 @@ class MqttCluster:
         node: The node's name: letters, digits, `-` and `_`.
         clock: Time.
         local_topics: Topics that every node has for itself, besides `$SYS/`.
+        patience_s: How long a start waits for what the engine cannot say yet.
     """
 
     def __init__(

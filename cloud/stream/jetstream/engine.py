@@ -84,6 +84,7 @@ class JetStreamStream:
         tail_bytes_max: Of the newest bodies in memory.
         state: From the newest checkpoint.
         checkpoints: Where it came from.
+        give_up_s: How long what must be answered is waited for: past a leader's election.
 
     Attributes:
         connection: To the cluster, for what else a node keeps there.
