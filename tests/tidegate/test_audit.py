@@ -139,3 +139,25 @@ async def test_figures_of_the_ledger_in_status_and_metrics(tmp_path: Path) -> No
         assert status["gateways"]["gw"]["gaps"] == ["epoch fedcba9876543210 seq 1-30"]
         shown = await run_command("status", "--url", url)
         assert "epoch fedcba9876543210 seq 1-30" in shown.out
+
+
+async def test_the_nodes_own_file_says_where_its_data_is(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        uplink = Uplink(node.capture)
+        uplink.send(uplink.batch(one_per_row(3)))
+        assert await uplink.answered() == [0]
+        await node.sinks.drained()
+    config = tmp_path / "cloud.toml"
+    config.write_text(f'data = "{tmp_path}"\n')
+    for command, said in (
+        (("audit",), "3 assigned = 3 stored"),
+        (("query", "--limit", "1"), "gw/"),
+        (("trace", "gw", "2"), "stored"),
+        (("replay",), ""),
+    ):
+        done = await run_command(*command, "-c", config)
+        assert (done.code, said in done.out) == (0, True), done.err
+    for command in ("audit", "query", "replay"):
+        missing = await run_command(command, "--data", tmp_path / "none")
+        assert (missing.code, missing.err.count("\n")) == (1, 1)
+        assert missing.err.endswith(".db: no such file; is that the --data of a cloud node?\n")

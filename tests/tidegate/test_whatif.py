@@ -87,3 +87,9 @@ def test_without_a_gateway_and_without_figures_it_says_what_to_give(
 ) -> None:
     assert main(["whatif", "--outage", "8h", "--url", "http://127.0.0.1:1"]) == 1
     assert "--rate, --link, --room and --link-bytes" in capsys.readouterr().err
+
+
+def test_a_gateway_that_takes_nothing_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = ["--rate", "0", *GIVEN[2:]]
+    assert main(["whatif", "--outage", "8h", "--link", "64kbps", *figures]) == 0
+    assert "captured nothing lately" in capsys.readouterr().out
