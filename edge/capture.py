@@ -47,6 +47,10 @@ NEVER = 1 << 62
 _DURABILITY = {"power-loss": "journal-fsync", "process-crash": "process-crash"}
 LOG_EVERY_S = 10.0
 LATELY_S = 10.0  # for so long a refusal counts as trouble
+_FULL_WHY = (
+    "the {} lane has no room: journal.file_bytes_max is used, or the disk has no more free than"
+    " journal.disk_reserve_bytes"
+)
 FULL = int(ReasonCode.QUOTA_EXCEEDED)
 BROKEN = int(ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
 
@@ -333,12 +337,13 @@ class Capture:
     def _tell_refused(self, lane: int, code: int) -> None:
         self._refused_s = self._clock.monotonic_s()
         name = Lane(lane).name.lower()
-        what = f"the {name} lane has no room" if code == FULL else "the disk cannot be written"
+        what = _FULL_WHY.format(name) if code == FULL else "the disk cannot be written"
         self._refused_why = f"journal: {what}; devices are refused"
         limited(log, ("publishes_refused", lane, code), LOG_EVERY_S).error(
             "publishes_refused",
             lane=name,
             reason_code=f"0x{code:02x}",
+            reason=what,
             refused_full=self.stats.refused_full,
             refused_broken=self.stats.refused_broken,
         )

@@ -290,6 +290,9 @@ class UplinkConnection:
         if flags.is_disconnect_packet_from_server:
             self.reason_code = reason.value
             self._drop(f"the server ended the connection: {reason} (0x{reason.value:02x})")
+        elif not self._accepted.done():  # an HTTP port, or one for TLS and plain MQTT on it
+            kind = "MQTT over TLS" if self.endpoint.tls else "MQTT without TLS"
+            self._drop(f"closed without an answer to CONNECT; is that a port for {kind}?")
         else:
             self._drop(f"the connection was lost: {reason}")
 

@@ -338,7 +338,10 @@ async def test_a_refusal_is_told_for_a_while() -> None:
     async with capturing(disk, clock=clock) as capture:
         assert capture.trouble() == ""
         assert capture.take(run_of(size=2000)) == 0x97
-        assert capture.trouble() == "journal: the live lane has no room; devices are refused"
+        assert capture.trouble() == (
+            "journal: the live lane has no room: journal.file_bytes_max is used, or the disk has"
+            " no more free than journal.disk_reserve_bytes; devices are refused"
+        )
         clock.advance(11)
         assert capture.trouble() == ""
         disk.failures = [io_error(), io_error()]

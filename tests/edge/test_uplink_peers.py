@@ -169,3 +169,22 @@ async def test_a_dial_that_is_given_up_leaves_no_socket_open(tmp_path: Path, tls
         await ended.wait()
     server.close()
     await server.wait_closed()
+
+
+async def test_a_port_of_another_protocol_is_asked_about() -> None:
+    """TLS, HTTP, ...: they end the connection, and do not say CONNACK."""
+
+    async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    server = await asyncio.start_server(end, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    url = f"mqtt://127.0.0.1:{port}"
+    async with server, running(MemoryJournal(), replace(FAST, endpoints=(url,))) as uplink:
+        async with asyncio.timeout(10):
+            while not uplink.status().last_error:
+                await asyncio.sleep(0.01)
+        assert uplink.status().last_error == (
+            f"{url}: closed without an answer to CONNECT; is that a port for MQTT without TLS?"
+        )
