@@ -410,7 +410,10 @@ class CloudService:
                 await self.stream.append(())
             self._not_ready = ""
         except TimeoutError:
-            self._not_ready = f"the stream took no append in {timeout_s:.0f} s"
+            hindered = self.stream.hindered if isinstance(self.stream, JetStreamStream) else ""
+            self._not_ready = f"the stream took no append in {timeout_s:.0f} s" + (
+                f": {hindered}" if hindered else ""
+            )
         except StreamError as error:
             self._not_ready = str(error)
             self._full = isinstance(error, StreamFull)

@@ -10,7 +10,7 @@ import pytest
 from cloud.cluster.versions import VERSION_KEY
 from cloud.stream.jetstream.engine import JetStreamStream
 from tests.kit.cluster_nodes import cluster_nodes, shares
-from tests.kit.nats import nats_single
+from tests.kit.nats import connected, nats_single
 from tests.kit.nodes import run_command
 from tests.kit.sites import until
 
@@ -39,3 +39,19 @@ async def test_it_answers_what_it_knows_hands_over_and_stops_in_order(
             assert not broken.sinks.leases._watch  # the sinks were stopped, and the leases
             assert all(runner._task is None for runner in broken.sinks.runners.values())
     assert "Traceback" not in capsys.readouterr().out
+
+
+async def test_why_nothing_is_committed_is_said_while_it_is_tried(tmp_path: Path) -> None:
+    with nats_single(tmp_path, disk_bytes_max=8 << 30) as servers:
+        async with (
+            cluster_nodes(servers, tmp_path, 1, "alerts") as (node,),
+            connected(servers) as connection,
+        ):
+            assert isinstance(node.stream, JetStreamStream)
+            name, subject = node.stream.layout.ledger_stream, node.stream.layout.ledger_subject
+            config = (await connection.api(f"STREAM.INFO.{name}"))["config"]
+            await connection.api(f"STREAM.UPDATE.{name}", {**config, "subjects": ["elsewhere"]})
+            words = f"{subject}: nobody serves it now"
+            await until("said", lambda: any(words in why for why in node.ready()), timeout_s=40)
+            await connection.api(f"STREAM.UPDATE.{name}", config)
+            await until("ready again", lambda: not node.ready(), timeout_s=40)

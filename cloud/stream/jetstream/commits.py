@@ -61,6 +61,7 @@ class Commits:
 
     Attributes:
         records: Records written and read back.
+        cause: Why the one on its way had to be written again, "" when it had not.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Commits:
         give_up_s: float,
     ) -> None:
         self.records = 0
+        self.cause = ""
         self.writer = writer
         self._connection = connection
         self._layout = layout
@@ -126,6 +128,7 @@ class Commits:
         if commits is None:
             return  # it stands there twice, or was given up
         self._written = None
+        self.cause = ""
         self.records += 1
         results = iter(counted)
         for commit in commits:
@@ -236,6 +239,7 @@ class Commits:
             except (NoResponders, Unanswered, ClusterError) as error:
                 cause = error
             if number in self._sent:
+                self.cause = str(cause)
                 limited(log, "ledger", _LOG_EVERY_S).warning("commit_repeated", error=str(cause))
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _PAUSE_MAX_S)

@@ -205,6 +205,11 @@ class JetStreamStream:
         return self._state.stats().bytes
 
     @property
+    def hindered(self) -> str:
+        """Why nothing is committed now, as far as it is known; empty while records are."""
+        return self._commits.cause
+
+    @property
     def broken(self) -> str:
         """Why this node has to be started anew; empty while it is well."""
         return self._broken
