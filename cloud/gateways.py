@@ -106,6 +106,15 @@ class GatewaysSeen:
                 found[name] = replace(link, connected=True, peer=client.peer, connected_us=since_us)
         return list(found.values())
 
+    def quiet_s(self) -> dict[tuple[str, ...], float]:
+        """Return how long ago the last batch of each gateway came, as a metric has it."""
+        now_us = self._clock.wall_us()
+        return {
+            (one.gateway,): max(0.0, (now_us - one.last_batch_us) / 1e6)
+            for one in self._gateways.values()
+            if one.last_batch_us is not None
+        }
+
     def connect_wait_s(self, client: ClientInfo) -> float:
         """Return after how long a client should come again; 0: now is fine."""
         return self.admits(client)

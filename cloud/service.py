@@ -131,7 +131,7 @@ class CloudService:
         self.metrics.gauge(
             "tidegate_gateway_quiet_s",
             "Seconds since a gateway's last batch at this node; of a cluster's nodes the least.",
-            self._quiet,
+            self.gateways_seen.quiet_s,
             ("gateway",),
         )
         if self.mqtt_cluster is not None:
@@ -450,6 +450,8 @@ class CloudService:
             lost = dict(self.mqtt_cluster.shedding.lost_by_session)
             stats = asdict(self.mqtt_cluster.stats())
             figures["mqtt_cluster"] = {**stats, "lost_by_session": lost}
+        if self.gateway_peers is not None:
+            figures["silent_nodes"] = self.gateway_peers.silent
         if self.replicas is not None:
             figures["cluster"] = self.replicas.figures()
         return figures
@@ -475,14 +477,6 @@ class CloudService:
         peers = self.gateway_peers
         others = (await peers.links()).links if peers is not None else {}
         return gateway_views(await self.stream.ledger(), self.gateways_seen.links(), others)
-
-    def _quiet(self) -> dict[tuple[str, ...], float]:
-        now_us = self.clock.wall_us()
-        return {
-            (one.gateway,): max(0.0, (now_us - one.last_batch_us) / 1e6)
-            for one in self.gateways_seen.all()
-            if one.last_batch_us is not None
-        }
 
     async def ledger(self) -> Sequence[LedgerView]:
         """Return the balance of every (gateway, epoch)."""

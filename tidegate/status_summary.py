@@ -127,6 +127,8 @@ def _node(status: Figures) -> Iterator[tuple[str, str]]:
     ):
         if cluster.get(name):
             yield "trouble", words + ", ".join(cluster[name])
+    for node in status.get("silent_nodes", ()):
+        yield "trouble", f"{node} does not answer: gateways that it has are shown as away"
     for name, sink in _part(status, "sinks").items():
         if sink.get("dead_letters"):
             count = sink["dead_letters"]

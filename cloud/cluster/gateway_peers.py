@@ -60,6 +60,11 @@ class GatewayPeers:
         self.start = self._peers.start
         self.stop = self._peers.stop
 
+    @property
+    def silent(self) -> list[str]:
+        """The nodes that did not answer when they were last asked."""
+        return self._found.silent
+
     async def links(self) -> OthersGateways:
         """Return how the gateways' links to the other nodes are."""
         async with self._asking:

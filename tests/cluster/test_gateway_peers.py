@@ -59,3 +59,4 @@ async def test_a_gateway_is_connected_at_every_node(
         assert two.gateway_peers is not None
         assert (await two.gateway_peers.links()).silent == ["node-0"]
         assert [view.gateway for view in await two.gateways()] == ["gw-a", "gw-b"]
+        assert (await shown(two, "status"))["silent_nodes"] == ["node-0"]
