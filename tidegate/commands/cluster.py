@@ -9,7 +9,8 @@
 Nodes make nothing themselves: 'apply' once, then 'tidegate cloud --stream ...' on any number of
 machines. A stream that was made once and is gone is never made again unless --recreate names it:
 what was in it is gone with it, but for the ledger, which goes on behind its newest checkpoint (some
-seconds; nodes that run have written one). plan ends with 1 when something is to be done, 0 otherwise.
+seconds; nodes that run have written one). plan ends with 1 when something is to be done, 0
+otherwise.
 """
 
 from __future__ import annotations
