@@ -101,8 +101,8 @@ def growing(several: Sequence[Readings], step: int = sys.maxsize) -> Iterator[Re
     seqs: list[int] = []
     table = SourceTable()
     whole = Readings(seqs, table, [], [], [], [], [])
-    untrack(seqs, whole.source_index, whole.times_us, whole.flags, whole.payloads)
-    untrack(whole.properties)
+    index, times, flags = whole.source_index, whole.times_us, whole.flags
+    untrack(seqs, index, times, flags, whole.payloads, whole.properties)
     propertied = any(one.properties for one in several)
     grown = 0
     for one in several:
@@ -184,8 +184,12 @@ def _one_table(several: Sequence[Readings]) -> tuple[list[Source], list[int]]:
         return sources, list(chain.from_iterable(one.source_index for one in several))
     table: dict[Source, int] = {}
     index: list[int] = []
+    places: list[int] = []
+    last: list[Source] | None = None
     for one in several:
-        places = [table.setdefault(source, len(table)) for source in one.sources]
+        if one.sources is not last:
+            last = one.sources
+            places = [table.setdefault(source, len(table)) for source in last]
         index += map(places.__getitem__, one.source_index)
     return list(table), index
 

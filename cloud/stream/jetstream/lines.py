@@ -286,13 +286,8 @@ class Lines:
 def _seqs(parts: Sequence[Part]) -> dict[Source, list[Range]]:
     """Return what parts bring by source, joined: parts of a batch interleave."""
     found: dict[Source, list[tuple[Range, ...]]] = {}
-    last: Source = ("", -1)
-    several: list[tuple[Range, ...]] = []
     for part in parts:
-        if part.epoch != last[1] or part.gateway != last[0]:  # most appends are of one source
-            last = part.gateway, part.epoch
-            several = found.setdefault(last, [])
-        several.append(part.seq_ranges)
+        found.setdefault((part.gateway, part.epoch), []).append(part.seq_ranges)
     return {source: merged(ranges) for source, ranges in found.items()}
 
 
