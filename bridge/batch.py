@@ -115,6 +115,7 @@ class Batch:
     mode: int
     resolution_us: int  # of `readings.times_us`: all are multiples of it
     settled: int | None = None  # nothing up to here waits at the gateway; None: it does not say
+    run: int = 0  # of the gateway that sends it, bridge/runs.py; 0: it does not say
 
 
 @dataclass(slots=True)
@@ -123,6 +124,7 @@ class _Context:
 
     epoch: int
     resolution_us: int
+    run: int = 0
     mode: int = int(Mode.COLUMNAR)
     last_time: int = 0
     assigned: int = 0
@@ -137,6 +139,7 @@ class Encoder:
         epoch: The journal's epoch.
         resolution_us: Times are cut down to multiples of this many microseconds.
         level: zstd level of mode 0.
+        run: Who sends it, bridge/runs.py; 0: that is not said.
         bodies: Encoders of further modes, by mode; this encoder resets them.
     """
 
@@ -148,6 +151,7 @@ class Encoder:
         "_gateway",
         "_level",
         "_resolution_us",
+        "_run",
         "_zstd",
     )
 
@@ -158,10 +162,12 @@ class Encoder:
         *,
         resolution_us: int = DEFAULT_RESOLUTION_US,
         level: int = 3,
+        run: int = 0,
         bodies: Mapping[int, BodyEncoder] | None = None,
     ) -> None:
         self._gateway = gateway
         self._epoch = epoch
+        self._run = run
         self._resolution_us = resolution_us
         self._bodies = dict(bodies or {})
         self._level = level
@@ -260,6 +266,8 @@ class Encoder:
             fields[Key.EPOCH] = context.epoch
             if context.resolution_us != DEFAULT_RESOLUTION_US:
                 fields[Key.RESOLUTION] = context.resolution_us
+            if self._run:
+                fields[Key.RUN] = self._run
         return fields
 
     @staticmethod
@@ -441,14 +449,15 @@ class Decoder:
             batch.mode,
             context.resolution_us,
             settled,
+            context.run,
         )
 
     def _take_context(self, fields: dict[int, Any]) -> _Context:
         if Key.VERSION not in fields:
             if self._context is None:
                 raise BatchError("context", "the batch continues a context that is not here")
-            if Key.EPOCH in fields or Key.RESOLUTION in fields:
-                raise BatchError("malformed", "epoch or resolution without a new context")
+            if fields.keys() & {Key.EPOCH, Key.RESOLUTION, Key.RUN}:
+                raise BatchError("malformed", "epoch, resolution or run without a new context")
             return self._context
         version = read_uint(fields, Key.VERSION, None, EPOCH_MAX)
         if version != VERSION:
@@ -458,7 +467,8 @@ class Decoder:
         if not resolution_us:
             raise BatchError("bounds", "resolution 0")
         self.drop_context()
-        self._context = _Context(epoch, resolution_us)
+        run = read_uint(fields, Key.RUN, 0, SEQ_MAX)
+        self._context = _Context(epoch, resolution_us, run=run)
         return self._context
 
     def _take_gateway(self, fields: dict[int, Any]) -> str:

@@ -16,6 +16,7 @@ import cbor2
 
 from bridge.cbor import read_map
 from bridge.errors import BatchError
+from bridge.runs import RUNS_MAX, Fork, Origin, Run
 
 __all__ = [
     "CTL_PREFIX",
@@ -101,6 +102,8 @@ class Welcome:
     epoch: int
     assigned: int  # the highest seq of that epoch the cloud has ever heard of
     time_us: int = 0  # wall clock of the cloud; 0 when it does not say
+    run: int = 0  # whose hello this answers; 0: the cloud does not tell runs apart
+    fork: Fork | None = None  # where that run has to part; None: it may go on
 
 
 @dataclass(slots=True, frozen=True)
@@ -119,6 +122,8 @@ class Hello:
 
     epoch: int
     last_seq: int
+    runs: tuple[Run, ...] = ()  # its history in this epoch, its own last; () when it has none
+    origin: Origin | None = None  # None: the epoch is not a fork
 
 
 @dataclass(slots=True, frozen=True)
@@ -168,6 +173,10 @@ def seal_message(message: Message) -> bytes:
         fields = {0: int(_Kind.WELCOME), 1: message.epoch, 2: message.assigned}
         if message.time_us > 0:
             fields[3] = message.time_us
+        if message.run:
+            fields[4] = message.run
+        if message.fork is not None:
+            fields[5] = [message.fork.after_seq, message.fork.epoch]
     elif isinstance(message, Correction):
         zigzag = message.delta_us * 2 if message.delta_us >= 0 else -2 * message.delta_us - 1
         fields = {
@@ -180,6 +189,10 @@ def seal_message(message: Message) -> bytes:
         }
     elif isinstance(message, Hello):
         fields = {0: int(_Kind.HELLO), 1: message.epoch, 2: message.last_seq}
+        if message.runs:
+            fields[3] = [number for one in message.runs for number in one]
+        if message.origin is not None:
+            fields[4] = [message.origin.after_seq, message.origin.epoch]
     else:
         state = _STATES.index(message.state)
         fields = {
@@ -218,9 +231,12 @@ def open_message(data: bytes) -> Message:
         return Recall(_text(fields, 1, ID_BYTES_MAX))
     if kind == _Kind.WELCOME:
         time_us = _number(fields, 3, _TIME_US_MAX) if 3 in fields else 0
-        return Welcome(_number(fields, 1, _EPOCH_MAX), _number(fields, 2, _SEQ_MAX), time_us)
+        run = _number(fields, 4, _SEQ_MAX) if 4 in fields else 0
+        fork = Fork(*_numbers(fields, 5, 2, (_SEQ_MAX, _EPOCH_MAX))) if 5 in fields else None
+        epoch, assigned = _number(fields, 1, _EPOCH_MAX), _number(fields, 2, _SEQ_MAX)
+        return Welcome(epoch, assigned, time_us, run, fork)
     if kind == _Kind.HELLO:
-        return Hello(_number(fields, 1, _EPOCH_MAX), _number(fields, 2, _SEQ_MAX))
+        return _hello(fields)
     if kind == _Kind.OUTCOME:
         return Outcome(
             _text(fields, 1, ID_BYTES_MAX),
@@ -233,6 +249,28 @@ def open_message(data: bytes) -> Message:
     if kind == _Kind.HOLDS:
         return HoldsCommands(_ids(fields))
     raise BatchError("extension", f"a message of kind {kind} is not known here")
+
+
+def _hello(fields: dict[int, Any]) -> Hello:
+    runs: tuple[Run, ...] = ()
+    if 3 in fields:
+        numbers = _numbers(fields, 3, 2 * RUNS_MAX, (_SEQ_MAX, _SEQ_MAX))
+        runs = tuple(map(Run, numbers[::2], numbers[1::2]))
+        afters = [one.after_seq for one in runs]
+        if not all(one.run for one in runs) or afters != sorted(afters):
+            raise BatchError("bounds", "runs without an id, or not in order")
+    origin = Origin(*_numbers(fields, 4, 2, (_SEQ_MAX, _EPOCH_MAX))) if 4 in fields else None
+    return Hello(_number(fields, 1, _EPOCH_MAX), _number(fields, 2, _SEQ_MAX), runs, origin)
+
+
+def _numbers(fields: dict[int, Any], key: int, count_max: int, most: tuple[int, int]) -> list[int]:
+    """Return an array of pairs of numbers: at least one pair, each number within its bound."""
+    value = fields[key]
+    if not isinstance(value, list):
+        raise BatchError("malformed", f"field {key} is no array")
+    if not 0 < len(value) <= count_max or len(value) % 2:
+        raise BatchError("bounds", f"field {key} has {len(value)} numbers")
+    return [_number({key: one}, key, most[at % 2]) for at, one in enumerate(value)]
 
 
 def _correction(fields: dict[int, Any]) -> Correction:

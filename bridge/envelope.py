@@ -63,6 +63,7 @@ class Key(IntEnum):
     MARKS = 12
     SECTIONS = 13  # of a shared entry only
     SETTLED = 34
+    RUN = 36
 
 
 class Mode(IntEnum):

@@ -12,6 +12,7 @@ window until the answer comes.
     0x00                          acked_seq moves past it, as soon as all before it has
     0x10 0x80 0x83 0x87 0x90 0x97 hold for a jittered while, then send the same again, for ever
     0x99 version                  the same: another software is needed, not another batch
+    0x99 run                      the same: the cloud has to be met again first (edge/commands.py)
     0x99 mode                     mode 0 for the rest of this connection; for a while, doubling
                                   each time, when structured batches are refused in a row otherwise
     0x99 else                     the batch is *suspect*: again in a fresh context, then in mode 0,
@@ -383,7 +384,7 @@ class UplinkState:
         self.last_error = f"the cloud refused a batch: 0x{reason_code:02x} {reason}".rstrip()
         self._rewind()
         word = reason.partition(":")[0]
-        if reason_code != PAYLOAD_FORMAT_INVALID or word == "version":
+        if reason_code != PAYLOAD_FORMAT_INVALID or word in ("version", "run"):
             self._hold_until_s = now_s + self._backoff.next_s()
             return []
         return self._suspect(sent, word, self.last_error)

@@ -32,6 +32,7 @@ from bridge.readings import Readings
 from bridge.select import without
 from cloud.ingest_appends import Appends, Waiting
 from cloud.ingest_parts import Encoded, PartEncoder
+from cloud.ingest_runs import RunKeeper
 from cloud.ingest_sources import HeldSeqs
 from cloud.ingest_structured import StructuredLine, StructuredPool, processes_by_cores
 from cloud.stream.contract import Stream, StreamError, StreamFull
@@ -193,6 +194,7 @@ class BatchIngest:
         self._released = released
         self._taken = taken
         self._held = HeldSeqs(stream)
+        self.runs = RunKeeper(stream, self._held, clock)
         self._turns = Turns()
         encoder = PartEncoder(encoded, lambda: stream.shares_bodies)
         self._appends = Appends(stream, encoder, clock, self._turns)
@@ -297,6 +299,8 @@ class BatchIngest:
         source = (gateway, batch.epoch)
         state = await self._held.settled(source, batch.seq_ranges)
         _check_order(line, generation)
+        if not self.runs.may_send(state, batch):
+            raise BatchError("run", "another run of this gateway has given out these seqs")
         self.stats.batches += 1
         self.stats.batch_bytes += len(payload)
         self.stats.payload_bytes += _payload_bytes(batch.readings)

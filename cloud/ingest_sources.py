@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from bridge.intervals import IntervalSet, Range
+from bridge.runs import RUNS_MAX, Run
 from cloud.stream.contract import Source, Stream
 
 __all__ = ["HeldSeqs", "SourceState"]
@@ -21,11 +22,24 @@ __all__ = ["HeldSeqs", "SourceState"]
 class SourceState:
     """One (gateway, epoch)."""
 
-    __slots__ = ("answered", "asking", "assigned", "held", "under_way", "users")
+    __slots__ = (
+        "admitting",
+        "answered",
+        "asking",
+        "assigned",
+        "held",
+        "runs",
+        "runs_count",
+        "under_way",
+        "users",
+    )
 
     def __init__(self) -> None:
         self.held: IntervalSet | None = None  # None: ask the stream
         self.under_way = IntervalSet()
+        self.runs: tuple[Run, ...] = ()  # whose word was taken, known with `held`; the newest
+        self.runs_count = 0  # of all
+        self.admitting = 0  # runs that are being made known: nothing is taken meanwhile
         self.assigned = 0  # highest the stream was told of
         self.asking = asyncio.Lock()  # a later question must not outdate the answer in use
         self.users = 0  # calls that rely on this object being the only one of its source
@@ -48,6 +62,11 @@ class SourceState:
         if self.answered is not None and not self.answered.done():
             self.answered.set_result(None)
         self.answered = None
+
+    def took_runs(self, runs: Sequence[Run]) -> None:
+        """Note that the stream knows more runs."""
+        self.runs = (*self.runs, *runs)[-RUNS_MAX:]
+        self.runs_count += len(runs)
 
     async def wait_for_answer(self) -> None:
         """Return after the next `end`."""
@@ -95,7 +114,9 @@ class HeldSeqs:
             while state.under_way:  # an answer that comes meanwhile might be missed
                 await state.wait_for_answer()
             if state.held is None:  # nobody was quicker
-                state.held = IntervalSet(await self._stream.held(*source))
+                held = await self._stream.held(*source)
+                state.runs_count, state.runs = await self._stream.runs(*source)
+                state.held = IntervalSet(held)
 
     def _get(self, source: Source) -> SourceState:
         state = self._sources.get(source)

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bridge.intervals import IntervalSet, Range
+from bridge.runs import Origin
 from cloud.ledger_account import Account, SourceBalance
 from cloud.sinks.schema import epoch_text
 from cloud.stream.contract import DeadLetter, GivenUp, Source, SourceLedger
@@ -52,6 +53,7 @@ class JournalState:
     last_seq: int  # the highest it assigned
     waiting: tuple[Range, ...]  # readings the cloud has not acknowledged
     given_up: tuple[GivenUp, ...]  # tombstones the cloud has not acknowledged; gateway is ""
+    origin: Origin | None = None  # of an epoch that parted from another
 
 
 @dataclass(slots=True, frozen=True)
@@ -138,7 +140,14 @@ class Balance:
         epochs: dict[str, list[str]] = {}
         for source in self.sources:
             epochs.setdefault(source.gateway, []).append(epoch_text(source.epoch))
-        return [
+        twice = [
+            f"{source.gateway or '(unknown gateway)'}: {epoch_text(source.epoch)} parted from"
+            f" {epoch_text(source.origin.epoch)} at seq {source.origin.after_seq}: two gateways of"
+            " this name went on from one journal; if both still run, give one another id and folder"
+            for source in self.sources
+            if source.origin is not None
+        ]
+        return twice + [
             f"{gateway or '(unknown gateway)'}: {len(names)} journals, each with an epoch and an"
             f" account of its own: {', '.join(names)}"
             for gateway, names in epochs.items()
@@ -243,14 +252,13 @@ async def _accounts(
 ) -> dict[Source, Account]:
     """Return the accounts with what stream, journals and storage say of each source."""
     accounts: dict[Source, Account] = {}
-    newest_us: dict[str, int] = {}  # of a gateway's journals the last that said something
-    for line in sources:
-        newest_us[line.gateway] = max(line.settled_us, newest_us.get(line.gateway, 0))
+    newest = _newest(sources)
     async for line in in_slices(sources, SLICE_ACCOUNTS):
         account = accounts.setdefault((line.gateway, line.epoch), Account())
         account.assigned = line.assigned
-        if line.settled_us == newest_us[line.gateway]:
+        if (line.gateway, line.epoch) in newest:
             account.settled = line.settled
+        account.origin = line.origin
         account.held.update(line.held)
         account.give_up(line.given_up)
     async for source, ranges in in_slices(stored.items(), SLICE_ACCOUNTS):
@@ -263,6 +271,34 @@ async def _accounts(
         account = accounts.setdefault((gateway, edge.epoch), Account())
         account.assigned = max(before.get((gateway, edge.epoch), 0), edge.last_seq)
         account.settled = None  # the journal itself says what waits
+        account.origin = account.origin or edge.origin
         account.at_edge.update(edge.waiting)
         account.give_up(edge.given_up)
     return accounts
+
+
+def _newest(sources: Sequence[SourceLedger]) -> set[Source]:
+    """Return the journals that may still send: by gateway that which said something last.
+
+    Epochs that parted are of several gateways with one name: the others of its family may as well.
+    """
+    parents = {
+        (line.gateway, line.epoch): (line.gateway, line.origin.epoch)
+        for line in sources
+        if line.origin is not None
+    }
+    families: dict[Source, Source] = {}
+    newest: dict[str, tuple[int, set[Source]]] = {}
+    for line in sources:
+        family = source = (line.gateway, line.epoch)
+        for _ in range(len(parents)):  # a stream altered by hand may have a circle
+            if family not in parents:
+                break
+            family = parents[family]
+        families[source] = family
+        said_us, chosen = newest.get(line.gateway, (0, set()))
+        if line.settled_us > said_us:
+            newest[line.gateway] = (line.settled_us, {family})
+        elif line.settled_us == said_us:
+            newest[line.gateway] = (said_us, chosen | {family})
+    return {source for source, family in families.items() if family in newest[source[0]][1]}

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from bridge.intervals import IntervalSet, Range
+from bridge.runs import Origin
 from cloud.sinks.schema import epoch_text
 from cloud.stream.contract import GivenUp
 
@@ -53,6 +54,7 @@ class SourceBalance:
     sinks: tuple[SinkAccount, ...] = ()
     # ranges by place: stored, dead, stream, edge, given-up, missing
     where: tuple[tuple[str, tuple[Range, ...]], ...] = ()
+    origin: Origin | None = None  # of an epoch that parted from another
 
     @property
     def missing(self) -> int:
@@ -125,6 +127,7 @@ class Account:
     in_stream: IntervalSet = field(default_factory=IntervalSet)
     tombstones: dict[tuple[str, int, str], GivenUp] = field(default_factory=dict)
     settled: int | None = None  # past it readings may wait at the edge; None: nobody says so
+    origin: Origin | None = None  # of an epoch that parted from another: its seqs lie past there
     doubled: tuple[Range, ...] = ()
     sinks: list[SinkAccount] = field(default_factory=list)
 
@@ -138,10 +141,11 @@ class Account:
 
     def close(self, gateway: str, epoch: int, *, with_storage: bool = True) -> SourceBalance:
         """Balance: each seq counts once, in the first of the places that has it."""
-        left = IntervalSet([(1, self.assigned)] if self.assigned else [])
+        before = self.origin.after_seq if self.origin is not None else 0
+        left = IntervalSet([(before + 1, self.assigned)] if self.assigned > before else [])
         unassigned = IntervalSet(self.stored)
         unassigned.update(self.held)
-        unassigned.discard(1, max(self.assigned, self.known))
+        unassigned.discard(before + 1, max(before, self.assigned, self.known))
         where: dict[str, tuple[Range, ...]] = {}
         stored = _take(left, self.stored, where, "stored")
         dead = _take(left, self.dead, where, "dead")
@@ -164,7 +168,7 @@ class Account:
         return SourceBalance(
             gateway,
             epoch,
-            self.assigned,
+            max(0, self.assigned - before),
             self.held.count(),
             stored,
             given_up,
@@ -179,6 +183,7 @@ class Account:
             tuple(self.tombstones.values()),
             (*storage, *sorted(self.sinks, key=lambda one: one.sink)),
             tuple(where.items()),
+            self.origin,
         )
 
     def take_sink(self, sink: str, waiting: Iterable[Range], dead: IntervalSet) -> None:

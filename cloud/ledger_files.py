@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 
 from bridge.envelope import LinkLane
 from bridge.intervals import IntervalSet, Range
+from bridge.runs import Origin
 from cloud.alerts.store import KIND as ALERTS_KIND
 from cloud.config import StorageConfig
 from cloud.database import DatabaseError, DatabaseKind
@@ -226,10 +227,20 @@ def _alerts_positions(connection: sqlite3.Connection, stream_epoch: int) -> dict
     return dict(connection.execute("SELECT partition, position FROM cursors").fetchall())
 
 
+def _journal_origin(connection: sqlite3.Connection) -> Origin | None:
+    """Return where a journal's epoch parted from another; None if it did not, or cannot say."""
+    sql = "SELECT count(*) FROM sqlite_master WHERE name = 'origin'"
+    if not connection.execute(sql).fetchone()[0]:
+        return None
+    row = connection.execute("SELECT after_seq, epoch FROM origin").fetchone()
+    return None if row is None else Origin(*row)
+
+
 def _journal_state(connection: sqlite3.Connection) -> JournalState:
     """Return what a journal holds: rows past what the cloud acknowledged, and tombstones."""
     connection.execute("BEGIN")
     try:
+        origin = _journal_origin(connection)
         epoch, last_seq = connection.execute("SELECT epoch, last_seq FROM meta").fetchone()
         gone = dict(connection.execute("SELECT lane, gone_seq FROM lanes").fetchall())
         waiting = IntervalSet()
@@ -249,4 +260,4 @@ def _journal_state(connection: sqlite3.Connection) -> JournalState:
         connection.execute("COMMIT")
     # what was acknowledged or given up was assigned, though no row is left of it
     last_seq = max([last_seq, *gone.values(), *(stone.last_seq for stone in given_up)])
-    return JournalState(epoch, last_seq, tuple(waiting), given_up)
+    return JournalState(epoch, last_seq, tuple(waiting), given_up, origin)

@@ -212,6 +212,11 @@ def _ingest_metrics(metrics: Metrics, capture: CloudCapture) -> None:
         },
     )
     metrics.counter(
+        "tidegate_ingest_parted_runs",
+        "Hellos of gateways that go on from a journal which another of their name has taken on.",
+        lambda: float(capture.batches.runs.forks),
+    )
+    metrics.counter(
         "tidegate_ingest_refused",
         "Batches refused, by reason.",
         lambda: {(word,): float(n) for word, n in capture.batches.stats.refused.items()},

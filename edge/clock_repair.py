@@ -27,13 +27,15 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import structlog
 
 from bridge.commands import Correction, Welcome, seal_message
+from bridge.envelope import SEQ_MAX
+from bridge.runs import Origin
 from edge.commands import CommandLink
 from edge.config import ClockConfig
 from edge.database import Database, Statement, make_file
@@ -73,6 +75,9 @@ _PRESENT_S = 10.0  # between two corrections of the segment that still grows
 _SEGMENTS_MAX = 1_000
 _UNCERTAINTY_US_MAX = 5_000_000  # a welcome that took longer tells too little
 _ANSWERS_MAX = 8
+_KEEP_SEGMENT = "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)"
+_KEEP = "INSERT INTO corrections VALUES (?, ?, ?, ?, ?)"
+_FORGET = "DELETE FROM corrections WHERE epoch = ? AND first_seq = ?"
 
 
 class ClockRepairError(Exception):
@@ -217,6 +222,42 @@ class ClockRepair:
         self._true_saved = False
         self._wake.set()
 
+    async def parted(self, origin: Origin, epoch: int) -> None:
+        """Have what is known of the seqs past an epoch that was parted from belong to the new one.
+
+        Nothing of that was corrected under it yet, whatever was under the old one.
+
+        Raises:
+            sqlite3.Error: the file cannot be written; done again, it goes on where it was.
+        """
+        first = origin.after_seq + 1
+        async with self._turning:
+            await self._save()
+            assert self._database is not None
+            kept: list[Segment] = []
+            for each, end in self._ends(SEQ_MAX):
+                if each.epoch != origin.epoch or each.first_seq < first:
+                    kept.append(each)
+                if each.epoch == origin.epoch and end >= first:
+                    begins = max(each.first_seq, first)
+                    kept.append(
+                        replace(each, epoch=epoch, first_seq=begins, corrected_to=begins - 1)
+                    )
+            theirs = [one for one in self._waiting.values() if one.epoch == origin.epoch]
+            reaching = [one for one in theirs if one.last_seq >= first]
+            cut = [replace(one, last_seq=first - 1) for one in reaching if one.first_seq < first]
+            statements: list[Statement] = [
+                ("DELETE FROM segments", ()),
+                *((_KEEP_SEGMENT, astuple(each)) for each in kept),
+                *((_FORGET, (one.epoch, one.first_seq)) for one in reaching),
+                *((_KEEP, astuple(one)) for one in cut),
+            ]
+            await self._database.transact(statements)
+            self._segments = kept
+            for one in reaching:
+                del self._waiting[one.epoch, one.first_seq]
+            self._waiting |= {(one.epoch, one.first_seq): one for one in cut}
+
     def linked(self, link: CommandLink) -> None:
         """A connection to the cloud is up."""
         self._link = link
@@ -260,10 +301,7 @@ class ClockRepair:
         assert self._database is not None
         while self._unsaved:
             one = self._unsaved[0]
-            await self._database.query(
-                "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)",
-                (one.epoch, one.first_seq, one.boot_id, one.offset_us, one.corrected_to),
-            )
+            await self._database.query(_KEEP_SEGMENT, astuple(one))
             self._unsaved.pop(0)
         if self._true is not None and not self._true_saved:
             self._true_saved = True
@@ -305,8 +343,8 @@ class ClockRepair:
         )
         statements: list[Statement] = [
             (
-                "INSERT INTO corrections VALUES (?, ?, ?, ?, ?)",
-                (correction.epoch, correction.first_seq, end, delta_us, uncertainty_us),
+                _KEEP,
+                astuple(correction),
             ),
             (
                 "UPDATE segments SET corrected_to = ? WHERE epoch = ? AND first_seq = ?",
@@ -345,9 +383,7 @@ class ClockRepair:
         assert self._database is not None
         while self._done:
             key = self._done[0]
-            await self._database.query(
-                "DELETE FROM corrections WHERE epoch = ? AND first_seq = ?", key
-            )
+            await self._database.query(_FORGET, key)
             self._waiting.pop(key, None)
             self._done.pop(0)
 

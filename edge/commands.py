@@ -129,9 +129,10 @@ class Commands:
         store: Where they last.
         config: Limits.
         clock: Time.
-        journal: Returns epoch and last seq of the journal, for the hello.
+        hello: Returns what is said of the journal, first on each connection.
         repair: Told of connections, and of the time the cloud's welcome brings.
-        meet: Told what the cloud holds of the journal, before anything is sent to it.
+        meet: Told what the cloud knows of the journal, before anything is sent to it, and again
+            when that changes.
     """
 
     def __init__(
@@ -139,19 +140,21 @@ class Commands:
         store: CommandStore,
         config: CommandsConfig,
         clock: Clock,
-        journal: Callable[[], tuple[int, int]],
+        hello: Callable[[], Hello],
         repair: ClockRepairing | None = None,
-        meet: Callable[[int], Awaitable[None]] | None = None,
+        meet: Callable[[Welcome], Awaitable[None]] | None = None,
     ) -> None:
         self._store = store
         self._config = config
         self._clock = clock
-        self._journal = journal
+        self._hello = hello
         self._repair = repair
         self._meet = meet
-        self._word: int | None = None  # the highest seq that the cloud holds; None: not heard yet
+        self._met_epoch: int | None = None  # of the journal, that it was compared in
+        self._word: Welcome | None = None  # what the cloud knows of it, to be compared
         self._again_s: float | None = None  # when the hello is said again, unless that was heard
-        self._hello_s = 0.0  # when the last hello was said
+        self._hello_s = 0.0  # when the last hello was said,
+        self._said_epoch: int | None = None  # and of which epoch
         self._broker: CommandBroker | None = None
         self._link: CommandLink | None = None
         self._hello_due = False
@@ -225,8 +228,12 @@ class Commands:
 
     def ready(self) -> bool:
         """Return True once readings may go: the journal was compared with what the cloud holds."""
-        if self._meet is None:
+        epoch = self._hello().epoch
+        if self._meet is None or self._met_epoch == epoch:
             return True
+        if self._said_epoch != epoch and not self._hello_due:  # it parted from another meanwhile
+            self._hello_due = True
+            self._wake.set()
         if self._again_s is not None and self._clock.monotonic_s() >= self._again_s:
             self._again_s = None
             self._hello_due = True
@@ -235,7 +242,13 @@ class Commands:
 
     def unheard(self) -> bool:
         """Return True while that waits for the cloud's word, and not for the journal."""
-        return self._meet is not None and self._word is None
+        return not self.ready() and self._word is None
+
+    def disowned(self) -> None:
+        """Hear that the cloud takes no more of what it was met for: it is asked anew."""
+        self._met_epoch = None
+        self._hello_due = True
+        self._wake.set()
 
     def received(self, payload: bytes) -> bool:
         """Take what came down; False when it is none of ours."""
@@ -257,11 +270,15 @@ class Commands:
     def _welcomed(self, welcome: Welcome) -> None:
         if self._repair is not None:
             self._repair.welcomed(welcome, self._hello_s)
-        epoch, last_seq = self._journal()
-        if welcome.epoch != epoch:
+        hello = self._hello()
+        own = hello.runs[-1].run if hello.runs else 0
+        if welcome.epoch != hello.epoch or welcome.run not in (0, own):
+            return  # of before, or to another gateway that has this one's name
+        if self._met_epoch != hello.epoch or welcome.fork is not None:
+            self._word = welcome
             return
-        self._word = welcome.assigned
-        if self._meet is None and welcome.assigned > last_seq:  # compared once, and past it since
+        last_seq = hello.last_seq
+        if welcome.assigned > last_seq:  # compared once, and past it since
             limited(log, "twice", _TWICE_EVERY_S).error(
                 "journal_used_twice", held_seq=welcome.assigned, last_seq=last_seq,
                 hint="another gateway runs on a copy of this journal, and the cloud takes readings"
@@ -298,15 +315,20 @@ class Commands:
         return False
 
     async def _compare(self) -> None:
-        """Tell the journal what the cloud holds of it, once that is known."""
-        if self._meet is not None and self._word is not None:
-            await self._meet(self._word)
-            self._meet = None
+        """Tell the journal what the cloud knows of it, once that is said."""
+        word = self._word
+        if self._meet is not None and word is not None:
+            await self._meet(word)
+            self._met_epoch = word.epoch
+            if self._word is word:
+                self._word = None
 
     async def _turn(self) -> None:
         if self._hello_due and self._link is not None:
             self._hello_s = self._clock.monotonic_s()
-            self._hello_due = not self._link.say(seal_message(Hello(*self._journal())), self._heard)
+            hello = self._hello()
+            self._said_epoch = hello.epoch
+            self._hello_due = not self._link.say(seal_message(hello), self._heard)
         while self._inbox:
             await self._take(self._inbox[0])
             self._inbox.popleft()

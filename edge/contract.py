@@ -52,6 +52,11 @@ class JournalReader(Protocol):
         ...
 
     @property
+    def run(self) -> int:
+        """The random 63-bit id of this opening of the journal."""
+        ...
+
+    @property
     def last_seq(self) -> int:
         """The highest seq made durable; 0 when nothing was ever captured."""
         ...

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import structlog
 
+from bridge.runs import Fork, Origin, Run
 from edge.config import JournalConfig
 from edge.contract import Commit, Lane, Tombstone
 from edge.journal_commit import Committer, OnCommit, Part, row_of
@@ -31,8 +32,9 @@ from edge.journal_file import JournalFile
 from edge.journal_keeper import NO_LIMIT, Keeper
 from edge.journal_older import go_past
 from edge.journal_open import Opened, lock_journal, open_journal
+from edge.journal_parting import begin_parting, end_parting
 from edge.journal_schema import ROW_BYTES, JournalError, key_of, row_crc32
-from edge.journal_state import JournalStats, LaneStats, us_since_boot
+from edge.journal_state import JournalStats, LaneStats, Parting, us_since_boot
 from edge.journal_tail import Tail
 from runtime.bell import Bell
 from runtime.clock import Clock
@@ -162,6 +164,28 @@ class Journal:
         if older:
             self._news.ring()
 
+    async def admitted(self) -> None:
+        """Hear that the cloud knows this run, and none that has given out the same seqs.
+
+        Raises:
+            JournalError: the disk is full or fails: nothing may be sent before it is done.
+        """
+        async with self._writing:
+            if self._keeper.state.unmet_seq is not None:
+                await self._keeper.file.met()
+                self._keeper.state.unmet_seq = None
+
+    async def part(self, fork: Fork) -> None:
+        """Go on in an epoch of its own past a seq, once all up to it is settled.
+
+        Raises:
+            JournalError: the disk is full or fails: nothing may be sent before it is done.
+        """
+        async with self._writing:
+            await begin_parting(self._keeper, fork)
+            await end_parting(self._path, self._keeper)
+        self._news.ring()
+
     def lane_room(self, lane: Lane) -> int:
         """Return how many bytes of rows `lane` takes now before it refuses."""
         return self._keeper.lane_room(lane)
@@ -202,6 +226,26 @@ class Journal:
     def epoch(self) -> int:
         """The random 64-bit id made with this journal file."""
         return self._keeper.state.epoch
+
+    @property
+    def run(self) -> int:
+        """The random 63-bit id of this opening."""
+        return self._keeper.state.runs[-1].run
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """The openings of this epoch that are known, oldest first, this one last."""
+        return self._keeper.state.runs
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where this epoch parted from another; None if it did not."""
+        return self._keeper.state.origin
+
+    @property
+    def parting(self) -> Parting | None:
+        """What is to get another epoch, and waits until what lies before it is settled."""
+        return self._keeper.state.parting
 
     @property
     def last_seq(self) -> int:
@@ -370,7 +414,8 @@ class Journal:
             before = len(keeper.state.tombstones)
             await keeper.evict_old()
             await keeper.tidy()
-        if len(keeper.state.tombstones) != before:
+            parted = await end_parting(self._path, keeper)
+        if parted or len(keeper.state.tombstones) != before:
             self._news.ring()
         self._on_room()
 
@@ -465,6 +510,7 @@ class Journal:
                 open_journal, self._path, durability, self._clock, known=state, rows=rows
             )
             keeper.file = await JournalFile.connect(self._path, durable=durability == "power-loss")
+            opened.state.parting = state.parting
             keeper.state = opened.state
         await keeper.survey()
         self._news.ring()

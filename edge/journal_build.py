@@ -20,6 +20,7 @@ import structlog
 from edge.contract import Lane, Tombstone
 from edge.database import connect_file
 from edge.journal_owner import keep_owner, read_owner
+from edge.journal_runs import keep_runs, read_origin, read_runs
 from edge.journal_salvage import copy_rows, lost_tombstones
 from edge.journal_schema import (
     APPLICATION_ID,
@@ -141,6 +142,10 @@ def build_salvaged(
         unmet_seq = known.unmet_seq if known else read_unmet(old, path)
         if unmet_seq is not None:
             keep_unmet(new, new_path(path), unmet_seq)
+        if known:
+            keep_runs(new, known.runs, known.origin)
+        else:
+            keep_runs(new, read_runs(old), read_origin(old))
         lost = lost_tombstones(new, done, meta.reserved_seq, now_us)
         for tombstone in lost:
             new.execute(INSERT_TOMBSTONE, tombstone_row(tombstone))

@@ -101,7 +101,7 @@ class Committer:
         seq = state.next_seq + total - 1 + self._reserve_size
         await self._keeper.file.reserve(seq)
         try:
-            await asyncio.to_thread(write_high, self._path, state.epoch, seq)
+            await asyncio.to_thread(write_high, self._path, state.epoch, seq, state.runs[-1])
         except OSError as error:
             hint = f"journal.high cannot be written: {error.strerror or error}"
             raise JournalError(self._path, seq, hint, "io") from None

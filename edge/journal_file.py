@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bridge.runs import Origin, Run
 from edge.contract import Lane, Tombstone
 from edge.database import Database, Statement, connect_file
 from edge.journal_open import read_head
+from edge.journal_runs import history_statements, met_statements
 from edge.journal_schema import (
     INSERT_TOMBSTONE,
     KEEP_DAMAGED_ROW,
@@ -325,8 +327,26 @@ class JournalFile:
 
     async def met(self) -> None:
         """Record that what is in the file was compared with the cloud; durable."""
-        statement: Statement = ("DELETE FROM unmet", ())
-        await self._say(0, self._writer.transact([statement], durable=True))
+        await self._say(0, self._writer.transact(met_statements(), durable=True))
+
+    async def newest_row(self, lane: Lane, seq: int) -> tuple[int, int]:
+        """Return first and last seq of the newest row of a lane that begins at `seq` or before.
+
+        (0, 0) when there is none.
+        """
+        low, _ = lane_keys(lane)
+        sql = "SELECT key, count FROM commits WHERE key BETWEEN ? AND ? ORDER BY key DESC LIMIT 1"
+        rows = await self._say(0, self._writer.query(sql, (low, low + seq)))
+        return (rows[0][0] - low, rows[0][0] - low + rows[0][1] - 1) if rows else (0, 0)
+
+    async def begin_epoch(
+        self, epoch: int, runs: Sequence[Run], origin: Origin, lanes: dict[Lane, LaneState]
+    ) -> None:
+        """Have what is in the file, and what comes, belong to another epoch; durable."""
+        statements: list[Statement] = [("UPDATE meta SET epoch = ?", (epoch,))]
+        statements += history_statements(runs, origin)
+        statements += [self._set_lane(lane, state) for lane, state in lanes.items()]
+        await self._say(0, self._writer.transact(statements, durable=True))
 
     async def give_up_row(self, lane: Lane, state: LaneState, tombstone: Tombstone) -> Head | None:
         """Move one row that does not check to the dead letters, with its tombstone."""

@@ -2,14 +2,19 @@
 
 A journal put back from a backup does not know what was given out after the backup was made. This
 file does: it is written, and synced, before any seq past the mark is used, and each opening
-reserves at least one seq more. A journal whose own reservation is below the mark was put back.
+reserves at least one seq more. A journal whose own reservation is below the mark was put back; the
+run that set the mark is then one of its own, though the copy does not have it.
 Losing this file does no harm but to that knowledge. docs/journal-format.md section 1.
 
     offset  size  field
-    0       4     "TDJH"
+    0       4     "TDJI"
     4       8     epoch, unsigned, big-endian
     12      8     reserved seq, unsigned, big-endian
-    20      4     CRC-32 of the 20 bytes before
+    20      8     run that reserved it, unsigned, big-endian
+    28      8     seq that the run begins after, unsigned, big-endian
+    36      4     CRC-32 of the 36 bytes before
+
+A mark of before runs were kept is "TDJH", without the two fields of the run.
 """
 
 from __future__ import annotations
@@ -19,11 +24,14 @@ import struct
 import zlib
 from pathlib import Path
 
+from bridge.runs import Run
+
 __all__ = ["high_path", "read_high", "write_high"]
 
-_MARK = struct.Struct(">4sQQ")
+_MARK = struct.Struct(">4sQQQQ")
+_MARK_BEFORE = struct.Struct(">4sQQ")
 _CHECK = struct.Struct(">I")
-_MAGIC = b"TDJH"
+_MAGIC, _MAGIC_BEFORE = b"TDJI", b"TDJH"
 
 
 def high_path(journal: Path) -> Path:
@@ -31,27 +39,33 @@ def high_path(journal: Path) -> Path:
     return journal.with_suffix(".high")
 
 
-def read_high(journal: Path, epoch: int) -> int:
-    """Return the highest seq ever reserved in an epoch, 0 when nothing is known of it."""
+def read_high(journal: Path, epoch: int) -> tuple[int, Run | None]:
+    """Return the highest seq ever reserved in an epoch, and by which run.
+
+    0 when nothing is known of it; None when the mark is from before runs were kept.
+    """
     try:
         data = high_path(journal).read_bytes()
     except OSError:
-        return 0
-    if len(data) != _MARK.size + _CHECK.size:
-        return 0
-    magic, of_epoch, reserved_seq = _MARK.unpack_from(data)
-    (check,) = _CHECK.unpack_from(data, _MARK.size)
-    whole = magic == _MAGIC and zlib.crc32(data[: _MARK.size]) == check
-    return int(reserved_seq) if whole and of_epoch == epoch else 0
+        return 0, None
+    kind = _MARK if data.startswith(_MAGIC) else _MARK_BEFORE
+    if len(data) < kind.size + _CHECK.size:
+        return 0, None
+    magic, of_epoch, reserved_seq, *run = kind.unpack_from(data)
+    (check,) = _CHECK.unpack_from(data, kind.size)
+    known = magic in (_MAGIC, _MAGIC_BEFORE) and of_epoch == epoch
+    if not known or zlib.crc32(data[: kind.size]) != check:
+        return 0, None
+    return int(reserved_seq), Run(*run) if run else None
 
 
-def write_high(journal: Path, epoch: int, reserved_seq: int) -> None:
+def write_high(journal: Path, epoch: int, reserved_seq: int, run: Run) -> None:
     """Set the mark: on the disk when this returns. Blocking.
 
     Raises:
         OSError: it cannot be written.
     """
-    mark = _MARK.pack(_MAGIC, epoch, reserved_seq)
+    mark = _MARK.pack(_MAGIC, epoch, reserved_seq, *run)
     descriptor = os.open(high_path(journal), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         os.pwrite(descriptor, mark + _CHECK.pack(zlib.crc32(mark)), 0)

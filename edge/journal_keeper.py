@@ -399,6 +399,19 @@ class Keeper:
         """Take note of a tombstone that is in the file already."""
         self._losses.recorded(self.state, tombstone)
 
+    async def split_tombstones(self, seq: int) -> None:
+        """Have no tombstone reach over a seq; how many lie in which part is not known: at most."""
+        for stone in list(self.state.tombstones):
+            if stone.first_seq <= seq < stone.last_seq:
+                first = replace(
+                    stone, last_seq=seq, count=min(stone.count, seq - stone.first_seq + 1)
+                )
+                rest = replace(
+                    stone, first_seq=seq + 1, count=min(stone.count, stone.last_seq - seq)
+                )
+                await self.file.replace_tombstones([stone], [first, rest])
+                self._losses.replaced(self.state, stone, [first, rest])
+
     # --- upkeep ----------------------------------------------------------------------------------
 
     async def tidy(self) -> None:

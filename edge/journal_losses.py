@@ -70,6 +70,14 @@ class Losses:
         state.tombstones[:] = [*kept, tombstone]
         self._handed_out = min(self._handed_out, len(kept))
 
+    def replaced(
+        self, state: JournalState, tombstone: Tombstone, parts: Sequence[Tombstone]
+    ) -> None:
+        """Take note that a tombstone is others in the file now."""
+        at = state.tombstones.index(tombstone)
+        state.tombstones[at : at + 1] = parts
+        self._handed_out = min(self._handed_out, at)
+
     def handed_out(self, state: JournalState) -> list[Tombstone]:
         """Return all tombstones for the uplink; none of them grows after this."""
         self._handed_out = len(state.tombstones)

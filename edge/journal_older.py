@@ -67,7 +67,7 @@ async def go_past(
     keeper.record(stone)
     # after the file: a mark past what that has reserved says that it was put back from a backup
     try:
-        await asyncio.to_thread(write_high, path, state.epoch, reserved_seq)
+        await asyncio.to_thread(write_high, path, state.epoch, reserved_seq, state.runs[-1])
     except OSError as error:
         hint = f"journal.high cannot be written: {error.strerror or error}"
         raise JournalError(path, past, hint, "io") from None

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import structlog
 
+from bridge.runs import Run
 from edge.contract import Lane, Tombstone
 from edge.database import connect_file
 from edge.journal_build import (
@@ -39,6 +40,7 @@ from edge.journal_build import (
 from edge.journal_high import read_high, write_high
 from edge.journal_owner import claim
 from edge.journal_recovery import Action, Evidence, Header, Owner, decide, wal_lost_frames
+from edge.journal_runs import begin_run, read_origin, read_runs
 from edge.journal_schema import (
     APPLICATION_ID,
     INSERT_TOMBSTONE,
@@ -276,11 +278,16 @@ def _resume(
             )
             last_seq = meta.reserved_seq
         unmet_seq = read_unmet(connection, path)
+        missed: Run | None = None
         if known is None:
-            found_seq, last_seq = last_seq, _past_backup(path, meta, last_seq, now_us, lost)
+            high_seq, missed = read_high(path, meta.epoch)
+            found_seq = last_seq
+            last_seq = _past_backup(high_seq, meta, last_seq, now_us, lost)
             if unmet_seq is None or last_seq != found_seq:  # what a copy has is as it was copied
                 unmet_seq = last_seq
                 keep_unmet(connection, path, unmet_seq)
+            if last_seq == found_seq:
+                missed = None
         if gateway:
             claim(connection, path, gateway, used=last_seq > 0)
         for tombstone in lost:
@@ -293,8 +300,10 @@ def _resume(
             (reserved_seq, last_seq, durability, boot),
         )
         tombstones = _read_tombstones(connection)
+        runs = read_runs(connection) if known else begin_run(connection, last_seq, missed)
+        origin = read_origin(connection)
         connection.execute("COMMIT")
-    write_high(path, meta.epoch, reserved_seq)
+    write_high(path, meta.epoch, reserved_seq, runs[-1])
     opened.lost += lost
     opened.state = JournalState(
         epoch=meta.epoch,
@@ -305,16 +314,19 @@ def _resume(
         unmet_seq=unmet_seq,
         lanes=lanes,
         tombstones=tombstones,
+        runs=runs,
+        origin=origin,
     )
 
 
-def _past_backup(path: Path, meta: Meta, last_seq: int, now_us: int, lost: list[Tombstone]) -> int:
+def _past_backup(
+    high_seq: int, meta: Meta, last_seq: int, now_us: int, lost: list[Tombstone]
+) -> int:
     """Return the last seq to go on after: past all that was given out, if this is an old copy.
 
     What was given out after the copy was made may have reached the cloud: no seq may be used twice.
     How many readings that were is not known, so the tombstone's count is an upper bound.
     """
-    high_seq = read_high(path, meta.epoch)
     if high_seq <= max(meta.reserved_seq, last_seq):
         return last_seq
     count = high_seq - last_seq

@@ -12,10 +12,11 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bridge.intervals import IntervalSet
+from bridge.runs import Origin, Run
 from edge.contract import Commit, Lane, Tombstone
 from edge.journal_schema import ROW_BYTES
 from runtime.clock import Clock
@@ -26,6 +27,7 @@ __all__ = [
     "JournalStats",
     "LaneState",
     "LaneStats",
+    "Parting",
     "us_since_boot",
 ]
 
@@ -96,6 +98,15 @@ class LaneState:
         return max(0, self.readings - self.trimmed - part)
 
 
+@dataclass(slots=True, frozen=True)
+class Parting:
+    """Readings past a seq are to get another epoch, once all up to it are settled."""
+
+    after_seq: int
+    epoch: int
+    lane_ends: Mapping[Lane, int]  # last seq of each lane up to there
+
+
 @dataclass(slots=True)
 class JournalState:
     """The whole journal."""
@@ -110,6 +121,9 @@ class JournalState:
         default_factory=lambda: {lane: LaneState() for lane in Lane}
     )
     tombstones: list[Tombstone] = field(default_factory=list)  # not acknowledged, oldest first
+    runs: tuple[Run, ...] = ()  # of this epoch, this process's last
+    origin: Origin | None = None  # of an epoch that parted from another
+    parting: Parting | None = None  # what lies past some seq is to get another epoch
 
     def settled_seq(self) -> int | None:
         """Return the seq up to which no reading waits; None while a tombstone is unacknowledged."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from bridge.commands import Hello, Welcome
 from bridge.devices import DeviceIds
 from edge.capture import Capture
 from edge.clock_repair import ClockRepair, ClockRepairError
@@ -26,6 +27,7 @@ from edge.journal_schema import JournalError
 from edge.telemetry import Parts, add_gateway_metrics, edge_metrics, edge_status
 from edge.uplink import Uplink
 from edge.uplink_dialler import RELOADABLE_KEYS
+from edge.uplink_journal import UplinkJournal
 from edge.wear import Wear
 from mqtt.broker.broker import Broker
 from mqtt.broker.front import Front, FrontError
@@ -75,7 +77,8 @@ class EdgeService:
         exchanges = JournalExchanges(journal)
         repair = await self._start_clock_repair(journal)  # it is told of each commit
         self._stops.append(self._take_last_status)
-        uplink = self._make_uplink(journal)  # 2. the way out of it
+        sent = UplinkJournal(journal)
+        uplink = self._make_uplink(journal, sent)  # 2. the way out of it
         self._stops.append(uplink.stop)
         capture = Capture(journal, config.capture, config.journal, clock)  # 3. the way into it
         self._stops.append(capture.close)
@@ -91,7 +94,7 @@ class EdgeService:
         )
         self._parts.repair = repair
         self.metrics = edge_metrics(self._parts)
-        await self._start_commands(front.broker, journal, uplink, repair)
+        await self._start_commands(front.broker, journal, sent, uplink, repair)
         await uplink.start()  # 5. out: not before it has whom to ask what the cloud holds
         await self._serve_http()  # 6. metrics and health
         try:  # 7. devices
@@ -193,19 +196,37 @@ class EdgeService:
         return front
 
     async def _start_commands(
-        self, broker: Broker, journal: Journal, uplink: Uplink, repair: ClockRepair | None
+        self,
+        broker: Broker,
+        journal: Journal,
+        sent: UplinkJournal,
+        uplink: Uplink,
+        repair: ClockRepair | None,
     ) -> None:
         """Begin to take what comes down: commands for devices' sessions, and the true time."""
 
-        async def meet(held_seq: int) -> None:
-            await journal.meet(held_seq)
-            uplink.met(held_seq)
+        async def meet(welcome: Welcome) -> None:
+            if welcome.fork is None:
+                await (journal.admitted() if welcome.run else journal.meet(welcome.assigned))
+                changed = sent.met()
+                if changed and repair is not None and journal.origin is not None:
+                    await repair.parted(journal.origin, journal.epoch)
+            else:
+                changed = journal.parting is None
+                if changed:
+                    await journal.part(welcome.fork)
+            if changed:
+                uplink.restart("the journal goes on in an epoch of its own")
+            uplink.met(welcome.assigned)
+
+        def hello() -> Hello:
+            return Hello(journal.epoch, journal.last_seq, tuple(journal.runs), journal.origin)
 
         commands = Commands(
             CommandStore(self._config.data / "edge" / "commands.db"),
             self._config.commands,
             self._clock,
-            lambda: (journal.epoch, journal.last_seq),
+            hello,
             repair,
             meet,
         )
@@ -233,22 +254,30 @@ class EdgeService:
         journal.on_commit(repair.committed)
         return repair
 
-    def _make_uplink(self, journal: Journal) -> Uplink:
+    def _make_uplink(self, journal: Journal, sent: UplinkJournal) -> Uplink:
         config = self._config
 
         def backlog() -> tuple[int, float]:
             lanes = journal.stats().lanes.values()
             return sum(lane.readings for lane in lanes), max(lane.oldest_age_s for lane in lanes)
 
+        def purpose() -> str:
+            """Return what tells this gateway's connections from those of another of its name."""
+            parting, origin = journal.parting, journal.origin
+            if parting is None and origin is None:
+                return ""
+            return f"-{journal.epoch if parting is None else parting.epoch:016x}"
+
         return Uplink(
             config.uplink,
             config.gateway_id,
-            journal,
+            sent,
             DeviceIds(config.devices),
             self._clock,
             backlog=backlog,
             budget_path=config.data / "edge" / "uplink.json",
             snapshot_path=config.data / "edge" / "context.snapshot",
+            purpose=purpose,
         )
 
     async def _serve_http(self) -> None:

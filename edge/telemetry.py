@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bridge.runs import Origin
 from edge.capture import Capture
 from edge.clock_repair import ClockRepair
 from edge.commands import Commands
@@ -49,6 +50,7 @@ def edge_status(parts: Parts) -> dict[str, Any]:
         "capture": asdict(parts.capture.stats),
         "journal": {
             "epoch": f"{journal.epoch:016x}",
+            **_parted(parts.journal),
             "last_seq": journal.last_seq,
             "lanes": lanes,
             "file_bytes": journal.file_bytes,
@@ -68,6 +70,17 @@ def edge_status(parts: Parts) -> dict[str, Any]:
         "commands": _commands(parts.commands),
         "clock": _clock(parts.repair),
         "c_helpers_absent": absent(),
+    }
+
+
+def _parted(journal: Journal) -> dict[str, Any]:
+    """Return where the journal's epoch parted from another's, or is about to."""
+    origin, parting = journal.origin, journal.parting
+    if parting is not None:
+        origin = Origin(parting.after_seq, journal.epoch)
+    return {
+        "parted_from": None if origin is None else f"{origin.epoch:016x}",
+        "parted_after_seq": None if origin is None else origin.after_seq,
     }
 
 
@@ -224,6 +237,11 @@ def _journal_metrics(metrics: Metrics, journal: Journal) -> None:
         metrics.counter(f"tidegate_journal_{name}", text, read(name))
     for name, text in gauges.items():
         metrics.gauge(f"tidegate_journal_{name}", text, read(name))
+    metrics.gauge(
+        "tidegate_journal_parted",
+        "1 when another gateway of this name went on from a copy of this journal.",
+        lambda: float(journal.origin is not None or journal.parting is not None),
+    )
     metrics.counter(
         "tidegate_journal_evicted_readings",
         "Readings dropped at a limit, by reason; each has a tombstone.",

@@ -75,6 +75,10 @@ class Downlink(Protocol):
         """Return True while they may not because the cloud has not said what it holds."""
         ...
 
+    def disowned(self) -> None:
+        """The cloud takes no more of what it was met for."""
+        ...
+
     def received(self, payload: bytes, /) -> bool:
         """Take a control message; False when it is none of its own."""
         ...
@@ -94,6 +98,7 @@ class Uplink:
             seconds, for the status; estimated when not given.
         budget_path: Where the account of a metered link is kept over restarts.
         snapshot_path: Where what the cloud knows is kept, so that a connection starts warm.
+        purpose: Ends the client id; asked for each connection.
     """
 
     def __init__(
@@ -108,12 +113,14 @@ class Uplink:
         backlog: Callable[[], tuple[int, float]] | None = None,
         budget_path: Path | None = None,
         snapshot_path: Path | None = None,
+        purpose: Callable[[], str] = str,
     ) -> None:
         self._config = config
         self._journal = journal
         self._clock = clock
         self._backlog = backlog or self._estimated_backlog
         self._dialler = Dialler(config, gateway)
+        self._purpose = purpose
         self._state = UplinkState(
             config.limits, max(1, len(self._dialler.endpoints)), rng or random.SystemRandom()
         )
@@ -209,6 +216,12 @@ class Uplink:
         """Hear up to which seq of the journal the cloud has some; docs: UplinkLanes.met."""
         self._lanes.met(held_seq)
 
+    def restart(self, cause: str) -> None:
+        """Send anew, on another connection, what was not acknowledged: what may go has changed."""
+        self._lanes.forget()
+        if self._connection is not None:
+            self._connection.abort(cause)
+
     # ---- connection
 
     async def _pump(self) -> None:
@@ -245,6 +258,7 @@ class Uplink:
         status.dials += 1
         status.endpoint = str(endpoint)
         connection: UplinkConnection | None = None
+        self._dialler.purpose = self._purpose()
         try:
             connection = self._dialler.connection(
                 endpoint, self._on_puback, self._wake.set, self._on_control
@@ -357,6 +371,8 @@ class Uplink:
         if connection is not None and state.bytes_in_flight >= state.window_bytes:
             state.speed.full(idle=not connection.link_bytes().outstanding)
         self._sender.answered(packet_id, reason_code, reason)
+        if reason.startswith("run:") and self._downlink is not None:
+            self._downlink.disowned()
         self._wake.set()
 
     def _on_control(self, payload: bytes, own: bool) -> None:

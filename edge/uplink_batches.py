@@ -58,9 +58,8 @@ class BatchMaker:
         self._clock = clock
         self._level = LevelGovernor(config.zstd_level)
         self._resolution_us = max(1, round(config.time_resolution_ms * 1000))
-        self._encoder = Encoder(
-            gateway, journal.epoch, resolution_us=self._resolution_us, level=self._level.level
-        )
+        self._gateway = gateway
+        self._encoder = self._encoder_of(journal.epoch)
         self._settled_due_s = 0.0  # when the cloud is told again what waits no more
         level = config.zstd_level or LEVEL_BESIDE
         budget = config.budget
@@ -81,8 +80,20 @@ class BatchMaker:
     def reset(self) -> None:
         """Start a new context."""
         self._settled_due_s = 0.0
+        if self._journal.epoch != self._epoch:
+            self._encoder = self._encoder_of(self._journal.epoch)
         self._encoder.reset()
         self.bodies.reset()
+
+    def _encoder_of(self, epoch: int) -> Encoder:
+        self._epoch = epoch
+        return Encoder(
+            self._gateway,
+            epoch,
+            resolution_us=self._resolution_us,
+            level=self._level.level,
+            run=self._journal.run,
+        )
 
     async def body(self, grant: Grant, readings: Readings | None) -> tuple[Grant, bytes | None]:
         """Return a structured body if there is to be one, and the grant with the mode it has.

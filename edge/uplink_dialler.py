@@ -46,6 +46,7 @@ class Dialler:
 
     Attributes:
         endpoints: Where to, in the order they are tried.
+        purpose: As above, of the connections to be made.
     """
 
     def __init__(self, config: UplinkConfig, gateway: str, purpose: str = "") -> None:
@@ -54,7 +55,7 @@ class Dialler:
         self._config = config
         self._made_by = config  # the newest connection
         self._gateway = gateway
-        self._purpose = purpose
+        self.purpose = purpose
         self._tls: ssl.SSLContext | None = None  # the last that could be made
         self._log = structlog.get_logger(component="uplink").bind(gateway=gateway)
 
@@ -90,7 +91,7 @@ class Dialler:
         config = self._made_by = self._config
         options = ConnectionOptions(
             gateway=self._gateway,
-            purpose=self._purpose,
+            purpose=self.purpose,
             username=config.username,
             password=config.password,
             keep_alive_s=config.keep_alive_s,

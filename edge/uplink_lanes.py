@@ -85,6 +85,11 @@ class UplinkLanes:
         if settled_seq is None or settled_seq < last_seq:
             self._state.split(last_seq)
 
+    def forget(self) -> None:
+        """Read anew what was read ahead: what may be sent has changed."""
+        for reader in self._readers.values():
+            reader.forget()
+
     def next(self, now_s: float, batch_readings: int) -> tuple[LinkLane | None, float]:
         """Return the lane to send now, or None and how long to wait unless something happens.
 

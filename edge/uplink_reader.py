@@ -60,6 +60,10 @@ class LaneReader:
         self._read_to = 0  # last seq read from the journal
         self.cut = False  # bytes or lateness cut the last batch short: more is at hand
 
+    def forget(self) -> None:
+        """Read anew what was read ahead: what may be sent has changed."""
+        self._rewind(-1)
+
     def has_more(self, after_seq: int) -> bool:
         """Return True when readings past `after_seq` wait, here or in the journal."""
         if after_seq == self._taken_to and (len(self._buffer) or self._commits):

@@ -9,6 +9,7 @@ What each version brought:
 
     1  the first
     2  bodies that entries of several sources share (bridge/shared_entry.py)
+    3  runs of gateways, which outdate what a node believes of a source (cloud/ingest_runs.py)
 
 Invariant: nothing newer than the cluster's version is written. A node that meets one it does not
 know does not start; one that was out of sight while it was raised takes and gives nothing more.
@@ -22,10 +23,19 @@ from cloud.cluster.bucket import Bucket
 from cloud.cluster.connection import ClusterError
 from cloud.cluster.lease_keys import node_of
 
-__all__ = ["SHARED_BODIES", "VERSION", "VERSION_KEY", "check_version", "older_nodes", "version_of"]
+__all__ = [
+    "RUNS",
+    "SHARED_BODIES",
+    "VERSION",
+    "VERSION_KEY",
+    "check_version",
+    "older_nodes",
+    "version_of",
+]
 
-VERSION = 2  # what this program knows
+VERSION = 3  # what this program knows
 SHARED_BODIES = 2  # the version that brought them
+RUNS = 3
 VERSION_KEY = "tidegate.layout"
 
 

@@ -342,14 +342,16 @@ class CommandsPart:
         """A gateway listens: tell it what is known of its journal; all it lacks goes out again."""
         assert self._node is not None
         stream = self._node.stream
-        highest = await stream.highest_seq(gateway, hello.epoch)
-        if highest > hello.last_seq:
+        greeting = await self._node.capture.batches.runs.greet(gateway, hello)
+        highest = greeting.highest_seq
+        if greeting.fork is None and highest > hello.last_seq:
             newest = await stream.arrival(gateway, hello.epoch, highest)
             # behind an election its batches have come meanwhile: they say nothing of its journal
             if newest is None or newest.arrived_us < heard_us:
                 log.error("journal_is_older", gateway=gateway, epoch=f"{hello.epoch:016x}",
                           last_seq=hello.last_seq, held_seq=highest)  # fmt: skip
-        await self._dispatch.greeted(gateway, Welcome(hello.epoch, highest, self._now_us()))
+        welcome = Welcome(hello.epoch, highest, self._now_us(), greeting.run, greeting.fork)
+        await self._dispatch.greeted(gateway, welcome)
 
     def _on_moved(self, devices: Collection[str]) -> None:
         self._dispatch.moved(devices)

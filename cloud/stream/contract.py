@@ -19,9 +19,11 @@ from typing import Protocol
 
 from bridge.intervals import Range
 from bridge.partition import PARTITIONS
+from bridge.runs import RUNS_MAX, Origin, Run
 
 __all__ = [
     "PARTITIONS",
+    "RUN",
     "SETTLED",
     "Arrival",
     "Backlog",
@@ -38,11 +40,18 @@ __all__ = [
     "StreamLedger",
     "StreamLog",
     "StreamStats",
+    "known_runs",
+    "origin_stone",
+    "run_stones",
     "settled_stone",
 ]
 
 Source = tuple[str, int]  # (gateway, epoch): whose seqs they are
-SETTLED = "settled"  # reason of what is no loss but a statement, see `settled_stone`
+# reasons of what is no loss but a statement, see `settled_stone`, `run_stones`, `origin_stone`
+SETTLED = "settled"
+RUN = "run"
+_ORIGIN = "origin"
+_RUN_ID, _RUN_AFTER = "id", "after"  # what a statement of a run says, in the place of a lane
 
 
 class StreamError(Exception):
@@ -112,6 +121,41 @@ def settled_stone(source: Source, seq: int, time_us: int) -> GivenUp:
     return GivenUp(*source, "", 1, seq, 0, SETTLED, time_us)
 
 
+def run_stones(source: Source, known: int, runs: Sequence[Run]) -> list[GivenUp]:
+    """Return the statements that runs are known of a source, given to a stream like tombstones.
+
+    Each lies in one of `RUNS_MAX` places, by its number among all, so that the newest stand. In a
+    stream that several nodes write one that was not asked for what is held since, `held`, appends
+    nothing of the source behind them.
+
+    Args:
+        source: Whose.
+        known: How many were made known before.
+        runs: Those that follow.
+    """
+    stones: list[GivenUp] = []
+    for number, one in enumerate(runs, known + 1):
+        place = (number - 1) % RUNS_MAX + 1
+        stones.append(GivenUp(*source, _RUN_ID, place, number, 0, RUN, one.run))
+        stones.append(GivenUp(*source, _RUN_AFTER, place, number, 0, RUN, one.after_seq))
+    return stones
+
+
+def known_runs(stones: Iterable[GivenUp]) -> tuple[int, tuple[Run, ...]]:
+    """Return how many runs were made known of a source, and the newest, oldest first."""
+    said = [stone for stone in stones if stone.reason == RUN]
+    after = {stone.last_seq: stone.time_us for stone in said if stone.lane == _RUN_AFTER}
+    ids = sorted((stone.last_seq, stone.time_us) for stone in said if stone.lane == _RUN_ID)
+    return ids[-1][0] if ids else 0, tuple(Run(run, after[number]) for number, run in ids)
+
+
+def origin_stone(source: Source, origin: Origin, time_us: int) -> GivenUp:
+    """Return the statement that an epoch parted from another; its seqs lie past where."""
+    after_seq = origin.after_seq
+    lane = f"{origin.epoch:016x}"
+    return GivenUp(*source, lane, min(1, after_seq), after_seq, after_seq, _ORIGIN, time_us)
+
+
 @dataclass(slots=True, frozen=True)
 class SourceLedger:
     """What the stream knows of one gateway's epoch."""
@@ -123,18 +167,26 @@ class SourceLedger:
     given_up: tuple[GivenUp, ...]
     settled: int | None = None  # up to here nothing waits at the edge; None: it never said
     settled_us: int = 0  # cloud's wall clock when it said so
+    origin: Origin | None = None  # of an epoch that parted from another
 
     @classmethod
     def of(
         cls, source: Source, assigned: int, held: Iterable[Range], stones: Iterable[GivenUp]
     ) -> SourceLedger:
         """Return the line of a source, what was settled told apart from what was given up."""
-        kept = tuple(stones)
-        said = next((stone for stone in kept if stone.reason == SETTLED), None)
-        if said is None:
-            return cls(*source, assigned, tuple(held), kept)
-        losses = tuple(stone for stone in kept if stone is not said)
-        return cls(*source, assigned, tuple(held), losses, said.last_seq, said.time_us)
+        losses: list[GivenUp] = []
+        settled: int | None = None
+        settled_us = 0
+        origin: Origin | None = None
+        for stone in stones:
+            if stone.reason == SETTLED:
+                settled, settled_us = stone.last_seq, stone.time_us
+            elif stone.reason == _ORIGIN:
+                origin = Origin(stone.last_seq, int(stone.lane, 16))
+            elif stone.reason != RUN:
+                losses.append(stone)
+        lost = tuple(losses)
+        return cls(*source, assigned, tuple(held), lost, settled, settled_us, origin)
 
 
 @dataclass(slots=True, frozen=True)
@@ -207,6 +259,11 @@ class StreamLog(Protocol):
     @property
     def shares_bodies(self) -> bool:
         """True when every reader there may be knows bodies that several entries share."""
+        ...
+
+    @property
+    def keeps_runs(self) -> bool:
+        """True when every writer there may be minds the runs of gateways (`run_stones`)."""
         ...
 
     @property
@@ -293,6 +350,13 @@ class StreamLedger(Protocol):
         Only for whoever appends what this gateway sends: where several nodes append, the appends
         that follow stand on this answer, and after one that failed it has to be asked again. All
         others ask `highest_seq`.
+        """
+        ...
+
+    async def runs(self, gateway: str, epoch: int) -> tuple[int, tuple[Run, ...]]:
+        """Return how many runs were made known of a source, and the newest, oldest first.
+
+        All that were when `held` was answered last, where that was asked before.
         """
         ...
 

@@ -29,6 +29,7 @@ from typing import TypeVar
 import structlog
 
 from bridge.intervals import Range
+from bridge.runs import Run
 from cloud.config import StreamConfig
 from cloud.database import Database, DatabaseError, FileLock, open_database
 from cloud.stream import arrivals, queries
@@ -141,6 +142,10 @@ class EmbeddedStream:
     @property
     def shares_bodies(self) -> bool:
         return True  # the file is this process's alone; an older program refuses it
+
+    @property
+    def keeps_runs(self) -> bool:
+        return True
 
     @property
     def file_bytes(self) -> int:
@@ -302,6 +307,9 @@ class EmbeddedStream:
 
     async def held(self, gateway: str, epoch: int) -> Sequence[Range]:
         return await self._ask(lambda connection: queries.held(connection, gateway, epoch))
+
+    async def runs(self, gateway: str, epoch: int) -> tuple[int, tuple[Run, ...]]:
+        return await self._ask(lambda connection: queries.runs(connection, gateway, epoch))
 
     async def highest_seq(self, gateway: str, epoch: int) -> int:
         return await self._ask(lambda connection: queries.highest_seq(connection, gateway, epoch))

@@ -15,9 +15,19 @@ import cbor2
 
 from bridge.envelope import unfold_runs
 from bridge.intervals import Range
+from bridge.runs import Run
 from cloud.ranges import apart
 from cloud.sinks.schema import epoch_from_sql, epoch_to_sql
-from cloud.stream.contract import Backlog, DeadLetter, Entry, GivenUp, Source, SourceLedger
+from cloud.stream.contract import (
+    RUN,
+    Backlog,
+    DeadLetter,
+    Entry,
+    GivenUp,
+    Source,
+    SourceLedger,
+    known_runs,
+)
 
 __all__ = [
     "all_cursors",
@@ -30,6 +40,7 @@ __all__ = [
     "ledger",
     "ranges_after",
     "read",
+    "runs",
 ]
 
 
@@ -84,6 +95,18 @@ def held(connection: sqlite3.Connection, gateway: str, epoch: int) -> list[Range
         "SELECT first_seq, last_seq FROM held WHERE gateway = ? AND epoch = ? ORDER BY first_seq",
         (gateway, epoch_to_sql(epoch)),
     ).fetchall()
+
+
+def runs(connection: sqlite3.Connection, gateway: str, epoch: int) -> tuple[int, tuple[Run, ...]]:
+    """Return how many runs were made known of a source, and the newest."""
+    return known_runs(
+        GivenUp(gateway, epoch, *row)
+        for row in connection.execute(
+            "SELECT lane, first_seq, last_seq, count, reason, time_us FROM given_up"
+            " WHERE gateway = ? AND epoch = ? AND reason = ?",
+            (gateway, epoch_to_sql(epoch), RUN),
+        )
+    )
 
 
 def highest_seq(connection: sqlite3.Connection, gateway: str, epoch: int) -> int:

@@ -21,6 +21,7 @@ from typing import Protocol
 import pytest
 
 from bridge.intervals import IntervalSet, ranges_of
+from bridge.runs import RUNS_MAX, Origin, Run
 from cloud.stream.contract import (
     PARTITIONS,
     Backlog,
@@ -29,6 +30,8 @@ from cloud.stream.contract import (
     Part,
     Stream,
     StreamError,
+    origin_stone,
+    run_stones,
     settled_stone,
 )
 
@@ -441,6 +444,35 @@ class StreamContract:
         async with opened(engine) as stream:
             (line,) = await stream.ledger()
             assert (line.settled, line.settled_us, line.given_up) == (7, 20, (stone(2, 3),))
+
+    async def test_the_newest_runs_of_a_source_are_kept_in_order_and_are_no_tombstones(
+        self, engine: Engine
+    ) -> None:
+        source = ("gw", EPOCH)
+        runs = [Run((1 << 63) - number, number // 2) for number in range(1, RUNS_MAX + 4)]
+        async with opened(engine) as stream:
+            assert stream.keeps_runs
+            assert await stream.runs(*source) == (0, ())
+            await stream.append([part(1, [1])], [stone(2, 3)])
+            for at in range(0, len(runs), 10):
+                await stream.append([], run_stones(source, at, runs[at : at + 10]))
+            await stream.append([], run_stones(("gw", EPOCH + 1), 0, runs[:1]))
+        async with opened(engine) as stream:
+            assert await stream.runs(*source) == (len(runs), tuple(runs[-RUNS_MAX:]))
+            assert await stream.runs("gw", EPOCH + 1) == (1, (runs[0],))
+            line = (await stream.ledger())[0]
+            assert (line.held, line.given_up, line.origin) == (((1, 1),), (stone(2, 3),), None)
+
+    @pytest.mark.parametrize("after_seq", [0, 41])
+    async def test_where_an_epoch_parted_is_told_with_the_ledger(
+        self, engine: Engine, after_seq: int
+    ) -> None:
+        origin = Origin(after_seq, EPOCH - 1)
+        async with opened(engine) as stream:
+            await stream.append([part(1, [50])], [origin_stone(("gw", EPOCH), origin, 9)])
+        async with opened(engine) as stream:
+            (line,) = await stream.ledger()
+            assert (line.origin, line.given_up) == (origin, ())
 
     async def test_the_ledger_is_sorted_and_names_every_source(self, stream: Stream) -> None:
         await stream.append([part(1, [1], gateway="b"), part(1, [1], gateway="a", epoch=9)])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bridge.intervals import Range
+from bridge.runs import Run
 from cloud.ingest_sources import HeldSeqs
 
 SOURCE = ("gw", 1)
@@ -21,6 +22,9 @@ class Stream:
     async def held(self, gateway: str, epoch: int) -> Sequence[Range]:
         self.questions.append(asyncio.get_running_loop().create_future())
         return await self.questions[-1]
+
+    async def runs(self, gateway: str, epoch: int) -> tuple[int, tuple[Run, ...]]:
+        return 0, ()
 
 
 async def turns() -> None:

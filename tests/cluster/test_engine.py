@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from bridge.intervals import IntervalSet
+from bridge.runs import Run
 from cloud.cluster.connection import Connection
 from cloud.cluster.layout import Layout, apply, stream_epoch
-from cloud.stream.contract import StreamError, StreamFull
+from cloud.stream.contract import StreamError, StreamFull, run_stones
 from cloud.stream.jetstream import bodies
 from cloud.stream.jetstream import upkeep as module
 from cloud.stream.jetstream.engine import JetStreamStream
@@ -138,6 +139,36 @@ async def test_a_node_that_was_passed_by_asks_anew_before_it_stores(
         assert await one.held("gw", EPOCH) == [(1, 4)]
         await one.append([part(1, [5])])
         assert [e.seq_ranges for e in await read_all(two, 1)] == [((1, 2),), ((3, 4),), ((5, 5),)]
+
+
+async def test_a_run_that_is_made_known_at_one_node_ends_what_another_believes(
+    engine: JetStreamEngine,
+) -> None:
+    """A clone was met at the second: what its original sends to the first is looked at anew."""
+    async with opened(engine) as one, opened(engine) as two:
+        await one.held("gw", EPOCH)
+        await one.append([part(1, [1, 2])], run_stones(("gw", EPOCH), 0, [Run(7, 0)]))
+        await two.held("gw", EPOCH)
+        await two.append([], run_stones(("gw", EPOCH), 1, [Run(8, 2)]))
+        with pytest.raises(StreamError, match="another node took readings"):
+            await one.append([part(1, [3])])
+        assert await one.held("gw", EPOCH) == [(1, 2)]
+        assert await one.runs("gw", EPOCH) == (2, (Run(7, 0), Run(8, 2)))
+        await two.append([part(1, [3])])
+        with pytest.raises(StreamError, match="another node took readings"):
+            await one.append([], run_stones(("gw", EPOCH), 2, [Run(9, 2)]))
+
+
+async def test_a_run_is_made_known_behind_what_is_under_way(engine: JetStreamEngine) -> None:
+    async with opened(engine) as one:
+        await one.held("gw", EPOCH)
+        appends = [
+            one.append([part(1, [1])]),
+            one.append([], run_stones(("gw", EPOCH), 0, [Run(7, 1)])),
+            one.append([part(1, [2])]),
+        ]
+        await asyncio.gather(*appends)
+        assert await one.held("gw", EPOCH) == [(1, 2)]
 
 
 async def test_a_question_of_another_is_no_leave_to_store(engine: JetStreamEngine) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bridge.commands import Command, Hello, Welcome, open_message, seal_message
+from bridge.runs import Run
 from edge.command_store import CommandStore, CommandStoreError
 from edge.commands import Commands
 from edge.config import CommandsConfig
@@ -25,13 +26,19 @@ class Gateway:
     def __init__(self, path: Path) -> None:
         self.clock = ManualClock()
         self.hellos: list[Callable[[int], None]] = []  # unanswered
+        self.epoch = EPOCH
+        self.runs: tuple[Run, ...] = ()
         self.last_seq = 3
         self.told: list[int] = []
         self.fault: JournalError | None = None
         self.was_told = asyncio.Event()
         self.store = CommandStore(path)
         self.commands = Commands(
-            self.store, CommandsConfig(), self.clock, lambda: (EPOCH, self.last_seq), meet=self.meet
+            self.store,
+            CommandsConfig(),
+            self.clock,
+            lambda: Hello(self.epoch, self.last_seq, self.runs),
+            meet=self.meet,
         )
 
     def say(self, payload: bytes, answered: Callable[[int], None]) -> bool:
@@ -39,9 +46,9 @@ class Gateway:
         self.hellos.append(answered)
         return True
 
-    async def meet(self, held_seq: int) -> None:
-        self.told.append(held_seq)
-        self.last_seq = max(self.last_seq, held_seq)
+    async def meet(self, welcome: Welcome) -> None:
+        self.told.append(welcome.assigned)
+        self.last_seq = max(self.last_seq, welcome.assigned)
         self.was_told.set()
         if self.fault is not None:
             raise self.fault

@@ -69,7 +69,7 @@ class CommandsModel(RuleBasedStateMachine):
 
     async def start(self) -> None:
         self.commands = CountedCommands(
-            CommandStore(self.path), CommandsConfig(wait_s=WAIT_S), self.clock, lambda: (7, 1)
+            CommandStore(self.path), CommandsConfig(wait_s=WAIT_S), self.clock, lambda: Hello(7, 1)
         )
         await self.commands.start(self.devices)
         if self.linked:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
 
+from bridge.runs import Run
 from edge.config import JournalConfig
 from edge.contract import Lane
 from edge.journal import Journal
@@ -16,25 +18,33 @@ from runtime.clock import ManualClock
 from tests.kit.journals import publish_frame
 
 EPOCH = 0x0123456789ABCDEF
+RUN = Run(7, 4000)
 
 
 def test_the_mark_is_read_back_and_only_for_its_epoch(tmp_path: Path) -> None:
     journal = tmp_path / "journal.db"
-    assert read_high(journal, EPOCH) == 0
-    write_high(journal, EPOCH, 4711)
-    assert read_high(journal, EPOCH) == 4711
-    assert read_high(journal, EPOCH + 1) == 0
-    write_high(journal, EPOCH, 4712)
-    assert read_high(journal, EPOCH) == 4712
-    assert high_path(journal).stat().st_size == 24
+    assert read_high(journal, EPOCH) == (0, None)
+    write_high(journal, EPOCH, 4711, RUN)
+    assert read_high(journal, EPOCH) == (4711, RUN)
+    assert read_high(journal, EPOCH + 1) == (0, None)
+    write_high(journal, EPOCH, 4712, RUN)
+    assert read_high(journal, EPOCH) == (4712, RUN)
+    assert high_path(journal).stat().st_size == 40
 
 
-@pytest.mark.parametrize("damage", [b"", b"x" * 24, b"short"])
+def test_a_mark_of_before_runs_were_kept_says_how_far_it_went(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.db"
+    mark = b"TDJH" + EPOCH.to_bytes(8, "big") + (4711).to_bytes(8, "big")
+    high_path(journal).write_bytes(mark + zlib.crc32(mark).to_bytes(4, "big"))
+    assert read_high(journal, EPOCH) == (4711, None)
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 24, b"x" * 40, b"short"])
 def test_a_damaged_mark_says_nothing(tmp_path: Path, damage: bytes) -> None:
     journal = tmp_path / "journal.db"
-    write_high(journal, EPOCH, 4711)
+    write_high(journal, EPOCH, 4711, RUN)
     high_path(journal).write_bytes(damage)
-    assert read_high(journal, EPOCH) == 0
+    assert read_high(journal, EPOCH) == (0, None)
 
 
 async def used(path: Path, count: int) -> tuple[int, int, list[str]]:

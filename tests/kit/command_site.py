@@ -65,7 +65,7 @@ class Gateway:
             CommandStore(folder / "commands.db"),
             CommandsConfig(wait_s=5),
             self.clock,
-            lambda: (7, 1),
+            lambda: Hello(7, 1),
         )
         await self.commands.start(self.devices)
         if self.linked:

@@ -94,6 +94,8 @@ class MemoryJournal:
 
     # ---- the contract
 
+    run = 1
+
     @property
     def settled_seq(self) -> int | None:
         if self.stones:

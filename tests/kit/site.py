@@ -6,6 +6,7 @@ the files with plain sqlite3, so that none of our own code judges itself.
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -89,14 +90,27 @@ class Site:
 
     def route_uplink(self, port: int) -> None:
         """Let the gateway's uplink dial `port` (a proxy's, say) from its next start."""
+        self._write_edge("edge", self.folder, self.edge_port, self.edge_http, port)
+
+    def clone(self, name: str) -> Process:
+        """Copy the gateway's folder as it lies there; return a gateway on the copy, not started."""
+        folder = self.folder / name
+        kept_out = shutil.ignore_patterns("*.lock", "process.json")
+        shutil.copytree(self.folder / "edge", folder / "edge", ignore=kept_out)
+        port, http = free_ports(2)
+        self._write_edge(name, folder, port, http, self.cloud_port)
+        arguments = ["edge", "-c", str(self.folder / f"{name}.toml")]
+        return Process(arguments, self.folder / f"{name}.log", port=port)
+
+    def _write_edge(self, name: str, folder: Path, port: int, http: int, uplink: int) -> None:
         self._write(
-            "edge.toml",
+            f"{name}.toml",
             _EDGE.format(
-                data=self.folder,
+                data=folder,
                 gateway=self.gateway,
-                port=self.edge_port,
-                http=self.edge_http,
-                uplink=port,
+                port=port,
+                http=http,
+                uplink=uplink,
                 **self._edge_keys,
             ),
         )

@@ -25,13 +25,14 @@ import structlog
 
 from bridge.intervals import Range
 from bridge.partition import PARTITIONS
+from bridge.runs import Run
 from cloud.cluster.checks import RELAXED
 from cloud.cluster.connection import ClusterError, Connection
 from cloud.cluster.durability import DurabilityWatch
 from cloud.cluster.follower import Follower, Message
 from cloud.cluster.layout import EPOCH_KEY, RAW_STREAMS, Layout, goes_on
 from cloud.cluster.reading import insist
-from cloud.cluster.versions import SHARED_BODIES, check_version
+from cloud.cluster.versions import RUNS, SHARED_BODIES, check_version
 from cloud.ranges import apart
 from cloud.sinks.schema import epoch_text
 from cloud.stream.checked import checked_bytes
@@ -199,6 +200,10 @@ class JetStreamStream:
     @property
     def shares_bodies(self) -> bool:
         return self._version >= SHARED_BODIES
+
+    @property
+    def keeps_runs(self) -> bool:
+        return self._version >= RUNS
 
     @property
     def file_bytes(self) -> int:
@@ -383,6 +388,10 @@ class JetStreamStream:
         self._check_open()
         self._lines.looked((gateway, epoch))
         return self._state.held((gateway, epoch)).ranges()
+
+    async def runs(self, gateway: str, epoch: int) -> tuple[int, tuple[Run, ...]]:
+        self._check_open()
+        return self._state.runs((gateway, epoch))
 
     async def highest_seq(self, gateway: str, epoch: int) -> int:
         self._check_open()

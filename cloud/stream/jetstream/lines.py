@@ -7,7 +7,8 @@ Invariants:
 - Appends of a source are committed in the order of the calls.
 - When one fails, those of its sources behind it fail too: a gap is never filled by what came after.
 - The version an append claims is that of what its caller knew: when another node took readings of
-  the source in between, the append is void, and the caller asks anew what is held.
+  the source in between, or made a run of it known, the append is void, and the caller asks anew
+  what is held.
 - Of a source whose caller asks, nothing is begun after a failure before it has asked again: what
   it made meanwhile stands on an answer that may be too old.
 """
@@ -22,7 +23,7 @@ from functools import partial
 
 from bridge.intervals import IntervalSet, Range
 from bridge.kernel import merged
-from cloud.stream.contract import GivenUp, Part, Source, StreamError
+from cloud.stream.contract import RUN, GivenUp, Part, Source, StreamError
 from cloud.stream.jetstream.bodies import Body, BodyWriter
 from cloud.stream.jetstream.commits import Commits
 from cloud.stream.jetstream.records import (
@@ -102,17 +103,20 @@ class Lines:
         """Begin an append of valid parts; the future may be waited for, never cancelled.
 
         Raises:
-            StreamError: another node took readings of a source meanwhile, or an append before
-                this one has just failed.
+            StreamError: another node took readings of a source meanwhile, or made a run of it
+                known, or an append before this one has just failed.
         """
-        seqs = _seqs(parts)
+        runs: dict[Source, list[Range]] = {
+            (one.gateway, one.epoch): [] for one in given_up if one.reason == RUN
+        }
+        seqs = {**runs, **_seqs(parts)}
         for source in seqs:
             self._check(source)
         lines = {source: self._line(source) for source in seqs}
         new = parts
         if any(self._any_of(source, lines[source], ranges) for source, ranges in seqs.items()):
             new = [part for part in parts if not self._has(lines[part.gateway, part.epoch], part)]
-            seqs = _seqs(new)
+            seqs = {**runs, **_seqs(new)}
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         append = _Append(future, new, lines, given_up, assigned)
         for line in lines.values():

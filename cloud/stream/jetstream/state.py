@@ -4,7 +4,8 @@ Records are taken in the order of the ledger stream. Whether an append counts fo
 state alone, so all nodes agree and no lock, lease or clock is needed:
 
 - it is void when a source is not at the version its writer claimed, which is the append that last
-  brought readings of it: another one, from whatever node, came first, or the one before was void;
+  brought readings of it, or made a run known (cloud/ingest_runs.py): another one, from whatever
+  node, came first, or the one before was void;
 - it is void when one of its bodies lies at or before the floor of its partition, which is what a
   trim gave free to be purged.
 
@@ -21,14 +22,17 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from bridge.intervals import IntervalSet
+from bridge.runs import Run
 from cloud.stream.contract import (
     PARTITIONS,
+    RUN,
     Arrival,
     Backlog,
     GivenUp,
     Source,
     SourceLedger,
     StreamStats,
+    known_runs,
 )
 from cloud.stream.jetstream.entries import EntryColumns, Indexed
 from cloud.stream.jetstream.packed_arrivals import pack_arrival, unpack_arrival
@@ -155,6 +159,9 @@ class LedgerState:
         self._entries += len(append.parts)
         for stone in append.given_up:
             self._give_up(stone)
+            if stone.reason == RUN:  # who has not heard of it brings nothing any more
+                state = self.source((stone.gateway, stone.epoch))
+                state.version = (record.writer, append.number)
         for one, state, brought in zip(append.sources, states, places, strict=True):
             if brought:
                 self._brought(record, append.number, one, state, brought)
@@ -217,7 +224,7 @@ class LedgerState:
     # ---- asking ----------------------------------------------------------------------------------
 
     def version(self, source: Source) -> Version:
-        """Return the last append that counted and brought readings of a source."""
+        """Return the last append that counted and brought readings of a source, or a run."""
         state = self.sources.get(source)
         return state.version if state is not None else NEVER
 
@@ -225,6 +232,11 @@ class LedgerState:
         """Return the seqs ever taken of a source; not to be changed."""
         state = self.sources.get(source)
         return state.held if state is not None else IntervalSet()
+
+    def runs(self, source: Source) -> tuple[int, tuple[Run, ...]]:
+        """Return how many runs were made known of a source, and the newest."""
+        state = self.sources.get(source)
+        return known_runs(state.given_up.values() if state is not None else ())
 
     def entries(self, partition: int, after: int) -> Iterator[Indexed]:
         """Yield the entries past a position, oldest first; nothing may be taken meanwhile."""
