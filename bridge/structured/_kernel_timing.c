@@ -1,4 +1,5 @@
-/* Forecasts of arrival in C: docs/link-format-structured.md section 6.1, the twins of timing.py.
+/* Forecasts of arrival in C: docs/link-format-structured.md section 6.1, the twins of forecasts.py
+ * and timing.py.
  *
  * Where an integer is far beyond what clocks show, nothing is done and the twin does it.
  */

@@ -11,6 +11,7 @@ from bridge.columnar import Columns
 from bridge.structured.body import BodyHead, Compressor, pack_body
 from bridge.structured.coder import Writer
 from bridge.structured.context import Context
+from bridge.structured.forecasts import TIME_MAX
 from bridge.structured.limits import StructuredLimits
 from bridge.structured.order import code_order
 from bridge.structured.planner import BatchPlan, Planner
@@ -18,7 +19,7 @@ from bridge.structured.review import review_columns, review_times
 from bridge.structured.rows import encode_rows
 from bridge.structured.schema import update_columns
 from bridge.structured.snapshot import dump, restore
-from bridge.structured.timing import TIME_MAX, code_arrivals, code_mode_changes
+from bridge.structured.timing import code_arrivals, code_mode_changes
 
 __all__ = ["StructuredEncoder"]
 

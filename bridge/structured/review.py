@@ -23,11 +23,11 @@ from bridge.structured.context import (
     Template,
     TimeMode,
 )
+from bridge.structured.forecasts import PERIOD_MAX
 from bridge.structured.learner import Neighbour, Series, bits_of, choose_spec, is_constant
 from bridge.structured.predictors import Maybe, PredictorKind
 from bridge.structured.schema import ColumnPlan, ColumnSpec, FamilyPlan, TemplatePlan
 from bridge.structured.siblings import sibling_of
-from bridge.structured.timing import PERIOD_MAX
 
 if TYPE_CHECKING:
     from bridge.structured.planner import KnownShape

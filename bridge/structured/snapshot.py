@@ -16,10 +16,10 @@ import cbor2
 import zstandard
 
 from bridge.structured.context import Column, Context, Family, Source, Template, TextModel
+from bridge.structured.forecasts import settle
 from bridge.structured.limits import TEMPLATE_RING, StructuredLimits
 from bridge.structured.symbols import UNKNOWN_PRIOR
 from bridge.structured.tables import Chain, Table
-from bridge.structured.timing import settle
 
 __all__ = ["SnapshotError", "digest", "dump", "restore"]
 

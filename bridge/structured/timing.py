@@ -3,48 +3,45 @@
 docs/link-format-structured.md section 6.1. Every source carries a forecast of its next reading.
 Sources whose forecast lies past the batch's end are not mentioned when they were indeed silent;
 those due get a count; the few that come unexpectedly, or are new, are named. Each time is then a
-residual against the source's forecast: for periodic sources a phase-locked loop with least-squares
-gains, so that the phase of a steady device with jitter is known better than any one reading.
-
-Invariant: a forecast depends on the source's earlier times and the batch's last time only; all of
-it is integer arithmetic in 256ths of the link's time unit.
+residual against the source's forecast (`forecasts`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from bridge.structured.coder import Coder, Reader, Writer, refuse
 from bridge.structured.context import Context, ModelTables, Source, TimeMode
+from bridge.structured.forecasts import (
+    FRACTION,
+    HALF,
+    PERIOD_MAX,
+    TIME_MAX,
+    arrived,
+    checked,
+    expect_all,
+    forecast_round,
+    note_phase,
+    note_round,
+    settle,
+)
 from bridge.structured.kernel import Kernel, Maybe, native
 from bridge.structured.schema import define_source
 from bridge.structured.tables import Table
 
 __all__ = [
-    "PERIOD_MAX",
-    "TIME_MAX",
     "Arrivals",
     "ModeChange",
     "code_arrivals",
     "code_gap",
     "code_mode_changes",
-    "expect_all",
-    "forecast_round",
-    "note_round",
-    "settle",
 ]
 
 Arrivals = list[tuple[Source, list[int]]]
 ModeChange = tuple[Source, int, int]  # source, mode, period in 256ths of a unit
 
-PERIOD_MAX = 1 << 54  # in 256ths of a unit
-TIME_MAX = 1 << 61  # in units, so that no residual passes 2^63
 _MENTIONS_MAX = 1 << 17
 _COUNT_MAX = 1 << 32  # readings of one source in one batch, far beyond any limit
-_FRACTION = 8
-_HALF = 1 << (_FRACTION - 1)
-_GAIN_MAX = 16
-_CLAMP = 3
 _ABSENT_MAX = 16
 (
     _CHANGES,
@@ -58,97 +55,6 @@ _ABSENT_MAX = 16
     _FRESH_COUNT,
     _FRESH_TIME,
 ) = range(10)
-# Least-squares gains of a straight line through the last n times: position and slope.
-_GAINS = [(0, 0, 1)] + [(2 * (2 * n - 1), 6, n * (n + 1)) for n in range(1, _GAIN_MAX + 1)]
-
-
-# ---- forecasts -----------------------------------------------------------------------------------
-
-
-def settle(source: Source) -> None:
-    """Work out what follows from a source's state: how steady it is, and when to expect it."""
-    period = source.period
-    margin = min(period >> 1, 4 << (source.spread >> 2) << _FRACTION)
-    source.margin = margin
-    if source.mode == TimeMode.PERIODIC and source.multiple == 1 and 4 * margin < period:
-        source.steady = True
-        source.wake = (source.phase + period - margin) >> _FRACTION
-    else:
-        source.steady = False
-        source.wake = -TIME_MAX
-
-
-def expect_all(sources: list[Source], start: int, end: int) -> tuple[list[int], list[int]]:
-    """Return how many readings of each source are expected up to `end`, and their tables."""
-    found = native.expect_all(sources, start, end) if native else None
-    return found or _expect_all(sources, start, end)
-
-
-def _expect_all(sources: list[Source], start: int, end: int) -> tuple[list[int], list[int]]:
-    both = [_expect(source, start, end) for source in sources]
-    return [count for count, _ in both], [table for _, table in both]
-
-
-def _expect(source: Source, start: int, end: int) -> tuple[int, int]:
-    """Return how many readings are expected up to `end`, and the table for their count."""
-    if source.steady:
-        period = source.period
-        periods, rest = divmod((end << _FRACTION) - source.phase, period)
-        if periods < 0:
-            return 0, 0
-        doubt = 1 if rest < source.margin else 2 if period - rest < source.margin else 0
-        expected = min(periods, 64) * (source.burst_length + 1)
-        return expected, min(periods, 3) * 3 + doubt
-    window = max(end - max(source.last, start), 0)
-    size = min(((window << 3) // (source.gap + 1)).bit_length(), 11)
-    return 0, (12 if source.mode == TimeMode.GAP else 24) + size
-
-
-def _note_expected(source: Source, time: int, residual: int) -> None:
-    """Note a reading that came `residual` off its forecast, one period on."""
-    if source.burst_length or source.burst:
-        source.burst_length, source.burst = min(source.burst, 15), 0
-    _note_phase(source, time, residual, 1)
-    _arrived(source, time)
-
-
-def _arrived(source: Source, time: int) -> None:
-    gap = time - source.last
-    source.gap += (max(gap, 0) - source.gap) >> 2
-    source.last = time
-
-
-def _note_phase(source: Source, time: int, residual: int, multiple: int) -> None:
-    """Take over what a reading, `residual` off its forecast, says of the source's phase."""
-    period, spread = source.period, source.spread
-    step = source.phase + multiple * period
-    error = (time << _FRACTION) - step
-    source.multiple = multiple
-    limit = _CLAMP << (spread >> 2) << _FRACTION
-    if -limit <= error <= limit or source.gain <= 2:
-        source.strayed = 0
-        gain = source.gain
-        if gain < _GAIN_MAX:
-            gain = source.gain = gain + 1
-        position, slope, whole = _GAINS[gain]
-        source.phase = step + error * position // whole
-        if multiple and source.mode == TimeMode.PERIODIC:
-            period += error * slope // (whole * multiple)
-            source.period = min(max(period, 1 << _FRACTION), PERIOD_MAX)
-    else:
-        source.strayed += 1
-        if source.strayed >= 3:
-            source.strayed, source.gain = 0, 1
-            source.phase = time << _FRACTION
-        else:
-            position, _, whole = _GAINS[source.gain]
-            source.phase = step + (limit if error > 0 else -limit) // 2 * position // whole
-    size = 4 * residual.bit_length()
-    if size > spread:
-        source.spread = spread + ((min(size, 56) - spread + 3) >> 2)
-    else:
-        source.spread = spread + ((size - spread) >> 2)
-    settle(source)
 
 
 # ---- times ---------------------------------------------------------------------------------------
@@ -199,58 +105,6 @@ def _code_round(io: Coder, context: Context, sources: list[Source], given: list[
     ]
 
 
-def forecast_round(
-    sources: list[Source], given: list[int]
-) -> tuple[list[int], list[int], list[int], list[Maybe]]:
-    """Return which sources are expected one period on, and of each what that needs.
-
-    Returns:
-        Their places, forecasts, and tables; and, if times are given, how far these are off, None
-        where it is more than half a period.
-    """
-    found = native.forecasts(sources, given) if native else None
-    return found or _forecast_round(sources, given)
-
-
-def _forecast_round(
-    sources: list[Source], given: list[int]
-) -> tuple[list[int], list[int], list[int], list[Maybe]]:
-    places = [
-        place
-        for place, source in enumerate(sources)
-        if source.mode == TimeMode.PERIODIC and source.burst >= source.burst_length
-    ]
-    ahead = [sources[place] for place in places]
-    forecasts = [source.phase + source.period + _HALF >> _FRACTION for source in ahead]
-    steps: list[Maybe] = []
-    if given:
-        steps = [given[place] - forecast for place, forecast in zip(places, forecasts, strict=True)]
-        for at, source in enumerate(ahead):
-            near = source.period >> _FRACTION + 1
-            if not -near <= steps[at] <= near:  # type: ignore[operator]  # none is None yet
-                steps[at] = None
-    return places, forecasts, [source.spread >> 2 for source in ahead], steps
-
-
-def note_round(
-    sources: list[Source],
-    places: list[int],
-    forecasts: list[int],
-    steps: list[Maybe],
-    times: list[int | None],
-) -> None:
-    """Note the readings that came as expected, and put their times where they belong."""
-    rest: Iterable[int] = range(len(places))
-    if native is not None:
-        rest = native.note_round(sources, places, forecasts, steps, times)
-    for at in rest:
-        step = steps[at]
-        if step is not None:
-            place = places[at]
-            time = times[place] = _checked(forecasts[at] + step)
-            _note_expected(sources[place], time, step)
-
-
 def _code_other(io: Coder, context: Context, source: Source, time: int, missed: bool) -> int:
     """Code a time that its source's period does not tell, `missed` if it should have."""
     tables = context.tables
@@ -266,7 +120,7 @@ def _code_other(io: Coder, context: Context, source: Source, time: int, missed: 
         if multiple < 0:
             refuse("a time before its source's first")
         time = _code_phase(io, tables, source, time, multiple)
-    _arrived(source, _checked(time))
+    arrived(source, checked(time))
     return time
 
 
@@ -285,7 +139,7 @@ def code_gap(io: Coder, gaps: list[Table], source: Source, time: int) -> int:
 
 def _code_and_note_gap(io: Coder, gaps: list[Table], source: Source, time: int) -> int:
     time = _take_gap(source, io.number(gaps[source.gap_size], time - source.last))
-    _arrived(source, _checked(time))
+    arrived(source, checked(time))
     return time
 
 
@@ -300,13 +154,7 @@ def _read_gap(kernel: Kernel, io: Reader, gaps: list[Table], source: Source) -> 
     if found[0] is None:
         refuse("an escape where an integer belongs")
     time = _take_gap(source, found[0])
-    _arrived(source, _checked(time))
-    return time
-
-
-def _checked(time: int) -> int:
-    if not -TIME_MAX < time < TIME_MAX:
-        refuse("a time outside 61 bits")
+    arrived(source, checked(time))
     return time
 
 
@@ -321,7 +169,7 @@ def _take_gap(source: Source, gap: int) -> int:
 
 def _code_in_burst(io: Coder, tables: ModelTables, source: Source, time: int) -> int:
     """Code a time that is expected soon after the last; one that is not is escaped."""
-    near = source.period >> _FRACTION + 1
+    near = source.period >> FRACTION + 1
     offset = time - source.last
     table = tables.gaps[source.gap_size]
     known = io.escapable(table, offset if -near <= offset <= near else None)
@@ -335,7 +183,7 @@ def _code_in_burst(io: Coder, tables: ModelTables, source: Source, time: int) ->
 def _code_unexpected(io: Coder, tables: ModelTables, source: Source, time: int) -> int:
     """Code a time as so many periods on; none means a burst."""
     multiple = 0
-    if time - source.last << _FRACTION + 1 > source.period:
+    if time - source.last << FRACTION + 1 > source.period:
         multiple = _multiple(source, time)
     multiple = io.number(tables.multiples[0], multiple)
     if multiple < 0:
@@ -349,14 +197,14 @@ def _code_unexpected(io: Coder, tables: ModelTables, source: Source, time: int) 
 
 def _multiple(source: Source, time: int) -> int:
     """Return the nearest count of periods from a source's phase to `time`, 0 or more."""
-    ahead = (time << _FRACTION) - source.phase
+    ahead = (time << FRACTION) - source.phase
     return max(0, (ahead + (source.period >> 1)) // source.period)
 
 
 def _code_phase(io: Coder, tables: ModelTables, source: Source, time: int, multiple: int) -> int:
-    forecast = (source.phase + multiple * source.period + _HALF) >> _FRACTION
+    forecast = (source.phase + multiple * source.period + HALF) >> FRACTION
     residual = io.number(tables.strides[source.spread >> 2], time - forecast)
-    _note_phase(source, forecast + residual, residual, multiple)
+    note_phase(source, forecast + residual, residual, multiple)
     return forecast + residual
 
 
@@ -500,7 +348,7 @@ def _code_new(
         if not -TIME_MAX < near < TIME_MAX:
             refuse("a time outside 61 bits")
         source.mode, source.period = mode, context.period
-        source.last, source.phase, source.gap = near, near << _FRACTION, max(end - start, 0)
+        source.last, source.phase, source.gap = near, near << FRACTION, max(end - start, 0)
         source.gap_size = 10
         settle(source)
         out.append((source, [near]))
@@ -573,7 +421,7 @@ def code_mode_changes(io: Coder, context: Context, changes: Sequence[ModeChange]
             if not 0 < context.period <= PERIOD_MAX:
                 refuse("a period that cannot be")
             changed.period = context.period
-            changed.phase = changed.last << _FRACTION
+            changed.phase = changed.last << FRACTION
             changed.gain = 1
             changed.burst = changed.burst_length = 0
         settle(changed)

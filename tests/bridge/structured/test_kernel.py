@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.structured import kernel, learner, predictors, shapes, texts, timing
+from bridge.structured import forecasts, kernel, learner, predictors, shapes, texts, timing
 from bridge.structured.coder import Reader, Writer
 from bridge.structured.context import Source, TimeMode
 from bridge.structured.predictors import CellState, PredictorKind, Rows
@@ -331,15 +331,15 @@ def test_a_round_of_times_is_forecast_and_noted_alike(given_: list[tuple[Source,
     others = deepcopy(many)
     times = [(source.phase + source.period + 128 >> 8) + off for source, off in given_]
     for wanted in (times, []):
-        found = timing.forecast_round(many, wanted)
-        assert found == timing._forecast_round(others, wanted)
-    places, forecasts, _, steps = timing._forecast_round(others, times)
+        found = forecasts.forecast_round(many, wanted)
+        assert found == forecasts._forecast_round(others, wanted)
+    places, expected, _, steps = forecasts._forecast_round(others, times)
     noted: list[int | None] = [None] * len(many)
-    timing.note_round(many, places, forecasts, steps, noted)
+    forecasts.note_round(many, places, expected, steps, noted)
     for at, place in enumerate(places):
         if (step := steps[at]) is not None:
-            assert noted[place] == forecasts[at] + step == times[place]
-            timing._note_expected(others[place], times[place], step)
+            assert noted[place] == expected[at] + step == times[place]
+            forecasts._note_expected(others[place], times[place], step)
         else:
             assert noted[place] is None
     assert list(map(attributes, many)) == list(map(attributes, others))
@@ -381,7 +381,7 @@ def test_counts_of_those_due_are_taken_alike(given_: list[tuple[Source, int, int
 
 @given(st.lists(sources(), max_size=6), st.integers(-(1 << 41), 1 << 41), st.integers(0, 1 << 45))
 def test_expectations_are_the_same(many: list[Source], start: int, span: int) -> None:
-    assert timing.expect_all(many, start, start + span) == timing._expect_all(
+    assert forecasts.expect_all(many, start, start + span) == forecasts._expect_all(
         many, start, start + span
     )
 
