@@ -23,7 +23,6 @@ __all__ = [
     "assemble",
     "check_marks",
     "literal_items",
-    "steps_of",
 ]
 
 _LITERAL, _OPEN, _CLOSE = 0, 1, 2
@@ -32,6 +31,7 @@ _DEPTH_MAX = 16
 _KEPT_BYTES = 128  # longer fragments are read each time
 
 Step = bytes | int  # bytes as they are, or _OPEN, or _CLOSE
+_Measured = tuple[list[Step], int, int, int]
 
 
 def literal_items(data: bytes) -> bytes:
@@ -40,12 +40,8 @@ def literal_items(data: bytes) -> bytes:
     return b"".join(bytes((_LITERAL, len(piece))) + piece for piece in pieces)
 
 
-def steps_of(fragment: bytes) -> list[Step]:
-    """Return the items of a fragment, which nobody changes; refuses what is none."""
-    return _kept_steps(fragment) if len(fragment) <= _KEPT_BYTES else _steps(fragment)
-
-
 def _steps(fragment: bytes) -> list[Step]:
+    """Return the items of a fragment; refuses what is none."""
     steps: list[Step] = []
     at = 0
     while at < len(fragment):
@@ -64,26 +60,40 @@ def _steps(fragment: bytes) -> list[Step]:
     return steps
 
 
-_kept_steps = lru_cache(4096)(_steps)
+def _measured(fragment: bytes) -> _Measured:
+    """Return the items of a fragment, how deep it leads at least and at most, and behind it."""
+    steps = _steps(fragment)
+    depth = least = most = 0
+    for step in steps:
+        if step == _OPEN:
+            depth += 1
+            most = max(most, depth)
+        elif step == _CLOSE:
+            depth -= 1
+            least = min(least, depth)
+    return steps, least, most, depth
+
+
+_kept = lru_cache(4096)(_measured)
 
 
 def check_marks(fragments: Sequence[bytes]) -> list[list[Step]]:
-    """Return the steps of a framed template's fragments; refuses parts that do not nest."""
+    """Return the steps of a framed template's fragments; refuses parts that do not nest.
+
+    Nobody changes the steps: many templates may have the same.
+    """
     depth = 0
-    parsed = [steps_of(fragment) for fragment in fragments]
-    for steps in parsed:
-        for step in steps:
-            if step == _OPEN:
-                depth += 1
-            elif step == _CLOSE:
-                depth -= 1
-            else:
-                continue
-            if not 0 <= depth <= _DEPTH_MAX:
-                refuse("framed parts that do not nest")
+    parsed = [
+        _kept(fragment) if len(fragment) <= _KEPT_BYTES else _measured(fragment)
+        for fragment in fragments
+    ]
+    for _, least, most, change in parsed:
+        if depth + least < 0 or depth + most > _DEPTH_MAX:
+            refuse("framed parts that do not nest")
+        depth += change
     if depth:
         refuse("a framed part that is never closed")
-    return parsed
+    return [measured[0] for measured in parsed]
 
 
 def _assemble(fragments: list[list[Step]], tokens: tuple[bytes, ...]) -> bytes:

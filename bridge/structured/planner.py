@@ -72,8 +72,6 @@ class KnownShape:
         self.json = self.shape.kind == "json"
         if self.shape.kind == "scalar":
             self.pieces = None  # there are none to be compared
-        if self.shape.framed:
-            self.frames = check_marks(self.shape.fragments)
 
     def template(self, context: Context) -> Template | TemplatePlan:
         """Return the template as it stands in the ring, or the plan to define it (again)."""
@@ -366,6 +364,7 @@ class Planner:
         spelled = view.spelling_of(payload) if shape.kind == "scalar" else None
         key = (shape.key, spelled)
         known = self._shapes.get(key)
+        frames: list[list[Step]] = []
         if shape.framed:
             frames = known.frames if known is not None else check_marks(shape.fragments)
             if assemble(frames, shape.tokens) != payload:
@@ -374,6 +373,7 @@ class Planner:
             known = self._new_shape(view, shape, key, spelled)
             if known is None:
                 return None
+            known.frames = frames
         elif self._compiles and known.match is None and known.uses >= known.compile_after:
             known.match = self._compile(shape)
             if known.match is not None:
