@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime, timedelta
 from bridge.envelope import LinkLane
 from bridge.forecast import Allowance
 
-__all__ = ["FREE", "MONTH_DAYS", "Budget", "BudgetLimits", "Verdict", "Window"]
+__all__ = ["FREE", "MONTH_DAYS", "Budget", "BudgetLimits", "Verdict", "Window", "day_of"]
 
 DAYS_KEPT = 62
 MONTH_DAYS = 31  # at most
@@ -128,8 +128,20 @@ class Budget:
     def count(self, moved_bytes: int, wall_us: int) -> None:
         """Note bytes that went over the link, either way."""
         if moved_bytes:
-            day = _day(wall_us).isoformat()
+            day = day_of(wall_us)
             self._days[day] = self._days.get(day, 0) + moved_bytes
+
+    def recount(self, days: Mapping[str, int], wall_us: int) -> None:
+        """Count for today what was counted for other days by a clock that was wrong."""
+        for day, moved_bytes in days.items():
+            self._days[day] -= moved_bytes
+            if not self._days[day]:
+                del self._days[day]
+        self.count(sum(days.values()), wall_us)
+
+    def ahead_of(self, wall_us: int) -> bool:
+        """Return True when bytes are counted for a day after today: a clock is wrong, or was."""
+        return max(self._days, default="") > day_of(wall_us)
 
     def sent(self, batch_bytes: int) -> None:
         """Note a batch, for the rate; its bytes are counted when they have gone."""
@@ -137,11 +149,11 @@ class Budget:
 
     def day_bytes(self, wall_us: int) -> int:
         """Return what was moved today."""
-        return self._days.get(_day(wall_us).isoformat(), 0)
+        return self._days.get(day_of(wall_us), 0)
 
     def month_bytes(self, wall_us: int) -> int:
         """Return what was moved this month."""
-        month = _day(wall_us).isoformat()[:8]
+        month = day_of(wall_us)[:8]
         return sum(moved for day, moved in self._days.items() if day.startswith(month))
 
     def verdict(self, lane: int, on_the_way: int, now_s: float, wall_us: int) -> Verdict:
@@ -202,6 +214,11 @@ class Budget:
         self._tokens = min(rate * _RATE_BURST_S, self._tokens + gained)
         self._filled_s = now_s
         return FREE if self._tokens > 0 else Verdict((1.0 - self._tokens) / rate, "rate")
+
+
+def day_of(wall_us: int) -> str:
+    """Return the UTC day as an account names it: "2026-11-21"."""
+    return _day(wall_us).isoformat()
 
 
 def _day(wall_us: int) -> date:

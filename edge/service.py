@@ -206,6 +206,7 @@ class EdgeService:
         """Begin to take what comes down: commands for devices' sessions, and the true time."""
 
         async def meet(welcome: Welcome) -> None:
+            uplink.told(welcome.time_us)
             if welcome.fork is None:
                 await (journal.admitted() if welcome.run else journal.meet(welcome.assigned))
                 changed = sent.met()

@@ -216,6 +216,10 @@ class Uplink:
         """Hear up to which seq of the journal the cloud has some; docs: UplinkLanes.met."""
         self._lanes.met(held_seq)
 
+    def told(self, true_us: int) -> None:
+        """Hear the time, µs since 1970, from the cloud; 0: it answered without."""
+        self._account.told(true_us)
+
     def restart(self, cause: str) -> None:
         """Send anew, on another connection, what was not acknowledged: what may go has changed."""
         self._lanes.forget()
@@ -400,9 +404,9 @@ class Uplink:
         status, state = self._meter.status, self._state
         now_s = self._clock.monotonic_s()
         self._meter.measure(self._connection)
-        wall_us = self._clock.wall_us()
-        status.day_bytes = self._account.budget.day_bytes(wall_us)
-        status.month_bytes = self._account.budget.month_bytes(wall_us)
+        now_us = self._account.now_us()
+        status.day_bytes = self._account.budget.day_bytes(now_us)
+        status.month_bytes = self._account.budget.month_bytes(now_us)
         verdict = self._account.verdict(LinkLane.LIVE, state.bytes_in_flight)
         status.waits_for, status.waits_s = verdict.reason, verdict.wait_s
         status.last_error = state.last_error
@@ -445,7 +449,7 @@ class Uplink:
     @property
     def allowances(self) -> list[Allowance]:
         """What budgets leave live readings and backlog."""
-        return self._account.budget.allowances(self._clock.wall_us())
+        return self._account.budget.allowances(self._account.now_us())
 
     def _estimated_backlog(self) -> tuple[int, float]:
         """Return at most how many readings wait; lanes share seqs, so it may be fewer."""

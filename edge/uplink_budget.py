@@ -5,6 +5,9 @@ spent by a reserve, and is written again once half of it is used up, so that aft
 account is over by at most that, and under only by what went while a write was under way and was
 more than the other half. An orderly stop writes the truth. A file that cannot be read counts as
 empty, and is said so.
+
+Days and windows go by the true time as soon as the cloud has told it: a gateway without a clock of
+its own begins each boot in 1970 and would otherwise spend the budget of one day for years.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from bridge.link_budget import FREE, Budget, BudgetLimits, Verdict
+from bridge.link_budget import FREE, Budget, BudgetLimits, Verdict, day_of
 from runtime.clock import Clock
 from runtime.logs import limited
 
@@ -47,6 +50,9 @@ class BudgetAccount:
         self._reserve_bytes = share or _RESERVE_BYTES_MIN
         self._unwritten = self._reserve_bytes  # counted since the last write began
         self._writing: asyncio.Task[None] | None = None
+        self._true_offset_us: int | None = None  # true time less the clock since boot
+        self._asked = False  # a cloud has answered, with the time or without
+        self._by_own: dict[str, int] = {}  # counted since the start, by a clock nobody confirmed
 
     @property
     def budget(self) -> Budget:
@@ -57,10 +63,35 @@ class BudgetAccount:
         """Note bytes that went over the link; written down now and then."""
         if not moved_bytes or self._budget.limits.unlimited:
             return
-        self._budget.count(moved_bytes, self._clock.wall_us())
+        self._budget.count(moved_bytes, self.now_us())
+        if self._true_offset_us is None:
+            day = day_of(self.now_us())
+            self._by_own[day] = self._by_own.get(day, 0) + moved_bytes
         self._unwritten += moved_bytes
         if self._due and (self._writing is None or self._writing.done()):
             self._writing = asyncio.create_task(self._write_ahead(), name="uplink-budget")
+
+    def now_us(self) -> int:
+        """Return the time that days and windows go by: the cloud's once told, else the clock's."""
+        if self._true_offset_us is None:
+            return self._clock.wall_us()
+        return self._true_offset_us + round(self._clock.monotonic_s() * 1e6)
+
+    def told(self, true_us: int) -> None:
+        """Take the true time from the cloud's answer; 0: it does not say."""
+        self._asked = True
+        if not true_us:
+            return
+        self._true_offset_us = true_us - round(self._clock.monotonic_s() * 1e6)
+        self._budget.recount(self._by_own, true_us)
+        self._by_own.clear()
+
+    def doubtful(self) -> bool:
+        """Return True when the clock is behind a day that was counted, and no cloud was asked.
+
+        What it says of budgets and windows is then no reason not to dial and be told.
+        """
+        return not self._asked and self._budget.ahead_of(self.now_us())
 
     @property
     def _due(self) -> bool:
@@ -70,8 +101,8 @@ class BudgetAccount:
         """Return whether `lane` may send a batch now; see `Budget.verdict`."""
         if self._budget.limits.unlimited:
             return FREE
-        now_s, wall_us = self._clock.monotonic_s(), self._clock.wall_us()
-        return self._budget.verdict(lane, on_the_way, now_s, wall_us)
+        now_s = self._clock.monotonic_s()
+        return self._budget.verdict(lane, on_the_way, now_s, self.now_us())
 
     async def written(self) -> None:
         """Wait for a write that is under way."""
@@ -88,7 +119,7 @@ class BudgetAccount:
         while self._due:
             self._unwritten = 0
             ahead = Budget(self._budget.limits, self._budget.days())
-            ahead.count(self._reserve_bytes, self._clock.wall_us())
+            ahead.count(self._reserve_bytes, self.now_us())
             await self._write(ahead.days())
 
     async def _write(self, days: dict[str, int]) -> None:

@@ -144,6 +144,8 @@ class UplinkLanes:
 
     def parked(self) -> bool:
         """Return True when a connection would be of no use for a while: the budget is closed."""
+        if self._account.doubtful():
+            return False
         verdict = self._account.verdict(LinkLane.LIVE, self._state.bytes_in_flight)
         if verdict.wait_s < PARK_S:
             return False

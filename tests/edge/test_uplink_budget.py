@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,84 @@ async def test_without_limits_nothing_is_written(tmp_path: Path) -> None:
     one.count(1 << 30)
     await one.close()
     assert not path.exists()
+
+
+async def test_days_go_by_the_time_that_the_cloud_told(tmp_path: Path) -> None:
+    """A gateway without a clock of its own: each boot begins in 1970."""
+    limits, path = BudgetLimits(day_bytes=100_000, urgent_share=0), tmp_path / "uplink.json"
+    for boot, moved_bytes in enumerate((60_000, 30_000), 1):
+        one = account(path, limits, ManualClock(5_000_000, boot_id=f"boot-{boot}"))
+        one.count(2_000)  # dialling
+        assert one.budget.day_bytes(one.now_us()) == 2_000
+        one.told(MIDNIGHT)
+        one.count(moved_bytes)
+        await one.close()
+    assert kept(path) == {DAY: 94_000}
+    clock = ManualClock(5_000_000)
+    again = account(path, limits, clock)
+    again.told(MIDNIGHT)
+    again.count(6_000)
+    assert again.verdict(LinkLane.LIVE, 0).wait_s == 86_400
+    clock.advance(86_400)
+    assert again.verdict(LinkLane.LIVE, 0).wait_s == 0
+    await again.close()
+
+
+async def test_a_clock_behind_the_account_is_no_reason_not_to_ask_the_time(tmp_path: Path) -> None:
+    limits, path = BudgetLimits(day_bytes=1_000), tmp_path / "uplink.json"
+    path.write_text(json.dumps({"bytes_by_day": {"1970-01-01": 5_000, DAY: 10}}))
+    behind = account(path, limits, ManualClock(5_000_000))
+    assert behind.verdict(LinkLane.LIVE, 0).reason == "day budget"
+    assert behind.doubtful()
+    behind.told(0)  # an older cloud
+    assert not behind.doubtful(), "nor is it asked again and again"
+    behind.told(MIDNIGHT)
+    assert not behind.doubtful()
+    assert behind.verdict(LinkLane.LIVE, 0).wait_s == 0
+    assert not account(path, limits, ManualClock(MIDNIGHT)).doubtful()
+
+
+class Teller:
+    """What comes down the link, as far as an uplink asks: the time, at each connection."""
+
+    def __init__(self, told: Callable[[int], None]) -> None:
+        self.told = told
+        self.heard = False
+
+    def linked(self, _link: object) -> None:
+        self.told(MIDNIGHT)
+        self.heard = True
+
+    def unlinked(self) -> None: ...
+
+    def ready(self) -> bool:
+        return self.heard
+
+    def unheard(self) -> bool:
+        return not self.heard
+
+    def disowned(self) -> None: ...
+
+    def received(self, _payload: bytes) -> bool:
+        return True
+
+
+async def test_a_gateway_that_wakes_in_a_spent_day_of_1970_dials(tmp_path: Path) -> None:
+    path = tmp_path / "uplink.json"
+    path.write_text(json.dumps({"bytes_by_day": {"1970-01-01": 90_000, DAY: 10}}))
+    async with CloudPeer() as cloud:
+        config = replace(FAST, endpoints=(cloud.url,), budget=BudgetConfig(day_bytes=80_000))
+        journal = MemoryJournal()
+        clock = ManualClock(5_000_000)
+        uplink = Uplink(config, "gw-1", journal, DeviceIds(), clock, budget_path=path)
+        uplink.attach(Teller(uplink.told))
+        await uplink.start()
+        journal.capture([b"20.5"] * 3, time_us=clock.wall_us())
+        await journal.until_trimmed()
+        await uplink.stop()
+    assert len(cloud.rows) == 3
+    assert kept(path)["1970-01-01"] == 90_000
+    assert kept(path)[DAY] > 10, "what it took to be told is of the true day"
 
 
 # ---- a day ---------------------------------------------------------------------------------------
