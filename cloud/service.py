@@ -392,13 +392,13 @@ class CloudService:
         Raises:
             StartError: it takes none.
         """
-        wait_s = self.config.stream.start_wait_s if self.config.stream.url else 0.0
+        wait_s = self.config.stream.start_wait_s if self.config.stream.url else _PROBE_TIMEOUT_S
         give_up_at_s = self.clock.monotonic_s() + wait_s
         while True:
             await self._probe(max(PATIENCE_MIN_S, give_up_at_s - self.clock.monotonic_s()))
             if not self._not_ready or self._full:
                 return
-            if self.clock.monotonic_s() >= give_up_at_s:
+            if self.clock.monotonic_s() >= give_up_at_s or not self.config.stream.url:
                 raise StartError(f"stream: {self._not_ready}")
             await asyncio.sleep(_PROVE_PAUSE_S)
 
