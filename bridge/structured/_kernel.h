@@ -259,6 +259,7 @@ int kernel_take_chain(PyObject *reader, PyObject *chain, PyObject *contexts,
 
 /* ---- _kernel_heads.c ------------------------------------------------------------------------- */
 
+PyObject *kernel_lists_of(PyObject *by, PyObject *column);
 int kernel_as_before(PyObject *tokens, PyObject *slots, PyObject *before, PyObject *columns);
 PyObject *kernel_changes(PyObject *rows, PyObject *tokens, PyObject *slots, PyObject *before,
                          PyObject *columns, Py_ssize_t row);

@@ -32,21 +32,26 @@ int kernel_as_before(PyObject *tokens, PyObject *slots, PyObject *before, PyObje
 
 /* ---- encoding ------------------------------------------------------------------------------ */
 
+/* Returns the rows and tokens of a column, two lists that are made if they are not there. */
+PyObject *kernel_lists_of(PyObject *by, PyObject *column)
+{
+    PyObject *found = PyDict_GetItemWithError(by, column);
+    if (found == NULL && !PyErr_Occurred()) {
+        PyObject *made = Py_BuildValue("([][])");
+        int failed = made == NULL || PyDict_SetItem(by, column, made);
+        Py_XDECREF(made); /* the dictionary keeps it */
+        found = failed ? NULL : made;
+    }
+    if (found == NULL || (PyTuple_Check(found) && PyTuple_GET_SIZE(found) == 2))
+        return found;
+    return PyErr_Format(PyExc_TypeError, "two lists are needed");
+}
+
 /* Notes that a cold column is coded in `row`. */
 static int add_extra(PyObject *extra, PyObject *row, PyObject *column, PyObject *token)
 {
-    PyObject *entry = PyDict_GetItemWithError(extra, column);
-    if (entry == NULL) {
-        if (PyErr_Occurred())
-            return -1;
-        PyObject *made = Py_BuildValue("([][])");
-        int failed = made == NULL || PyDict_SetItem(extra, column, made);
-        Py_XDECREF(made);
-        entry = failed ? NULL : PyDict_GetItemWithError(extra, column);
-    }
-    if (entry == NULL || !PyTuple_Check(entry) || PyTuple_GET_SIZE(entry) != 2)
-        return -1;
-    return PyList_Append(PyTuple_GET_ITEM(entry, 0), row) ||
+    PyObject *entry = kernel_lists_of(extra, column);
+    return entry == NULL || PyList_Append(PyTuple_GET_ITEM(entry, 0), row) ||
                    PyList_Append(PyTuple_GET_ITEM(entry, 1), token)
                ? -1
                : 0;

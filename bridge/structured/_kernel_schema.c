@@ -302,19 +302,6 @@ static PyObject *columns_of(PyObject *templates, Py_ssize_t row)
     return template ? kernel_get(template, NAME_hot_columns, &PyTuple_Type) : NULL;
 }
 
-/* Returns the lists of a column, made if they are not there. */
-static PyObject *lists_of(PyObject *by, PyObject *column)
-{
-    PyObject *found = PyDict_GetItemWithError(by, column);
-    if (found == NULL && !PyErr_Occurred()) {
-        PyObject *made = Py_BuildValue("([][])");
-        int failed = made == NULL || PyDict_SetItem(by, column, made);
-        Py_XDECREF(made);
-        found = failed ? NULL : made;
-    }
-    return found;
-}
-
 /* Returns by hot column the rows whose templates have it, and its tokens there. */
 PyObject *kernel_gather(PyObject *self, PyObject *args)
 {
@@ -332,7 +319,7 @@ PyObject *kernel_gather(PyObject *self, PyObject *args)
                  (tokens && (!PyTuple_Check(some) ||
                              PyTuple_GET_SIZE(some) != PyTuple_GET_SIZE(columns)));
         for (Py_ssize_t i = 0; !failed && i < PyTuple_GET_SIZE(columns); i++) {
-            PyObject *lists = lists_of(by, PyTuple_GET_ITEM(columns, i));
+            PyObject *lists = kernel_lists_of(by, PyTuple_GET_ITEM(columns, i));
             failed = lists == NULL || PyList_Append(PyTuple_GET_ITEM(lists, 0), number) ||
                      (tokens &&
                       PyList_Append(PyTuple_GET_ITEM(lists, 1), PyTuple_GET_ITEM(some, i)));
