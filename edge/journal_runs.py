@@ -31,7 +31,7 @@ _MET_KEPT = 8  # of the runs before one that the cloud knows: its ledger may be 
 # made when they are first needed: a journal of before has none
 _MAKE_RUNS = (
     "CREATE TABLE IF NOT EXISTS runs"
-    " (id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER NOT NULL, after_seq INTEGER NOT NULL)"
+    " (id INTEGER PRIMARY KEY, run INTEGER NOT NULL, after_seq INTEGER NOT NULL)"
     " STRICT"
 )
 _MAKE_ORIGIN = (

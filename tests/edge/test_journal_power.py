@@ -198,9 +198,9 @@ async def test_seqs_are_reserved_before_they_are_given_out(tmp_path: Path) -> No
 
 SYNC = "fsync,fdatasync"
 FAULTS = [
-    ("pwrite64", "EIO", "9", "journal.db-wal"),
+    ("pwrite64", "EIO", "13", "journal.db-wal"),
     ("pwrite64", "EIO", "30+", "journal.db-wal"),
-    ("pwrite64", "ENOSPC", "14", "journal.db-wal"),
+    ("pwrite64", "ENOSPC", "18", "journal.db-wal"),
     ("pwrite64", "ENOSPC", "20..60", "journal.db-wal"),
     (SYNC, "EIO", "4", "journal.db-wal"),
     (SYNC, "EIO", "6..9", "journal.db-wal"),
