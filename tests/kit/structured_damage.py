@@ -26,8 +26,8 @@ __all__ = ["damaged", "fates", "main"]
 
 _READINGS = 36
 _BATCH = 12
-_OF_FIRST = 40  # damaged bodies of the first batch, which defines most,
-_OF_LAST = 10  # and of the last, which relies on it
+_OF_FIRST = 12  # damaged bodies of the first batch, which defines most,
+_OF_LAST = 3  # and of the last, which relies on it
 _TOGETHER = 3
 
 Mutation = Callable[[bytearray, random.Random], bytearray]

@@ -32,5 +32,8 @@ def test_a_damaged_body_has_the_same_fate_with_the_python_twins() -> None:
     found = fates()
     assert said_by_twins("tests.kit.structured_damage") == found
     several = [fate.split() for fate in found.values()]
-    assert sum(one.count("refused") for one in several) > 0.9 * sum(map(len, several))
+    # symbols guard themselves by the coder's end state; a byte of a pool that is stored as it is
+    # only makes another reading, which the check of link-format.md section 2.3 finds: about a
+    # seventh of the bodies. Far more of them means that an end went unproved
+    assert sum(one.count("refused") for one in several) > 0.8 * sum(map(len, several))
     assert any(set(one) > {"refused"} for one in several), "some decode: to what is compared"
