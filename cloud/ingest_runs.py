@@ -78,6 +78,9 @@ class RunKeeper:
         for left in reversed(range(_TRIES)):
             state = await self._held.settled(source, ())
             verdict = judge(hello.epoch, state.runs, hello.runs, _highest(state))
+            if isinstance(verdict, Fork):  # its runs of late may be known at another node alone
+                state = await self._held.asked(source)
+                verdict = judge(hello.epoch, state.runs, hello.runs, _highest(state))
             if verdict and not isinstance(verdict, Fork):
                 try:
                     return await self._admit(source, state, hello)
@@ -89,7 +92,9 @@ class RunKeeper:
             if isinstance(verdict, Fork):
                 self._part(source, run, verdict)
                 return Greeting(_highest(state), run, verdict)
-            return Greeting(_highest(state), run)
+            highest_seq = _highest(state)
+            # else its journal is older, and the answer that said so may have been lost
+            return Greeting(highest_seq, run if highest_seq <= hello.last_seq else 0)
         raise AssertionError("it returned, or raised")
 
     def may_send(self, state: SourceState, batch: Batch) -> bool:

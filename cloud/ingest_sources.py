@@ -65,8 +65,10 @@ class SourceState:
 
     def took_runs(self, runs: Sequence[Run]) -> None:
         """Note that the stream knows more runs."""
-        self.runs = (*self.runs, *runs)[-RUNS_MAX:]
-        self.runs_count += len(runs)
+        known = {one.run for one in self.runs}  # it may have been asked in between
+        new = [one for one in runs if one.run not in known]
+        self.runs = (*self.runs, *new)[-RUNS_MAX:]
+        self.runs_count += len(new)
 
     async def wait_for_answer(self) -> None:
         """Return after the next `end`."""
@@ -108,6 +110,15 @@ class HeldSeqs:
                     return state
         finally:
             state.users -= 1
+
+    async def asked(self, source: Source) -> SourceState:
+        """Return a source as the stream knows it now, whatever was known here.
+
+        Raises:
+            StreamError: the stream cannot say what it holds.
+        """
+        self._get(source).held = None
+        return await self.settled(source, ())
 
     async def _ask(self, source: Source, state: SourceState) -> None:
         async with state.asking:

@@ -75,7 +75,8 @@ def _backlog(line: SourceLedger) -> int:
         absent = sum(b - a + 1 for a, b in here.missing(first, last))
         count = sum(s.count for s in line.given_up if first <= s.first_seq <= last)
         given_up += min(absent, count)
-    return max(0, line.assigned - here.count() - given_up)
+    before = line.origin.after_seq if line.origin is not None else 0  # another epoch's
+    return max(0, line.assigned - before - here.count() - given_up)
 
 
 def ledger_views(report: Balance) -> list[LedgerView]:

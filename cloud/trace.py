@@ -192,7 +192,8 @@ async def trace(places: Traced, gateway: str, seq: int, epoch: int | None = None
         assigned, place = await _at_edge(places, line, seq)
         if line.settled_us < newest_us:  # it has begun another journal: nothing comes of this one
             line = replace(line, settled=None)  # noqa: PLW2901 - what the line is worth now
-        if 0 < seq <= assigned:
+        before = line.origin.after_seq if line.origin is not None else 0  # another epoch's
+        if before < seq <= assigned:
             found.append(await _follow(places, line, seq, place))
         ends.append(f"{assigned} in epoch {epoch_text(line.epoch)}")
     if not found:

@@ -103,6 +103,8 @@ class ClockRepair:
         config: When to correct.
         clock: This machine's clocks.
         journal: Returns epoch and last seq.
+        owns: Returns False while what an epoch has up to a seq may be another gateway's: then
+            no correction of it is said.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class ClockRepair:
         config: ClockConfig,
         clock: Clock,
         journal: Callable[[], tuple[int, int]],
+        owns: Callable[[int, int], bool] = lambda _epoch, _seq: True,
     ) -> None:
         self.path = path
         self.corrected = 0  # readings, since the start
@@ -118,6 +121,7 @@ class ClockRepair:
         self._config = config
         self._clock = clock
         self._journal = journal
+        self._owns = owns
         self._tolerance_us = round(config.tolerance_s * 1e6)
         self._boot_id = clock.boot_id()
         self._segments: list[Segment] = []
@@ -137,8 +141,12 @@ class ClockRepair:
 
     # ---- life ------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
+    async def start(self, origin: Origin | None = None) -> None:
         """Read what is known and begin.
+
+        Args:
+            origin: Where the journal's epoch parted from another: the last process may have ended
+                before that was noted here.
 
         Raises:
             ClockRepairError: the file cannot be used.
@@ -152,12 +160,14 @@ class ClockRepair:
         epoch, _ = self._journal()
         rows = await database.query(
             "SELECT epoch, first_seq, boot_id, offset_us, corrected_to FROM segments"
-            " WHERE epoch = ? ORDER BY first_seq",
-            (epoch,),
+            " WHERE epoch IN (?, ?) ORDER BY first_seq",
+            (epoch, epoch if origin is None else origin.epoch),
         )
         self._segments = [Segment(*row) for row in rows]
         for row in await database.query("SELECT * FROM corrections"):
             self._waiting[row[0], row[1]] = Correction(*row)
+        if origin is not None:
+            await self.parted(origin, epoch)
         known = {
             boot_id: (offset_us, uncertainty_us)
             for boot_id, offset_us, uncertainty_us in await database.query("SELECT * FROM boots")
@@ -225,7 +235,8 @@ class ClockRepair:
     async def parted(self, origin: Origin, epoch: int) -> None:
         """Have what is known of the seqs past an epoch that was parted from belong to the new one.
 
-        Nothing of that was corrected under it yet, whatever was under the old one.
+        Nothing of that was corrected under it yet, whatever was under the old one. Done again, it
+        changes nothing.
 
         Raises:
             sqlite3.Error: the file cannot be written; done again, it goes on where it was.
@@ -245,6 +256,8 @@ class ClockRepair:
                     )
             theirs = [one for one in self._waiting.values() if one.epoch == origin.epoch]
             reaching = [one for one in theirs if one.last_seq >= first]
+            if kept == self._segments and not reaching:
+                return
             cut = [replace(one, last_seq=first - 1) for one in reaching if one.first_seq < first]
             statements: list[Statement] = [
                 ("DELETE FROM segments", ()),
@@ -364,7 +377,7 @@ class ClockRepair:
         for key, correction in list(self._waiting.items()):
             if self._link is None or len(self._saying) >= _ANSWERS_MAX:
                 return
-            if key in self._saying:
+            if key in self._saying or not self._owns(correction.epoch, correction.last_seq):
                 continue
             if not self._link.say(seal_message(correction), self._answer(key)):
                 return

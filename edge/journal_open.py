@@ -300,7 +300,8 @@ def _resume(
             (reserved_seq, last_seq, durability, boot),
         )
         tombstones = _read_tombstones(connection)
-        runs = read_runs(connection) if known else begin_run(connection, last_seq, missed)
+        runs = read_runs(connection) if known else ()
+        runs = runs or begin_run(connection, last_seq, missed)
         origin = read_origin(connection)
         connection.execute("COMMIT")
     write_high(path, meta.epoch, reserved_seq, runs[-1])

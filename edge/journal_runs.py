@@ -40,6 +40,11 @@ _MAKE_ORIGIN = (
 )
 _ADD_RUN = "INSERT INTO runs (run, after_seq) VALUES (?, ?)"
 _FORGET_RUNS = "DELETE FROM runs WHERE id NOT IN (SELECT id FROM runs ORDER BY id DESC LIMIT ?)"
+# the oldest are those that the cloud knows: without them it could not tell where the line goes on
+_FORGET_BETWEEN = (
+    "DELETE FROM runs WHERE id NOT IN (SELECT id FROM runs ORDER BY id DESC LIMIT ?)"
+    " AND id NOT IN (SELECT id FROM runs ORDER BY id LIMIT ?)"
+)
 
 
 def read_runs(connection: sqlite3.Connection) -> tuple[Run, ...]:
@@ -73,10 +78,12 @@ def begin_run(
         missed: The run before it, which a copy that was put back may not have.
     """
     connection.execute(_MAKE_RUNS)
-    if missed is not None and missed not in read_runs(connection):
+    known = read_runs(connection)
+    in_order = missed is not None and (not known or known[-1].after_seq <= missed.after_seq)
+    if missed is not None and in_order and missed not in known:
         connection.execute(_ADD_RUN, missed)
     connection.execute(_ADD_RUN, (secrets.randbits(63) or 1, after_seq))
-    connection.execute(_FORGET_RUNS, (RUNS_MAX,))
+    connection.execute(_FORGET_BETWEEN, (RUNS_MAX - _MET_KEPT, _MET_KEPT))
     return read_runs(connection)
 
 

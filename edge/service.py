@@ -75,9 +75,9 @@ class EdgeService:
         journal = await self._open_journal()  # 1. the journal: readings of earlier runs are safe
         self._stops.append(journal.close)
         exchanges = JournalExchanges(journal)
-        repair = await self._start_clock_repair(journal)  # it is told of each commit
-        self._stops.append(self._take_last_status)
         sent = UplinkJournal(journal)
+        repair = await self._start_clock_repair(journal, sent)  # it is told of each commit
+        self._stops.append(self._take_last_status)
         uplink = self._make_uplink(journal, sent)  # 2. the way out of it
         self._stops.append(uplink.stop)
         capture = Capture(journal, config.capture, config.journal, clock)  # 3. the way into it
@@ -209,9 +209,9 @@ class EdgeService:
             uplink.told(welcome.time_us)
             if welcome.fork is None:
                 await (journal.admitted() if welcome.run else journal.meet(welcome.assigned))
-                changed = sent.met()
-                if changed and repair is not None and journal.origin is not None:
+                if repair is not None and journal.origin is not None:
                     await repair.parted(journal.origin, journal.epoch)
+                changed = sent.met()  # last: when one of those fails, all is done again
             else:
                 changed = journal.parting is None
                 if changed:
@@ -240,15 +240,21 @@ class EdgeService:
         assert self._parts is not None
         self._parts.commands = commands
 
-    async def _start_clock_repair(self, journal: Journal) -> ClockRepair | None:
+    async def _start_clock_repair(
+        self, journal: Journal, sent: UplinkJournal
+    ) -> ClockRepair | None:
         if not self._config.clock.repair:
             return None
         path = self._config.data / "edge" / "clock.db"
         repair = ClockRepair(
-            path, self._config.clock, self._clock, lambda: (journal.epoch, journal.last_seq)
+            path,
+            self._config.clock,
+            self._clock,
+            lambda: (journal.epoch, journal.last_seq),
+            sent.owns,
         )
         try:
-            await repair.start()
+            await repair.start(journal.origin)
         except ClockRepairError as error:
             raise StartError(f"clock: {error}") from None
         self._stops.append(repair.stop)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from bridge.runs import Origin
 from edge.contract import Commit, JournalReader, Lane, Tombstone
 from edge.journal_state import Parting
 
@@ -25,6 +26,11 @@ class PartingJournal(JournalReader, Protocol):
         """What is to get another epoch; None: nothing."""
         ...
 
+    @property
+    def origin(self) -> Origin | None:
+        """Where the epoch parted from another; None: it did not."""
+        ...
+
 
 class UplinkJournal:
     """A journal's readings, as far as they may be sent: a `JournalReader`.
@@ -36,13 +42,28 @@ class UplinkJournal:
     def __init__(self, journal: PartingJournal) -> None:
         self._journal = journal
         self._epoch = journal.epoch
+        self._met = False  # the cloud, in the epoch
         self._last_seq = 0  # of it, once it is over
 
     def met(self) -> bool:
         """Note that the cloud was met in the journal's epoch; return True when that is another."""
         changed = self._epoch != self._journal.epoch
         self._epoch = self._journal.epoch
+        self._met = True
         return changed
+
+    def owns(self, epoch: int, seq: int) -> bool:
+        """Return True when no other gateway has captured anything else up to a seq of an epoch.
+
+        That is not known before the cloud was met in the journal's epoch, nor while that parts of
+        what will have another.
+        """
+        journal = self._journal
+        parting, origin = journal.parting, journal.origin
+        if epoch == journal.epoch:
+            met = self._met and not self._over
+            return met and (parting is None or seq <= parting.after_seq)
+        return origin is None or epoch != origin.epoch or seq <= origin.after_seq
 
     @property
     def epoch(self) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from bridge.envelope import LinkLane
 from bridge.intervals import Range
 from bridge.partition import PARTITIONS
 from bridge.runs import RUNS_MAX, Origin, Run
@@ -52,6 +53,7 @@ SETTLED = "settled"
 RUN = "run"
 _ORIGIN = "origin"
 _RUN_ID, _RUN_AFTER = "id", "after"  # what a statement of a run says, in the place of a lane
+_LANES = frozenset(lane.name.lower() for lane in LinkLane)  # of tombstones: no statement has one
 
 
 class StreamError(Exception):
@@ -179,7 +181,9 @@ class SourceLedger:
         settled_us = 0
         origin: Origin | None = None
         for stone in stones:
-            if stone.reason == SETTLED:
+            if stone.lane in _LANES:  # whatever reason a gateway gives it
+                losses.append(stone)
+            elif stone.reason == SETTLED:
                 settled, settled_us = stone.last_seq, stone.time_us
             elif stone.reason == _ORIGIN:
                 origin = Origin(stone.last_seq, int(stone.lane, 16))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bridge.runs import Origin
 from cloud.gateways import GatewayLink
 from cloud.node_view import gateway_views
 from cloud.stream.contract import SourceLedger
@@ -42,3 +43,9 @@ def test_a_gateway_whose_batches_only_another_node_has_heard_of() -> None:
 def test_who_only_says_to_be_a_gateway_is_none() -> None:
     views = gateway_views(LEDGER, [GatewayLink("gw-1-redrive", connected=True)])
     assert [one.gateway for one in views] == ["gw-1"]
+
+
+def test_what_another_epoch_gave_out_before_an_epoch_parted_waits_nowhere() -> None:
+    parted = SourceLedger("gw-1", 8, 15, ((11, 13),), (), origin=Origin(10, 7))
+    (one,) = gateway_views([*LEDGER, parted], [HERE])
+    assert one.backlog_readings == 2 + 2

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bridge.runs import Origin
 from cloud.sinks.schema import epoch_text
-from cloud.stream.contract import GivenUp
+from cloud.stream.contract import GivenUp, origin_stone
 from cloud.trace import Trace, TraceError, trace
 from cloud.trace_files import find_reading, traced_files
 from runtime.clock import ManualClock
@@ -120,6 +121,19 @@ async def test_what_is_not_known_is_one_line(tmp_path: Path) -> None:
             await find_reading(tmp_path, "d9", START_US * 2)
         with pytest.raises(TraceError, match=r"stored at 1970-01-01T00:00:00\.001Z or before it"):
             await find_reading(tmp_path, "d1", 1_000)
+
+
+async def test_what_another_epoch_gave_out_before_an_epoch_parted_is_traced_there_alone(
+    tmp_path: Path,
+) -> None:
+    async with running_node(tmp_path) as node:
+        await append_readings(node.stream, one_per_row(3, first_seq=3))
+        stone = origin_stone(("gw", EPOCH), Origin(2, 7), CLOCK_US)
+        await node.stream.append((), [stone])
+        assert (await traced(tmp_path, 3)).seq == 3
+        async with traced_files(tmp_path) as places:
+            with pytest.raises(TraceError, match="gw never assigned seq 2"):
+                await trace(places, "gw", 2)
 
 
 def same(one: Outcome, other: Outcome) -> None:

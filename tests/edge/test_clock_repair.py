@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from bridge.commands import Correction, Welcome, open_message
+from bridge.runs import Origin
 from edge.clock_repair import ClockRepair
 from edge.config import ClockConfig
 from runtime.clock import ManualClock
@@ -195,3 +196,49 @@ async def test_a_segment_is_on_the_disk_before_its_first_reading(tmp_path: Path)
             shutil.copy(file, tmp_path / "killed")
     async with repairing(tmp_path / "killed" / "clock.db", gateway) as repair:
         assert [segment.first_seq for segment in repair._segments] == [1, 2]
+
+
+async def test_of_seqs_that_may_be_another_gateways_nothing_is_said(tmp_path: Path) -> None:
+    clock, through = ManualClock(), 0
+    gateway, link = Gateway(clock), Link()
+    repair = ClockRepair(
+        tmp_path / "clock.db",
+        ClockConfig(),
+        clock,
+        lambda: (EPOCH, gateway.last_seq),
+        lambda epoch, seq: epoch == EPOCH and seq <= through,
+    )
+    await repair.start()
+    await gateway.commit(repair, 10)
+    repair.linked(link)
+    repair.welcomed(true_time(clock, YEAR_S), clock.monotonic_s())
+    await repair.turn()
+    await repair.turn()
+    assert (link.said, repair.corrected) == ([], 10)
+    through = 10
+    await repair.turn()
+    assert spans(link.said) == [(1, 10, -YEAR_S)]
+    await repair.stop()
+
+
+async def test_a_journal_that_parted_before_a_power_cut_is_corrected_in_its_new_epoch(
+    tmp_path: Path,
+) -> None:
+    clock = ManualClock()
+    gateway, deaf, link = Gateway(clock), Link(answers=False), Link()
+    path = tmp_path / "clock.db"
+    async with repairing(path, gateway) as repair:
+        await gateway.commit(repair, 10)
+        repair.linked(deaf)
+        repair.welcomed(true_time(clock, YEAR_S), clock.monotonic_s())
+        await said(deaf, 1)
+    origin = Origin(6, EPOCH)
+    for _ in range(2):  # the second start finds it done
+        again = ClockRepair(path, ClockConfig(), clock, lambda: (EPOCH + 1, gateway.last_seq))
+        await again.start(origin)
+        await again.parted(origin, EPOCH + 1)
+        again.linked(link)
+        await said(link, 2)
+        await again.stop()
+    found = sorted((one.epoch, one.first_seq, one.last_seq) for one in set(link.said))
+    assert found == [(EPOCH, 1, 6), (EPOCH + 1, 7, 10)]
