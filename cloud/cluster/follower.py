@@ -99,7 +99,7 @@ class Follower:
         self._next_seq = 1
         self._behind = 0  # times in a row that the stream said it ends before what we have read
         self._behind_since_s = 0.0
-        self._created = ""  # when the stream was made, as it said first
+        self._created = ""  # when the stream was made, as it said last when it was not behind
         self._ahead: dict[int, Message] = {}
         self._wake = asyncio.Event()
         self._reached: list[tuple[int, asyncio.Future[None]]] = []
@@ -240,6 +240,7 @@ class Follower:
             self._fell_behind(reached, last, str(info.get("created")))
             return False
         self._behind = 0
+        self._created = str(info.get("created"))  # made again, it went on
         if self._next_seq > last:
             self._begins(int(info["state"]["first_seq"]))
         # else what was replaced since may lie past `last`: it is not seen, but not gone either

@@ -82,6 +82,27 @@ async def test_a_leader_that_answers_from_the_past_is_not_a_stream_that_went_bac
     await one.stop()
 
 
+async def test_one_that_was_made_again_and_went_on_is_judged_as_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(follower, "_BEHIND_S", 1e6)
+    servers: Any = Servers()
+    altered: list[str] = []
+    one = Follower(servers, "S", "live", lambda _message: None, poll_s=0.001,
+                   altered=altered.append)  # fmt: skip
+    await one.start()
+    servers.created = "2026-11-21T09:00:00Z"
+    servers.last = 20
+    async with asyncio.timeout(20):
+        while one.next_seq < 21:
+            await asyncio.sleep(0.001)
+    await servers.until_asked(3)
+    servers.last = 15  # a leader that answers from the past
+    await servers.until_asked(20)
+    assert not altered
+    await one.stop()
+
+
 async def test_what_a_look_was_behind_of_is_not_taken_for_purged() -> None:
     """What was replaced while it was read may lie past the end that the look saw."""
     servers: Any = Servers()
