@@ -384,7 +384,8 @@ def checkpoint_seq(head: bytes) -> int:
 async def _goes_on(connection: Connection, layout: Layout) -> tuple[dict[str, str], int]:
     """Return the metadata and the first sequence of a ledger that is made now.
 
-    A first one begins at 1. One in place of a lost one goes on behind the newest checkpoint.
+    A first one begins at 1. One in place of a lost one goes on behind the newest checkpoint, and
+    begins beyond the lost one, which may itself have been one that went on.
     """
     checkpoints = await _info(connection, layout.checkpoint_stream)
     if checkpoints is None:
@@ -393,7 +394,8 @@ async def _goes_on(connection: Connection, layout: Layout) -> tuple[dict[str, st
     follows = await _newest_checkpoint(connection, layout)
     if not known and not follows:
         return {}, 1
-    first = follows + _BEYOND
+    before = goes_on(known)
+    first = max(follows, before[1] if before is not None else 0) + _BEYOND
     return {**known, _KEY_FOLLOWS: str(follows), _KEY_FIRST: str(first)}, first
 
 

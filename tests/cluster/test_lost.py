@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from cloud.cluster.connection import ApiError, ClusterError, Connection
 from cloud.cluster.layout import apply, plan, stream_epoch
 from cloud.stream.contract import StreamError
+from cloud.stream.jetstream.bodies import Body
 from cloud.stream.jetstream.engine import JetStreamStream
 from tests.cloud.stream_contract import EPOCH, opened, part, read_all
 from tests.cluster.test_engine import JetStreamEngine
@@ -116,6 +117,42 @@ async def test_without_a_node_what_came_after_the_newest_checkpoint_is_gone_and_
         assert (await read_all(stream, 3))[4].position > beyond
 
 
+async def test_lost_again_before_a_checkpoint_it_begins_beyond_what_it_had_by_then(
+    engine: JetStreamEngine,
+) -> None:
+    name = engine.layout.ledger_stream
+    positions = []
+    for seq in range(1, 4):
+        async with opened(engine) as stream:
+            await taken(stream, 3, seq)
+            positions.append((await stream.stats()).last_positions[3])
+        if seq < 3:
+            async with connected(engine.servers) as connection:
+                await connection.api(f"STREAM.DELETE.{name}")
+                await apply(connection, engine.layout, recreate=[name])
+    assert positions == sorted(set(positions))  # else a sink would pass the new one over
+
+
+async def test_a_purge_of_one_that_goes_on_leaves_what_a_node_needs_to_start(
+    engine: JetStreamEngine,
+) -> None:
+    name = engine.layout.ledger_stream
+    async with opened(engine) as stream, connected(engine.servers) as connection:
+        await taken(stream, 3, 1)
+        assert await stream.checkpoint(keep_records=0)
+        await connection.api(f"STREAM.DELETE.{name}")
+        await apply(connection, engine.layout, recreate=[name])
+        follows = await stream._checkpoints.newest()
+        await taken(stream, 3, 2)
+        assert await stream._checkpoints.newest() == follows
+        await connection.api(f"STREAM.PURGE.{name}")
+        async with asyncio.timeout(10):
+            while await stream._checkpoints.newest() == follows:
+                await asyncio.sleep(0.02)
+        async with opened(engine) as other:
+            assert await seqs_of(other, 3) == [1, 2]
+
+
 async def test_who_knows_more_than_it_goes_on_behind_takes_nothing_and_says_so(
     engine: JetStreamEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +189,33 @@ async def test_bodies_that_were_lost_are_gone_and_no_new_ones_are_taken_for_them
         async with opened(engine) as other:
             found = {entry.seq_ranges[0][0]: entry.body for entry in await read_all(other, 3)}
         assert found == {3: b"", 4: b"", 5: part(3, [5]).body}
+
+
+async def test_who_was_slow_while_others_were_trimmed_is_not_told_to_delete_bodies(
+    engine: JetStreamEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place was trimmed since, as others' behind it were: it is in order, and comes again."""
+    async with opened(engine) as stream:
+        real = stream._writer.write
+        held: list[tuple[Callable[[Body], None], Body]] = []
+
+        def write(partition: int, data: bytes, told: Callable[[Body], None]) -> Body:
+            if partition != 2:
+                return real(partition, data, told)
+            return real(partition, data, lambda body: held.append((told, body)))
+
+        monkeypatch.setattr(stream._writer, "write", write)
+        slow = asyncio.create_task(stream.append([part(3, [1]), part(2, [2])]))
+        await until("its bodies are stored", lambda: held and stream._writer.published == 2)
+        await stream.append([part(3, [1], gateway="quick")])
+        await stream.trim((await stream.stats()).last_positions)
+        for told, body in held:
+            told(body)
+        with pytest.raises(StreamError, match="is asked anew"):
+            await slow
+        monkeypatch.undo()
+        await taken(stream, 3, 1)
+        assert await seqs_of(stream, 3) == [1]
 
 
 @pytest.mark.parametrize("which", ["mqtt_stream", "dead_stream", "checkpoint_stream"])

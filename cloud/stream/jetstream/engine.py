@@ -259,8 +259,8 @@ class JetStreamStream:
         now_s = asyncio.get_running_loop().time()
         for number in range(RAW_STREAMS):
             if now_s - self._proved_s.get(number, -_RAW_PROVED_S) >= _RAW_PROVED_S:
-                seq = await self._writer.stored(number, b"")
                 floor = max(map(self._state.floor, range(number, PARTITIONS, RAW_STREAMS)))
+                seq = await self._writer.stored(number, b"")
                 if seq <= floor:
                     raise self._writer.went_back(number, seq, floor)
                 self._proved_s[number] = now_s
@@ -309,7 +309,7 @@ class JetStreamStream:
         else:
             self._version = self._version if version is None else version
         self._goes_on = goes_on(metadata)
-        self._upkeep.follows = None if self._goes_on is None else self._goes_on[0]
+        self._upkeep.goes_on = self._goes_on
         epoch = epoch_text(self._epoch)
         if metadata.get(EPOCH_KEY) != epoch:
             limited(log, "epoch", _LOG_EVERY_S).error(

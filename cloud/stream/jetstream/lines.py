@@ -59,6 +59,7 @@ class _Append:
     assigned: Mapping[Source, int]
     seqs: Mapping[Source, list[Range]] = field(default_factory=dict)  # of the parts
     bodies: list[Body] = field(default_factory=list)
+    floors: Sequence[int] = ()  # of the parts' partitions, before the bodies were written
     left: int = 0  # bodies that are not stored
     told: Callable[[Body], None] | None = None  # what they tell, while any is left
     versions: dict[Source, Version] = field(default_factory=dict)  # once it counts
@@ -129,6 +130,7 @@ class Lines:
         if new:
             told = append.told = partial(self._stored, append)
             append.left = len(new)
+            append.floors = [self._state().floor(part.partition) for part in new]
             append.bodies = [self._bodies.write(part.partition, part.body, told) for part in new]
         else:
             asyncio.get_running_loop().call_soon(self._advance, append)
@@ -215,10 +217,13 @@ class Lines:
             ready.extend(line.waiting[0] for line in lines if line.waiting)
 
     def _out_of_place(self, append: _Append) -> StreamError | None:
-        """Return what is wrong with bodies whose places were trimmed: the append would be void."""
-        state = self._state()
-        for part, body in zip(append.parts, append.bodies, strict=True):
-            seq, floor = min(body.extents[::3]), state.floor(part.partition)
+        """Return what is wrong with bodies in places that were trimmed before they were written.
+
+        The append would be void, as would any other. Places that were trimmed since are in order:
+        others were quicker, and what is written again gets new ones.
+        """
+        for part, body, floor in zip(append.parts, append.bodies, append.floors, strict=True):
+            seq = min(body.extents[::3])
             if seq <= floor:
                 return self._bodies.went_back(part.partition, seq, floor)
         return None

@@ -39,7 +39,8 @@ class Upkeep:
         usable: Whether that state is still the cluster's.
 
     Attributes:
-        follows: The record that a ledger which was made again goes on behind; None for others.
+        goes_on: The record that a ledger which was made again follows on, and its first; None for
+            others.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Upkeep:
         self._record_bytes = 0  # of records read since the checkpoint this node knows
         self._first = 1  # that the ledger holds
         self._is_gone = False
-        self.follows: int | None = None
+        self.goes_on: tuple[int, int] | None = None
         self._purge_seen = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -74,7 +75,7 @@ class Upkeep:
         """Take note that the ledger holds nothing before `seq` any more."""
         self._first = seq
         self._is_gone = False
-        if seq > self._checkpoints.seq + 1 and self._checkpoints.seq != self.follows:
+        if seq > self._next_after(self._checkpoints.seq):
             self._purge_seen.set()
 
     def gone(self) -> None:
@@ -82,6 +83,12 @@ class Upkeep:
         if not self._is_gone:
             self._is_gone = True
             self._purge_seen.set()
+
+    def _next_after(self, seq: int) -> int:
+        """Return the sequence of the record behind a checkpoint."""
+        if self.goes_on is not None and seq == self.goes_on[0]:
+            return self.goes_on[1]
+        return seq + 1
 
     async def write(self, *, keep_records: int = KEEP_RECORDS) -> bool:
         """Write a checkpoint now; return False when there is one as new.
@@ -115,7 +122,7 @@ class Upkeep:
         newest = await self._checkpoints.newest()
         if not self._usable():
             return  # what broke it meanwhile may have been taken in part
-        missing = self._first - 1 - newest if newest != self.follows else 0
+        missing = self._first - self._next_after(newest)
         records = self._state.seq - self._checkpoints.seq
         if self._is_gone:
             log.error("ledger_gone", hint="a checkpoint keeps what it said; make it again with"
