@@ -40,6 +40,7 @@ __all__ = [
     "StorageState",
     "StreamView",
     "balance",
+    "may_still_send",
 ]
 
 SLICE_ACCOUNTS = 8  # about 1 ms of some ranges each
@@ -252,7 +253,7 @@ async def _accounts(
 ) -> dict[Source, Account]:
     """Return the accounts with what stream, journals and storage say of each source."""
     accounts: dict[Source, Account] = {}
-    newest = _newest(sources)
+    newest = may_still_send(sources)
     async for line in in_slices(sources, SLICE_ACCOUNTS):
         account = accounts.setdefault((line.gateway, line.epoch), Account())
         account.assigned = line.assigned
@@ -277,8 +278,8 @@ async def _accounts(
     return accounts
 
 
-def _newest(sources: Sequence[SourceLedger]) -> set[Source]:
-    """Return the journals that may still send: by gateway that which said something last.
+def may_still_send(sources: Sequence[SourceLedger]) -> set[Source]:
+    """Return the journals of which more may come: by gateway that which said something last.
 
     Epochs that parted are of several gateways with one name: the others of its family may as well.
     """

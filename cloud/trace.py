@@ -19,6 +19,7 @@ from typing import Protocol
 from bridge.errors import BatchError
 from bridge.intervals import IntervalSet, Range
 from bridge.shared_entry import EntryReader
+from cloud.ledger import may_still_send
 from cloud.ledger_account import ranges_text
 from cloud.query_time import iso
 from cloud.sinks.schema import epoch_text
@@ -185,12 +186,12 @@ async def trace(places: Traced, gateway: str, seq: int, epoch: int | None = None
         of_gateway = [line for line in of_gateway if line.epoch == epoch]
         if not of_gateway:
             raise TraceError(f"{gateway} has no epoch {epoch_text(epoch)}; it has {epochs}")
-    newest_us = max(line.settled_us for line in lines if line.gateway == gateway)
+    newest = may_still_send(lines)
     found = []
     ends = []
     for line in of_gateway:
         assigned, place = await _at_edge(places, line, seq)
-        if line.settled_us < newest_us:  # it has begun another journal: nothing comes of this one
+        if (gateway, line.epoch) not in newest:  # in use is another journal: nothing comes of it
             line = replace(line, settled=None)  # noqa: PLW2901 - what the line is worth now
         before = line.origin.after_seq if line.origin is not None else 0  # another epoch's
         if before < seq <= assigned:

@@ -11,7 +11,7 @@ import pytest
 
 from bridge.runs import Origin
 from cloud.sinks.schema import epoch_text
-from cloud.stream.contract import GivenUp, origin_stone
+from cloud.stream.contract import GivenUp, origin_stone, settled_stone
 from cloud.trace import Trace, TraceError, trace
 from cloud.trace_files import find_reading, traced_files
 from runtime.clock import ManualClock
@@ -134,6 +134,17 @@ async def test_what_another_epoch_gave_out_before_an_epoch_parted_is_traced_ther
         async with traced_files(tmp_path) as places:
             with pytest.raises(TraceError, match="gw never assigned seq 2"):
                 await trace(places, "gw", 2)
+
+
+async def test_of_epochs_that_parted_both_may_still_send(tmp_path: Path) -> None:
+    """Its clone has said something since: what the gateway has not sent is no loss for that."""
+    async with running_node(tmp_path) as node:
+        old, new = ("gw", EPOCH), ("gw", 7)
+        await append_readings(node.stream, one_per_row(3))
+        stones = [settled_stone(old, 3, CLOCK_US), origin_stone(new, Origin(3, EPOCH), CLOCK_US)]
+        stones.append(settled_stone(new, 4, CLOCK_US + 1))
+        await node.stream.append((), stones, {old: 5, new: 4})
+        assert (await traced(tmp_path, 5)).verdict == "waiting"
 
 
 def same(one: Outcome, other: Outcome) -> None:
