@@ -35,7 +35,7 @@ from cloud.ingest_parts import Encoded, PartEncoder
 from cloud.ingest_runs import RunKeeper
 from cloud.ingest_sources import HeldSeqs
 from cloud.ingest_structured import StructuredLine, StructuredPool, processes_by_cores
-from cloud.stream.contract import STATEMENTS, Stream, StreamError, StreamFull
+from cloud.stream.contract import Stream, StreamError, StreamFull
 from cloud.turns import Turn, Turns
 from mqtt.broker.access.rules import speaks_for
 from mqtt.broker.seams import ClientInfo, PublishRun
@@ -295,7 +295,6 @@ class BatchIngest:
                 gateway, limits=self._limits, dropped=line.structured.reset, zstd=self._zstd
             )
         batch = await self._decode(line, line.decoder, payload)
-        _check_reasons(batch)
         generation = line.generation
         source = (gateway, batch.epoch)
         state = await self._held.settled(source, batch.seq_ranges)
@@ -405,13 +404,6 @@ def _check_order(line: _Line, generation: int) -> None:
     """Raise when a batch was refused since this one was decoded."""
     if generation != line.generation:
         raise BatchError("context", "a batch before this one was refused")
-
-
-def _check_reasons(batch: Batch) -> None:
-    """Raise when a tombstone would be taken for a statement that only this cloud makes."""
-    for stone in batch.tombstones:
-        if stone.reason in STATEMENTS:
-            raise BatchError("bounds", f"a tombstone cannot be for '{stone.reason}'")
 
 
 def _code(error: StreamError) -> int:

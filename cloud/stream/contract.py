@@ -26,7 +26,6 @@ __all__ = [
     "PARTITIONS",
     "RUN",
     "SETTLED",
-    "STATEMENTS",
     "Arrival",
     "Backlog",
     "DeadLetter",
@@ -53,7 +52,6 @@ Source = tuple[str, int]  # (gateway, epoch): whose seqs they are
 SETTLED = "settled"
 RUN = "run"
 _ORIGIN = "origin"
-STATEMENTS = frozenset((SETTLED, RUN, _ORIGIN))  # no gateway gives up anything for one of these
 _RUN_ID, _RUN_AFTER = "id", "after"  # what a statement of a run says, in the place of a lane
 _LANES = frozenset(lane.name.lower() for lane in LinkLane)  # of tombstones: no statement has one
 

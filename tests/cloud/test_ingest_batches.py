@@ -18,7 +18,6 @@ from cloud.config import IngestConfig, StreamConfig
 from cloud.ingest import UP_LANE, CloudCapture
 from cloud.stream.contract import (
     PARTITIONS,
-    STATEMENTS,
     Entry,
     GivenUp,
     Part,
@@ -522,18 +521,6 @@ async def test_tombstones_and_assigned_reach_the_ledger(
         GivenUp("gw", EPOCH, "live", 5, 9, 5, "evicted-bytes", 123),
         GivenUp("gw", EPOCH, "urgent", 20, 21, 1, "damaged", 456),
     )
-
-
-@pytest.mark.parametrize("reason", sorted(STATEMENTS))
-async def test_no_tombstone_is_taken_for_what_the_cloud_itself_states(
-    stream: GatedStream, capture: CloudCapture, reason: str
-) -> None:
-    uplink = Uplink(capture)
-    stone = Tombstone(LinkLane.LIVE, 5, 9, 5, reason, 123)
-    uplink.send(uplink.batch(one_per_row(4), assigned=40, tombstones=[stone]))
-    assert await uplink.answered() == [0x99]
-    assert capture.batches.stats.refused == {"bounds": 1}
-    assert await stream.ledger() == []
 
 
 # ---- pressure ------------------------------------------------------------------------------------
