@@ -125,6 +125,7 @@
     X(templates)                                                                                  \
     X(text_index)                                                                                 \
     X(texts)                                                                                      \
+    X(texts_left)                                                                                 \
     X(times)                                                                                      \
     X(tokens)                                                                                     \
     X(total)                                                                                      \

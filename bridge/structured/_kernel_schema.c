@@ -1,4 +1,4 @@
-/* Templates in C: docs/link-format-structured.md section 4.3, the twins of schema.py and
+/* Templates in C: docs/link-format-structured.md section 4.2, the twins of schema.py and
  * context.py; rows of several templates by column and back, those of heads.py.
  */
 

@@ -46,6 +46,7 @@ typedef struct {
     int64_t last_prefix, last_suffix, last_length;
     PyObject *packing;                    /* an Alphabet or None */
     uint8_t members[256];                 /* of it */
+    int64_t left;                         /* bytes of texts that a reader may still make */
     Py_ssize_t most;
 } Texts;
 
@@ -54,6 +55,7 @@ static int open_texts(Texts *of, int writes)
     if ((writes && ((of->put = kernel_get(of->io, NAME_spans, &PyList_Type)) == NULL ||
                     (of->plain = kernel_get(of->io, NAME_plain, &PyByteArray_Type)) == NULL ||
                     (of->pools = kernel_get(of->io, NAME_pools, &PyList_Type)) == NULL)) ||
+        (!writes && kernel_need_number(of->io, NAME_texts_left, &of->left)) ||
         (of->prefix = kernel_get(of->model, NAME_prefix, NULL)) == NULL ||
         (of->suffix = kernel_get(of->model, NAME_suffix, NULL)) == NULL ||
         (of->length = kernel_get(of->model, NAME_length, NULL)) == NULL ||
@@ -69,9 +71,11 @@ static int open_texts(Texts *of, int writes)
     return members ? 0 : -1;
 }
 
-/* Keeps what the next text's lengths are told by. */
+/* Keeps what the next text's lengths are told by, and what is left for it. */
 static int close_texts(const Texts *of)
 {
+    if (of->put == NULL && kernel_set_number(of->io, NAME_texts_left, of->left))
+        return -1;
     return kernel_set_number(of->model, NAME_last_prefix, of->last_prefix) ||
                    kernel_set_number(of->model, NAME_last_suffix, of->last_suffix) ||
                    kernel_set_number(of->model, NAME_last_length, of->last_length)
@@ -267,6 +271,9 @@ static PyObject *read_text(Texts *of, Piece reference)
     }
     if (length < 0 || length > of->most - prefix - suffix)
         return PyErr_Format(PyExc_ValueError, "a text longer than allowed");
+    of->left -= prefix + length + suffix; /* each is within the bounds of a text */
+    if (of->left < 0)
+        return PyErr_Format(PyExc_ValueError, "the texts would be more than allowed");
     PyObject *middle = read_middle(of, (Py_ssize_t)length, replaced, packs);
     PyObject *out =
         middle ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(prefix + length + suffix)) : NULL;

@@ -123,6 +123,9 @@ def body_head(body: bytes) -> BodyHead:
 def unpack_body(body: bytes, context: Context, content_max: int) -> Reader:
     """Return a reader of the body's symbols and pools, and add its texts to the history.
 
+    Its texts are bounded by `content_max`, which bounds the readings written out and so all texts
+    that are in them, and by the fragments a context may hold.
+
     Raises:
         BatchError: the body is cut short, or a pool would unpack to more than `content_max` bytes.
     """
@@ -142,7 +145,7 @@ def unpack_body(body: bytes, context: Context, content_max: int) -> Reader:
         left -= len(pools[pool])
         if not pools[pool] or left < 0:
             refuse("a pool that is empty or too large")
-    reader = Reader(body[at:], pools)
+    reader = Reader(body[at:], pools, content_max + context.limits.literal_bytes)
     _remember(context, pools[TEXT_POOL], pools[RAW_POOL])
     return reader
 

@@ -13,6 +13,7 @@ Plain bits need no coder: they are read from the end of the section backwards.
 from __future__ import annotations
 
 import struct
+import sys
 from typing import NoReturn, Protocol
 
 from bridge.errors import BatchError
@@ -101,6 +102,10 @@ class Coder(Protocol):
         """Code `length` bytes beside the symbols, in one of the byte pools."""
         ...
 
+    def take_text(self, size: int) -> None:
+        """Count a text that is about to be made; a reader refuses what passes its bound."""
+        ...
+
 
 class Writer:
     """Collects what a body is to say; `section` turns it into bytes.
@@ -169,6 +174,9 @@ class Writer:
         self.pools[pool] += value
         return value
 
+    def take_text(self, size: int) -> None:
+        pass
+
     def bits(self, count: int, value: int) -> None:
         """Code the low `count` bits of `value`."""
         self.plain += bits_of(count, value)
@@ -188,11 +196,13 @@ class Reader:
         words: The words; `at` is the place of the next one.
         plain: The whole section as a text of 0 and 1; `plain_at` is the end of the next plain bits.
         pools: The byte pools, unpacked.
+        texts_left: How many bytes of texts may still be made: one that is like another takes next
+            to nothing of the body.
     """
 
-    __slots__ = ("_pool_at", "at", "plain", "plain_at", "pools", "state", "words")
+    __slots__ = ("_pool_at", "at", "plain", "plain_at", "pools", "state", "texts_left", "words")
 
-    def __init__(self, section: bytes, pools: list[bytes]) -> None:
+    def __init__(self, section: bytes, pools: list[bytes], texts_left: int = sys.maxsize) -> None:
         if len(section) < 4:
             refuse("the symbols are cut short")
         self.state, *self.words = struct.unpack_from(f"<I{len(section) // 2 - 2}H", section)
@@ -202,6 +212,7 @@ class Reader:
         self.plain = bin(int.from_bytes(b"\1" + section, "big"))[3:]
         self.plain_at = len(self.plain)
         self.pools = pools
+        self.texts_left = texts_left
         self._pool_at = [0] * POOLS
 
     def symbol(self, table: Table, value: int = 0) -> int:  # noqa: ARG002
@@ -272,6 +283,11 @@ class Reader:
             refuse("a length past the end of its bytes")
         self._pool_at[pool] = at + length
         return data[at : at + length]
+
+    def take_text(self, size: int) -> None:
+        self.texts_left -= size
+        if self.texts_left < 0:
+            refuse("the texts would be more than allowed")
 
     def bits(self, count: int) -> int:
         """Return the next `count` plain bits."""

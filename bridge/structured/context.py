@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bridge.structured.coder import refuse
-from bridge.structured.frames import Step, assemble, check_marks
+from bridge.structured.frames import Measured, Step, assemble, check_marks
 from bridge.structured.kernel import native
 from bridge.structured.limits import ENUM_VALUES, FOLLOWERS, TEMPLATE_RING, StructuredLimits
 from bridge.structured.predictors import CellState, PredictorKind
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 SCHEMA_FIELDS = 20
+_PRINTERS_MAX = 1024  # at hand; those in use are with their columns
 RAW = -1  # in place of a template's number: the payload as it is
 
 
@@ -188,6 +189,7 @@ class Family:
     sources: list[int] = field(default_factory=list)  # by instance
     fragments: list[bytes] = field(default_factory=list)
     fragment_index: dict[bytes, int] = field(default_factory=dict)
+    measured: dict[bytes, Measured] = field(default_factory=dict)  # fragments of framed templates
     followers: dict[int, list[int]] = field(default_factory=dict)  # fragments, the last one first
     repeated: set[int] = field(default_factory=set)  # fragments that came twice in a template
     next_column: dict[int, int] = field(default_factory=dict)  # by fragment
@@ -274,7 +276,7 @@ class Template:
     def fill(self, literals: list[bytes]) -> None:
         """Take the constant text, one piece more than there are slots."""
         if self.framed:
-            self.frames = check_marks(literals)
+            self.frames = check_marks(literals, self.family.measured)
         else:
             self.literals = literals
         self.literal_bytes = sum(map(len, literals))
@@ -397,8 +399,10 @@ class Context:
             refuse("the context would pass its limits")
 
     def printer(self, key: tuple[int, int, bytes, bytes, bytes]) -> Printer:
-        """Return the printer of `key`, shared by all columns that spell alike."""
+        """Return the printer of `key`, mostly shared by all columns that spell alike."""
         found = self.printers.get(key)
         if found is None:
+            if len(self.printers) >= _PRINTERS_MAX:
+                self.printers.clear()
             found = self.printers[key] = Printer(*key)
         return found

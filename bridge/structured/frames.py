@@ -19,6 +19,7 @@ from bridge.structured.kernel import native
 __all__ = [
     "CLOSE",
     "OPEN",
+    "Measured",
     "Step",
     "assemble",
     "check_marks",
@@ -31,7 +32,7 @@ _DEPTH_MAX = 16
 _KEPT_BYTES = 128  # longer fragments are read each time
 
 Step = bytes | int  # bytes as they are, or _OPEN, or _CLOSE
-_Measured = tuple[list[Step], int, int, int]
+Measured = tuple[list[Step], int, int, int]  # see `_measured`
 
 
 def literal_items(data: bytes) -> bytes:
@@ -60,7 +61,7 @@ def _steps(fragment: bytes) -> list[Step]:
     return steps
 
 
-def _measured(fragment: bytes) -> _Measured:
+def _measured(fragment: bytes) -> Measured:
     """Return the items of a fragment, how deep it leads at least and at most, and behind it."""
     steps = _steps(fragment)
     depth = least = most = 0
@@ -77,16 +78,27 @@ def _measured(fragment: bytes) -> _Measured:
 _kept = lru_cache(4096)(_measured)
 
 
-def check_marks(fragments: Sequence[bytes]) -> list[list[Step]]:
+def check_marks(
+    fragments: Sequence[bytes], known: dict[bytes, Measured] | None = None
+) -> list[list[Step]]:
     """Return the steps of a framed template's fragments; refuses parts that do not nest.
 
     Nobody changes the steps: many templates may have the same.
+
+    Args:
+        fragments: They.
+        known: What a family's fragments were found to be; added to. Its thousands of templates
+            may each have its largest fragment hundreds of times: it is read and held once.
     """
     depth = 0
-    parsed = [
-        _kept(fragment) if len(fragment) <= _KEPT_BYTES else _measured(fragment)
-        for fragment in fragments
-    ]
+    known = {} if known is None else known
+    parsed: list[Measured] = []
+    for fragment in fragments:
+        found = known.get(fragment)
+        if found is None:
+            short = len(fragment) <= _KEPT_BYTES
+            found = known[fragment] = _kept(fragment) if short else _measured(fragment)
+        parsed.append(found)
     for _, least, most, change in parsed:
         if depth + least < 0 or depth + most > _DEPTH_MAX:
             refuse("framed parts that do not nest")

@@ -24,6 +24,7 @@ _VARINT, _FIXED_64, _PART, _FIXED_32 = 0, 1, 2, 5
 _FIXED_BYTES = {_FIXED_64: 8, _FIXED_32: 4}
 _PRINTABLE = bytes(range(32, 127))
 _NAME_BYTES_MAX = 64
+_REPEATED_MAX = 4096  # paths remembered of a kind of payload
 
 _PRINTERS: dict[object, PrinterKey] = {
     _VARINT: (int(PrinterKind.VARINT), 0, b"", b"", b""),
@@ -60,6 +61,8 @@ def protobuf_shape(payload: bytes, repeated: Repeated) -> Shape | None:
         payload: Any bytes.
         repeated: What was learned from earlier payloads of the kind; added to.
     """
+    if len(repeated) > _REPEATED_MAX:  # a device that makes up numbers of fields
+        repeated.clear()
     found = split_protobuf(payload, repeated)
     if found is None:
         return None

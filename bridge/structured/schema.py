@@ -306,7 +306,9 @@ def apply_spec(context: Context, family: Family, column: Column, spec: ColumnSpe
     """Let `column` be coded as `spec` says from now on."""
     printer: Printer | None = None
     if spec.printer is not None:
-        printer = context.printer(spec.printer)
+        old = column.printer
+        same = old is not None and old.key == spec.printer
+        printer = old if same else context.printer(spec.printer)
     spelled = (column.kind, column.printer, column.alphabet)
     predicted = (column.predictor, column.param, column.ref)
     column.kind, column.printer, column.alphabet = spec.kind, printer, spec.alphabet

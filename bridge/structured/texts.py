@@ -218,6 +218,7 @@ def _code_text(
         length = model.last_length + step
     if not 0 <= length <= most - prefix - suffix:
         refuse("a text longer than allowed")
+    io.take_text(prefix + length + suffix)
     if packing and length:
         signs = b""
         if length == len(replaced):

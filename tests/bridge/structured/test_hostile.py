@@ -11,7 +11,7 @@ from bridge.columnar import Columns, Limits, check_columns
 from bridge.errors import BatchError
 from bridge.structured import StructuredDecoder, StructuredEncoder, StructuredLimits
 from bridge.structured.coder import Writer
-from bridge.structured.context import Column, ColumnKind, Context, Family
+from bridge.structured.context import Column, ColumnKind, Context, Family, Template
 from bridge.structured.heads import code_mask
 from bridge.structured.schema import ColumnSpec, update_columns
 from tests.kit.columns import START, batches, columns_of, same_columns
@@ -117,6 +117,41 @@ def test_an_encoder_keeps_within_limits_that_a_decoder_holds_it_to(
         body = encoder.encode(batch)
         assert body is not None
         assert list(decoder.decode(body, len(batch)).payloads) == list(batch.payloads)
+
+
+@pytest.mark.parametrize("what", ["block", "topic", "token"])
+def test_texts_that_are_nearly_the_same_are_counted_as_they_are_made(what: str) -> None:
+    rows, blocks = [], []
+    for n in range(300):
+        topic = f"t/d{n}/{'x' * 8000}" if what == "topic" else "t/d"
+        token = b"x" * 400 if what == "token" else b""
+        rows.append((START + n, topic, b'{"text":"%05d%s"}' % (n, token)))
+        blocks.append(b"%05d%s" % (n, b"x" * 8000) if what == "block" else b"")
+    limits = StructuredLimits(sources=4, literal_bytes=40_000)
+    batch = columns_of(rows, properties=blocks)
+    body = StructuredEncoder(limits).encode(batch)
+    assert body is not None
+    assert len(body) < 20_000
+    same_columns(StructuredDecoder(limits).decode(body, len(batch)), batch)
+    with pytest.raises(BatchError):
+        StructuredDecoder(limits).decode(body, len(batch), limits=Limits(content_bytes=60_000))
+
+
+def test_a_fragment_of_framed_templates_is_held_once() -> None:
+    family = Family(0)
+    frames = []
+    for place in range(3):
+        template = Template(place, family, (0,) * 200, tuple(range(199)), framed=True)
+        template.fill([b"\x01\x02" * 4000] * 200)
+        frames += template.frames
+    assert all(steps is frames[0] for steps in frames)
+
+
+def test_spellings_that_are_never_used_again_are_not_kept_for_ever() -> None:
+    context = Context(StructuredLimits())
+    for n in range(5000):
+        context.printer((0, 0, b"", b"%d " % n, b""))
+    assert len(context.printers) <= 1024
 
 
 # ---- work ----------------------------------------------------------------------------------------

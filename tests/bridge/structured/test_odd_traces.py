@@ -9,7 +9,9 @@ import pytest
 from bridge.batch import compressor
 from bridge.columnar import Columns, pack
 from bridge.envelope import Mode
+from bridge.kernel import varint
 from bridge.structured import StructuredDecoder, StructuredEncoder
+from bridge.structured.protobuf import Repeated, protobuf_shape
 from bridge.structured_bodies import LINK_LIMITS, BodyChoice
 from tests.bridge.structured.test_connection import carry
 from tests.kit.columns import START, columns_of, in_batches, same_columns
@@ -89,3 +91,13 @@ def test_a_source_that_stands_in_the_table_twice_is_one() -> None:
     for _ in range(3):
         carry(encoder, decoder, twice)
     assert len(encoder.contexts[0].sources) == 1
+
+
+def test_a_device_that_makes_up_fields_is_not_remembered_for_ever() -> None:
+    repeated: Repeated = set()
+    for turn in range(40):
+        numbers = range(1000 + 500 * turn, 1500 + 500 * turn)
+        parts = [varint(number << 3 | 2) + b"\x02\x08\x01" for number in numbers]
+        payload = b"".join(part * 2 for part in parts) + b"\x08\x01"
+        assert protobuf_shape(payload, repeated) is not None
+        assert 0 < len(repeated) < 5000
