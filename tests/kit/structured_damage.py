@@ -24,7 +24,7 @@ from tests.kit.structured_vectors import content_mark
 
 __all__ = ["damaged", "fates", "main"]
 
-_READINGS = 36
+_READINGS = 24
 _BATCH = 12
 _OF_FIRST = 12  # damaged bodies of the first batch, which defines most,
 _OF_LAST = 3  # and of the last, which relies on it

@@ -24,9 +24,9 @@ from tests.kit.structured_vectors import contexts_mark
 
 __all__ = ["main", "prints"]
 
-_READINGS = 120
+_READINGS = 80
 _FOREIGN_READINGS = 24  # which are larger
-_BATCHES = (4, 40)
+_BATCHES = ((4, 32), (40, 400))  # their size, and the readings at most of a kind
 
 
 def prints() -> dict[str, str]:
@@ -36,8 +36,12 @@ def prints() -> dict[str, str]:
         for name in SHAPES
     ]
     kinds += [(f"odd {name}", odd_rows(name, _READINGS // 12)) for name in ODD]
-    kinds.append(("mutated", list(_mutated([row for _, rows in kinds for row in rows[:30]]))))
-    return {f"{name} {size}": _mark(rows, size) for name, rows in kinds for size in _BATCHES}
+    kinds.append(("mutated", list(_mutated([row for _, rows in kinds for row in rows[:8]]))))
+    return {
+        f"{name} {size}": _mark(rows[:most], size)
+        for name, rows in kinds
+        for size, most in _BATCHES
+    }
 
 
 def _mark(rows: list[Row], size: int) -> str:
