@@ -25,11 +25,12 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Collection, Sequence
+from functools import partial
 
 import structlog
 from fastapi import APIRouter
 
-from bridge.commands import Correction, Hello, Outcome, Welcome, open_message
+from bridge.commands import Correction, Hello, Outcome, open_message
 from bridge.errors import BatchError
 from cloud.cluster.commands import ClusterCommandStore
 from cloud.cluster.connection import ClusterError
@@ -40,6 +41,7 @@ from cloud.commands.carriers import CarriersSink
 from cloud.commands.clocks import Clocks, Shown
 from cloud.commands.contract import CommandRefused, CommandRow, CommandStore
 from cloud.commands.dispatch import Dispatch
+from cloud.commands.hellos import Hellos
 from cloud.commands.intake import ID_PROPERTY, Intake, TakenRun
 from cloud.commands.outcomes import publish_outcome
 from cloud.commands.store import SqliteCommandStore
@@ -85,6 +87,7 @@ class CommandsPart:
         self._clocks: Clocks
         self._dispatch: Dispatch
         self._intake: Intake
+        self._hellos: Hellos
         self._runs: deque[PublishRun] = deque()
         self._head: TakenRun | None = None  # what the first of them says, once it was read
         self._wake = asyncio.Event()
@@ -126,6 +129,7 @@ class CommandsPart:
             StartError: what is kept cannot be used.
         """
         self._node = node
+        self._hellos = Hellos(node, self._dispatch)
         self._clocks = Clocks(
             self._keeper, node.stream, node.storage, self.on_corrected, self._wake.set
         )
@@ -163,6 +167,7 @@ class CommandsPart:
         self._node.capture.commands = None
         self._wake.set()
         await asyncio.gather(self._task, return_exceptions=True)
+        await self._hellos.stop()
         self._task = None
         await self._release()
 
@@ -279,9 +284,10 @@ class CommandsPart:
             run.settled(run, ReasonCode.UNSPECIFIED_ERROR)
             self._node.capture.release(len(run.frames))
             return
+        hellos: list[tuple[str, Hello]] = []
         for place, gateway, payload in taken.words:
             if speaks_for(gateway, run.client):
-                taken.codes[place] = await self._hear(gateway, payload, run.time_us)
+                taken.codes[place] = await self._hear(gateway, payload, hellos)
             else:
                 taken.codes[place] = ReasonCode.NOT_AUTHORIZED
                 limited(log, ("stranger", gateway), _LOG_EVERY_S).warning(
@@ -298,6 +304,13 @@ class CommandsPart:
                 codes = [code or error.code for code in codes]
             else:
                 self._dispatch.take(row for row, _ in added)
+        if hellos:
+            self._hellos.take(hellos, run.time_us, partial(self._settle, run, codes))
+        else:
+            self._settle(run, codes)
+
+    def _settle(self, run: PublishRun, codes: Sequence[int]) -> None:
+        assert self._node is not None
         run.settled(run, codes if any(codes) else 0)
         self._node.capture.release(len(run.frames))
 
@@ -316,8 +329,8 @@ class CommandsPart:
 
     # ---- what gateways say -----------------------------------------------------------------------
 
-    async def _hear(self, gateway: str, payload: bytes, heard_us: int) -> int:
-        """Take a gateway's word, as it was heard then; return the reason code that answers it."""
+    async def _hear(self, gateway: str, payload: bytes, hellos: list[tuple[str, Hello]]) -> int:
+        """Take a gateway's word, but for a hello; return the reason code that answers it."""
         if not gateway or "/" in gateway:
             return ReasonCode.TOPIC_NAME_INVALID
         try:
@@ -328,7 +341,7 @@ class CommandsPart:
             )
             return ReasonCode.PAYLOAD_FORMAT_INVALID
         if isinstance(message, Hello):
-            await self._welcome(gateway, message, heard_us)
+            hellos.append((gateway, message))
         elif isinstance(message, Outcome):
             if self._config.enabled:
                 await self._dispatch.hear(gateway, message)
@@ -337,21 +350,6 @@ class CommandsPart:
         else:
             return ReasonCode.PAYLOAD_FORMAT_INVALID
         return 0
-
-    async def _welcome(self, gateway: str, hello: Hello, heard_us: int) -> None:
-        """A gateway listens: tell it what is known of its journal; all it lacks goes out again."""
-        assert self._node is not None
-        stream = self._node.stream
-        greeting = await self._node.capture.batches.runs.greet(gateway, hello)
-        highest = greeting.highest_seq
-        if greeting.fork is None and highest > hello.last_seq:
-            newest = await stream.arrival(gateway, hello.epoch, highest)
-            # behind an election its batches have come meanwhile: they say nothing of its journal
-            if newest is None or newest.arrived_us < heard_us:
-                log.error("journal_is_older", gateway=gateway, epoch=f"{hello.epoch:016x}",
-                          last_seq=hello.last_seq, held_seq=highest)  # fmt: skip
-        welcome = Welcome(hello.epoch, highest, self._now_us(), greeting.run, greeting.fork)
-        await self._dispatch.greeted(gateway, welcome)
 
     def _on_moved(self, devices: Collection[str]) -> None:
         self._dispatch.moved(devices)
