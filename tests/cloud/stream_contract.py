@@ -517,7 +517,7 @@ class StreamContract:
 
     async def test_wait_returns_at_once_when_there_is_something(self, stream: Stream) -> None:
         await stream.append([part(5, [1])])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await stream.wait({4: 0, 5: 0})
 
     async def test_wait_wakes_for_its_partitions_only(self, stream: Stream) -> None:
@@ -528,14 +528,14 @@ class StreamContract:
         await stream.append([])
         assert not waiting.done()
         await stream.append([part(6, [3])])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await waiting
 
     async def test_all_who_wait_wake(self, stream: Stream) -> None:
         waiting = [asyncio.create_task(stream.wait({p: 0})) for p in (5, 5, 6)]
         await asyncio.sleep(0)
         await stream.append([part(5, [1]), part(6, [2])])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await asyncio.gather(*waiting)
 
     async def test_a_cancelled_wait_leaves_the_others(self, stream: Stream) -> None:
@@ -543,7 +543,7 @@ class StreamContract:
         await asyncio.sleep(0)
         one.cancel()
         await stream.append([part(5, [1])])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await two
         assert one.cancelled()
 
@@ -602,7 +602,7 @@ class StreamContract:
         await stream.append([])
         assert not waiting.done()
         await stream.append([part(1, [2])])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await waiting
 
     async def test_trimming_leaves_what_is_younger(self, stream: Stream) -> None:
@@ -686,7 +686,7 @@ class StreamContract:
         waiting = asyncio.create_task(stream.wait({1: 0}))
         await asyncio.sleep(0)
         await stream.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             with pytest.raises(StreamError):
                 await waiting
 

@@ -68,7 +68,7 @@ def pager(server: WebhookServer, **keys: object) -> WebhookTarget:
 
 
 async def settled(store: AlertStore) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while await store.queued():
             await asyncio.sleep(0.005)
 

@@ -41,7 +41,7 @@ def config_of(data: Path, **changes: Any) -> CloudConfig:
 async def running(data: Path, **changes: Any) -> AsyncIterator[tuple[Node, httpx.AsyncClient]]:
     node = Node(config_of(data, **changes), SystemClock())
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await node.start()
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{node.http_port}") as client:
                 yield node, client
@@ -57,7 +57,7 @@ async def eventually(
     client: httpx.AsyncClient, path: str, condition: Callable[[Any], object]
 ) -> Any:
     """Ask until the answer is as it should be."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while True:
             answer = await client.get(path)
             if answer.status_code == 200 and condition(answer.json()):
@@ -66,7 +66,7 @@ async def eventually(
 
 
 async def next_message(client: Client) -> Publish:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         async for message in client.messages():
             return message
     raise AssertionError("the connection ended")
@@ -155,7 +155,7 @@ async def test_values_are_pushed_as_they_change_and_become_stored(tmp_path: Path
             lines = pushed.aiter_lines()
             assert (await anext(lines)).startswith(":")
             await sender.publish("devices/d1/state", b"31", 1)
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 while not (line := await anext(lines)).startswith("data: "):
                     pass
             value = json.loads(line.removeprefix("data: "))

@@ -189,7 +189,7 @@ async def test_backlog_is_gathered_for_a_moment_only(monkeypatch: pytest.MonkeyP
     await lab.put(1, 50, lane=LinkLane.BACKLOG)
     await lab.put(51, lane=LinkLane.BACKLOG)
     await lab.answer(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(lab.stream.appends) < 2:
             await asyncio.sleep(0.01)
     assert lab.stream.seqs()[1:] == [list(range(51, 61))]
@@ -402,20 +402,20 @@ async def test_a_pack_waits_for_the_one_before_it_but_not_for_ever_and_a_full_on
     await lab.put(10_001, 7000, gateway="gw-4")
     assert len(lab.stream.appends) == 1
     lab.stream.answers[0].set_result(None)
-    async with asyncio.timeout(10):  # those answered have a moment to send more
+    async with asyncio.timeout(60):  # those answered have a moment to send more
         while len(lab.stream.appends) < 4:
             await asyncio.sleep(0)
     for n in range(5, 9):
         await lab.put(100_000 * n, 7000, gateway=f"gw-{n}")
     assert len(lab.stream.appends) == 4, "28,000 readings wait"
     await lab.put(2_000_001, 7000, gateway="gw-9")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(lab.stream.appends) < 8:
             await asyncio.sleep(0)
     late = Lab(late_s=0.001)
     await late.put(1, gateway="gw-1")
     await late.put(101, gateway="gw-2")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(late.stream.appends) < 2:
             await asyncio.sleep(0)
     assert late.answers == []
@@ -432,13 +432,13 @@ async def test_what_is_refused_while_it_waits_for_a_pack_is_in_none() -> None:
     await lab.put(201, gateway="gw-3")
     behind.refused = True
     await lab.answer(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(lab.stream.appends) < 2:
             await asyncio.sleep(0)
     assert lab.stream.seqs()[1] == list(range(201, 211))
     assert (101, "context: a batch before this one was refused") in lab.answers
     await lab.answer(1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await lab.appends.settled()
 
 

@@ -96,7 +96,7 @@ async def entries_of(stream: EmbeddedStream) -> list[Entry]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Return once `condition()` holds, with what is ready by then done."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
     for _ in range(20):
@@ -542,7 +542,7 @@ async def test_bytes_waiting_are_bounded_by_asking_the_broker_to_stop(stream: Ga
     capture.when_relieved(relieved.set)
     assert not relieved.is_set()
     stream.gate.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await relieved.wait()
     await uplink.answered()
     assert capture.waiting_bytes == 0

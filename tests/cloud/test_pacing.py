@@ -262,7 +262,7 @@ async def test_a_stream_that_cannot_be_read_is_waited_for(monkeypatch: pytest.Mo
     monkeypatch.setattr(node.pacing, "_sinks", broken)
     with capture_logs() as logs:
         await node.pacing.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await again.wait()
         await node.pacing.stop()
     assert {(one["event"], one["log_level"]) for one in logs} == {("pacing_waits", "warning")}

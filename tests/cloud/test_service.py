@@ -46,7 +46,7 @@ async def node(
 ) -> AsyncIterator[CloudService]:
     service = CloudService(config_of(data, **changes), SystemClock(), parts)  # type: ignore[arg-type]
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await service.start()
             yield service
     finally:

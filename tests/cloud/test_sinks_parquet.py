@@ -259,7 +259,7 @@ async def test_a_file_whose_folder_could_not_be_synced_is_gone_on_from(
     sink = ParquetSink(folder, ParquetConfig(linger_s=0), "n")
     runner = SinkRunner(sink, stream, DecodedEntries(0), SinksConfig(retry_s=0.001))
     await runner.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await runner.drained()
     await runner.stop()
     await stream.close()

@@ -279,7 +279,7 @@ async def test_a_holder_that_stands_still_within_a_write_is_cut_off(
         monkeypatch.setattr(old._writer, "_finish", stall)
         writing = asyncio.create_task(old.write(entries, ends(entries)))
         await stalled.wait()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     position = await new.claim({partition: 6})
@@ -475,7 +475,7 @@ async def test_a_commit_of_unknown_outcome(
             monkeypatch.setattr(sink._writer, "_finish", _then(finish, cut))
             writing = asyncio.create_task(sink.write(entries, ends(entries)))
             if answer_lost:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     while not await server.rows(url, "SELECT FROM tidegate.readings LIMIT 1"):
                         await asyncio.sleep(0.01)
             else:

@@ -70,7 +70,7 @@ async def running(stream: EmbeddedStream, url: str) -> AsyncIterator[SinkRunner]
     runner = SinkRunner(sink_at(url), stream, DecodedEntries(1000), FAST)
     await runner.start()
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             yield runner
     finally:
         await runner.stop()

@@ -45,7 +45,7 @@ async def running(
     runner = SinkRunner(sink, stream, DecodedEntries(1000), config)
     await runner.start()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             yield runner
     finally:
         await runner.stop()
@@ -316,7 +316,7 @@ async def test_what_a_newer_version_wrote_is_not_set_aside_by_one_about_to_find_
 
 async def until_stats(runner: SinkRunner, check: Callable[[SinkStats], bool]) -> None:
     """Wait until a runner's figures are so."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not check(await runner.stats()):
             await asyncio.sleep(0.001)
 

@@ -272,13 +272,13 @@ async def test_a_node_outlives_its_database(tmp_path: Path) -> None:
             assert "nobody listens there" in stats.cause
             assert sum(lag.readings for lag in stats.lag.values()) == 100
             server.start()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await node.sinks.drained()
             server.kill()
             await send(node, 100, first_seq=101)
             assert node.ready() == []
             server.start()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await node.sinks.drained()
             assert await node.stream.dead_letters() == []
             report = await node.balance(thorough=True)

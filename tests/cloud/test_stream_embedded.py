@@ -146,7 +146,7 @@ async def test_nothing_overtakes_an_append_that_failed_before_its_caller_heard_o
 
     async with opened(engine) as stream:
         monkeypatch.setattr(RangeTable, "write", broken)
-        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             seq = 0
             while not lost:  # one a turn of the loop, so that one falls into every gap
                 seq += 1

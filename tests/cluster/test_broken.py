@@ -23,7 +23,7 @@ async def test_it_answers_what_it_knows_hands_over_and_stops_in_order(
             assert isinstance(broken.stream, JetStreamStream)
             broken.stream._described({VERSION_KEY: "99"})
             url = f"http://127.0.0.1:{broken.http_port}"
-            await until("ready no more", broken.ready, timeout_s=20)
+            await until("ready no more", broken.ready)
             said = await run_command("status", "--url", url)
             assert said.code == 1
             assert "NOT READY: cluster" in said.out.splitlines()[0]
@@ -32,7 +32,7 @@ async def test_it_answers_what_it_knows_hands_over_and_stops_in_order(
                 assert said.code == 1
                 assert said.err.count("\n") == 1, said.err
                 assert "has layout 99, this program knows" in said.err
-            await until("handed over", lambda: shares(well, "alerts") == 64, timeout_s=30)
+            await until("handed over", lambda: shares(well, "alerts") == 64)
             async with asyncio.timeout(10):
                 await broken.stop()
             assert broken.sinks.leases is not None
@@ -52,6 +52,6 @@ async def test_why_nothing_is_committed_is_said_while_it_is_tried(tmp_path: Path
             config = (await connection.api(f"STREAM.INFO.{name}"))["config"]
             await connection.api(f"STREAM.UPDATE.{name}", {**config, "subjects": ["elsewhere"]})
             words = f"{subject}: nobody serves it now"
-            await until("said", lambda: any(words in why for why in node.ready()), timeout_s=40)
+            await until("said", lambda: any(words in why for why in node.ready()))
             await connection.api(f"STREAM.UPDATE.{name}", config)
-            await until("ready again", lambda: not node.ready(), timeout_s=40)
+            await until("ready again", lambda: not node.ready())

@@ -119,7 +119,7 @@ async def test_a_stream_weakened_by_hand_is_refused(three: NatsServers, tmp_path
     async with connected(three) as connection:
         name = layout.raw_stream(3)
         config = (await connection.api(f"STREAM.INFO.{name}"))["config"]
-        await connection.api(f"STREAM.UPDATE.{name}", {**config, "num_replicas": 1}, timeout_s=5)
+        await connection.api(f"STREAM.UPDATE.{name}", {**config, "num_replicas": 1}, timeout_s=60)
     line = await refused(config_of(three, layout), tmp_path)
     assert line.startswith(f"{name}: num_replicas is 1, has to be 3")
 
@@ -143,7 +143,7 @@ async def test_streams_weakened_under_a_running_node_are_acknowledged_no_more_un
                 await watch.look()
                 assert stream.durability == "r3-fsync"
             weaker = {**altered, "num_replicas": 1}
-            await connection.api(f"STREAM.UPDATE.{name}", weaker, timeout_s=5)
+            await connection.api(f"STREAM.UPDATE.{name}", weaker, timeout_s=60)
             for stream, watch in ((strict, strict.watch), (accepting, accepting.watch)):
                 await watch.look()
                 assert stream.durability == "relaxed"
@@ -368,7 +368,7 @@ async def test_a_node_that_starts_waits_for_servers_that_come(
         await asyncio.sleep(0.3)
         assert not opening_it.done()
         servers.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             stream = await opening_it
         await stream.append([])
         await stream.close()

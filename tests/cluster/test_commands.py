@@ -76,7 +76,7 @@ async def send(client: Client, device: str, payload: bytes, **names: object) -> 
 
 
 async def told(box: Box, number: int) -> list[dict[str, str]]:
-    await until(f"{number} outcomes", lambda: len(box.messages) >= number, timeout_s=30)
+    await until(f"{number} outcomes", lambda: len(box.messages) >= number)
     return box.json()
 
 
@@ -239,7 +239,7 @@ async def test_work_goes_on_when_a_node_leaves(servers: NatsServers, tmp_path: P
             for name in names:
                 await send(operator, name, b"go", command_id=name)
         await two.stop()
-        await until("one has all", lambda: shares(one, "commands") == 64, timeout_s=30)
+        await until("one has all", lambda: shares(one, "commands") == 64)
         async with (
             client_at(one.port, "watcher", OUTCOMES) as (_, box),
             running_gateway(tmp_path / "gw", one) as gateway,

@@ -119,7 +119,7 @@ async def test_who_waits_at_one_node_wakes_for_an_append_at_another(
     async with opened(engine) as one, opened(engine) as two:
         waiting = asyncio.create_task(one.wait({5: 0}))
         await two.append([part(5, [1])])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await waiting
         assert len(await read_all(one, 5)) == 1
 
@@ -286,7 +286,7 @@ async def test_checkpoints_keep_the_ledger_short(
     async with opened(engine) as stream, connected(engine.servers) as connection:
         path = f"STREAM.INFO.{engine.layout.ledger_stream}"
         seq = 0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await connection.api(path))["state"]["first_seq"] < 30:
                 seq += 1
                 await stream.append([part(seq % 4, [seq])])
@@ -317,7 +317,7 @@ async def test_a_purge_by_hand_leaves_what_a_node_needs_to_start(
                 assert await stream.checkpoint(keep_records=0)
                 await connection.api(f"STREAM.PURGE.{engine.layout.checkpoint_stream}")
             await connection.api(f"STREAM.PURGE.{engine.layout.ledger_stream}")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while await stream._checkpoints.newest() < 4:
                     await asyncio.sleep(0.02)
         await stream.append([part(3, [5])])
@@ -338,7 +338,7 @@ async def test_a_checkpoint_damaged_by_hand_is_written_anew(
         assert await stream.checkpoint(keep_records=0)
         async with connected(engine.servers) as connection:
             await connection.publish(engine.layout.checkpoint_subject("head"), b"damaged")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while await stream._checkpoints.newest() < 4:
                     await asyncio.sleep(0.02)
     async with opened(engine) as again:
@@ -359,7 +359,7 @@ async def test_a_ledger_that_went_back_stops_the_node(engine: JetStreamEngine) -
         async with connected(engine.servers) as connection:
             await put_back_empty(connection, engine.layout)
         with pytest.raises(StreamError, match="went back"):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await stream.wait({2: 0})
         with pytest.raises(StreamError, match="start this node again"):
             await stream.append([part(1, [2])])

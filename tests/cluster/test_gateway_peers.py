@@ -39,7 +39,7 @@ async def test_a_gateway_is_connected_at_every_node(
             for gateway in (first, second):
                 async with client_at(gateway.port, "d1") as (client, _):
                     await client.publish("devices/d1/value", b"1", 1)
-            await until("both came", lambda: len(one.gateways_seen.all()) == 2, timeout_s=30)
+            await until("both came", lambda: len(one.gateways_seen.all()) == 2)
             for node, at in ((one, ""), (two, "node-0")):
                 found = (await shown(node, "api/v1/gateways"))["gateways"]
                 assert [(g["gateway"], g["connected"], g["node"]) for g in found] == [
@@ -49,9 +49,7 @@ async def test_a_gateway_is_connected_at_every_node(
                 assert all(g["last_batch_us"] and g["lag_s"] is not None for g in found)
             status = (await shown(two, "status"))["gateways"]
             assert [status[name]["connected"] for name in ("gw-a", "gw-b")] == [True, True]
-        await until(
-            "both left", lambda: not any(g.client for g in one.gateways_seen.all()), timeout_s=30
-        )
+        await until("both left", lambda: not any(g.client for g in one.gateways_seen.all()))
         monkeypatch.setattr(gateway_peers, "_GOOD_FOR_S", 0.0)
         assert not any(view.connected for view in await two.gateways())
         assert one.gateway_peers is not None

@@ -87,7 +87,7 @@ async def nodes(
     bucket: Bucket, *names: str, clock: Clock | None = None, times: LeaseTimes = TIMES
 ) -> AsyncIterator[list[Worker]]:
     workers = [Worker(Leases(bucket, name, clock or SystemClock(), times)) for name in names]
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         for worker in workers:
             await worker.start()
         try:
@@ -209,7 +209,7 @@ async def test_a_stop_in_the_midst_of_a_renewal_hands_over_at_once(bucket: Bucke
     hangs = HangsInUpdates(bucket)
     patient = LeaseTimes(ttl_s=30.0, renew_s=0.2, moves_max=8)  # none runs out meanwhile
     worker = Worker(Leases(hangs, "b", SystemClock(), patient))
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         await worker.start()
         await until(lambda: shares([worker]) == [64])
         hangs.deaf = True
@@ -250,7 +250,7 @@ async def test_a_stalled_holder_holds_nothing_when_it_wakes(bucket: Bucket) -> N
     clock = ManualClock()
     worker = Worker(Leases(bucket, "a", clock, TIMES))
     await worker.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await until(lambda: shares([worker]) == [64])
     await worker.kill()
     worker.stuck = True
@@ -405,7 +405,7 @@ async def test_nodes_whose_clocks_are_apart_say_so(
     late = SkewedClock(-3_600_000_000)
     async with nodes(bucket, "right") as (right,), nodes(bucket, "late", clock=late) as (other,):
         said = ""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while said.count("clocks_differ") < 2:
                 await renewed(right, 1)
                 said += capsys.readouterr().out

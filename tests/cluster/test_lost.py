@@ -33,7 +33,7 @@ def engine(servers: NatsServers, request: pytest.FixtureRequest) -> JetStreamEng
 
 async def taken(stream: JetStreamStream, partition: int, seq: int) -> None:
     """Append a reading as ingest does: ask what is held, again while it fails."""
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         while True:
             try:
                 held = await stream.held("gw", EPOCH)
@@ -67,7 +67,7 @@ async def test_nodes_that_run_lose_nothing_and_go_on_when_it_is_made_again(
         with pytest.raises(StreamError, match="10059"):
             await one.held("gw", EPOCH)
         appending = asyncio.create_task(taken(two, 3, 6))  # while there is none
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await one._checkpoints.newest() < 6:
                 await asyncio.sleep(0.02)
         (step,) = await plan(connection, engine.layout)
@@ -146,7 +146,7 @@ async def test_a_purge_of_one_that_goes_on_leaves_what_a_node_needs_to_start(
         await taken(stream, 3, 2)
         assert await stream._checkpoints.newest() == follows
         await connection.api(f"STREAM.PURGE.{name}")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await stream._checkpoints.newest() == follows:
                 await asyncio.sleep(0.02)
         async with opened(engine) as other:
@@ -275,7 +275,7 @@ async def test_a_checkpoint_that_was_about_to_be_written_is_followed(
 
         async def put(data: bytes, *tokens: object, expected: int | None = None) -> None:
             if tokens == ("head",):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     while not await exists(connection, name):
                         await asyncio.sleep(0.005)
             await real(data, *tokens, expected=expected)

@@ -16,7 +16,7 @@ from tests.kit.mqtt_js import INTEROP, node_with_mqtt_js
 from tests.kit.mqtt_load import LoadPublisher, LoadSubscriber, client, running
 from tidegate.cluster_demo import ClusterProcesses
 
-TIMEOUT_S = 40.0
+TIMEOUT_S = 120.0
 NUMBERS = itertools.count()  # every test has topics and client ids of its own
 
 

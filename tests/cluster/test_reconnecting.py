@@ -29,7 +29,7 @@ async def test_attempts_that_fail_leave_no_socket_open(tmp_path: Path) -> None:
             if tried == 3:
                 enough.set()
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             async with await asyncio.start_server(hang_up, "127.0.0.1", port):
                 await enough.wait()
             await asyncio.to_thread(servers.start)

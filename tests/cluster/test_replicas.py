@@ -37,7 +37,7 @@ def test_a_stream_has_a_quorum_of_replicas_that_have_everything(
 
 
 async def until(replicas: Replicas, check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not check():
             await replicas.look()
 
@@ -69,7 +69,7 @@ async def test_one_server_alone_leads_everything(tmp_path: Path) -> None:
             replicas = Replicas(connection, layout)
             replicas.start()
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     while not replicas.streams:
                         await asyncio.sleep(0.01)
             finally:

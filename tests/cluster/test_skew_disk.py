@@ -87,7 +87,7 @@ async def test_nodes_whose_clocks_are_days_apart_share_the_work_and_lose_nothing
 
 async def sent(node: Node, first_seq: int) -> None:
     """Send 50 readings as a gateway does: again, while the node has to ask what is held."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             uplink = Uplink(node.capture)
             uplink.send(uplink.batch(one_per_row(50, first_seq=first_seq, devices=7)))

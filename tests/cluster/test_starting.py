@@ -64,7 +64,7 @@ async def test_between_two_leaders_it_waits_until_an_append_is_taken(
         assert appends[0] > 3
         assert stats[0] > 3
         assert node.ready() == []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await node.sinks.drained()
     finally:
         await node.stop()
@@ -142,7 +142,7 @@ async def test_servers_that_say_nothing_are_waited_for_no_longer_than_it_says(
     """Less than one connection may take, or the pause between two."""
     monkeypatch.setattr("cloud.cluster.connection._CONNECT_S", 1e6)
     monkeypatch.setattr("cloud.stream.opening._PAUSE_S", 1e6)
-    async with mute() as url, asyncio.timeout(30):
+    async with mute() as url, asyncio.timeout(60):
         config = StreamConfig(url=url, start_wait_s=0.5)
         with pytest.raises(StreamError, match="no server answered in 2 s"):
             await open_cluster_stream(config, SystemClock(), node_id="n")
@@ -162,7 +162,7 @@ async def test_nor_are_those_without_a_leader(
     monkeypatch.setattr(Connection, "api", api)
     monkeypatch.setattr("cloud.cluster.layout._READY_S", 1e6)
     config = StreamConfig(url=server.url, cluster="mute", start_wait_s=0.5)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         with pytest.raises(StreamError, match="nobody serves it now"):
             await open_cluster_stream(config, SystemClock(), node_id="n")
 
@@ -180,7 +180,7 @@ async def test_nor_do_the_parts_of_a_node_wait_longer(
         return await real(self, subject, *arguments, **options)
 
     monkeypatch.setattr(Connection, "publish", publish)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         with pytest.raises(StartError, match="no answer in 2 s"):
             await node.start()
     await node.stop()

@@ -77,7 +77,7 @@ async def test_a_cluster_is_raised_once_no_older_node_is_there(
             await leases.stop()
             await apply(connection, layout)
             assert await plan(connection, layout) == []
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not stream.keeps_runs:  # without a start
                     await stream.append([])
 

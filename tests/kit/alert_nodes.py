@@ -148,7 +148,7 @@ class AlertNodes:
         assert self.holder is not None
         store = self.holder._store
         assert store is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self.holder._tick()
             while await store.pending() or self.holder._changes.outbox:
                 await asyncio.sleep(0.002)

@@ -182,13 +182,13 @@ class Uplink:
         """How many publishes have no answer yet."""
         return self._sent - len(self.answers)
 
-    async def answer(self, *, timeout_s: float = 10) -> None:
+    async def answer(self, *, timeout_s: float = 60) -> None:
         """Return at the next answer."""
         self._answered.clear()
         async with asyncio.timeout(timeout_s):
             await self._answered.wait()
 
-    async def answered(self, *, timeout_s: float = 10) -> list[int]:
+    async def answered(self, *, timeout_s: float = 60) -> list[int]:
         """Return all answers, once everything that was taken has one."""
         async with asyncio.timeout(timeout_s):
             while len(self.answers) < self._sent:

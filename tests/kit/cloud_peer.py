@@ -120,7 +120,7 @@ class CloudPeer:
     async def until(self, what: str, done: Callable[[], object]) -> None:
         """Wait until `done()` is true; looked at after every packet and connection."""
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 while not done():
                     self._changes.clear()
                     await self._changes.wait()

@@ -33,7 +33,7 @@ class CountedCommands(Commands):
     async def look(self) -> None:
         """Let them look at everything once."""
         before = self.turns
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.turns == before:
                 self._wake.set()
                 await asyncio.sleep(0)

@@ -129,7 +129,7 @@ async def talk(port: int, data: bytes, tls: ssl.SSLContext | None = None) -> byt
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname=name)
     writer.write(data)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await reader.read(1 << 20)
     except ConnectionError:
         return b""

@@ -48,7 +48,7 @@ class MiniServer:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Return once `condition` holds; looked at after every packet and end of a connection."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 self._arrivals.clear()
                 await self._arrivals.wait()

@@ -37,7 +37,7 @@ def wait_for(
     what: str,
     check: Any,
     *,
-    timeout_s: float = 30.0,
+    timeout_s: float = 60.0,
     every_s: float = 0.02,
     progress: Callable[[], object] | None = None,
 ) -> Any:
@@ -71,7 +71,7 @@ def cpu_ticks(pid: int) -> int:
     return sum(map(int, fields[11:15])) + sum(cpu_ticks(int(child)) for child in children)
 
 
-def wait_until_listening(port: int, *, timeout_s: float = 30.0) -> None:
+def wait_until_listening(port: int, *, timeout_s: float = 60.0) -> None:
     """Return once something accepts connections on loopback at `port`."""
 
     def accepts() -> bool:
@@ -155,7 +155,7 @@ class Process:
         self._child.kill()
         self._child.wait()
 
-    def stop(self, *, timeout_s: float = 30.0) -> int:
+    def stop(self, *, timeout_s: float = 60.0) -> int:
         """Ask for an orderly stop and return the exit code."""
         assert self._child is not None
         if self._child.poll() is None:

@@ -132,7 +132,7 @@ class Proxy:
 
     async def until_connections(self, count: int) -> None:
         """Wait until so many connections were accepted in all."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while self.connections < count:
                 self._accepted.clear()
                 await self._accepted.wait()

@@ -101,7 +101,7 @@ async def client_at(
         await client.disconnect()
 
 
-async def until(what: str, check: Any, *, timeout_s: float = 15.0) -> None:
+async def until(what: str, check: Any, *, timeout_s: float = 60.0) -> None:
     """Wait until `check()` is true."""
     try:
         async with asyncio.timeout(timeout_s):

@@ -121,7 +121,7 @@ async def test_figures_of_the_ledger_in_status_and_metrics(tmp_path: Path) -> No
                 return str(answer.read().decode())
 
         line = 'tidegate_ledger_stored{gateway="gw"} 30.0'
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while line not in await asyncio.to_thread(ask, "/metrics"):
                 await asyncio.sleep(0.02)
         assert 'tidegate_ledger_missing{gateway="gw"} 0.0' in await asyncio.to_thread(
@@ -133,7 +133,7 @@ async def test_figures_of_the_ledger_in_status_and_metrics(tmp_path: Path) -> No
         with closing(sqlite3.connect(tmp_path / "cloud" / "storage.db")) as connection:
             connection.execute("DELETE FROM stored")  # what a rolled back storage lacks
             connection.commit()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while status["balanced"]:
                 status = json.loads(await asyncio.to_thread(ask, "/status"))["ledger"]
         assert status["gateways"]["gw"]["gaps"] == ["epoch fedcba9876543210 seq 1-30"]

@@ -317,7 +317,7 @@ async def test_batches_that_overtake_a_hello_do_not_make_its_journal_an_older_on
         hello = seal_message(Hello(EPOCH, 10))
         with capture_logs() as logs:
             said = asyncio.create_task(gateway.publish(CTL_PREFIX + "gw-9", hello, 1))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await asked.wait()
                 await append_readings(node.stream, one_per_row(10, first_seq=11), gateway="gw-9")
                 answer.set()
