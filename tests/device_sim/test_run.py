@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +37,7 @@ FORBIDDEN = 0x87
 async def simulate(broker: ScriptedBroker, **settings: Any) -> SimReport:
     """Run a small unpaced fleet unless told otherwise; every run ends in seconds."""
     fixed: dict[str, Any] = {"broker": broker.url, "speed": 0.0, "drain_timeout_s": 1.0}
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return await run_sim(SimConfig(**(fixed | settings)))
 
 
@@ -229,7 +231,7 @@ async def test_stop_ends_a_run_without_limit() -> None:
             (stop.set() if len(broker.published) == 50 else None) or 0
         )
         config = SimConfig(broker=broker.url, speed=0, duration_s=0, devices=3)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             report = await run_sim(config, stop=stop)
     assert report.stopped_by == "stop"
     assert report.acked == report.sent == len(broker.published) >= 50
@@ -382,6 +384,21 @@ async def test_keep_alive_pings_an_idle_connection() -> None:
         )
 
 
+@pytest.fixture
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no time pass for a fleet until a connection of it has failed."""
+    began_s, failed, on_lost = time.monotonic(), asyncio.Event(), fleet_module.Fleet.on_lost
+
+    def note(fleet: Any, *about: Any, **how: Any) -> None:
+        failed.set()
+        on_lost(fleet, *about, **how)
+
+    monkeypatch.setattr(fleet_module.Fleet, "on_lost", note)
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() if failed.is_set() else began_s)
+    monkeypatch.setattr(fleet_module, "time", clock)
+
+
+@pytest.mark.usefixtures("_patient")
 async def test_a_broker_that_is_not_there_is_one_clear_line() -> None:
     (port,) = free_ports(1)
     config = SimConfig(broker=f"mqtt://127.0.0.1:{port}", devices=3, connect_timeout_s=0.3)
@@ -393,6 +410,7 @@ async def test_a_broker_that_is_not_there_is_one_clear_line() -> None:
     )
 
 
+@pytest.mark.usefixtures("_patient")
 async def test_a_broker_that_refuses_all_is_told_with_its_reason() -> None:
     async with ScriptedBroker(connack=FORBIDDEN) as broker:
         with pytest.raises(SimError, match=r"refused the connection: .*not authorized"):
@@ -415,7 +433,7 @@ async def test_a_broker_that_comes_late_is_found(monkeypatch: pytest.MonkeyPatch
     (port,) = free_ports(1)
     config = SimConfig(broker=f"mqtt://127.0.0.1:{port}", devices=2, speed=0, count=10)
     run = asyncio.create_task(run_sim(config))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await refused.wait()
     async with ScriptedBroker(port=port):
         report = await run

@@ -162,6 +162,7 @@ class CommandsModel(RuleBasedStateMachine):
         after = self.folder / str(self.crashes)
         shutil.copytree(self.path.parent, after)
         kept = dict(self.devices.kept)
+        self.commands.unlinked()  # the dead say nothing
         self.do(self.commands.stop())
         self.path = after / "commands.db"
         self.devices.offered.clear()

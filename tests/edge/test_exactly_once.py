@@ -101,7 +101,7 @@ async def readings(service: EdgeService, count: int) -> list[bytes]:
     """Wait until the journal holds `count` readings, and return their payloads."""
     assert service._parts is not None
     journal = service._parts.journal
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while journal.last_seq < count:
             await asyncio.sleep(0.005)
     return payloads_in(await journal.read(Lane.LIVE, 0, bytes_max=1 << 20))

@@ -25,6 +25,7 @@ from runtime.service import StartError
 from tests.kit.brokers import WireClient
 from tests.kit.cloud_peer import CloudPeer
 from tests.kit.proxy import Proxy
+from tests.kit.sites import until
 
 
 def gateway(folder: Path, *endpoints: str) -> EdgeConfig:
@@ -209,10 +210,13 @@ async def test_the_wills_of_clients_that_a_stop_disconnects_are_captured(tmp_pat
 async def test_a_link_that_is_cut_again_and_again_never_holds_a_device_up(tmp_path: Path) -> None:
     rng = random.Random(5)
     async with CloudPeer() as cloud, running(gateway(tmp_path, cloud.url)) as service:
+        cut = 0
         for n in range(20):
             await publish(service, f"devices/d{n % 3}/t", [b"%d" % (n * 10 + k) for k in range(10)])
             if rng.random() < 0.5:
+                await cloud.until("there is a link", lambda cut=cut: cloud.connections > cut)
                 cloud.cut()
+                cut = cloud.connections
         await cloud.until("all taken", lambda: len(cloud.rows) == 200)
     assert [payload for _, payload in cloud.rows] == numbered(200)
     assert cloud.connections > 3
@@ -222,9 +226,13 @@ async def test_http_tells_health_status_and_metrics(tmp_path: Path) -> None:
     async with CloudPeer() as cloud, running(gateway(tmp_path, cloud.url)) as service:
         await publish(service, "devices/d1/t", numbered(10))
         await cloud.until("all taken", lambda: len(cloud.rows) == 10)
-        async with asyncio.timeout(10):
-            while service.status()["uplink"]["readings_sent"] < 10:
-                await asyncio.sleep(0.005)
+
+        def is_settled() -> bool:
+            status = service.status()
+            left = status["journal"]["lanes"]["live"]["readings"]
+            return (status["uplink"]["readings_sent"], left) == (10, 0)
+
+        await until("acknowledged and trimmed", is_settled)
         assert (await get(service, "/healthz"))[0] == 200
         assert (await get(service, "/readyz"))[0] == 200
         code, body = await get(service, "/status")
@@ -281,9 +289,9 @@ async def test_retained_messages_and_sessions_outlive_a_restart(tmp_path: Path) 
             await device.publish("devices/d1/state", b"off", qos=1)
     async with running(gateway(tmp_path)) as service:
         client = aiomqtt.Client("127.0.0.1", service.port, identifier="screen", clean_session=False)
-        async with client as screen, asyncio.timeout(10):
+        async with client as screen, asyncio.timeout(60):
             waiting = [await anext(screen.messages) for _ in range(2)]
-        async with aiomqtt.Client("127.0.0.1", service.port) as other, asyncio.timeout(10):
+        async with aiomqtt.Client("127.0.0.1", service.port) as other, asyncio.timeout(60):
             await other.subscribe("#")
             retained = await anext(other.messages)
     assert [message.payload for message in waiting] == [b"on", b"off"]

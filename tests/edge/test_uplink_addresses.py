@@ -18,6 +18,8 @@ from edge.uplink_socket import LinkBytes
 from tests.kit.cloud_peer import CloudPeer
 from tests.kit.journals import MemoryJournal
 from tests.kit.processes import free_ports
+from tests.kit.sites import until
+from tests.kit.turns import all_accepted
 from tests.kit.uplinks import FAST, numbered, uplink_to
 
 GOOD, OTHER = "127.0.0.1", "127.0.0.2"
@@ -118,18 +120,22 @@ async def test_a_server_that_stops_answering_is_left_for_another_address(named: 
     named += [GOOD, OTHER]
     journal = MemoryJournal()
     async with CloudPeer(lambda _batch, _n: None) as mute, CloudPeer() as good:
-        moved = await asyncio.start_server(_pass_on(good.port), OTHER, mute.port)
+        passing: set[asyncio.Task[None] | None] = set()
+        moved = await asyncio.start_server(_pass_on(good.port, passing), OTHER, mute.port)
         async with dialling(mute, journal, replace(FAST, ack_timeout_s=1)):
             journal.capture(numbered(0, 10))
             await journal.until_trimmed()
         moved.close()
+        await all_accepted()
+        await until("all is passed on", lambda: not passing)
     assert len(good.rows) == 10
 
 
-def _pass_on(port: int) -> Serve:
-    """Return a server that is the one at `port`."""
+def _pass_on(port: int, passing: set[asyncio.Task[None] | None]) -> Serve:
+    """Return a server that is the one at `port`; `passing` has its tasks."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passing.add(asyncio.current_task())
         there, back = await asyncio.open_connection(GOOD, port)
 
         async def forward(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -139,6 +145,7 @@ def _pass_on(port: int) -> Serve:
             sink.close()
 
         await asyncio.gather(forward(reader, back), forward(there, writer))
+        passing.discard(asyncio.current_task())
 
     return serve
 

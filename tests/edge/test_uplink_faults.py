@@ -13,6 +13,7 @@ from runtime.clock import ManualClock
 from tests.kit.cloud_peer import CloudPeer
 from tests.kit.journals import MemoryJournal
 from tests.kit.proxy import Proxy
+from tests.kit.sites import until
 from tests.kit.uplinks import FAST, linked, numbered, online, uplink_to
 
 
@@ -20,8 +21,6 @@ async def test_starts_offline_and_drains_by_itself_when_the_cloud_appears() -> N
     journal = MemoryJournal()
     journal.capture(numbered(0, 1000))
     cloud = CloudPeer()
-    await cloud.listen()
-    await cloud.close()
     async with uplink_to(journal, cloud.url) as uplink:
         while uplink.status().dials < 3:
             await asyncio.sleep(0.01)
@@ -76,8 +75,6 @@ async def test_a_lost_puback_means_the_readings_are_sent_again() -> None:
 async def test_the_next_endpoint_is_used_when_the_first_is_down() -> None:
     journal = MemoryJournal()
     first = CloudPeer()
-    await first.listen()
-    await first.close()
     async with CloudPeer() as second, uplink_to(journal, first.url, second.url) as uplink:
         journal.capture(numbered(0, 100))
         await journal.until_trimmed()
@@ -101,7 +98,7 @@ async def test_a_cloud_that_says_when_to_come_again_is_dialled_then_and_not_befo
     ):
         journal.capture(numbered(0, 10))
         await cloud.until("a dial", lambda: cloud.connections)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not uplink.status().last_error:
                 await asyncio.sleep(0.001)
         clock.advance(29.5)
@@ -164,7 +161,10 @@ async def test_a_line_that_takes_nothing_any_more_is_dialled_anew() -> None:
         await journal.until_trimmed()
         proxy.pause()
         journal.capture(numbered(10, 10))  # what it has begun to read still passes
-        await journal.until_trimmed()
+        await until(
+            "passed, or, on a busy machine, dialled anew already",
+            lambda: not journal.pending(Lane.LIVE, 0) or proxy.connections > 1,
+        )
         journal.capture(numbered(20, 40))
         await proxy.until_connections(2)
         proxy.heal()

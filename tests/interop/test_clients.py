@@ -42,7 +42,7 @@ async def test_mqtt_js(
             node, "client.mjs", url.format(front.port), str(version), ca,
             cwd=INTEROP, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             out, errors = await process.communicate()
         assert process.returncode == 0, errors.decode()
         assert json.loads(out) == [["js/0", 4], ["js/1", 3], ["js/2", 70000]] * 2
@@ -62,7 +62,7 @@ async def test_gmqtt(
         client.subscribe("g/#", qos=1)
         await front.until(lambda: front.broker.stats().subscriptions == 1)
         client.publish("g/1", b"payload", qos=1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await got.get() == b"payload"
         await client.disconnect()
 
@@ -84,7 +84,7 @@ async def test_aiomqtt(
         ) as client:
             await client.subscribe("a/#", qos=2)
             await client.publish("a/b", b"payload", qos=2)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 message = await anext(aiter(client.messages))
             assert message.payload == b"payload"
 
@@ -100,7 +100,7 @@ async def test_mosquitto_over_tls(version: str, certificates: Certificates, tmp_
         )
         await front.until(lambda: front.broker.stats().subscriptions == 1)
         writer = await asyncio.create_subprocess_exec(pub, *common, "-m", "payload")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await writer.wait() == 0
             out, _ = await reader.communicate()
         assert out == b"payload\n"

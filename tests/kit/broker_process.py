@@ -49,7 +49,7 @@ class BrokerProcess:
             self._close()
 
     def _close(self) -> None:
-        self._process.wait(20)
+        self._process.wait(60)
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()

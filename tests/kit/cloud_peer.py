@@ -25,6 +25,8 @@ from mqtt.codec import encode
 from mqtt.frames import parse_publishes, split
 from mqtt.packets import Publish
 from mqtt.primitives import encode_variable_integer
+from tests.kit.processes import free_ports
+from tests.kit.turns import all_accepted
 
 __all__ = ["Answer", "CloudPeer"]
 
@@ -84,7 +86,7 @@ class CloudPeer:
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changes = asyncio.Event()
-        self.port = 0
+        (self.port,) = free_ports(1)  # nobody else's, also while this does not listen
 
     async def __aenter__(self) -> Self:
         await self.listen()
@@ -94,17 +96,17 @@ class CloudPeer:
         await self.close()
 
     async def listen(self) -> None:
-        """Accept connections, on the same port as before if there was one."""
+        """Accept connections, on the port that is its own as long as it lives."""
         self._server = await asyncio.start_server(
             self._serve, "127.0.0.1", self.port, ssl=self._tls
         )
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
         """Stop listening and cut all connections."""
         if self._server is not None:
             self._server.close()
             self._server = None
+            await all_accepted()
         self.cut()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 

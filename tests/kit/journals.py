@@ -16,7 +16,7 @@ from mqtt.frames import encode_publish
 
 __all__ = ["MemoryJournal", "publish_frame", "readings_in"]
 
-_STALLED_S = 15.0  # nothing moves: it is stuck
+_STALLED_S = 60.0  # nothing moves: it is stuck
 _UNTIL_S = 120.0  # it moves, but will never be done
 
 

@@ -28,6 +28,7 @@ from mqtt.packets import (
     Unsuback,
     Unsubscribe,
 )
+from tests.kit.turns import all_accepted
 
 __all__ = ["MiniServer", "ServerSide", "mini_server"]
 
@@ -133,6 +134,7 @@ async def mini_server(
         yield server
     finally:
         listener.close()
+        await all_accepted()
         for side in server.sides:
             side.transport.abort()
         await server.until(lambda: all(side.lost for side in server.sides))

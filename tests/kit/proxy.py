@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from mqtt.frames import split
+from tests.kit.processes import free_ports
+from tests.kit.turns import all_accepted
 
 __all__ = ["Direction", "Proxy"]
 
@@ -72,7 +74,7 @@ class Proxy:
         self.down = Direction()
         self.connections = 0
         self.cuts = 0
-        self.port = 0
+        (self.port,) = free_ports(1)  # nobody else's, also while this does not listen
 
     @property
     def url(self) -> str:
@@ -88,20 +90,20 @@ class Proxy:
         await asyncio.gather(*(line.task for line in set(self._lines)), return_exceptions=True)
 
     async def listen(self) -> None:
-        """Accept connections, on the same port as before if there was one."""
+        """Accept connections, on the port that is its own as long as it lives."""
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # small, so that a throttled line pushes back as a real one does
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CHUNK)
         sock.bind(("127.0.0.1", self.port))
         self._server = await asyncio.start_server(self._accept, sock=sock, limit=_CHUNK)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def refuse(self) -> None:
         """Cut everything and accept nothing until `listen`."""
         if self._server is not None:
             self._server.close()
             self._server = None
+            await all_accepted()
         self.cut()
 
     def cut(self) -> None:

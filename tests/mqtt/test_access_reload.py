@@ -16,6 +16,7 @@ from mqtt.broker.net.config import ListenerConfig
 from mqtt.packets import Connack, Connect, Disconnect, Puback, Publish, Will
 from mqtt.properties import RECEIVE_MAXIMUM, SESSION_EXPIRY_INTERVAL, WILL_DELAY_INTERVAL
 from mqtt.reason_codes import ReasonCode
+from runtime.clock import ManualClock
 from tests.kit.amqtt_plugins import SlowTopics
 from tests.kit.brokers import ManualStore, WireClient
 from tests.kit.fronts import Fronted, fronting, settings
@@ -247,7 +248,8 @@ async def test_a_will_is_not_sent_when_a_reload_takes_its_topic_away(plugins: bo
             return AccessConfig(plugins=(replace(TOPICS, options={"prefixes": [topic]}),))
         return AccessConfig(rules=(RuleConfig(topics=(f"{topic}/#",)),))
 
-    async with fronting(access=only("w")) as front:
+    clock = ManualClock()
+    async with fronting(access=only("w"), clock=clock) as front:
         wills = {name: Will(f"w/{name}", b"x", 1, True) for name in ("here", "away")}
         wills["away"].properties[WILL_DELAY_INTERVAL] = 1
         clients = {}
@@ -260,6 +262,8 @@ async def test_a_will_is_not_sent_when_a_reload_takes_its_topic_away(plugins: bo
         now = front.front._settings
         await front.front.reload(replace(now, access=only("other")))
         await front.gone(clients["here"])
+        front.pass_time(clock, 2)
+        front.pass_time(clock, 2)
         await front.until(lambda: not front.broker.stats().sessions)
         assert front.broker.stats().retained_messages == 0
 

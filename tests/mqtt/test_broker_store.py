@@ -47,7 +47,7 @@ async def durable(store: SqliteSessionStore) -> None:
     """Wait until all that was put is on disk."""
     done = asyncio.Event()
     store.when_durable(done.set)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await done.wait()
 
 
@@ -214,7 +214,7 @@ async def test_a_disk_that_fails_holds_everything_back_until_it_works(tmp_path: 
     relieved = asyncio.Event()
     store.put(SESSION)
     store.when_durable(lambda: called.append("first"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not store.saturated():
             await asyncio.sleep(0.005)
     store.put(RETAINED)
@@ -223,7 +223,7 @@ async def test_a_disk_that_fails_holds_everything_back_until_it_works(tmp_path: 
     assert called == []
     other.execute("ROLLBACK")
     other.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await relieved.wait()
     assert called == ["first", "second"]
     await store.close()
@@ -239,7 +239,7 @@ async def test_too_much_waiting_saturates(tmp_path: Path) -> None:
     store.put(RETAINED._replace(payload=b"x" * 2000))
     assert store.saturated()
     store.when_relieved(relieved.set)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await relieved.wait()
     assert not store.saturated()
     await store.close()
@@ -253,7 +253,7 @@ async def test_a_fault_in_one_answer_does_not_end_the_store(tmp_path: Path) -> N
         store.put(SESSION)
         ask([].pop)
         ask(done.set)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await done.wait()
     await store.close()
     again = SqliteSessionStore(tmp_path / "s.db")

@@ -155,12 +155,12 @@ async def test_a_client_accepted_as_the_listener_closes_is_hung_up_on(
         warnings.simplefilter("always")
         async with fronting(ListenerConfig(port=0, proxy_protocol=proxy_protocol)) as front:
             client = await asyncio.to_thread(
-                socket.create_connection, ("127.0.0.1", front.port), timeout=10
+                socket.create_connection, ("127.0.0.1", front.port), timeout=60
             )
             front.broker.listeners[0]._acceptors[0]._accept()  # a task for PROXY has not begun
             await front.front.stop()  # ... when it is cancelled
         with client:
-            client.settimeout(10)
+            client.settimeout(60)
             assert await asyncio.to_thread(client.recv, 1) == b""
         gc.collect()
     assert [str(one.message) for one in told] == []
@@ -184,7 +184,7 @@ async def test_one_client_that_cannot_be_taken_costs_the_others_nothing(
 
         monkeypatch.setattr(listener, "protocol", broken_at_first)
         # Both before the loop has its turn: they are accepted together.
-        sockets = [socket.create_connection(("127.0.0.1", front.port), timeout=10) for _ in "ab"]
+        sockets = [socket.create_connection(("127.0.0.1", front.port), timeout=60) for _ in "ab"]
         with sockets[0], sockets[1]:
             assert await asyncio.to_thread(sockets[0].recv, 1) == b""
             sockets[1].sendall(b"\x10\x0d\0\4MQTT\4\2\0\0\0\1b")
@@ -203,14 +203,21 @@ async def test_tls_handshakes_at_once_are_limited(
         tls_cert_file=certificates.server,
         tls_key_file=certificates.server_key,
         handshakes_max=5,
-        handshake_timeout_s=0.5,
+        handshake_timeout_s=1.0,
     )
-    async with fronting(config) as front:
+    clock = ManualClock()
+    async with fronting(config, clock=clock) as front:
+        shaking = front.broker.listeners[0]._acceptors[0]._shaking
         with ExitStack() as stack:
             for _ in range(20):
                 dial(stack, front.port)
             tls = client_tls(certificates.ca)
-            _, connack = await front.ask_at("c", tls=tls)  # behind them in the queue
+            asking = asyncio.create_task(front.ask_at("c", tls=tls))  # behind them in the queue
+            for failed in range(0, 20, 5):
+                await front.until(lambda: len(shaking) == 5)
+                assert front.broker.stats().failed_handshakes == failed
+                front.pass_time(clock, 2 * config.handshake_timeout_s)
+            _, connack = await asking
             assert connack.reason_code == 0
     assert warnings_of(logs)["mqtt_handshakes_full"] == 1
 

@@ -49,7 +49,7 @@ def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
     pairs = [socket.socketpair() for _ in range(4)]
     for near, far in pairs:
         near.setblocking(False)
-        far.settimeout(10)
+        far.settimeout(60)
     yield pairs
     for near, far in pairs:
         near.close()
@@ -188,7 +188,7 @@ def test_those_who_wait_are_accepted_with_their_addresses(
             assert not os.get_inheritable(descriptor)
             client.sendall(b"x")
             with socket.socket(fileno=descriptor) as near:
-                near.settimeout(10)
+                near.settimeout(60)
                 assert near.recv(2) == b"x"
             client.close()
         assert accept(listening, 2) == []

@@ -19,7 +19,7 @@ from mqtt.broker.net.tls_transport import Handshake, TlsTransport
 from tests.kit.fronts import client_tls
 from tidegate.certificates import Authority
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ async def talk(server: HttpServer, sent: bytes) -> bytes:
     """Send bytes and read until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(sent)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         received = await reader.read()
     writer.close()
     return received
@@ -76,7 +76,7 @@ async def test_request_may_arrive_byte_by_byte(server: HttpServer) -> None:
     for byte in get("/later"):
         writer.write(bytes([byte]))
         await writer.drain()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert (await reader.read()).endswith(b"later")
     writer.close()
 
@@ -113,7 +113,7 @@ async def test_response_nobody_takes_is_cut(monkeypatch: pytest.MonkeyPatch) -> 
     await huge.start()
     _reader, writer = await asyncio.open_connection("127.0.0.1", huge.port, limit=1_000)
     writer.write(get("/huge"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not huge._connections:
             await asyncio.sleep(0.005)
         while huge._connections:
@@ -143,7 +143,7 @@ async def test_stop_ends_idle_connections() -> None:
     writer.write(get("/later", close=False))
     await reader.readuntil(b"later")
     await server.stop()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await reader.read() == b""
     writer.close()
 

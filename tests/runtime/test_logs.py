@@ -25,7 +25,7 @@ class Written:
         self.output = configure_logs(LogsConfig(**config), stream=self.stream, clock=self.clock)
 
     def lines(self) -> list[str]:
-        assert self.output.flush(5)
+        assert self.output.flush(60)
         return self.stream.getvalue().splitlines()
 
     def values(self) -> list[dict[str, Any]]:
@@ -131,7 +131,7 @@ class Blocked(io.StringIO):
 
     def write(self, text: str) -> int:
         self.entered.set()
-        assert self.released.wait(10)
+        assert self.released.wait(60)
         return super().write(text)
 
 
@@ -139,11 +139,11 @@ def test_blocked_stream_drops_and_counts_instead_of_blocking() -> None:
     stream = Blocked()
     output = LogOutput(stream, lines_max=4)
     assert output.write("first")
-    assert stream.entered.wait(10)  # the thread hangs in it; the queue is empty
+    assert stream.entered.wait(60)  # the thread hangs in it; the queue is empty
     taken = [output.write(f"line {number}") for number in range(10)]
     assert taken == [True] * 4 + [False] * 6
     stream.released.set()
-    assert output.flush(10)
+    assert output.flush(60)
     lines = stream.getvalue().splitlines()
     told = [json.loads(line) for line in lines if line.startswith("{")]
     assert [(line["event"], line["count"]) for line in told] == [("log_lines_dropped", 6)]
@@ -159,7 +159,7 @@ def test_broken_stream_ends_nothing() -> None:
     output = LogOutput(stream)
     stream.close()
     output.write("lost")
-    assert output.flush(10)
+    assert output.flush(60)
     assert output.dropped == 1
     output.close()
 

@@ -157,5 +157,5 @@ def test_a_worker_whose_parent_was_killed_ends_without_a_word() -> None:
         child.stdout.close()
         child.stdin.write(size.pack(4) + b"echo")
         child.stdin.flush()
-        assert child.wait(20) == 0
+        assert child.wait(60) == 0
         assert child.stderr.read() == b""
