@@ -2,16 +2,22 @@
 
 async with cluster_nodes(servers, tmp_path, 2, "commands") as (one, two):
     ...
+
+A node that comes gets its whole share at once. That others hand it over a few partitions at a time
+is proved with the leases alone (tests/cluster/test_leases.py) and with real processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from cloud.cluster.leases import Leases, LeaseTimes
 from cloud.config import StreamConfig
 from cloud.node import Node
 from tests.kit.nats import NatsServers, make_layout
@@ -21,6 +27,7 @@ from tests.kit.sites import until
 __all__ = ["cluster_nodes", "shares"]
 
 _NUMBERS = count()
+_AT_ONCE = LeaseTimes(moves_max=64)
 
 
 @asynccontextmanager
@@ -44,6 +51,7 @@ async def cluster_nodes(
     name = f"nodes{next(_NUMBERS)}"
     layout = await make_layout(servers, name)
     async with AsyncExitStack() as stack:
+        stack.enter_context(patch("cloud.service.Leases", partial(Leases, times=_AT_ONCE)))
         found = []
         for one in range(number):
             node_id = f"node-{one}"
