@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -30,7 +32,9 @@ from edge.journal_schema import (
     SCHEMA,
     SCHEMA_VERSION,
     Row,
+    is_damage,
     lane_keys,
+    table_exists,
     tombstone_row,
 )
 from edge.journal_state import JournalState
@@ -48,6 +52,8 @@ __all__ = [
     "swap_in",
     "sync_path",
 ]
+
+T = TypeVar("T")
 
 log = structlog.get_logger(component="journal")
 
@@ -92,13 +98,19 @@ def read_meta(connection: sqlite3.Connection) -> Meta | None:
 
 
 def is_complete(new: Path) -> bool:
-    """Return True when `new` was built to its end."""
+    """Return True when `new` was built to its end.
+
+    Raises:
+        sqlite3.Error: it cannot be read now; it may hold all that was salvaged.
+    """
     if not new.exists():
         return False
     try:
         with closing(connect_file(new, "rw")) as connection:
             return read_meta(connection) is not None
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
         return False
 
 
@@ -137,15 +149,16 @@ def build_salvaged(
             room=lambda: shutil.disk_usage(path.parent).free > SALVAGE_FREE_BYTES_MIN,
         )
         _copy_small_tables(old, new)
-        if owner := read_owner(old):
+        if owner := _salvaged("owner", partial(read_owner, old)):
             keep_owner(new, owner)
-        unmet_seq = known.unmet_seq if known else read_unmet(old, path)
+        unmet_seq = known.unmet_seq if known else _salvaged("unmet", partial(read_unmet, old, path))
         if unmet_seq is not None:
             keep_unmet(new, new_path(path), unmet_seq)
         if known:
             keep_runs(new, known.runs, known.origin)
         else:
-            keep_runs(new, read_runs(old), read_origin(old))
+            runs = _salvaged("runs", partial(read_runs, old)) or ()
+            keep_runs(new, runs, _salvaged("origin", partial(read_origin, old)))
         lost = lost_tombstones(new, done, meta.reserved_seq, now_us)
         for tombstone in lost:
             new.execute(INSERT_TOMBSTONE, tombstone_row(tombstone))
@@ -161,12 +174,14 @@ def read_unmet(connection: sqlite3.Connection, path: Path) -> int | None:
     """Return past which seq nothing in the file at `path` was compared with the cloud.
 
     None when all was, or when the file is a copy of the one in which this was noted, or too old
-    or damaged to say.
+    to say.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
     """
-    try:
-        row = connection.execute("SELECT after_seq, inode FROM unmet").fetchone()
-    except sqlite3.DatabaseError:
+    if not table_exists(connection, "unmet"):
         return None
+    row = connection.execute("SELECT after_seq, inode FROM unmet").fetchone()
     return int(row[0]) if row is not None and row[1] == _inode_of(path) else None
 
 
@@ -202,12 +217,22 @@ def _copy_small_tables(old: sqlite3.Connection, new: sqlite3.Connection) -> None
         ("tombstones", "id, lane, first_seq, last_seq, count, reason, time_us"),
         ("dead_letters", "id, lane, first_seq, last_seq, cause, time_us, body"),
     ):
-        marks = ", ".join("?" * len(columns.split(",")))
-        try:
-            for row in old.execute(f"SELECT {columns} FROM {table}"):  # noqa: S608 - names above
-                new.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", row)  # noqa: S608
-        except sqlite3.DatabaseError as error:
-            log.exception("journal_table_lost", table=table, error=str(error))
+        _salvaged(table, partial(_copy_table, old, new, table, columns))
+
+
+def _copy_table(old: sqlite3.Connection, new: sqlite3.Connection, table: str, columns: str) -> None:
+    marks = ", ".join("?" * len(columns.split(",")))
+    for row in old.execute(f"SELECT {columns} FROM {table}"):  # noqa: S608 - the caller's names
+        new.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", row)  # noqa: S608
+
+
+def _salvaged(table: str, read: Callable[[], T]) -> T | None:
+    """Return what `read` does; None if the damaged file, which is kept aside, cannot say."""
+    try:
+        return read()
+    except sqlite3.DatabaseError as error:
+        log.exception("journal_table_lost", table=table, error=str(error))
+        return None
 
 
 def _begin_new(path: Path) -> sqlite3.Connection:

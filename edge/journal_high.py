@@ -23,15 +23,24 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 from bridge.runs import Run
 
-__all__ = ["high_path", "read_high", "write_high"]
+__all__ = ["Mark", "high_path", "read_high", "read_mark", "write_high"]
 
 _MARK = struct.Struct(">4sQQQQ")
 _MARK_BEFORE = struct.Struct(">4sQQ")
 _CHECK = struct.Struct(">I")
 _MAGIC, _MAGIC_BEFORE = b"TDJI", b"TDJH"
+
+
+class Mark(NamedTuple):
+    """What `journal.high` says."""
+
+    epoch: int
+    reserved_seq: int  # the highest ever
+    run: Run | None  # that reserved it; None: the mark is from before runs were kept
 
 
 def high_path(journal: Path) -> Path:
@@ -43,20 +52,32 @@ def read_high(journal: Path, epoch: int) -> tuple[int, Run | None]:
     """Return the highest seq ever reserved in an epoch, and by which run.
 
     0 when nothing is known of it; None when the mark is from before runs were kept.
+
+    Raises:
+        OSError: there is a mark, and it cannot be read now.
+    """
+    mark = read_mark(journal)
+    return (mark.reserved_seq, mark.run) if mark and mark.epoch == epoch else (0, None)
+
+
+def read_mark(journal: Path) -> Mark | None:
+    """Return the mark beside the journal at `journal`; None when there is none, or it is torn.
+
+    Raises:
+        OSError: there is one, and it cannot be read now.
     """
     try:
         data = high_path(journal).read_bytes()
-    except OSError:
-        return 0, None
+    except FileNotFoundError:
+        return None
     kind = _MARK if data.startswith(_MAGIC) else _MARK_BEFORE
     if len(data) < kind.size + _CHECK.size:
-        return 0, None
-    magic, of_epoch, reserved_seq, *run = kind.unpack_from(data)
+        return None
+    magic, epoch, reserved_seq, *run = kind.unpack_from(data)
     (check,) = _CHECK.unpack_from(data, kind.size)
-    known = magic in (_MAGIC, _MAGIC_BEFORE) and of_epoch == epoch
-    if not known or zlib.crc32(data[: kind.size]) != check:
-        return 0, None
-    return int(reserved_seq), Run(*run) if run else None
+    if magic not in (_MAGIC, _MAGIC_BEFORE) or zlib.crc32(data[: kind.size]) != check:
+        return None
+    return Mark(epoch, reserved_seq, Run(*run) if run else None)
 
 
 def write_high(journal: Path, epoch: int, reserved_seq: int, run: Run) -> None:

@@ -37,7 +37,7 @@ from edge.journal_build import (
     swap_in,
     sync_path,
 )
-from edge.journal_high import read_high, write_high
+from edge.journal_high import read_high, read_mark, write_high
 from edge.journal_owner import claim
 from edge.journal_recovery import Action, Evidence, Header, Owner, decide, wal_lost_frames
 from edge.journal_runs import begin_run, read_origin, read_runs
@@ -51,9 +51,9 @@ from edge.journal_schema import (
     JournalError,
     Row,
     error_of,
+    is_damage,
     key_of,
     lane_keys,
-    primary_code,
     row_crc32,
     tombstone_row,
 )
@@ -69,8 +69,6 @@ RESERVE_SEQS = 4096
 SQLITE_LEAST = (3, 37, 0)  # STRICT tables
 UNKNOWN_BOOT = "unknown"  # runtime.clock's word: then every start counts as one of the machine
 _HEADER_BYTES = 100
-# "no such table" in a file of ours is damage too
-_DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
 @dataclass(slots=True)
@@ -149,7 +147,13 @@ def open_journal(
             if action in _REFUSALS:
                 raise _refusal(path, action)
             if found.meta is not None and action in _RESUMING:
-                _resume(path, found.meta, durability, clock, opened, gateway, known)
+                try:
+                    _resume(path, found.meta, durability, clock, opened, gateway, known)
+                except sqlite3.DatabaseError as error:
+                    if damaged or not is_damage(error) or opened.moved_to is not None:
+                        raise
+                    damaged = True  # where the check of a large file did not look
+                    continue
                 _report(path, opened)
                 return opened
             now_us = clock.wall_us()
@@ -203,9 +207,11 @@ def _inspect(path: Path, clock: Clock, *, damaged: bool) -> _Found:
             meta = read_meta(connection)
             intact = not damaged and _intact(connection, path)
     except sqlite3.DatabaseError as error:
-        if primary_code(error) not in _DAMAGE_CODES:
+        if not is_damage(error):
             raise
         intact = False
+    if meta is None and not intact:
+        meta = _meta_by_mark(path, clock)
     if meta is None:
         return _Found(Evidence(header, meta=False, intact=intact))
     evidence = Evidence(
@@ -246,6 +252,28 @@ def _intact(connection: sqlite3.Connection, path: Path) -> bool:
         return True
     rows = connection.execute("PRAGMA quick_check(1)").fetchall()
     return bool(rows == [("ok",)])
+
+
+def _meta_by_mark(path: Path, clock: Clock) -> Meta | None:
+    """Return of a journal whose `meta` is damaged what `journal.high` says, if that is of it.
+
+    It is when the run that set the mark is among the journal's own, and the epoch is not the one
+    that it has parted from since.
+    """
+    mark = read_mark(path)
+    if mark is None or mark.run is None:
+        return None
+    try:
+        with closing(connect_file(path, "ro")) as connection:
+            runs, origin = read_runs(connection), read_origin(connection)
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        return None
+    if mark.run not in runs or (origin is not None and origin.epoch == mark.epoch):
+        return None
+    now_us = clock.wall_us()
+    return Meta(mark.epoch, now_us, mark.reserved_seq, 0, False, "", clock.boot_id())
 
 
 # --- going on ------------------------------------------------------------------------------------

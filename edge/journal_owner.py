@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from edge.journal_schema import JournalError
+from edge.journal_schema import JournalError, table_exists
 
 __all__ = ["claim", "keep_owner", "read_owner"]
 
@@ -33,6 +33,7 @@ def claim(connection: sqlite3.Connection, path: Path, gateway: str, *, used: boo
 
     Raises:
         JournalError: kind "foreign": it holds readings of another gateway.
+        sqlite3.Error: whose it is cannot be read, or not be noted.
     """
     owner = read_owner(connection)
     if owner == gateway:
@@ -47,11 +48,14 @@ def claim(connection: sqlite3.Connection, path: Path, gateway: str, *, used: boo
 
 
 def read_owner(connection: sqlite3.Connection) -> str:
-    """Return the id of the gateway whose journal this is; empty when it does not say."""
-    try:
-        row = connection.execute("SELECT gateway FROM owner").fetchone()
-    except sqlite3.DatabaseError:
+    """Return the id of the gateway whose journal this is; empty when it does not say.
+
+    Raises:
+        sqlite3.Error: it cannot be read: it may be anybody's.
+    """
+    if not table_exists(connection, "owner"):
         return ""
+    row = connection.execute("SELECT gateway FROM owner").fetchone()
     return "" if row is None else str(row[0])
 
 

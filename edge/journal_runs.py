@@ -17,6 +17,7 @@ from collections.abc import Iterable
 
 from bridge.runs import RUNS_MAX, Origin, Run
 from edge.database import Statement
+from edge.journal_schema import table_exists
 
 __all__ = [
     "begin_run",
@@ -48,22 +49,26 @@ _FORGET_BETWEEN = (
 
 
 def read_runs(connection: sqlite3.Connection) -> tuple[Run, ...]:
-    """Return the runs of a journal, oldest first; none of one that is too old, or damaged there."""
-    try:
-        return tuple(
-            Run(run, after_seq)
-            for run, after_seq in connection.execute("SELECT run, after_seq FROM runs ORDER BY id")
-        )
-    except sqlite3.DatabaseError:
+    """Return the runs of a journal, oldest first; none of one from before there were any.
+
+    Raises:
+        sqlite3.Error: they cannot be read.
+    """
+    if not table_exists(connection, "runs"):
         return ()
+    rows = connection.execute("SELECT run, after_seq FROM runs ORDER BY id")
+    return tuple(Run(run, after_seq) for run, after_seq in rows)
 
 
 def read_origin(connection: sqlite3.Connection) -> Origin | None:
-    """Return where the journal's epoch parted from another, None if it did not."""
-    try:
-        row = connection.execute("SELECT after_seq, epoch FROM origin").fetchone()
-    except sqlite3.DatabaseError:
+    """Return where the journal's epoch parted from another, None if it did not.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    if not table_exists(connection, "origin"):
         return None
+    row = connection.execute("SELECT after_seq, epoch FROM origin").fetchone()
     return None if row is None else Origin(*row)
 
 

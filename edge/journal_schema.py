@@ -30,10 +30,12 @@ __all__ = [
     "JournalError",
     "Row",
     "error_of",
+    "is_damage",
     "key_of",
     "lane_keys",
     "primary_code",
     "row_crc32",
+    "table_exists",
     "tombstone_row",
 ]
 
@@ -177,11 +179,29 @@ _KINDS: Final = {
     sqlite3.SQLITE_PERM: ("unwritable", "cannot be opened; check owner, mode and mount"),
 }
 
+# "no such table" in a file of ours is damage too
+_DAMAGE_CODES: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+
 
 def primary_code(error: sqlite3.Error) -> int:
     """Return SQLite's primary result code of an error, SQLITE_ERROR when it has none."""
     code = getattr(error, "sqlite_errorcode", None)
     return sqlite3.SQLITE_ERROR if code is None else int(code) & 0xFF
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Return True for what a file of ours that is damaged answers; not for a disk that fails."""
+    return primary_code(error) in _DAMAGE_CODES
+
+
+def table_exists(connection: sqlite3.Connection, name: str) -> bool:
+    """Return whether the file has a table that is made when it is first needed.
+
+    Raises:
+        sqlite3.Error: it cannot be read, which is not the same as having none.
+    """
+    sql = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?"
+    return connection.execute(sql, (name,)).fetchone() is not None
 
 
 def error_of(path: Path, seq: int, error: sqlite3.Error) -> JournalError:

@@ -44,10 +44,15 @@ def journal_config(**changes: Any) -> JournalConfig:
 
 @contextlib.asynccontextmanager
 async def journal_at(
-    path: Path, config: JournalConfig = QUIET, clock: Clock | None = None
+    path: Path,
+    config: JournalConfig = QUIET,
+    clock: Clock | None = None,
+    *,
+    gateway: str = "",
 ) -> AsyncIterator[Journal]:
     """Open a journal in a folder and close it in order at the end."""
-    journal = await Journal.open(path / "journal.db", config, clock or ManualClock())
+    file, clock = path / "journal.db", clock or ManualClock()
+    journal = await Journal.open(file, config, clock, gateway=gateway)
     try:
         yield journal
     finally:
