@@ -6,6 +6,7 @@ values) is a `StorageReader`, made by `storage_reader`. Nothing else knows which
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +26,13 @@ __all__ = ["Storage", "StorageReader", "make_parquet", "make_storage", "storage_
 
 
 class Storage(Sink, Protocol):
-    """The storage sink."""
+    """The storage sink.
+
+    Attributes:
+        on_went_back: Called when it has lost what was committed, corrections perhaps among it.
+    """
+
+    on_went_back: Callable[[], None]
 
     @property
     def stats(self) -> StorageStats:

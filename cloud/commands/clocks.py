@@ -1,7 +1,8 @@
 """Corrections of clocks: kept, given to this node's storage, shown in its latest values.
 
 Each node of a cluster does that with every correction, whichever node heard it from the gateway.
-Storage and latest values take each once.
+Storage and latest values take each once. A storage that has lost what it had (a replica that lagged
+was promoted, or a backup put back, under a node that runs) is given all of them again.
 
 Invariant: a gateway is acknowledged after its correction is kept and this node's storage has it.
 """
@@ -60,7 +61,8 @@ class Clocks:
         self._storage = storage
         self._shown = shown
         self._wake = wake
-        self._applied: set[tuple[str, int, int]] = set()
+        self._applied: dict[tuple[str, int, int], Correction] = {}
+        self._again: deque[tuple[str, Correction]] = deque()  # storage may have lost them
         # to be given to storage, and whether they were there before this start
         self._waiting: deque[tuple[str, Correction, bool]] = deque()
         self._turn = asyncio.Lock()
@@ -73,6 +75,8 @@ class Clocks:
         Raises:
             DatabaseError: they cannot be read.
         """
+        if self._storage is not None:
+            self._storage.on_went_back = self.give_again
         await self._keeper.open()
         found = await self._keeper.all(self._hear)
         self._waiting.extendleft((*one, True) for one in reversed(found))
@@ -108,6 +112,18 @@ class Clocks:
             gateway, correction, is_old = self._waiting[0]
             await self._apply(gateway, correction, is_old=is_old)
             self._waiting.popleft()
+        while self._again:
+            given = self._again
+            rows = await self._store(*given[0])
+            if given is self._again:  # else it went back once more, and they are all there again
+                _report(*given.popleft(), rows)
+
+    def give_again(self) -> None:
+        """Give storage, which has lost some of what it had, all that it was given so far."""
+        self._again = deque((gateway, one) for (gateway, _, _), one in self._applied.items())
+        if self._again:
+            log.warning("corrections_given_again", corrections=len(self._again))
+            self._wake()
 
     def _hear(self, gateway: str, correction: Correction) -> None:
         if _key(gateway, correction) not in self._applied:
@@ -120,14 +136,10 @@ class Clocks:
             if key in self._applied:
                 return
             rows = await self._store(gateway, correction)
-            self._applied.add(key)
+            self._applied[key] = correction
             self._shown(gateway, correction, known=is_old and not rows)
-        if is_old and not rows:
-            return
-        limited(log, ("times", gateway), _LOG_EVERY_S).info(
-            "times_corrected", gateway=gateway, first_seq=correction.first_seq,
-            last_seq=correction.last_seq, seconds=correction.delta_us / 1e6, rows=rows,
-        )  # fmt: skip
+        if rows or not is_old:
+            _report(gateway, correction, rows)
 
     async def _store(self, gateway: str, correction: Correction) -> int:
         if self._storage is None:
@@ -136,6 +148,13 @@ class Clocks:
             return await self._storage.correct(gateway, correction)
         except SinkUnavailable as error:
             raise DatabaseError(str(error)) from error
+
+
+def _report(gateway: str, correction: Correction, rows: int) -> None:
+    limited(log, ("times", gateway), _LOG_EVERY_S).info(
+        "times_corrected", gateway=gateway, first_seq=correction.first_seq,
+        last_seq=correction.last_seq, seconds=correction.delta_us / 1e6, rows=rows,
+    )  # fmt: skip
 
 
 def _key(gateway: str, correction: Correction) -> tuple[str, int, int]:

@@ -29,9 +29,10 @@ class Corrections:
         of_source.append((first_seq, last_seq, delta_us))
         of_source.sort()
 
-    def clear(self) -> None:
-        """Know none: they are read anew."""
-        self._by_source.clear()
+    def has_all_of(self, others: Corrections) -> bool:
+        """Return whether each correction of `others` is known here too."""
+        mine = self._by_source
+        return all(set(some) <= set(mine.get(one, ())) for one, some in others._by_source.items())
 
     def times_us(self, one: DecodedEntry) -> Sequence[int]:
         """Return the times of an entry's readings, corrected where that is known already."""

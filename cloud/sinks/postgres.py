@@ -11,7 +11,7 @@ else. DESIGN sections 3, 6, 7.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -44,6 +44,12 @@ log = structlog.get_logger(component="storage")
 _UPKEEP_LOCK = 0x54475055  # advisory: one node at a time does the upkeep
 _UPKEEP_INTERVAL_S = 10.0
 
+_KNOWN = "SELECT true FROM corrections WHERE gateway = $1 AND epoch = $2 AND first_seq = $3"
+# never one that was there before, not even where a database that went back counts on
+_NEXT_VERSION = (
+    "UPDATE meta SET value = value + 1 + (random() * 1000000000)::bigint WHERE key = 'corrections'"
+)
+
 
 class PostgresSink:
     """Readings as rows of a PostgreSQL table.
@@ -66,13 +72,14 @@ class PostgresSink:
         self._connection: Any = None
         self._busy = asyncio.Lock()
         self._slices: Slices | None = None
-        self._writer = PostgresWriter(0)
+        self.on_went_back: Callable[[], None] = lambda: None
+        self._writer = PostgresWriter(0, self._tell_went_back)
         self._upkeep: asyncio.Task[None] | None = None
 
     async def open(self, stream_epoch: int) -> None:
         """Begin; the database need not be there yet."""
         self._stream_epoch = epoch_to_sql(stream_epoch)
-        self._writer = PostgresWriter(self._stream_epoch)
+        self._writer = PostgresWriter(self._stream_epoch, self._tell_went_back)
         self._upkeep = asyncio.create_task(self._keep_up(), name="storage-upkeep")
 
     async def cursors(self) -> Mapping[int, int]:
@@ -151,7 +158,17 @@ class PostgresSink:
         """
         source = (gateway, epoch_to_sql(correction.epoch))
         span = (correction.first_seq, correction.last_seq)
-        async with self._session() as connection, connection.transaction():
+        async with self._session() as connection:
+            if await connection.fetchval(_KNOWN, *source, correction.first_seq):
+                return 0
+            rows = await self._correct(connection, source, span, correction)
+            self._writer.corrected(gateway, correction)
+        return rows
+
+    async def _correct(
+        self, connection: Any, source: tuple[str, int], span: tuple[int, int], correction: Correction
+    ) -> int:
+        async with connection.transaction():
             # writers wait, and see by the version that there is one more
             await connection.execute(f"SELECT pg_advisory_xact_lock({ROWS_LOCK})")
             known = await connection.execute(
@@ -160,13 +177,16 @@ class PostgresSink:
             )  # fmt: skip
             if known == "INSERT 0 0":
                 return 0
-            await connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'corrections'")
+            await connection.execute(_NEXT_VERSION)
             updated: str = await connection.execute(
                 "UPDATE readings SET time_us = time_us + $5"
                 " WHERE gateway = $1 AND epoch = $2 AND seq BETWEEN $3 AND $4",
                 *source, *span, correction.delta_us,
             )  # fmt: skip
         return int(updated.rpartition(" ")[2])
+
+    def _tell_went_back(self) -> None:
+        self.on_went_back()
 
     async def pass_over(self, entry: Entry) -> None:
         """Move the cursor past an entry that was set aside."""

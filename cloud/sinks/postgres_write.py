@@ -18,12 +18,13 @@ them in the database sees each device's readings in order.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import asyncpg
 
+from bridge.commands import Correction
 from bridge.intervals import IntervalSet, Range
 from cloud.sinks.contract import DecodedEntry, SinkFenced, SinkWentBack
 from cloud.sinks.corrections import Corrections
@@ -101,10 +102,13 @@ class PostgresWriter:
 
     Args:
         stream_epoch: Which stream the cursors are of, as PostgreSQL has it.
+        went_back: Called when the database turns out to have lost what was committed: cursors are
+            not as far as they were, or corrections are gone.
     """
 
-    def __init__(self, stream_epoch: int) -> None:
+    def __init__(self, stream_epoch: int, went_back: Callable[[], None]) -> None:
         self._stream_epoch = stream_epoch
+        self._went_back = went_back
         self._tokens: dict[int, int] = {}
         self._committed: dict[int, int] = {}  # positions that this writer knows to be stored
         self._corrections = Corrections()
@@ -113,8 +117,14 @@ class PostgresWriter:
         self._marks: dict[Source, int] = {}
 
     def forget(self) -> None:
-        """Look up anew what is stored; for a new connection."""
+        """Look up anew what is stored; for a new connection: perhaps to a server that went back."""
         self._marks.clear()
+        self._corrections_version = -1
+
+    def corrected(self, gateway: str, correction: Correction) -> None:
+        """Know of a correction that was committed: the next write asks whether it is there."""
+        one = correction
+        self._corrections.add(gateway, one.epoch, one.first_seq, one.last_seq, one.delta_us)
 
     async def claim(self, connection: Any, tokens: Mapping[int, int]) -> dict[int, int]:
         """Set the tokens of partitions unless theirs are higher; return the positions of those.
@@ -130,6 +140,8 @@ class PostgresWriter:
             )
         positions = {row["partition"]: row["position"] for row in rows}
         self._tokens.update({p: tokens[p] for p in positions})
+        if self._behind(positions):
+            self._went_back()
         self._committed.update(positions)
         self._marks.clear()
         return positions
@@ -255,18 +267,25 @@ class PostgresWriter:
         lost = frozenset(cursors) - valid.keys()
         if lost:
             raise SinkFenced(lost)
-        back = frozenset(p for p, at in valid.items() if at < self._committed.get(p, 0))
-        if back:
+        if back := self._behind(valid):
+            self._went_back()
             raise SinkWentBack(back)
         return valid
 
+    def _behind(self, positions: Mapping[int, int]) -> frozenset[int]:
+        """Return the partitions of which the database lacks what was committed."""
+        return frozenset(p for p, at in positions.items() if at < self._committed.get(p, 0))
+
     async def _read_corrections(self, connection: Any, version: int) -> None:
-        self._corrections.clear()
+        found = Corrections()
         for row in await connection.fetch(
             "SELECT gateway, epoch, first_seq, last_seq, delta_us FROM corrections"
         ):
-            self._corrections.add(row[0], epoch_from_sql(row[1]), row[2], row[3], row[4])
+            found.add(row[0], epoch_from_sql(row[1]), row[2], row[3], row[4])
+        known, self._corrections = self._corrections, found
         self._corrections_version = version
+        if not found.has_all_of(known):
+            self._went_back()
 
     async def _stored_already(
         self, connection: Any, taken: Mapping[Source, list[Range]]

@@ -87,6 +87,7 @@ class StorageSink:
         self.path = path
         self.linger_s = config.linger_ms / 1000
         self.stats = StorageStats()
+        self.on_went_back: Callable[[], None] = lambda: None  # a file is one process's: never
         self._config = config
         self._clock = clock
         self._file = OwnedDatabaseFile(path, STORAGE_KIND, cache_bytes=config.cache_bytes)

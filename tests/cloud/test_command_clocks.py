@@ -21,6 +21,7 @@ class Storage:
     def __init__(self, *known: Correction) -> None:
         self.known = list(known)
         self.away = False
+        self.on_went_back = lambda: None
 
     async def correct(self, gateway: str, correction: Correction) -> int:
         if self.away:
@@ -87,3 +88,21 @@ async def test_a_storage_that_is_away_at_the_start_gets_them_later() -> None:
     await lab.clocks.apply_heard()
     assert lab.shown == [(OLD, True), (NEWER, False), (NEW, False)]
     assert storage.known == [OLD, NEWER, NEW]
+
+
+async def test_a_storage_that_went_back_is_given_what_it_lost_and_nothing_is_shown_twice() -> None:
+    storage = Storage(OLD)
+    lab = Lab(Keeper(OLD, NEWER, NEW), storage)
+    await lab.clocks.start()
+    shown, lab.woken = list(lab.shown), 0
+    del storage.known[1:]
+    storage.on_went_back()
+    assert lab.woken
+    storage.away = True
+    with pytest.raises(DatabaseError):
+        await lab.clocks.apply_heard()
+    storage.away = False
+    storage.on_went_back()
+    await lab.clocks.apply_heard()
+    assert storage.known == [OLD, NEWER, NEW]
+    assert lab.shown == shown

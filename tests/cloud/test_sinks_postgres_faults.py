@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.commands import Correction
+from cloud.commands.clocks import Clocks
 from cloud.config import SinksConfig, StorageConfig, StreamConfig
+from cloud.corrections import CorrectionLog
 from cloud.sinks.contract import SinkUnavailable
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.postgres import PostgresSink
@@ -19,13 +22,15 @@ from cloud.sinks.postgres_link import PostgresPlace
 from cloud.sinks.runner import SinkRunner
 from cloud.stream.embedded import EmbeddedStream
 from runtime.clock import ManualClock
-from tests.kit.cloud import append_readings, decoded, ends
+from tests.kit.cloud import EPOCH, append_readings, decoded, ends
 from tests.kit.postgres import PostgresServer, postgres_server
 from tests.kit.readings import one_per_row, readings_of
 from tests.kit.small_disk import small_disk, take_all_space
 
 STREAM = 0xAAAA_BBBB_CCCC_DDDD
 FAST = SinksConfig(retry_s=0.001, retry_max_s=0.01)
+
+EARLY, LATE = Correction(EPOCH, 1, 20, 1_000_000, 5), Correction(EPOCH, 31, 90, 2_000_000, 5)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +86,11 @@ async def seqs_stored(server: PostgresServer, url: str) -> list[int]:
     return [row[0] for row in rows]
 
 
+async def times_stored(server: PostgresServer, url: str) -> dict[int, int]:
+    rows = await server.rows(url, "SELECT seq, time_us FROM tidegate.readings")
+    return {seq: time_us for seq, time_us in rows}
+
+
 async def drop_connections(server: PostgresServer, url: str) -> None:
     """End the sink's connections, as a server's restart does."""
     await server.rows(
@@ -90,28 +100,82 @@ async def drop_connections(server: PostgresServer, url: str) -> None:
     )
 
 
+_KEPT = ("readings", "stored", "cursors", "corrections", "meta")
+
+
+async def keep_copy(server: PostgresServer, url: str) -> None:
+    for table in _KEPT:
+        await server.rows(url, f"CREATE TABLE public.{table} AS TABLE tidegate.{table}")
+
+
+async def put_back(server: PostgresServer, url: str) -> None:
+    """Have the database as it was at `keep_copy`, and those that write to it connect anew."""
+    for table in _KEPT:
+        await server.rows(url, f"TRUNCATE tidegate.{table}")
+        await server.rows(url, f"INSERT INTO tidegate.{table} SELECT * FROM public.{table}")
+    await drop_connections(server, url)
+
+
 async def test_a_database_that_went_back_is_given_again_what_it_lost(
     server: PostgresServer, url: str, stream: EmbeddedStream
 ) -> None:
     """As when a replica that lagged is promoted: the last transactions are gone, cursors too."""
-    kept = ("readings", "stored", "cursors")
     async with running(stream, url) as runner:
         await append_readings(stream, one_per_row(40, devices=20))
         await runner.drained()
-        for table in kept:
-            await server.rows(url, f"CREATE TABLE public.{table} AS TABLE tidegate.{table}")
+        await keep_copy(server, url)
         await append_readings(stream, one_per_row(40, first_seq=41, devices=20))
         await runner.drained()
         assert len(await seqs_stored(server, url)) == 80
-        for table in kept:
-            await server.rows(url, f"TRUNCATE tidegate.{table}")
-            await server.rows(url, f"INSERT INTO tidegate.{table} SELECT * FROM public.{table}")
-        await drop_connections(server, url)
+        await put_back(server, url)
         with capture_logs() as logs:
             await append_readings(stream, one_per_row(40, first_seq=81, devices=20))
             await runner.drained()
         assert await seqs_stored(server, url) == list(range(1, 121))
     assert "sink_went_back" in {line["event"] for line in logs}
+
+
+@pytest.mark.parametrize("rows_lost", [True, False])
+async def test_corrections_that_a_database_lost_by_going_back_are_given_again_at_once(
+    server: PostgresServer, url: str, stream: EmbeddedStream, tmp_path: Path, rows_lost: bool
+) -> None:
+    """While the node runs; and to a row that comes again it is not added twice."""
+    woken = asyncio.Event()
+    shown: list[Correction] = []
+    async with running(stream, url) as runner:
+        assert isinstance(runner.sink, PostgresSink)
+        clocks = Clocks(
+            CorrectionLog(tmp_path / "corrections.db"), stream, runner.sink,
+            lambda _gateway, one, known: shown.append(one), woken.set,
+        )  # fmt: skip
+        await clocks.start()
+        await append_readings(stream, one_per_row(40))
+        await runner.drained()
+        before = await times_stored(server, url)
+        await clocks.take("gw", EARLY)
+        await append_readings(stream, one_per_row(1, first_seq=41))
+        await runner.drained()
+        await keep_copy(server, url)
+        if rows_lost:
+            await append_readings(stream, one_per_row(40, first_seq=42))
+            await runner.drained()
+        await clocks.take("gw", LATE)
+        await put_back(server, url)
+        await append_readings(stream, one_per_row(40, first_seq=82))
+        await woken.wait()
+        await clocks.apply_heard()
+        await runner.drained()
+        found = await times_stored(server, url)
+        await clocks.stop()
+    assert shown == [EARLY, LATE]
+    for seq in before:
+        delta_us = 1_000_000 if seq <= 20 else 2_000_000 if seq >= 31 else 0
+        assert found[seq] == before[seq] + delta_us
+    again = one_per_row(119)
+    for seq, time_us in zip(again.seqs, again.times_us, strict=True):
+        if seq in found and seq > 40:
+            assert found[seq] == time_us + (2_000_000 if seq <= 90 else 0)
+    assert len(found) == (121 if rows_lost else 81)
 
 
 async def test_a_limit_on_statements_set_by_others_stops_no_write(

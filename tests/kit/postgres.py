@@ -91,10 +91,10 @@ class PostgresServer:
                 os.kill(pid, signal.SIGKILL)
         wait_for("its processes gone", lambda: not any(map(_runs, backends)))
 
-    def stop(self) -> None:
-        """End it at once but in order; harmless when it does not run."""
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it at once but in order; harmless when it does not run. SIGQUIT: not in order."""
         if self._child is not None and self._child.poll() is None:
-            self._child.send_signal(signal.SIGINT)
+            self._child.send_signal(how)
             self._child.wait(30)
 
     def log(self) -> str:
@@ -149,7 +149,7 @@ def postgres_server(**options: str) -> Iterator[PostgresServer]:
         server.start(**options)
         yield server
     finally:
-        server.stop()
+        server.stop(signal.SIGQUIT)  # its folder goes: nothing is to be written there any more
         shutil.rmtree(folder, ignore_errors=True)
 
 
