@@ -157,17 +157,17 @@ class PostgresSink:
             SinkUnavailable: the database cannot be written now.
         """
         source = (gateway, epoch_to_sql(correction.epoch))
-        span = (correction.first_seq, correction.last_seq)
         async with self._session() as connection:
             if await connection.fetchval(_KNOWN, *source, correction.first_seq):
                 return 0
-            rows = await self._correct(connection, source, span, correction)
+            rows = await self._correct(connection, source, correction)
             self._writer.corrected(gateway, correction)
         return rows
 
     async def _correct(
-        self, connection: Any, source: tuple[str, int], span: tuple[int, int], correction: Correction
+        self, connection: Any, source: tuple[str, int], correction: Correction
     ) -> int:
+        span = (correction.first_seq, correction.last_seq)
         async with connection.transaction():
             # writers wait, and see by the version that there is one more
             await connection.execute(f"SELECT pg_advisory_xact_lock({ROWS_LOCK})")

@@ -88,7 +88,7 @@ async def seqs_stored(server: PostgresServer, url: str) -> list[int]:
 
 async def times_stored(server: PostgresServer, url: str) -> dict[int, int]:
     rows = await server.rows(url, "SELECT seq, time_us FROM tidegate.readings")
-    return {seq: time_us for seq, time_us in rows}
+    return dict(rows)
 
 
 async def drop_connections(server: PostgresServer, url: str) -> None:
