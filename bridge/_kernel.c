@@ -576,7 +576,8 @@ done:
 /* ---- the module ---------------------------------------------------------------------------- */
 
 static PyMethodDef methods[] = {
-    {"cbor", kernel_cbor, METH_O, "As cbor2.dumps, of what it knows; else TypeError or OverflowError."},
+    {"cbor", kernel_cbor, METH_O,
+     "As cbor2.dumps, of what it knows; else TypeError or OverflowError."},
     {"count_apart", count_apart, METH_O, "As kernel._count_apart."},
     {"merged", merged, METH_O, "As kernel._merged; None when they lie too far apart."},
     {"pack", pack, METH_VARARGS, "As kernel._pack."},

@@ -26,11 +26,13 @@ from bridge.structured.limits import KEEP_BODIES_MAX
 
 __all__ = ["LINK_LIMITS", "BodyChoice"]
 
-# What a context on the link may hold, at both ends: about 40 MB of a process at the very most.
+# What a context on the link may hold, at both ends: an encoder's takes 40 MB of a process at the
+# very most, a decoder's never more than `held_bytes`, and the second one half of that.
 LINK_LIMITS = StructuredLimits(
     sources=16_384,
     columns=8_192,
     cells=262_144,
+    batch_readings=16_384,
     batch_bytes=16 << 20,
 )
 

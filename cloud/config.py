@@ -169,7 +169,8 @@ class IngestConfig:
         minimum=0,
         maximum=65_536,
         help="How many gateways may send in the structured mode at once, each for 1 to 40 MB of "
-        "a decoder's process; further ones send columnar batches. 0 switches the mode off.",
+        "a decoder's process, and 96 MB were it hostile; further ones send columnar batches. "
+        "0 switches the mode off.",
     )
     decoders: int = setting(
         0,

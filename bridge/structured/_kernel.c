@@ -650,7 +650,7 @@ PyMODINIT_FUNC PyInit__kernel(void)
     if (kernel_names_ready() < 0)
         return NULL;
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 12) < 0)
+    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 13) < 0)
         Py_CLEAR(made);
     return made;
 }

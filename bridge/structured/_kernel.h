@@ -30,7 +30,6 @@
     X(column)                                                                                     \
     X(column_choice)                                                                              \
     X(columns)                                                                                    \
-    X(complete)                                                                                   \
     X(contexts)                                                                                   \
     X(counts)                                                                                     \
     X(decimals)                                                                                   \

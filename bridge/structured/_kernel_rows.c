@@ -16,7 +16,7 @@ enum { PLAIN, SAME_AS_BEFORE, MASKED };
 /* What of a template and its family's rows the readings of a batch use again and again. */
 typedef struct {
     PyObject *template, *rows; /* NULL: nothing is known */
-    PyObject *family_index, *tokens, *columns, *complete;
+    PyObject *family_index, *tokens, *columns;
     PyObject *hot, *hot_columns, *cold, *cold_columns; /* tuples */
     PyObject *row_cells, *row_times, *row_templates, *row_hot, *layouts;
     int64_t literal_bytes;
@@ -41,7 +41,6 @@ static int take_up(Use *of, PyObject *template, PyObject *gathered)
         return PyErr_Occurred() ? -1 : 0;
     if ((of->tokens = kernel_get(family, NAME_tokens, &PyList_Type)) == NULL ||
         (of->columns = kernel_get(template, NAME_columns, &PyTuple_Type)) == NULL ||
-        (of->complete = kernel_get(template, NAME_complete, &PySet_Type)) == NULL ||
         (of->hot = kernel_get(template, NAME_hot, &PyTuple_Type)) == NULL ||
         (of->hot_columns = kernel_get(template, NAME_hot_columns, &PyTuple_Type)) == NULL ||
         (of->cold = kernel_get(template, NAME_cold, &PyTuple_Type)) == NULL ||
@@ -335,6 +334,19 @@ static int read_mask(const Batch *in, const Use *of, Py_ssize_t cell, Py_ssize_t
                : 0;
 }
 
+/* Returns 1 where an instance has a token in each column of the template, 0 or -1 otherwise. */
+static int is_complete(const Use *of, Py_ssize_t cell)
+{
+    PyObject *tokens = kernel_item(of->tokens, cell);
+    for (Py_ssize_t i = 0; tokens != NULL && i < PyTuple_GET_SIZE(of->columns); i++) {
+        PyObject *token =
+            kernel_item(tokens, PyLong_AsSsize_t(PyTuple_GET_ITEM(of->columns, i)));
+        if (token == NULL || token == Py_None)
+            return token ? 0 : -1;
+    }
+    return tokens ? 1 : -1;
+}
+
 /* Places a reading whose payload is to be made; returns 1, 0 where `other` is to do it, or -1. */
 static int place_row(const Batch *in, Use *of, const Made *out, PyObject *source, PyObject *time,
                      long head)
@@ -355,7 +367,7 @@ static int place_row(const Batch *in, Use *of, const Made *out, PyObject *source
     Py_ssize_t place = index < 0 ? -1 : cell_of(source, of, &cell);
     if (place < 0)
         return PyErr_Occurred() ? -1 : 0;
-    int complete = PySet_Contains(of->complete, cell);
+    int complete = is_complete(of, place);
     int taken = complete > 0 ? take(out->budget, PyTuple_GET_SIZE(of->columns), of->literal_bytes)
                              : complete;
     if (taken <= 0)

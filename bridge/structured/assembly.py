@@ -33,6 +33,7 @@ from bridge.structured.references import References
 from bridge.structured.schema import add_instance
 from bridge.structured.tables import Table
 from bridge.structured.timing import Arrivals
+from bridge.structured.weight import CELL_CODED, READING, check_weight
 
 __all__ = ["Budget", "Decoded", "Placed", "decode_rows"]
 
@@ -76,7 +77,7 @@ def decode_rows(io: Reader, context: Context, arrivals: Arrivals) -> Decoded:
     def one(source: Source, time: int, head: int) -> None:
         _decode_row(io, context, source, time, head, out, gathered, placed, budget)
 
-    heads = _read_heads(io, context, arrivals)
+    heads, texts_left = _read_heads(io, context, arrivals), io.texts_left
     lengths, templates = context.tables.lengths, context.templates
     try:
         place_rows(
@@ -85,10 +86,17 @@ def decode_rows(io: Reader, context: Context, arrivals: Arrivals) -> Decoded:
         )  # fmt: skip
     except EOFError as error:
         refuse(str(error))
+    context.grown += READING * len(heads)
     references = References(context)
-    for index in sorted(gathered):
-        _decode_columns(io, context, gathered[index], references)
+    for _, rows in sorted(gathered.items()):
+        context.grown += texts_left - io.texts_left
+        check_weight(context)
+        texts_left = io.texts_left
+        _decode_columns(io, context, rows, references)
+        context.grown += CELL_CODED * rows.coded()
     put_together(out.payloads, placed, budget, partial(_payload, budget))
+    context.grown += texts_left - io.texts_left + context.limits.batch_bytes - budget.bytes
+    check_weight(context)
     return out
 
 
@@ -144,8 +152,16 @@ def _decode_row(
     if template.version != family.version:
         template.prepare()
     number = -1 if kind == SAME else rows.add(template, cell, time)
-    if kind == MASKED or cell not in template.complete:
-        _decode_changes(io, context, rows, template, cell, number, kind)
+    tokens = family.tokens[cell]
+    missing = [column for column in template.columns if tokens[column] is None]
+    if kind == MASKED:
+        _decode_mask(io, context, rows, template, cell, number)
+    if missing and kind == SAME:
+        refuse("a repetition of what never was")
+    for column in missing:
+        tokens[column] = b""
+        if not family.columns[column].hot:
+            rows.add_extra(number, column)
     placed.append((len(out.payloads), rows, template, cell, number))
     out.payloads.append(b"")
 
@@ -191,33 +207,16 @@ def _decode_head(
     return template, head
 
 
-def _decode_changes(
-    io: Reader,
-    context: Context,
-    rows: FamilyRows,
-    template: Template,
-    cell: int,
-    number: int,
-    kind: int,
+def _decode_mask(
+    io: Reader, context: Context, rows: FamilyRows, template: Template, cell: int, number: int
 ) -> None:
-    """Read which cold columns a row changes; note them and those that had no token yet."""
+    """Read which cold columns a row changes, and note them."""
     tokens = rows.family.tokens[cell]
-    if kind == MASKED:
-        allowed = set(template.cold_columns)
-        for column in code_mask(io, context, rows.family, ()):
-            if column not in allowed or tokens[column] is None:
-                refuse("a change in a column that is not there")
-            rows.add_extra(number, column)
-    if cell in template.complete:
-        return
-    missing = [column for column in template.columns if tokens[column] is None]
-    if missing and kind == SAME:
-        refuse("a repetition of what never was")
-    for column in missing:
-        tokens[column] = b""
-        if not rows.family.columns[column].hot:
-            rows.add_extra(number, column)
-    template.complete.add(cell)
+    allowed = set(template.cold_columns)
+    for column in code_mask(io, context, rows.family, ()):
+        if column not in allowed or tokens[column] is None:
+            refuse("a change in a column that is not there")
+        rows.add_extra(number, column)
 
 
 def _decode_columns(io: Reader, context: Context, rows: FamilyRows, references: References) -> None:

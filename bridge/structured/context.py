@@ -12,6 +12,7 @@ Nothing that only an encoder knows is kept here. Objects hold no behaviour that 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 
 from bridge.structured.coder import refuse
 from bridge.structured.frames import Measured, Step, assemble, check_marks
@@ -43,6 +44,8 @@ __all__ = [
 
 SCHEMA_FIELDS = 20
 _PRINTERS_MAX = 1024  # at hand; those in use are with their columns
+# By how much one more makes a context heavier, at most (`weight`).
+_SOURCE_GROWS, _FAMILY_GROWS, _CELL_GROWS, _LITERAL_GROWS = 1_200, 3_000, 200, 20
 RAW = -1  # in place of a template's number: the payload as it is
 
 
@@ -263,15 +266,13 @@ class Template:
     columns: tuple[int, ...]
     framed: bool = False  # protobuf: fragments hold marks where lengths belong
     literal_bytes: int = 0
-    literals: list[bytes] = field(default_factory=list)  # piece by piece,
-    form: bytes = b""  # and for the % operator, made when it is needed
-    frames: list[list[Step]] = field(default_factory=list)  # in place of both when framed
+    literals: list[bytes] = field(default_factory=list)  # piece by piece
+    frames: list[list[Step]] = field(default_factory=list)  # in their place when framed
     version: int = -1
     hot: tuple[int, ...] = ()
     hot_columns: tuple[int, ...] = ()
     cold: tuple[int, ...] = ()
     cold_columns: tuple[int, ...] = ()
-    complete: set[int] = field(default_factory=set)  # instances with a token in each column
 
     def fill(self, literals: list[bytes]) -> None:
         """Take the constant text, one piece more than there are slots."""
@@ -285,9 +286,7 @@ class Template:
         """Return the payload with `tokens` in the slots."""
         if self.framed:
             return assemble(self.frames, tokens)
-        if not self.form:
-            self.form = b"%b".join([literal.replace(b"%", b"%%") for literal in self.literals])
-        return self.form % tokens
+        return b"".join(chain.from_iterable(zip(self.literals, (*tokens, b""), strict=True)))
 
     def prepare(self) -> None:
         """Sort the slots by heat, if that changed since."""
@@ -372,6 +371,8 @@ class Context:
     columns: int = 0
     cells: int = 0
     literal_bytes: int = 0
+    weight: int = 0  # when it was weighed last (`weight`), and
+    grown: int = 0  # how much heavier it may be by now
     tables: ModelTables = field(default_factory=ModelTables)
     printers: dict[tuple[int, int, bytes, bytes, bytes], Printer] = field(default_factory=dict)
 
@@ -389,6 +390,8 @@ class Context:
         self.columns += columns
         self.cells += cells
         self.literal_bytes += literal_bytes
+        self.grown += sources * _SOURCE_GROWS + families * _FAMILY_GROWS
+        self.grown += cells * _CELL_GROWS + literal_bytes * _LITERAL_GROWS
         if (
             len(self.sources) + sources > limits.sources
             or len(self.families) + families > limits.families

@@ -103,7 +103,7 @@ class StructuredDecoder:
         context = self._contexts[number]
         if context is None:
             raise BatchError("context", "the body continues a context that is not here")
-        if not 0 < count <= self._limits.batch_cells:
+        if not 0 < count <= self._limits.batch_readings:
             raise BatchError("bounds", "more readings than allowed")
         io = unpack_body(body, context, content_bytes)
         code_mode_changes(io, context)

@@ -20,6 +20,7 @@ from bridge.structured.rows import encode_rows
 from bridge.structured.schema import update_columns
 from bridge.structured.snapshot import dump, restore
 from bridge.structured.timing import code_arrivals, code_mode_changes
+from bridge.structured.weight import READING, is_heavy
 
 __all__ = ["StructuredEncoder"]
 
@@ -108,13 +109,14 @@ class StructuredEncoder:
         """
         limits = self._limits
         size = sum(map(len, columns.payloads))
-        if len(columns) > limits.batch_cells or size > limits.batch_bytes:
+        if len(columns) > limits.batch_readings or size > limits.batch_bytes:
             return None
         if min(columns.times) <= -TIME_MAX or max(columns.times) >= TIME_MAX:
             return None
         columns = _distinct(columns)
         number = self._track_for(min(columns.times))
-        if self._tracks[number].planner.refused > _PRESSURE_MAX:
+        track = self._tracks[number]
+        if track.planner.refused > _PRESSURE_MAX or is_heavy(track.context):
             self._tracks[number:] = [self._new_track(number)]
             self._warm = b"" if number == 0 else self._warm
         track = self._tracks[number]
@@ -122,6 +124,8 @@ class StructuredEncoder:
             plan = track.planner.plan(columns)
             head = BodyHead(number, track.anew, self._warm, keep)
             body = self._write(head, track, plan, len(columns))
+            track.context.grown += READING * len(columns) + size
+            track.context.grown += sum(map(len, columns.properties))
         except BaseException:
             self.reset()  # the context may have been changed in part
             raise

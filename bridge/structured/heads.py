@@ -91,6 +91,11 @@ class FamilyRows:
         columns = self.family.columns
         return [columns[index] for index in self.family.ordered() if index in self.extra]
 
+    def coded(self) -> int:
+        """Return how many tokens of these rows are coded."""
+        cold = sum([len(rows) for rows, _ in self.extra.values()])
+        return sum(map(len, self.hot)) + cold
+
     def select(self, rows: list[int] | None) -> Rows:
         """Return what a predictor needs to know of `rows`, None being all."""
         if rows is None:

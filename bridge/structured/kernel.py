@@ -64,7 +64,7 @@ __all__ = [
     "write_symbol",
 ]
 
-VERSION = 12  # rises with every change of a function's arguments or meaning
+VERSION = 13  # rises with every change of a function's arguments or meaning
 
 
 native: Kernel | None = library("bridge.structured._kernel", VERSION, "no-structured-kernel")

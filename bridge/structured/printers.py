@@ -13,7 +13,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from functools import lru_cache
 from typing import Literal
 
 from bridge.kernel import varint
@@ -28,7 +27,6 @@ PrinterKey = tuple[int, int, bytes, bytes, bytes]  # kind, digits, text, prefix,
 DIGITS_MAX = 18
 _BOUND = 1 << VALUE_BITS
 _TWO_64 = 1 << 64
-_CACHE_MAX = 512
 _PARSE_ERRORS = (ValueError, OverflowError, struct.error)
 
 
@@ -82,11 +80,6 @@ class Printer:
         self.native = kind in _NATIVE or (kind in _WHOLE and 0 < digits <= 8)
         if native is not None and self.native:
             self._use_native(native)
-        elif kind in _REPEATING:
-            cached_parse = lru_cache(_CACHE_MAX)(self.parse)
-            cached_show = lru_cache(_CACHE_MAX)(self.show)
-            self._parse_many = lambda tokens: list(map(cached_parse, tokens))
-            self._show_many = lambda values: list(map(cached_show, values))
         elif kind in (PrinterKind.FIXED, PrinterKind.TRIMMED) and not prefix and not suffix:
             self._parse_many, self._show_many = _decimals(self, digits, kind)
 
@@ -364,8 +357,6 @@ _NATIVE = frozenset(
         PrinterKind.VARINT,
     }
 )
-_REPEATING = frozenset({PrinterKind.STAMP, PrinterKind.STAMP_TRIMMED, PrinterKind.CLOCK})
-
 _SPELLINGS: dict[int, _Spelling] = {
     PrinterKind.FIXED: _fixed,
     PrinterKind.TRIMMED: _trimmed,

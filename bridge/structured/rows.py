@@ -32,6 +32,7 @@ from bridge.structured.references import References
 from bridge.structured.schema import TemplatePlan, add_instance
 from bridge.structured.tables import Table
 from bridge.structured.timing import Arrivals
+from bridge.structured.weight import CELL_CODED
 
 __all__ = ["encode_rows"]
 
@@ -61,6 +62,7 @@ def encode_rows(io: Writer, context: Context, arrivals: Arrivals, plans: list[li
     references = References(context)
     for index in sorted(gathered):
         _encode_columns(io, context, gathered[index], references)
+        context.grown += CELL_CODED * gathered[index].coded()
 
 
 def _note_rows(

@@ -49,6 +49,8 @@ _TOPIC_BYTES_MAX = 0xFFFF
 _AFFIX_BYTES_MAX = 64
 _KNOWN_FRAGMENT, _NEW_FRAGMENT = FOLLOWERS, FOLLOWERS + 1
 _LEVELS_MAX = 255
+# bytes by which what is defined makes a context heavier, at most (`weight`)
+_COLUMN_GROWS, _NUMBER_GROWS, _TEMPLATE_GROWS, _SLOT_GROWS = 8_200, 40, 1_000, 130
 (
     _REMEMBERED,
     _LEVEL,
@@ -313,6 +315,7 @@ def apply_spec(context: Context, family: Family, column: Column, spec: ColumnSpe
     predicted = (column.predictor, column.param, column.ref)
     column.kind, column.printer, column.alphabet = spec.kind, printer, spec.alphabet
     column.predictor, column.param, column.ref = spec.predictor, spec.param, spec.ref
+    context.grown += _COLUMN_GROWS + _NUMBER_GROWS * len(family.tokens)
     if spelled != (spec.kind, printer, spec.alphabet):
         column.respell([tokens[column.index] for tokens in family.tokens])
         column.forget_statistics()
@@ -363,6 +366,7 @@ def define_template(
         io, context.tables, family, slots, texts, plans, new_fragment, new_column
     )
     family.slots = slots
+    context.grown += _TEMPLATE_GROWS + _SLOT_GROWS * slots
     literals = [family.fragments[fragment] for fragment in fragments]
     template = Template(context.next_template, family, fragments, columns, framed)
     template.fill(literals)

@@ -192,6 +192,7 @@ def _context(data: list[Any], limits: StructuredLimits) -> Context:
     if version != _VERSION:
         raise SnapshotError(f"a snapshot of version {version}")
     context = Context(limits, blocks=blocks, history=history)
+    context.grown = limits.held_bytes  # it is to be weighed
     for name, number in zip(_CONTEXT_NUMBERS, numbers, strict=True):
         setattr(context, name, number)
     context.block_index = {block: place for place, block in enumerate(blocks)}
