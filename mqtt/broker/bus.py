@@ -195,6 +195,13 @@ class BusRouter(Router):
 
     # -- shared subscriptions -----------------------------------------------------------------
 
+    def reassign(self, session: Session, now_s: float) -> None:
+        """Give what a member that has gone has not acknowledged to other members."""
+        shares = {each.share for _, each in session.undelivered_shared() if each.share is not None}
+        for group in shares:
+            self.bus.subscribed(session, group.topic_filter)  # it counts as connected no more
+        super().reassign(session, now_s)
+
     def hand_over(
         self,
         session: Session,
@@ -206,8 +213,8 @@ class BusRouter(Router):
     ) -> bool:
         """Give a delivery to another member, here or elsewhere; False when there is none.
 
-        It goes by the log once more, and is this session's in the store until the log has it. Where
-        it may not stay (`to_absent`) the client does not get it meanwhile, come what may.
+        It goes by the log once more, and is this session's in the store until the log has it. The
+        client does not get it meanwhile, should it come back: it would have it beside the other.
         """
         group, message = delivery.share, delivery.message
         assert group is not None
@@ -216,14 +223,14 @@ class BusRouter(Router):
         if tracker is not None:
             done = partial(tracker, True)
         else:
-            done = partial(session.acknowledged, packet_id)
+            done = partial(_moved, session, packet_id, delivery)
         if not self.bus.reroute(message, group, done, waiting=to_absent or tracker is not None):
             return False
         if tracker is not None:
             message.tracker = _ignore
             session.acknowledged(packet_id)
         else:
-            delivery.moving = to_absent
+            delivery.moving = True
         return True
 
     # -- retained -----------------------------------------------------------------------------
@@ -237,6 +244,12 @@ class BusRouter(Router):
         if message is not None:
             self.retained.set(name, message)
             self.retained_bytes += message.size
+
+
+def _moved(session: Session, packet_id: int, delivery: Delivery) -> None:
+    """Forget a delivery that the log has for another member, unless it has ended already."""
+    if session.outbound and session.outbound.get(packet_id) is delivery:
+        session.acknowledged(packet_id)
 
 
 def _ignore(taken: bool) -> None:

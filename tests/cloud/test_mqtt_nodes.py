@@ -407,6 +407,23 @@ async def test_messages_wait_for_a_lasting_member_when_nobody_is_connected() -> 
         assert await back.settled() == []
 
 
+async def test_what_a_member_that_is_alone_has_not_acknowledged_stays_with_it() -> None:
+    async with mqtt_nodes(1) as (one,):
+        member = await one.connect("m", properties=LASTING)
+        await member.subscribe("$share/g/a/#", qos=1)
+        await one.gone(member)
+        publisher = await one.connect("p")
+        await publish(publisher, "a/b", b"x", 1)  # waits for it
+        for dup in (False, True):
+            member = await one.connect(
+                "m", clean_start=False, properties=LASTING, session_present=True
+            )
+            packet = await member.receive(Publish)
+            assert (packet.payload, packet.dup) == (b"x", dup)
+            await one.gone(member)
+        assert one.cluster.shares.moved == 0
+
+
 async def test_a_node_that_starts_between_two_leaders_joins_once_there_is_one() -> None:
     engine = MemoryEngine()
     engine.has_quorum = False
