@@ -36,20 +36,25 @@ def storage_config(file: Path | None) -> StorageConfig:
     Raises:
         ConfigError: the file or the environment is not understood.
     """
-    names = ("TIDEGATE_STORAGE_URL", "TIDEGATE_STORAGE_SCHEMA")
+    return _config(file).storage
+
+
+def _config(file: Path | None) -> CloudConfig:
+    """Return a cloud node's configuration as far as it says where its readings are."""
+    names = ("TIDEGATE_DATA", "TIDEGATE_STORAGE_URL", "TIDEGATE_STORAGE_SCHEMA")
     environment = {name: os.environ[name] for name in names if name in os.environ}
-    return load(CloudConfig, file=file, environment=environment).storage
+    return load(CloudConfig, file=file, environment=environment)
 
 
 def data_folder(options: argparse.Namespace) -> Path:
-    """Return the folder that `--data` or the node's file names, the default one without either.
+    """Return the folder that `--data`, the environment or the node's file names, or the default.
 
     Raises:
         ConfigError: the file is not understood.
     """
     if options.data is not None:
         return Path(options.data)
-    return load(CloudConfig, file=options.config).data
+    return _config(options.config).data
 
 
 def said(error: Exception) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "flags_of",
     "keys",
     "load",
+    "misspelt",
     "section",
     "setting",
     "tables",
@@ -185,6 +186,20 @@ def load(
     if problems:
         raise ConfigError(*problems)
     return _build(cls, (), values, where or "configuration")
+
+
+def misspelt(environment: Mapping[str, str], cls: type) -> dict[str, str]:
+    """Return the variables that look like a setting of `cls` and are none, with the nearest one.
+
+    Others are somebody else's: of another command, or of who started the process.
+    """
+    known = [key.environment for key in keys(cls) if key.kind != "section"]
+    near = {
+        name: difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+        for name in environment
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known
+    }
+    return {name: match[0] for name, match in near.items() if match}
 
 
 def add_arguments(

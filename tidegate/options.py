@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TypeVar
 
-from runtime.config import add_arguments, flags_of, load
+from runtime.config import add_arguments, flags_of, load, misspelt
 
 __all__ = ["add_config_arguments", "config_of"]
 
 T = TypeVar("T")
+
+_told = set[str]()  # misspelt variables, by this process
 
 
 def add_config_arguments(
@@ -32,5 +35,16 @@ def add_config_arguments(
 
 
 def config_of(options: argparse.Namespace, cls: type[T]) -> T:
-    """Load a command's configuration; raises ConfigError, which ends the process with 2."""
+    """Load a command's configuration; raises ConfigError, which ends the process with 2.
+
+    A variable that is near one of its settings, and none, is told of once.
+    """
+    for name, near in misspelt(os.environ, cls).items():
+        if name not in _told:
+            _told.add(name)
+            print(
+                f"tidegate: {name} in the environment is no setting of this command and does"
+                f" nothing; did you mean {near}?",
+                file=sys.stderr,
+            )
     return load(cls, file=options.config, environment=os.environ, flags=flags_of(options, cls))

@@ -14,6 +14,7 @@ from runtime.config import (
     flags_of,
     keys,
     load,
+    misspelt,
     section,
     setting,
     tables,
@@ -164,3 +165,10 @@ def test_every_key_has_one_environment_variable() -> None:
     names = [key.environment for key in keys(Config) if key.kind != "section"]
     assert len(set(names)) == len(names)
     assert "TIDEGATE_JOURNAL_COMMIT_WINDOW_MS" in names
+
+
+def test_a_variable_near_a_setting_is_misspelt_and_others_are_somebody_elses() -> None:
+    right = next(keys(Journal)).environment
+    wrong = right.replace("WINDOW", "WINDWO")
+    environment = {right: "1", wrong: "2", "TIDEGATE_STREAM_FOLDER": "x", wrong[9:]: "3"}
+    assert misspelt(environment, Journal) == {wrong: right}

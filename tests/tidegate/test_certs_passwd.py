@@ -111,7 +111,6 @@ async def test_passwords_that_the_broker_takes(
     assert passwd(monkeypatch, file, "alice") == 0
     assert passwd(monkeypatch, file, "bob", password="other") == 0
     assert passwd(monkeypatch, file, "alice", password="changed") == 0
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert file.read_text().startswith("# kept\n")
     passwords = Passwords(file, pytest.fail)
     assert await passwords.verify("alice", b"changed")
@@ -175,16 +174,25 @@ def test_without_a_terminal_one_line_says_what_to_do(
         assert not (tmp_path / "passwd").exists()
 
 
-def test_a_file_keeps_who_may_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("mode", "told"), [(0o640, 0), (0o644, 1)])
+def test_a_file_keeps_who_may_read_it(
+    mode: int,
+    told: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A service that runs as another user reads it after root has changed it, too."""
     file = tmp_path / "users"
     assert passwd(monkeypatch, file, "alice") == 0
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    file.chmod(0o640)
+    file.chmod(mode)
     if os.geteuid() == 0:
         os.chown(file, 4_711, 4_712)
     before = file.stat()
+    capsys.readouterr()
     assert passwd(monkeypatch, file, "bob") == 0
+    assert capsys.readouterr().err.count("everybody on this machine can read it") == told
     after = file.stat()
     assert (after.st_mode, after.st_uid, after.st_gid) == (
         before.st_mode, before.st_uid, before.st_gid,

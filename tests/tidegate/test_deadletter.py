@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from bridge.batch import EntryEncoder
 from bridge.devices import DeviceIds
 from cloud.node import Node
@@ -132,7 +134,9 @@ async def test_a_gateways_letter_is_sent_again_under_its_identity(tmp_path: Path
         assert rows == [(1, "0"), (2, "1"), (3, "2")]
 
 
-async def test_without_a_cloud_a_letter_stays(tmp_path: Path) -> None:
+async def test_without_a_cloud_a_letter_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await refused_at_edge(tmp_path, 3)
     config = tmp_path / "edge.toml"
     config.write_text(f'data = "{tmp_path}"\n[uplink]\nendpoints = ["mqtt://127.0.0.1:9"]\n')
@@ -140,6 +144,10 @@ async def test_without_a_cloud_a_letter_stays(tmp_path: Path) -> None:
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "edge:1 is still dead" in done.err
     assert "edge:1" in (await run_command("deadletter", "list", "-c", config)).out
+    monkeypatch.setenv("TIDEGATE_DATA", str(tmp_path))
+    assert "edge:1" in (await run_command("deadletter", "list")).out
+    monkeypatch.setenv("TIDEGATE_UPLINK_ENDPOINTS", "mqtt://127.0.0.1:10")
+    assert ":10" in (await run_command("deadletter", "redrive", "--all", "-c", config)).err
     gone = await run_command("deadletter", "discard", "edge:1", "-c", config)
     assert (gone.code, gone.out) == (0, "1 discarded\n")
     assert (await run_command("deadletter", "list", "-c", config)).out == "no dead letters\n"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,11 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help="as `list` shows them")
     parser.add_argument("--all", action="store_true", help="redrive or discard: all of them")
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="the data folder [that of -c, or tidegate-data]"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the data folder [that of -c or TIDEGATE_DATA, or tidegate-data]",
     )
     parser.add_argument("--url", help="HTTP address of a running cloud node in place of --data")
     parser.add_argument(
-        "-c", "--config", type=Path, metavar="FILE", help="the gateway's TOML file, for redrive"
+        "-c",
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the gateway's TOML file, for redrive; TIDEGATE_... count as for `tidegate edge`",
     )
 
 
@@ -95,7 +103,7 @@ def _on_node(options: argparse.Namespace) -> int:
 
 
 async def _on_files(options: argparse.Namespace) -> int:
-    edge = load(EdgeConfig, file=options.config, environment={}, flags={})
+    edge = load(EdgeConfig, file=options.config, environment=os.environ)
     data: Path = options.data or edge.data
     journal = JournalDeadLetters(data / "edge" / "journal.db")
     of_edge = [one for one in options.ids if one.startswith("edge:")]

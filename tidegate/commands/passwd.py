@@ -7,9 +7,9 @@
     tidegate passwd users.txt --list
 
 Passwords are kept as argon2id hashes, in the format of amqtt's FileAuthPlugin; with --scram as the
-keys of SCRAM-SHA-256, for MQTT 5's enhanced authentication. Others than its owner and group never
-read the file, and it keeps these two and their rights; it is replaced as a whole, and a running
-edge or cloud takes it without a reload.
+keys of SCRAM-SHA-256, for MQTT 5's enhanced authentication. A new file is its owner's alone; one
+that is there keeps its owner, its group and who may read it. It is replaced as a whole, and a
+running edge or cloud takes it without a reload.
 """
 
 from __future__ import annotations
@@ -114,7 +114,13 @@ def _write(file: Path, lines: list[str]) -> None:
         if file.exists():  # the service that reads it may be another user than who changes it
             before = file.stat()
             os.fchown(descriptor, before.st_uid, before.st_gid)
-            os.fchmod(descriptor, 0o600 if before.st_mode & 0o007 else stat.S_IMODE(before.st_mode))
+            os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
+            if before.st_mode & stat.S_IROTH:
+                print(
+                    f"tidegate: {file}: everybody on this machine can read it; where only its owner"
+                    f" and group have to: chmod o= {file}",
+                    file=sys.stderr,
+                )
         stream.writelines(f"{line}\n" for line in lines)
         stream.flush()
         os.fsync(stream.fileno())
