@@ -21,8 +21,8 @@ import random
 import sqlite3
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import httpx
 import structlog
 
 from bridge.partition import partition_of
@@ -47,6 +47,9 @@ from cloud.views import AlertEventView, AlertView
 from runtime.clock import Clock
 from runtime.logs import limited
 from runtime.metrics import Metrics
+
+if TYPE_CHECKING:
+    import httpx
 
 __all__ = ["AlertSink", "Heads"]
 
