@@ -10,16 +10,30 @@ both ends go on believing in their connections.
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.kit.programs import program
 
 __all__ = ["Machine", "Switch", "switch_with"]
+
+# answers a line with what a URL has; one process for all that a machine is asked
+_ASKER = """\
+import sys, urllib.request
+for line in sys.stdin:
+    try:
+        text = urllib.request.urlopen(line.strip(), timeout=5).read().decode()
+    except OSError:
+        text = "null"
+    print(" ".join(text.splitlines()), flush=True)
+"""
 
 
 class Machine:
@@ -33,6 +47,7 @@ class Machine:
         self.address = f"10.77.0.{number}"
         self._holder = holder
         self._children: list[subprocess.Popen[bytes]] = []
+        self._asker: subprocess.Popen[bytes] | None = None
 
     def command(self, *arguments: str | Path) -> list[str]:
         """Return a command as it runs here."""
@@ -55,11 +70,24 @@ class Machine:
             self.command(*arguments), capture_output=True, text=True, check=False, timeout=timeout_s
         )
 
+    def ask(self, url: str) -> Any:
+        """Return the JSON that a URL has here, on loopback say; None when it is not answered."""
+        pipe = subprocess.PIPE
+        if self._asker is None:
+            command = self.command(sys.executable, "-c", _ASKER)
+            self._asker = subprocess.Popen(command, stdin=pipe, stdout=pipe)
+            self._children.append(self._asker)
+        assert self._asker.stdin is not None
+        assert self._asker.stdout is not None
+        self._asker.stdin.write(url.encode() + b"\n")
+        self._asker.stdin.flush()
+        return json.loads(self._asker.stdout.readline())
+
     def end(self) -> None:
         """Kill what was started here."""
         for child in self._children:
             child.kill()
-            child.wait()
+            child.communicate()
 
 
 class Switch:
