@@ -32,7 +32,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,  # a hang; how fast it runs is the machine's affair
     )
 
 
@@ -72,7 +72,7 @@ def test_a_cluster_takes_readings_in_by_each_way() -> None:
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
     assert [row["case"] for row in rows] == ["one by one", "columnar", "structured"]
-    assert all(row["client_us_a_reading"] > 0 for row in rows)
+    assert all(row["client_us_a_reading"] > 0 and row["readings_per_s"] > 0 for row in rows)
 
 
 def test_the_list_names_each_with_a_line() -> None:
