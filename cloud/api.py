@@ -256,7 +256,7 @@ def _alerts(parts: ApiParts) -> APIRouter:
     ) -> Alerts:
         """Return alerts that are pending or firing, or the history of alerts, newest first.
 
-        In a cluster: the alerts of all nodes, and the history of this one.
+        In a cluster: of all nodes.
         """
         if parts.alerts is None:
             return Alerts(alerts=[]) if view == "active" else Alerts(events=[])

@@ -25,8 +25,8 @@ class Node(CloudService):
 
     def __init__(self, config: CloudConfig, clock: Clock) -> None:
         """Prepare; `start` begins."""
-        alerts = self._alerts = AlertsPart()
         commands = CommandsPart(config)
+        alerts = self._alerts = AlertsPart(commands.control)
         ledger = LedgerPart(config.ledger.interval_s)
         self._api = ApiPart(alerts, commands, ledger)
         commands.on_corrected = self._api.corrected

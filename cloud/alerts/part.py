@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cloud.alerts.config import AlertsConfig
 from cloud.alerts.sink import AlertSink
+from cloud.cluster.alert_history import ClusterAlertHistory
 from cloud.cluster.alert_peers import AlertPeers
 from cloud.cluster.alerts import ClusterAlertStates
 from cloud.cluster.bucket import Bucket
 from cloud.cluster.connection import ClusterError
+from cloud.cluster.control import Control
 from cloud.parts import CloudNode
 from cloud.sinks.contract import Sink
 from cloud.stream.jetstream.engine import JetStreamStream
@@ -22,13 +24,17 @@ __all__ = ["AlertsPart"]
 class AlertsPart:
     """The alerts of a node (cloud/parts.py).
 
+    Args:
+        control: Gives the bucket of what a cluster's nodes have to know.
+
     Attributes:
         sink: What watches the stream; None before the node asked for it.
         peers: The alerts of a cluster's other nodes; None where there are none, and before the
             start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, control: Callable[[JetStreamStream], Control]) -> None:
+        self._control = control
         self.sink: AlertSink | None = None
         self.peers: AlertPeers | None = None
 
@@ -39,13 +45,15 @@ class AlertsPart:
             await node.broker.publish_many([Outgoing(topic, payload, qos=1, retain=True)])
 
         path = node.config.data / "cloud" / "alerts.db"
-        states = None
+        states = history = None
         if isinstance(node.stream, JetStreamStream):
             bucket = Bucket(node.stream.connection, node.stream.layout.bucket("alerts"))
             states = ClusterAlertStates(bucket)
+            history = ClusterAlertHistory(self._control(node.stream))
         self.sink = AlertSink(
-            node.config.alerts, path, node.clock, node.stream_ends, publish, states=states
-        )
+            node.config.alerts, path, node.clock, node.stream_ends, publish,
+            states=states, history=history,
+        )  # fmt: skip
         return [self.sink]
 
     async def start(self, node: CloudNode) -> None:

@@ -35,6 +35,7 @@ from cloud.alerts.handover import (
     PartitionStates,
     partition_of_message,
 )
+from cloud.alerts.history import HistoryCopy, SharedHistory
 from cloud.alerts.outbox import MQTT, MqttTarget, Outbox, Publish, Target, WebhookTarget
 from cloud.alerts.rules import Bounds, Rule
 from cloud.alerts.series import Transition
@@ -88,6 +89,7 @@ class AlertSink:
         publish: Publish | None,
         *,
         states: PartitionStates | None = None,
+        history: SharedHistory | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -101,6 +103,7 @@ class AlertSink:
             publish: Publishes an alert on MQTT, retained at QoS 1; None = MQTT is not used.
             states: Where the nodes of a cluster keep the state of partitions; None: alerts.db has
                 everything.
+            history: Where they keep what happened; None: this node's own is all there is.
             transport: Replaces the network of webhooks, for tests.
             rng: For pauses between attempts.
         """
@@ -123,6 +126,8 @@ class AlertSink:
         self._turns: frozenset[int] | None = None  # None: all partitions are ours
         self._states = states
         self._hand_over: HandOver | None = None
+        self._shared = history
+        self._copy: HistoryCopy | None = None
         self._deaf = (0, 0)
         self._alive_us = 0
         self._dropped = 0
@@ -147,6 +152,9 @@ class AlertSink:
         if self._states is not None:
             self._hand_over = HandOver(self._states, stream_epoch)
             await store.forget()
+        if self._shared is not None:
+            self._copy = HistoryCopy(self._shared, store, limits.history_max)
+            await self._copy.start()
         kept = await store.load()
         await store.begin(stream_epoch)
         now_us = self._clock.wall_us()
@@ -254,6 +262,8 @@ class AlertSink:
             return
         assert self._hand_over is not None
         assert self._store is not None
+        if self._copy is not None:  # first: a state that has it is not decided on once more
+            await self._copy.add(self._changes.history)
         try:
             lost = await self._hand_over.keep(
                 self._changes, self._engines, self._store.pending, self._clock.wall_us(), partitions
@@ -335,6 +345,8 @@ class AlertSink:
     ) -> list[AlertEventView]:
         """Return what happened, newest first."""
         assert self._store is not None
+        if self._copy is not None:
+            await self._copy.write()
         rows = await self._store.history(rule=rule, device=device, before=before, limit=limit)
         return list(map(event_view, rows))
 
@@ -376,6 +388,8 @@ class AlertSink:
             self._rules = [Rule(rule) for rule in config.rule]
             self._bounds = Bounds.of(config.limits)
             self._store.limit(config.limits.history_max, config.limits.outbox_max)
+            if self._copy is not None:
+                self._copy.history_max = config.limits.history_max
             self._teller = Teller(config, mqtt=self._publish is not None)
             if others:
                 await self._change_targets(self._store)
@@ -509,6 +523,8 @@ class AlertSink:
     async def _tick(self) -> float:
         """Meet the deadlines that are due; return how long there is nothing to do, seconds."""
         now_us = self._clock.wall_us()
+        if self._copy is not None:
+            await self._copy.write()
         heads = await self._heads()
         next_us = now_us + round(IDLE_PAUSE_S * 1_000_000)
         for partition, engine in self._engines.items():
@@ -555,6 +571,8 @@ class AlertSink:
                 await self._keep(self._hand_over.wanted(changes, now_us))
                 changes.cursors.clear()
                 changes.series.clear()
+                if self._copy is not None:
+                    changes.history.clear()
             dropped = await self._store.commit(changes, now_us)
         except sqlite3.Error as error:
             raise SinkUnavailable(f"{self._path}: {error}") from error

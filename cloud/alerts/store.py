@@ -86,6 +86,12 @@ CREATE TABLE meta (
 """,
 )
 
+_HISTORY_COLUMNS = (
+    "alert_id, state, rule, severity, device, topic, at_us, decided_us, value, reason, historical,"
+    " flapping"
+)
+_ALONE_IDS = 1 << 40  # a node alone does not give out so many
+
 
 @dataclass(slots=True, frozen=True)
 class Message:
@@ -295,6 +301,40 @@ class AlertStore:
 
         await self._database.run(work)
 
+    async def share_history(self) -> None:
+        """Make way for a copy of the cluster's history; what there is of one node's own stays.
+
+        That gets ids below all of the cluster's, in its order.
+        """
+
+        def work(connection: sqlite3.Connection) -> None:
+            with transaction(connection):
+                shared = "SELECT 1 FROM meta WHERE key = 'history_shared'"
+                if connection.execute(shared).fetchone() is None:
+                    connection.execute("UPDATE history SET id = id - ?", (_ALONE_IDS,))
+                    _set(connection, "history_shared", 1)
+                connection.execute("DELETE FROM history WHERE id > 0")
+
+        await self._database.run(work)
+
+    async def copy_history(self, rows: Iterable[HistoryRow]) -> None:
+        """Write down what happened at any node, under its id; what is there already stays."""
+        values = [(row.id, *_history_row(row.transition)) for row in rows]
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("PRAGMA synchronous = NORMAL")  # the cluster has it
+            with transaction(connection):
+                execute_rows(
+                    connection, f"INSERT OR IGNORE INTO history (id, {_HISTORY_COLUMNS})", values
+                )
+                connection.execute(
+                    "DELETE FROM history WHERE id <="
+                    " (SELECT id FROM history ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                    (self._history_max,),
+                )
+
+        await self._database.run(work)
+
     async def settle(self, done: Sequence[int], again: Sequence[tuple[int, int]]) -> None:
         """Remove messages by id, and put others off: (next_us, id), one more attempt each."""
 
@@ -415,8 +455,7 @@ def _write(connection: sqlite3.Connection, changes: Changes) -> None:
     )
     execute_rows(
         connection,
-        "INSERT OR IGNORE INTO history (alert_id, state, rule, severity, device, topic, at_us, "
-        "decided_us, value, reason, historical, flapping)",
+        f"INSERT OR IGNORE INTO history ({_HISTORY_COLUMNS})",
         [_history_row(transition) for transition in changes.history],
     )
     execute_rows(

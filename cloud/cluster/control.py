@@ -1,4 +1,4 @@
-"""The bucket of what nodes have to know of gateways: commands, recalls, corrections, nodes.
+"""The bucket of what nodes have to know: commands, recalls, corrections, nodes, alerts' history.
 
 A key is `{kind}.{rest}`; each kind has one taker, which gets every value there is, and then every
 change, in the order of the bucket. Nothing is kept here.

@@ -57,7 +57,7 @@ BUCKETS = (
     "sessions",
     "retained",
     "registry",  # device -> gateway, for commands
-    "control",  # commands, what is said of clocks
+    "control",  # commands, what is said of clocks, what happened to alerts
     "bodies",  # of commands
     "alerts",
 )

@@ -101,7 +101,7 @@ class CommandsPart:
         """Return the sink that follows which gateway carries which device."""
         if isinstance(node.stream, JetStreamStream):
             connection, layout = node.stream.connection, node.stream.layout
-            control = self._control = Control(connection, layout)
+            control = self.control(node.stream)
             self._store = ClusterCommandStore(
                 connection, layout, control, self._node_id, self._config.kept_s
             )
@@ -115,6 +115,15 @@ class CommandsPart:
             self._config, self._store, self._carriers, node.broker, node.clock, self._wake.set
         )
         return [self._carriers] if self._config.enabled else []
+
+    def control(self, stream: JetStreamStream) -> Control:
+        """Return the bucket of what a cluster's nodes have to know; this part starts and ends it.
+
+        Other parts may have kinds of keys of their own in it (`Control.on`).
+        """
+        if self._control is None:
+            self._control = Control(stream.connection, stream.layout)
+        return self._control
 
     def router(self) -> APIRouter | None:
         """Return the API's paths; None without commands."""

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from cloud.alerts.series import Transition
 from cloud.alerts.sink import AlertSink
-from cloud.alerts.store import Message
+from cloud.alerts.store import AlertStore, Changes, Message
 from cloud.sinks.contract import SinkFenced
+from cloud.views import AlertEventView
 from tests.kit.alert_nodes import EPOCH, AlertNodes
 from tests.kit.alerts import hot, silent
 
@@ -219,6 +221,30 @@ async def test_the_stream_keeps_what_no_state_has(lab: AlertNodes) -> None:
     assert (one.kept() or {})[lab.partition] == 3
 
 
+async def test_a_node_shows_what_happened_while_it_was_away_and_before_it_joined(
+    tmp_path: Path, lab: AlertNodes
+) -> None:
+    store = await AlertStore.open(tmp_path / "alerts-0.db", history_max=100, outbox_max=5)
+    old = [Transition("firing", f"old{n}", "hot", "critical", "d", "", n, n, 9.0) for n in (1, 2)]
+    await store.commit(Changes(history=old), 1)  # of when the node was alone
+    await store.close()
+    one, two = await opened(lab), await opened(lab)
+    for _ in range(2):
+        await lab.hand_to(two)
+        await lab.reads(0, 99)
+        await lab.reads(6, 99)
+        await lab.quiet()
+        said = [one.alert_id for one in await lab.history(one)]
+        assert said[1:] == ["old2", "old1"]
+        assert [one.alert_id for one in await lab.history(two)] == said[:1]
+        await one.close()
+        await one.open(EPOCH)
+
+
+def what(event: AlertEventView) -> tuple[object, ...]:
+    return event.alert_id, event.state, event.at_us, event.value
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_any_history_of_moves_is_told_like_that_of_one_node(
     tmp_path: Path, seed: int
@@ -243,6 +269,10 @@ async def test_any_history_of_moves_is_told_like_that_of_one_node(
             crashes += crash
             await moved.hand_to(await opened(moved), crash=crash)
     await moved.quiet()
+    shown = [await moved.history(one) for one in moved.nodes if one._store is not None]
+    assert all(one == shown[0] for one in shown)  # ids among it
+    assert alone.holder is not None
+    assert [what(one) for one in shown[0]] == [what(e) for e in await alone.history(alone.holder)]
     await alone.close()
     await moved.close()
     expected, found = Counter(alone.told), Counter(moved.told)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,10 +16,13 @@ import pytest
 from cloud.alerts.config import AlertsConfig, LimitsConfig
 from cloud.alerts.engine import StoredSeries
 from cloud.alerts.handover import PartitionState
+from cloud.alerts.series import Transition
 from cloud.alerts.store import Message
+from cloud.cluster.alert_history import ClusterAlertHistory
 from cloud.cluster.alerts import ClusterAlertStates
 from cloud.cluster.bucket import Bucket
 from cloud.cluster.connection import Unanswered
+from cloud.cluster.control import Control
 from cloud.sinks.contract import SinkFenced, SinkUnavailable
 from tests.kit.alert_nodes import EPOCH, AlertNodes
 from tests.kit.alerts import hot
@@ -33,6 +37,62 @@ NUMBERS = count()
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
     with nats_single(tmp_path_factory.mktemp("single"), disk_bytes_max=8 << 30) as running:
         yield running
+
+
+async def until_shown(
+    what: str, asked: Callable[[], Awaitable[dict[str, Any]]], events: int
+) -> None:
+    async with asyncio.timeout(60):
+        while len((await asked())["events"]) < events:
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def histories_of(
+    servers: NatsServers, number: int
+) -> AsyncIterator[list[ClusterAlertHistory]]:
+    """Run the histories of some nodes; each follows the bucket."""
+    layout = await make_layout(servers, f"a{next(NUMBERS)}")
+    async with AsyncExitStack() as stack:
+        found = []
+        for _ in range(number):
+            control = Control(await stack.enter_async_context(connected(servers)), layout)
+            found.append(ClusterAlertHistory(control))
+            await control.start()
+            stack.push_async_callback(control.stop)
+        yield found
+
+
+def firing(number: int) -> Transition:
+    return Transition("firing", f"a{number}", "hot", "critical", "d", "", number, number, 9.5)
+
+
+class Heard:
+    """What one node hears."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, Transition]] = []
+
+    def __call__(self, first_id: int, transitions: Sequence[Transition]) -> None:
+        self.rows += ((first_id + n, one) for n, one in enumerate(transitions))
+
+
+async def test_all_hear_one_history_and_the_oldest_of_it_go(servers: NatsServers) -> None:
+    async with histories_of(servers, 2) as histories:
+        heard = [Heard(), Heard()]
+        histories[0].follow(heard[0])
+        for number in range(1, 30):
+            await histories[number % 2].add([firing(number), firing(100 + number)], 20)
+            await histories[0].add([firing(number), firing(100 + number)], 20)  # once more
+            await until("heard", lambda n=number: len(heard[0].rows) == 2 * n)
+        histories[1].follow(heard[1])
+        await until("the other, too", lambda: len(heard[1].rows) >= 58)
+        assert heard[0].rows == heard[1].rows
+        ids = [event_id for event_id, _ in heard[0].rows]
+        assert ids == sorted(set(ids))
+        kept = await histories[0]._bucket.tokens_below("h")
+        live = [one for one in kept if await histories[0]._bucket.get(f"h.{one}") is not None]
+        assert len(live) in (10, 11)
 
 
 @asynccontextmanager
@@ -174,6 +234,16 @@ async def test_nodes_tell_an_alert_once_whoever_has_its_partition(
             async with client_at(nodes[0].port, device) as (client, _):
                 await client.publish(f"devices/{device}/state", b'{"t": 20}', 1)
         await until("all are well", lambda: len(box.messages) >= 2 * len(devices))
+        sink = nodes[0]._alerts.sink
+        assert sink is not None
+
+        async def happened() -> dict[str, Any]:
+            found = await sink.history(rule=None, device=None, before=None, limit=100)
+            return {"events": found}
+
+        # also what the node did that has ended
+        await until_shown("all of both", happened, 2 * len(devices))
+        assert len((await happened())["events"]) == 2 * len(devices)
         told = [one["state"] for one in box.json()]
         assert sorted(told) == ["firing"] * len(devices) + ["resolved"] * len(devices)
 
@@ -211,6 +281,22 @@ async def test_every_node_shows_the_alerts_of_all_and_takes_them_on(
             assert (answer.status_code, answer.json()["acked_by"]) == (200, url)
         answer = await web.post(f"{urls[0]}/nothing/ack", json={"by": "ann"})
         assert answer.status_code == 404
+
+        async def happened(url: str, **which: str) -> dict[str, Any]:
+            page = await web.get(url, params={"view": "history", **which})
+            return dict(page.json())
+
+        for url in urls:
+            await until_shown("all of it", lambda url=url: happened(url), len(devices) + 2)
+        events = (await happened(urls[0]))["events"]
+        assert events == (await happened(urls[1]))["events"]
+        states = [(event["device"], event["state"]) for event in events]
+        assert sorted(states) == sorted(
+            [(device, "firing") for device in devices] + 2 * [("d3", "acknowledged")]
+        )
+        first = await happened(urls[0], limit="3")
+        rest = await happened(urls[1], before=str(first["next"]))  # a page of each
+        assert first["events"] + rest["events"] == events
 
         await nodes[1]._alerts.stop()  # it is there, and does not answer
         left = (await web.get(urls[0])).json()

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bridge.partition import partition_of
 from cloud.alerts.config import AlertsConfig, LimitsConfig, RuleConfig
 from cloud.alerts.handover import PartitionState, PartitionStates
+from cloud.alerts.history import Heard
+from cloud.alerts.series import Transition
 from cloud.alerts.sink import AlertSink
 from cloud.sinks.contract import DecodedEntry, SinkFenced
 from cloud.stream.contract import Entry
+from cloud.views import AlertEventView
 from runtime.clock import ManualClock
 from tests.kit.alerts import batch, us
 
-__all__ = ["AlertNodes", "MemoryStates", "StatesOfNode"]
+__all__ = ["AlertNodes", "MemoryHistory", "MemoryStates", "StatesOfNode"]
 
 EPOCH = 5
 
@@ -56,6 +59,25 @@ class StatesOfNode:
         return lost
 
 
+class MemoryHistory:
+    """What `cloud.cluster.alert_history` keeps, in memory; whoever adds again is heard again."""
+
+    def __init__(self) -> None:
+        self._added: list[Transition] = []
+        self._nodes: list[Heard] = []
+
+    async def add(self, transitions: Sequence[Transition], history_max: int) -> None:
+        await asyncio.sleep(0)
+        first_id = len(self._added) + 1
+        self._added += transitions
+        for heard in self._nodes:
+            heard(first_id, list(transitions))
+
+    def follow(self, heard: Heard) -> None:
+        self._nodes.append(heard)
+        heard(1, list(self._added))
+
+
 class AlertNodes:
     """Some nodes, of which one at a time has the partition of device `d`.
 
@@ -72,6 +94,7 @@ class AlertNodes:
         self._config = AlertsConfig(rule=rules, limits=LimitsConfig(grace_s=0.0))
         self._folder = folder
         self._shared = MemoryStates()
+        self._history = MemoryHistory()
         self._states = states
         self._stream: list[DecodedEntry] = []
         self._token = 0
@@ -84,7 +107,7 @@ class AlertNodes:
         states = self._states[number] if self._states is not None else self._shared.of_node()
         sink = AlertSink(
             self._config, self._folder / f"alerts-{number}.db", self.clock, self._heads,
-            self._publish, states=states,
+            self._publish, states=states, history=self._history,
         )  # fmt: skip
         self.nodes.append(sink)
         return sink
@@ -142,6 +165,10 @@ class AlertNodes:
     async def write(self, sink: AlertSink, entry: DecodedEntry) -> None:
         """Give an entry to a node."""
         await sink.write([entry], {self.partition: entry.entry.position})
+
+    async def history(self, sink: AlertSink) -> list[AlertEventView]:
+        """Return what a node shows of what happened, newest first."""
+        return await sink.history(rule=None, device=None, before=None, limit=10_000)
 
     async def quiet(self) -> None:
         """Return once the holder has told all it has to, and the next one would know."""
