@@ -67,7 +67,6 @@ class BatchMaker:
             config.mode,
             self._resolution_us,
             level,
-            clock,
             snapshot_path,
             metered=bool(budget.day_bytes or budget.month_bytes),
         )

@@ -1,14 +1,16 @@
 """Bodies for the uplink's batches: which mode, and where the structured encoder runs.
 
-While batches are small they are encoded on the loop, which costs a moment and no memory to speak
-of; unless bytes are paid for, for only the process has the time to begin warm. The first one that
-would hold the loop for too long has a process started (edge/encoder_process.py), which takes over
-with a new context once it is up; until then batches go in mode 0, or wait where the configuration
-wants nothing else than the structured mode. Nothing is started, nor is the codec imported, before
-there is something to encode.
+While batches are small and of few fields they are encoded on the loop (edge/inline_bodies.py),
+which costs a moment and no memory to speak of; unless bytes are paid for, for only the process has
+the time to begin warm. The first one whose work would hold the loop for over 3 ms, which is told
+before it is done, has a process started (edge/encoder_process.py), which takes over with a new
+context once it is up; until then batches go in mode 0, or wait where the configuration wants
+nothing else than the structured mode. Nothing is started, nor is the codec imported, before there
+is something to encode.
 
-Invariants: the context is in one place at a time; a body is sent, or `reset` is called before the
-next; when the process dies, the batch goes in mode 0 and the next structured one starts anew.
+Invariants: the loop encodes no batch but one whose work is known to be small; the context is in one
+place at a time; a body is sent, or `reset` is called before the next; when the process dies, the
+batch goes in mode 0 and the next structured one starts anew.
 """
 
 from __future__ import annotations
@@ -23,21 +25,18 @@ from bridge.columnar import Columns, pack
 from bridge.envelope import Mode
 from bridge.mode_governor import ModeGovernor
 from edge.encoder_process import ACKNOWLEDGED, COLD, FIRST, FRESH, KEPT, MAY_KEEP, REQUEST, SPARE
-from runtime.clock import Clock
 from runtime.logs import limited
 from runtime.worker import Worker, WorkerError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bridge.structured_bodies import BodyChoice
+    from edge.inline_bodies import InlineBodies
 
 __all__ = ["UplinkBodies"]
 
 _INLINE_READINGS = 8
-_INLINE_BYTES = 4096  # of payloads
-_INLINE_S = 0.003  # longer, _INLINE_STRIKES times, and it is done elsewhere
-_INLINE_STRIKES = 2
+_INLINE_BYTES = 2048  # of payloads
 _LOG_EVERY_S = 30.0
 
 
@@ -48,7 +47,6 @@ class UplinkBodies:
         mode: `uplink.mode`.
         resolution_us: The link's time unit.
         level: zstd level of mode 0.
-        clock: Measures what encoding takes.
         snapshot: Where what both ends know is kept, to start the next connection from; None: it
             starts from nothing.
         metered: Bytes are paid for: they are not given for a faster drain, and the memory of a
@@ -60,7 +58,6 @@ class UplinkBodies:
         mode: str,
         resolution_us: int,
         level: int,
-        clock: Clock,
         snapshot: Path | None = None,
         *,
         metered: bool = False,
@@ -70,9 +67,8 @@ class UplinkBodies:
         self._begins_warm = metered and snapshot is not None
         self._resolution_us = resolution_us
         self._level = level
-        self._clock = clock
-        self._inline: BodyChoice | None = None
-        self._strikes = 0
+        self._inline: InlineBodies | None = None
+        self._loading: asyncio.Task[None] | None = None
         arguments = [str(resolution_us), str(level)]
         if snapshot is not None:
             arguments.append(str(snapshot))
@@ -154,8 +150,14 @@ class UplinkBodies:
             reference: The connection's last time.
         """
         if not self._worker.running:
-            if self._fits_inline(columns):
-                return self._encode_inline(columns, reference)
+            if not self._begins_warm and _is_small(columns):
+                inline = await self._loaded()
+                if inline is None:
+                    return None
+                if inline.fits(columns):
+                    mode, body = inline.encode(columns, reference)
+                    self._made += mode == Mode.STRUCTURED
+                    return mode, body
             self._warm_up()
         self._inline = None
         if self._warming is not None:
@@ -187,25 +189,22 @@ class UplinkBodies:
             self._kept, self._confirmed = self._made, False
         return mode, answer[1:]
 
-    def _fits_inline(self, columns: Columns) -> bool:
-        return (
-            not self._begins_warm
-            and self._strikes < _INLINE_STRIKES
-            and len(columns) <= _INLINE_READINGS
-            and sum(map(len, columns.payloads)) <= _INLINE_BYTES
-        )
-
-    def _encode_inline(self, columns: Columns, reference: int) -> tuple[int, bytes]:
+    async def _loaded(self) -> InlineBodies | None:
+        """Return what encodes on the loop; None while it is made and mode 0 does meanwhile."""
         if self._inline is None:
-            from bridge.structured_bodies import BodyChoice  # noqa: PLC0415 - not before it is used
+            if self._loading is None:
+                self._loading = asyncio.create_task(self._load(), name="uplink-codec")
+            if self._mode != "structured":
+                return None
+            await asyncio.shield(self._loading)
+        return self._inline
 
-            self._inline = BodyChoice(self._resolution_us, level=self._level)
-        began_s = self._clock.monotonic_s()
-        mode, body = self._inline.encode(columns, reference)
-        self._made += mode == Mode.STRUCTURED
-        slow = self._clock.monotonic_s() - began_s > _INLINE_S
-        self._strikes = self._strikes + 1 if slow else 0
-        return mode, body
+    async def _load(self) -> None:
+        """Import the codec and make a context, in a thread: the loop has its turn meanwhile."""
+        try:
+            self._inline = await asyncio.to_thread(_inline_bodies, self._resolution_us, self._level)
+        finally:
+            self._loading = None
 
     def _warm_up(self) -> None:
         if self._warming is None:
@@ -222,11 +221,22 @@ class UplinkBodies:
 
     async def close(self) -> None:
         """End the process; the next batch may start another one."""
-        warming, self._warming = self._warming, None
-        if warming is not None:
-            warming.cancel()
-            await asyncio.gather(warming, return_exceptions=True)
+        tasks = [task for task in (self._warming, self._loading) if task is not None]
+        self._warming = self._loading = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._worker.close()
         self._inline = None
-        self._strikes = 0
         self._fresh = True
+
+
+def _is_small(columns: Columns) -> bool:
+    size = sum(map(len, columns.payloads))
+    return len(columns) <= _INLINE_READINGS and size <= _INLINE_BYTES
+
+
+def _inline_bodies(resolution_us: int, level: int) -> InlineBodies:
+    from edge.inline_bodies import InlineBodies  # noqa: PLC0415 - it brings the codec with it
+
+    return InlineBodies(resolution_us, level)

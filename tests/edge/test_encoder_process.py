@@ -12,7 +12,6 @@ from bridge.structured import StructuredDecoder
 from bridge.structured_bodies import LINK_LIMITS
 from edge.encoder_process import REQUEST, SPARE, SnapshotFile
 from edge.uplink_bodies import UplinkBodies
-from runtime.clock import SystemClock
 from tests.kit.columns import columns_of
 from tests.kit.small_disk import small_disk
 
@@ -30,7 +29,7 @@ class Link:
     """A gateway's bodies and a cloud's decoder."""
 
     def __init__(self, path: Path, *, metered: bool = False, size: int = 20) -> None:
-        self.bodies = UplinkBodies("structured", 1000, 3, SystemClock(), path, metered=metered)
+        self.bodies = UplinkBodies("structured", 1000, 3, path, metered=metered)
         self.size = size
         self.bodies._worker._retry_s = 0
         self.kept = Kept()
@@ -178,7 +177,7 @@ def test_a_file_that_cannot_be_written_is_none_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("metered", "least"), [(False, Mode.COLUMNAR), (True, Mode.STRUCTURED)])
 async def test_bytes_that_are_paid_for_are_not_given_for_speed(metered: bool, least: int) -> None:
-    bodies = UplinkBodies("auto", 1000, 3, SystemClock(), metered=metered)
+    bodies = UplinkBodies("auto", 1000, 3, metered=metered)
     batch = columns_of([(1000 + n, "plant/d/state", b'{"n":%d}' % n) for n in range(20)])
     assert await bodies.encode(batch, 0) is None, "its process is only being started"
     warming = bodies._warming
@@ -204,7 +203,7 @@ async def test_bytes_that_are_paid_for_are_not_given_for_speed(metered: bool, le
 async def test_bytes_are_to_spare_only_where_they_are_not_paid_for_and_little_waits(
     mode: str, metered: bool, waiting: int, spare: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bodies = UplinkBodies(mode, 1000, 3, SystemClock(), metered=metered)
+    bodies = UplinkBodies(mode, 1000, 3, metered=metered)
     asked: list[bytes] = []
 
     async def call(request: bytes) -> bytes:
@@ -224,7 +223,7 @@ async def test_bytes_are_to_spare_only_where_they_are_not_paid_for_and_little_wa
 async def test_small_batches_begin_warm_where_bytes_are_paid_for(
     metered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.uplink_bodies._INLINE_S", 60.0)  # a busy machine is not the matter
+    monkeypatch.setattr("edge.inline_bodies._HOLD_S", 60.0)  # whatever machine this is
     link = Link(tmp_path / "context.snapshot", metered=metered, size=3)
     try:
         for _ in range(5):
