@@ -17,7 +17,7 @@ from cloud.alerts.store import AlertStore, Changes, Message
 from cloud.sinks.contract import SinkFenced
 from cloud.views import AlertEventView
 from tests.kit.alert_nodes import EPOCH, AlertNodes
-from tests.kit.alerts import hot, silent
+from tests.kit.alerts import hot, silent, tick
 
 
 @pytest.fixture
@@ -88,6 +88,7 @@ async def test_what_is_told_while_its_state_is_being_kept_is_not_told_again(
 
     async def told_meanwhile() -> list[Message]:
         waiting = await real()
+        lab.may_tell.set()
         for message in waiting:
             while message in await real():
                 await asyncio.sleep(0.001)
@@ -95,6 +96,7 @@ async def test_what_is_told_while_its_state_is_being_kept_is_not_told_again(
         return waiting
 
     await lab.reads(0, 99)
+    lab.may_tell.clear()
     await lab.reads(6, 99)  # committed: the outbox is about to tell it
     monkeypatch.setattr(one._store, "pending", told_meanwhile)
     assert one._hand_over is not None
@@ -185,7 +187,7 @@ async def test_a_holder_that_does_not_know_yet_is_refused(lab: AlertNodes) -> No
     await lab.write(one, lab._stream[-1])  # it would tell, keeps its state before, and is refused
     with pytest.raises(SinkFenced):
         await lab.write(one, lab._stream[-1])
-    await one._tick()
+    await tick(one)
     assert states(lab) == ["firing"]
     assert await one._store.pending() == []  # type: ignore[union-attr]
 

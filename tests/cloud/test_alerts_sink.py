@@ -26,9 +26,9 @@ from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.runner import SinkRunner
 from cloud.stream.contract import Entry
 from cloud.stream.embedded import EmbeddedStream
-from runtime.clock import ManualClock, SystemClock
+from runtime.clock import ManualClock
 from runtime.metrics import Metrics
-from tests.kit.alerts import batch, hot, second, silent, us
+from tests.kit.alerts import batch, hot, second, silent, tick, us
 from tests.kit.cloud import append_readings
 from tests.kit.readings import readings_of
 from tests.kit.webhooks import WebhookServer, until
@@ -437,13 +437,12 @@ async def test_crashes_anywhere_change_nothing(tmp_path: Path, seed: int) -> Non
                 for one in written:
                     if one.entry.position > reached.get(one.entry.partition, 0):
                         await lab.writes(one)
-                await lab.sink._tick()
+                await tick(lab.sink)
             lab.clock.advance(gap)
             now = second(lab.clock.wall_us())
             written.append(lab.decoded(now - late, value, device=device, received=now))
             await lab.writes(written[-1])
-            async with lab.sink._lock:
-                await lab.sink._tick()
+            await tick(lab.sink)
         history = await lab.history()
         async with asyncio.timeout(60):
             assert lab.sink._store is not None
@@ -472,14 +471,14 @@ async def crash(sink: AlertSink) -> None:
 
 async def test_absence_is_told_within_two_seconds_of_its_deadline(tmp_path: Path) -> None:
     lab = SinkLab(tmp_path, silent(absent_s=1.0), grace_s=0.5)
-    lab.clock = SystemClock()  # type: ignore[assignment]
-    async with lab.open():
-        now = second(lab.clock.wall_us())
-        await lab.reads(now, 1)
+    async with lab.open() as sink:
+        await lab.reads(0, 1)
+        while not sink.active():
+            told_us = lab.clock.wall_us()
+            lab.clock.advance(await tick(sink))  # as long as its own task would wait
         await lab.hears(1)
-        told_us = lab.clock.wall_us()
     body = lab.published[0][1]
-    assert body["at_us"] == us(now) + 1_000_000
+    assert body["at_us"] == us(1)
     assert 0 <= told_us - body["at_us"] < 2_000_000
 
 
@@ -489,10 +488,10 @@ async def test_deadline_waits_for_entries_that_were_not_read_yet(tmp_path: Path)
         await lab.reads(0, 1)
         unread = lab.decoded(30, 1)
         lab.clock.advance(70)
-        await sink._tick()
+        await tick(sink)
         assert sink.active() == []
         await lab.writes(unread)
-        await sink._tick()
+        await tick(sink)
         assert sink.active() == []
         lab.clock.advance(20)
         await lab.hears(1)
@@ -506,9 +505,9 @@ async def test_node_that_was_down_gives_devices_time_to_come_back(tmp_path: Path
         await lab.reads(0, 1, device="b")
     lab.clock.advance(3_600)
     async with lab.open() as sink:
-        await sink._tick()
+        await tick(sink)
         lab.clock.advance(59)
-        await sink._tick()
+        await tick(sink)
         assert sink.active() == []
         await lab.reads(3_659, 1, device="a")
         lab.clock.advance(2)
@@ -607,14 +606,14 @@ async def test_a_partition_that_another_node_has_falls_silent_here(tmp_path: Pat
         await lab.reads(0, 1)
         sink.turns([])
         lab.clock.advance(30)
-        assert await sink._tick() > 0
+        assert await tick(sink) > 0
         assert sink.active() == []
         lab.decoded(29.5, 1)  # seen by the other node only
         sink.turns([partition])
-        await sink._tick()
+        await tick(sink)
         assert sink.active() == []
         lab.seq, lab.position = 1, 1
         await lab.reads(29.5, 1)
         lab.clock.advance(2)
-        await sink._tick()
+        await tick(sink)
         assert [one.state for one in sink.active()] == ["firing"]

@@ -139,13 +139,17 @@ async def test_reading_is_seen_by_the_api_and_sets_off_an_alert(tmp_path: Path) 
 async def test_silence_is_noticed_on_a_running_node(tmp_path: Path) -> None:
     alerts = AlertsConfig(rule=(silent(absent_s=1.0),), limits=LimitsConfig(grace_s=0.2))
     async with running(tmp_path, alerts=alerts) as (node, client):
+        watcher = await Client.connect("127.0.0.1", node.port, Connect("w", protocol_version=5))
+        await watcher.subscribe(Subscription("alerts/#", 1))
         sender = await device(node)
         await sender.publish("devices/d1/state", b"1", 1)
         answer = await eventually(client, "/api/v1/alerts", lambda body: body["alerts"])
         assert answer["alerts"][0]["state"] == "firing"
+        assert json.loads((await next_message(watcher)).payload)["state"] == "firing"
         await sender.publish("devices/d1/state", b"1", 1)
-        await eventually(client, "/api/v1/alerts", lambda body: not body["alerts"])
+        assert json.loads((await next_message(watcher)).payload)["state"] == "resolved"
         await sender.disconnect()
+        await watcher.disconnect()
 
 
 async def test_values_are_pushed_as_they_change_and_become_stored(tmp_path: Path) -> None:

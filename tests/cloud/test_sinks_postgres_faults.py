@@ -95,7 +95,7 @@ async def drop_connections(server: PostgresServer, url: str) -> None:
     """End the sink's connections, as a server's restart does."""
     await server.rows(
         url,
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"  # and wait for their end
         " WHERE datname = current_database() AND application_name LIKE 'tidegate%'",
     )
 

@@ -18,7 +18,7 @@ from cloud.sinks.contract import DecodedEntry, SinkFenced
 from cloud.stream.contract import Entry
 from cloud.views import AlertEventView
 from runtime.clock import ManualClock
-from tests.kit.alerts import batch, us
+from tests.kit.alerts import batch, tick, us
 
 __all__ = ["AlertNodes", "MemoryHistory", "MemoryStates", "StatesOfNode"]
 
@@ -83,12 +83,15 @@ class AlertNodes:
 
     Attributes:
         told: What was published, by whichever node.
+        may_tell: Cleared, nothing is published until it is set again.
     """
 
     def __init__(
         self, folder: Path, *rules: RuleConfig, states: list[PartitionStates] | None = None
     ) -> None:
         self.told: list[tuple[str, str]] = []
+        self.may_tell = asyncio.Event()
+        self.may_tell.set()
         self.clock = ManualClock(wall_us=us(0))
         self.partition = partition_of("d")
         self._config = AlertsConfig(rule=rules, limits=LimitsConfig(grace_s=0.0))
@@ -116,6 +119,7 @@ class AlertNodes:
         return {self.partition: len(self._stream)}
 
     async def _publish(self, topic: str, payload: bytes) -> None:
+        await self.may_tell.wait()
         body: dict[str, Any] = json.loads(payload) if payload else {}
         self.told.append((body.get("id", topic), body.get("state", "")))
 
@@ -140,7 +144,7 @@ class AlertNodes:
         at = positions[self.partition]
         for entry in self._stream[at:]:
             await self.write(sink, entry)
-        await sink._tick()
+        await tick(sink)
 
     async def kill(self, sink: AlertSink) -> None:
         """End a node's process: what it has not kept is gone."""
@@ -176,14 +180,14 @@ class AlertNodes:
         store = self.holder._store
         assert store is not None
         async with asyncio.timeout(60):
-            await self.holder._tick()
+            await tick(self.holder)
             while await store.pending() or self.holder._changes.outbox:
                 await asyncio.sleep(0.002)
-                await self.holder._tick()
+                await tick(self.holder)
             outbox = self.holder._outbox
             assert outbox is not None
             async with outbox.quiet(10):  # what was told is noted, and the next holder knows
-                await self.holder._tick()
+                await tick(self.holder)
 
     async def close(self) -> None:
         """End all nodes that are open."""

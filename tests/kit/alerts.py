@@ -14,8 +14,9 @@ from cloud.alerts.config import LimitsConfig, RuleConfig
 from cloud.alerts.engine import Batch, EngineStats, RuleEngine, StoredSeries
 from cloud.alerts.rules import Bounds, Rule
 from cloud.alerts.series import Key, Transition
+from cloud.alerts.sink import AlertSink
 
-__all__ = ["START_US", "EngineLab", "batch", "hot", "said", "second", "silent", "us"]
+__all__ = ["START_US", "EngineLab", "batch", "hot", "said", "second", "silent", "tick", "us"]
 
 START_US = 1_700_000_000_000_000
 
@@ -28,6 +29,12 @@ def us(second: float) -> int:
 def second(time_us: int) -> float:
     """Return microseconds since 1970 as a second of the test."""
     return (time_us - START_US) / 1_000_000
+
+
+async def tick(sink: AlertSink) -> float:
+    """Have a sink meet the deadlines that are due, in turn with its own task; see `_tick`."""
+    async with sink._lock:
+        return await sink._tick()
 
 
 def hot(**keys: Any) -> RuleConfig:

@@ -70,7 +70,7 @@ class WebhookServer:
         return True
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Return once `condition()` is true; fail after `timeout_s`."""
     async with asyncio.timeout(timeout_s):
         while not condition():
