@@ -79,7 +79,8 @@ async def test_readings_that_have_left_long_ago_and_a_clock_that_jumps(tmp_path:
         clock.set_right()
         await publish(gateway, b"right again")
         await until_right(node, 4)
-        assert gateway.status()["clock"] == {"steps": 3, "corrected": 2}
+        told = {"steps": 3, "corrected": 2}
+        await until("it knows too", lambda: gateway.status()["clock"] == told)
 
 
 async def test_a_correction_is_applied_once_over_restarts(tmp_path: Path) -> None:

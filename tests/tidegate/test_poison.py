@@ -56,7 +56,9 @@ async def letters(node: Node, gateway: EdgeService) -> dict[str, str]:
 
 
 async def audit(node: Node) -> Outcome:
-    return await run_command("audit", "--url", f"http://127.0.0.1:{node.http_port}")
+    """Balance once nothing is on its way: what a gateway gave up it tells with what it sends."""
+    url = f"http://127.0.0.1:{node.http_port}"
+    return await run_command("audit", "--url", url, "--settled", 60)
 
 
 async def test_a_poison_that_the_journal_cannot_give_back(tmp_path: Path) -> None:
