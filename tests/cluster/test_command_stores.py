@@ -169,7 +169,7 @@ async def test_of_two_nodes_that_decide_one_is_told_no(servers: NatsServers) -> 
         await until("and of recalls", lambda: seen.recalls == {("g", "a")})
         await one.recalled("g", "a")
         await until("answered ones too", lambda: not seen.recalls)
-        assert one.is_node("node-1")
+        await until("and that it is a node", lambda: one.is_node("node-1"))
 
 
 async def test_a_holder_that_was_overtaken_cannot_say_who_carries_a_device(
