@@ -37,7 +37,7 @@ __all__ = ["ClusterProcesses", "TidegateProcess", "add_demo_arguments", "run_dem
 
 _RESTART_S = 3.0
 _REPORT_S = 5.0
-_READY_S = 60.0
+_READY_S = 180.0
 _SETTLE_S = 90
 
 
@@ -219,7 +219,7 @@ class ClusterProcesses:
         """Return when a node takes gateways.
 
         Raises:
-            StartError: it does not, in a minute, or has ended.
+            StartError: it does not, in three minutes, or has ended.
         """
         node = self.nodes[number]
         deadline = time.monotonic() + _READY_S

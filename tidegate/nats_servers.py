@@ -27,7 +27,7 @@ from typing import Any, Self
 
 __all__ = ["NatsServer", "NatsServers", "free_ports", "nats_server_program"]
 
-_READY_S = 30.0
+_READY_S = 120.0
 _STOP_S = 20.0
 _RESERVED: deque[int] = deque()  # sockets that keep the ports given out
 _RESERVED_MAX = 256
