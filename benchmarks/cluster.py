@@ -39,8 +39,9 @@ from bridge.envelope import Mode
 from bridge.readings import Readings
 from bridge.structured import StructuredEncoder, kernel
 from bridge.structured_bodies import LINK_LIMITS
+from cloud.cluster.applying import apply, stream_epoch
 from cloud.cluster.connection import Connection
-from cloud.cluster.layout import Layout, apply, stream_epoch
+from cloud.cluster.layout import Layout
 from cloud.config import IngestConfig
 from cloud.ingest import UP_LANE, CloudCapture
 from cloud.ingest_batches import UP_PREFIX

@@ -32,8 +32,9 @@ from pathlib import Path
 
 from benchmarks.cluster import Ingest, Result, load_of, measured
 from benchmarks.wire import cpu_s_of
+from cloud.cluster.applying import apply, stream_epoch
 from cloud.cluster.connection import Connection
-from cloud.cluster.layout import Layout, apply, stream_epoch
+from cloud.cluster.layout import Layout
 from cloud.stream.jetstream.engine import JetStreamStream
 from runtime.clock import SystemClock
 from runtime.service import run as run_loop

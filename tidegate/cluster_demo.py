@@ -25,8 +25,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cloud.cluster.applying import apply
 from cloud.cluster.connection import ClusterError, Connection
-from cloud.cluster.layout import apply
 from cloud.config import StreamConfig
 from cloud.stream.opening import layout_of
 from runtime.service import StartError, stop_on_signals

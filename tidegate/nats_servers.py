@@ -43,6 +43,7 @@ jetstream {{
   store_dir: "{store}"
   sync_interval: {sync_interval}
   max_file_store: {disk_bytes_max}
+  {domain}
 }}
 """
 _CLUSTER = """\
@@ -219,6 +220,7 @@ class NatsServers:
         sync_interval: As in the server's configuration.
         disk_bytes_max: What JetStream may use of the disk, a server.
         ports: The clients' ports; None takes free ones.
+        domain: The JetStream domain, where another is reached over leafnodes.
         extra: Lines added to every server's configuration, for accounts and the like.
     """
 
@@ -231,6 +233,7 @@ class NatsServers:
         sync_interval: str = "always",
         disk_bytes_max: int = 1 << 30,
         ports: Sequence[int] | None = None,
+        domain: str = "",
         extra: str = "",
     ) -> None:
         given = list(ports) if ports is not None else free_ports(count)
@@ -246,6 +249,7 @@ class NatsServers:
                 store=folder / name / "jetstream",
                 sync_interval=sync_interval,
                 disk_bytes_max=disk_bytes_max,
+                domain=f"domain: {domain}" if domain else "",
             )
             if count > 1:
                 known = ", ".join(route for at, route in enumerate(routes) if at != index)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cloud.cluster.applying import plan, stream_epoch
 from cloud.cluster.connection import (
     ApiError,
     ClusterError,
@@ -24,7 +25,7 @@ from cloud.cluster.connection import (
     Unanswered,
     Unreachable,
 )
-from cloud.cluster.layout import Layout, plan, stream_epoch
+from cloud.cluster.layout import Layout
 from cloud.cluster.reading import insist
 
 __all__ = ["DURABLE", "RELAXED", "Checked", "check_cluster"]
@@ -77,6 +78,8 @@ async def check_cluster(
                 f"{step.stream} is missing: {step.detail or 'it was never made'};"
                 " see 'tidegate cluster plan'"
             )
+        if step.action in ("mirror", "open"):
+            raise ClusterError(f"{step.stream}: {step.detail}; see 'tidegate cluster plan'")
         if step.action == "conflict" or "subjects is" in step.detail:
             raise ClusterError(f"{step.stream} was altered: {step.detail}")
         parts = step.detail.split("; ")

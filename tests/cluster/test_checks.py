@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from cloud.cluster.applying import apply
 from cloud.cluster.bucket import Bucket
 from cloud.cluster.checks import check_cluster
 from cloud.cluster.connection import ClusterError, Connection
-from cloud.cluster.layout import Layout, apply
+from cloud.cluster.layout import Layout
 from cloud.config import NatsConfig, StreamConfig
 from cloud.stream.contract import StreamError
 from cloud.stream.jetstream.engine import JetStreamStream

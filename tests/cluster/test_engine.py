@@ -12,8 +12,9 @@ import pytest
 
 from bridge.intervals import IntervalSet
 from bridge.runs import Run
+from cloud.cluster.applying import apply, stream_epoch
 from cloud.cluster.connection import Connection
-from cloud.cluster.layout import Layout, apply, stream_epoch
+from cloud.cluster.layout import Layout
 from cloud.stream.contract import StreamError, StreamFull, run_stones
 from cloud.stream.jetstream import bodies
 from cloud.stream.jetstream import upkeep as module

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cloud.cluster.applying import apply, plan, stream_epoch
 from cloud.cluster.bucket import Bucket, Conflict, Value, key_token
 from cloud.cluster.connection import ClusterError, Connection, Unanswered, servers_of
-from cloud.cluster.layout import apply, plan, stream_epoch
 from cloud.stream.jetstream.engine import JetStreamStream
 from runtime.clock import SystemClock
 from tests.kit.nats import NatsServers, connected, layout_of, nats_single

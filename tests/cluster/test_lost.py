@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from cloud.cluster import applying
+from cloud.cluster.applying import apply, plan, stream_epoch
+from cloud.cluster.checks import check_cluster
 from cloud.cluster.connection import ApiError, ClusterError, Connection
-from cloud.cluster.layout import apply, plan, stream_epoch
 from cloud.stream.contract import StreamError
 from cloud.stream.jetstream.bodies import Body
 from cloud.stream.jetstream.engine import JetStreamStream
@@ -258,6 +260,36 @@ async def test_a_stream_of_bodies_put_back_by_hand_is_named_until_it_is_made_aga
         await taken(stream, 3, 5)
         await stream.append([])
         assert await seqs_of(stream, 3) == [5]
+
+
+async def test_an_apply_that_ended_before_it_takes_records_is_gone_on_with(
+    engine: JetStreamEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the one that ended would have: nodes know what it follows before it takes records."""
+    name = engine.layout.ledger_stream
+    async with opened(engine) as stream, connected(engine.servers) as connection:
+        await taken(stream, 3, 1)
+        await connection.api(f"STREAM.DELETE.{name}")
+        async with asyncio.timeout(10):
+            while await stream._checkpoints.newest() < 1:
+                await asyncio.sleep(0.02)
+
+        async def ended(*_: object) -> None:
+            raise ClusterError("the power went")
+
+        monkeypatch.setattr(applying, "_open_again", ended)
+        with pytest.raises(ClusterError, match="the power went"):
+            await apply(connection, engine.layout, recreate=[name])
+        monkeypatch.undo()
+        (step,) = await plan(connection, engine.layout)
+        assert step.line().startswith(f"open {name}: it was made again and takes no records yet")
+        with pytest.raises(ClusterError, match="takes no records yet"):
+            await check_cluster(connection, engine.layout, monitors=(), servers_fsync=True)
+        await apply(connection, engine.layout)
+        await taken(stream, 3, 2)
+        assert stream.broken == ""
+        async with opened(engine) as other:
+            assert await seqs_of(other, 3) == [1, 2]
 
 
 async def test_a_checkpoint_that_was_about_to_be_written_is_followed(

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from cloud.cluster.applying import apply, plan, stream_epoch
 from cloud.cluster.bucket import Bucket
 from cloud.cluster.checks import check_cluster
 from cloud.cluster.connection import ClusterError, Connection
-from cloud.cluster.layout import Layout, apply, plan, stream_epoch
+from cloud.cluster.layout import Layout
 from cloud.cluster.leases import Leases
 from cloud.cluster.versions import VERSION
 from cloud.config import CloudConfig, StreamConfig
@@ -110,6 +111,25 @@ async def test_a_ledger_that_says_no_version_any_more_is_not_raised_past_older_n
         await bucket.delete("node.quiet")
         await apply(connection, layout)
         assert await plan(connection, layout) == []
+
+
+async def test_without_a_ledger_it_is_not_raised_past_older_nodes_nor_lowered(
+    servers: NatsServers, layout: Layout
+) -> None:
+    """The checkpoints say which version the lost one was of."""
+    name = layout.ledger_stream
+    async with connected(servers) as connection:
+        await apply(connection, replace(layout, version=OLDER))
+        bucket = Bucket(connection, layout.bucket("leases"))
+        await bucket.put("node.quiet", b'{"node": "quiet", "sinks": []}', ttl_s=60)
+        await connection.api(f"STREAM.DELETE.{name}")
+        with pytest.raises(ClusterError, match=r"^quiet would not know"):
+            await apply(connection, layout, recreate=[name])
+        await bucket.delete("node.quiet")
+        await apply(connection, layout, recreate=[name])
+        await connection.api(f"STREAM.DELETE.{name}")
+        with pytest.raises(ClusterError, match=f"this program knows {OLDER}"):
+            await apply(connection, replace(layout, version=OLDER), recreate=[name])
 
 
 async def test_a_raised_cluster_is_refused_by_an_older_program(

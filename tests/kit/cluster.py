@@ -18,8 +18,8 @@ from pathlib import Path
 
 from bridge.intervals import ranges_of
 from bridge.shared_entry import EntryReader
+from cloud.cluster.applying import stream_epoch
 from cloud.cluster.connection import Connection
-from cloud.cluster.layout import stream_epoch
 from cloud.config import SinksConfig, StorageConfig, StreamConfig
 from cloud.sinks.group import Sinks
 from cloud.sinks.storage import StorageSink

@@ -15,8 +15,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from cloud.cluster.applying import apply
 from cloud.cluster.connection import Connection
-from cloud.cluster.layout import Layout, apply
+from cloud.cluster.layout import Layout
 from tidegate.nats_servers import NatsServer, NatsServers
 
 __all__ = [

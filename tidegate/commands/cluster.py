@@ -2,6 +2,7 @@
 
     tidegate cluster plan  --stream nats://a,b,c      what would be made or changed; changes nothing
     tidegate cluster apply --stream nats://a,b,c      make and change it
+    tidegate cluster promote --stream nats://x,y,z    make a place that mirrors it the cluster
     tidegate cluster drain NODE --stream nats://a,b,c  have a node hand its work over
     tidegate cluster demo                             three NATS servers, three nodes and devices on
                                                       this machine, until Ctrl-C
@@ -11,18 +12,26 @@ machines. A stream that was made once and is gone is never made again unless --r
 what was in it is gone with it, but for the ledger, which goes on behind its newest checkpoint (some
 seconds; nodes that run have written one). plan ends with 1 when something is to be done, 0
 otherwise.
+
+promote is for when the cluster is lost, or was brought to rest (docs/cluster.md, "Another place"):
+streams that mirror it elsewhere become streams of their own, and nodes that are started there go
+on. Make sure first that nodes of the lost place do not come back.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping
 
+from cloud.cluster.applying import Step, apply, plan
 from cloud.cluster.connection import ClusterError, Connection
-from cloud.cluster.layout import Step, apply, plan
 from cloud.config import CloudConfig
+from cloud.sinks.schema import epoch_text
+from cloud.stream.contract import Source
+from cloud.stream.jetstream.promotion import promote
 from cloud.stream.opening import access_of, layout_of
+from runtime.clock import SystemClock
 from runtime.config import ConfigError
 from runtime.service import StartError
 from tidegate.cluster_demo import add_demo_arguments, run_demo
@@ -38,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, summary in (
         ("plan", "say what differs from the layout; changes nothing"),
         ("apply", "make what is missing, change what differs"),
+        ("promote", "make the mirrors of a cluster that is lost the cluster itself"),
     ):
         action = actions.add_parser(
             name,
@@ -46,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_config_arguments(action, CloudConfig, hidden=_HIDDEN)
-        if name == "apply":
+        if name != "plan":
             action.add_argument(
                 "--recreate",
                 action="append",
@@ -83,15 +93,17 @@ def run(options: argparse.Namespace) -> int:
             return drain(options, config)
         except ClusterError as error:
             raise StartError(str(error)) from None
-    recreate = options.recreate if options.action == "apply" else None
     try:
-        steps = asyncio.run(_work(config, recreate))
+        steps, taken_back = asyncio.run(_work(options, config))
     except ClusterError as error:
         raise StartError(str(error)) from None
     for step in steps:
         print(step.line())
+    for (gateway, epoch), readings in sorted(taken_back.items()):
+        print(f"taken back {gateway} {epoch_text(epoch)}: {readings:,} readings whose bodies did"
+              " not come; if the gateway has them still, they come again")  # fmt: skip
     name = config.stream.cluster
-    if options.action == "apply":
+    if options.action != "plan":
         print(f"cluster '{name}': {len(steps)} changes made" if steps else
               f"cluster '{name}': nothing to do")  # fmt: skip
         return 0
@@ -99,15 +111,20 @@ def run(options: argparse.Namespace) -> int:
     return 1 if steps else 0
 
 
-async def _work(config: CloudConfig, recreate: Sequence[str] | None) -> list[Step]:
-    """Plan, or apply when `recreate` is given, empty or not."""
+async def _work(
+    options: argparse.Namespace, config: CloudConfig
+) -> tuple[list[Step], Mapping[Source, int]]:
+    """Plan, apply or promote; return the steps, and readings that were taken back."""
     layout = layout_of(config.stream)
     connection = await Connection.open(
         config.stream.url, name="tidegate cluster", access=access_of(config.stream)
     )
     try:
-        if recreate is None:
-            return await plan(connection, layout)
-        return await apply(connection, layout, recreate=recreate)
+        if options.action == "plan":
+            return await plan(connection, layout), {}
+        if options.action == "apply":
+            return await apply(connection, layout, recreate=options.recreate), {}
+        return await promote(connection, layout, SystemClock(), recreate=options.recreate,
+                             arrivals_max=config.stream.trace_batches)  # fmt: skip
     finally:
         await connection.close()

@@ -113,29 +113,36 @@ class Checkpoints:
         self.seq = _seq_of(head)
         return self.seq
 
-    async def save(self, state: LedgerState, *, keep_records: int) -> bool:
+    async def save(
+        self, state: LedgerState, *, keep_records: int, beyond_end: bool = False
+    ) -> bool:
         """Write a checkpoint of `state` as it is now; return False when a newer one exists.
 
         Args:
             state: As it is at the call, whatever is taken meanwhile.
             keep_records: How many records before it stay in the ledger, for nodes that lag.
+            beyond_end: It may be of a record past the ledger's end, which then goes on behind it:
+                nobody else takes part in the cluster.
 
         Raises:
             StreamError: it was not written; the old one stands.
         """
         seq, pieces = state.seq, steps(state)
         try:
-            return await self._save(seq, pieces, keep_records)
+            return await self._save(seq, pieces, keep_records, beyond_end=beyond_end)
         except ClusterError as error:
             raise StreamError(f"{self._layout.checkpoint_stream}: {error}") from None
 
-    async def _save(self, seq: int, steps_left: Iterator[bytes], keep_records: int) -> bool:
+    async def _save(
+        self, seq: int, steps_left: Iterator[bytes], keep_records: int, *, beyond_end: bool
+    ) -> bool:
         head = await self._last("head")
         before = _seq_of(head)
         if head is not None and before >= seq:
             self.seq = before
             return False
-        await self._check_end(seq)
+        if not beyond_end:
+            await self._check_end(seq)
         made = []
         for piece in steps_left:
             made.append(piece)
@@ -145,7 +152,8 @@ class Checkpoints:
         pieces = [packed[at : at + _PIECE_BYTES] for at in range(0, len(packed), _PIECE_BYTES)]
         for number, piece in enumerate(pieces):
             await self._put(piece, seq, number)
-        await self._check_end(seq)  # it may have been made again meanwhile, behind another one
+        if not beyond_end:
+            await self._check_end(seq)  # it may have been made again meanwhile, behind another one
         digest = hashlib.sha256(packed).digest()
         expected = head[0] if head is not None else 0
         new = cbor2.dumps([_VERSION, seq, len(pieces), digest])
@@ -165,6 +173,20 @@ class Checkpoints:
             await self._purge(self._layout.ledger_stream, seq=seq + 1 - keep_records)
         log.info("ledger_checkpoint", seq=seq, bytes=len(packed))
         return True
+
+    async def forget_older(self) -> None:
+        """Purge the pieces of all checkpoints but the newest, of which a mirror keeps every one.
+
+        Raises:
+            ClusterError.
+        """
+        stream = self._layout.checkpoint_stream
+        newest = str(_seq_of(await self._last("head")))
+        asked = {"subjects_filter": self._layout.checkpoint_subject("*", "*")}
+        said = await insist(lambda: self._connection.api(f"STREAM.INFO.{stream}", asked))
+        for token in {subject.split(".")[-2] for subject in said["state"].get("subjects") or ()}:
+            if token != newest:
+                await self._purge(stream, filter=self._layout.checkpoint_subject(token, "*"))
 
     async def _check_end(self, seq: int) -> None:
         """Refuse a state of records that the ledger does not have (any more).

@@ -90,6 +90,7 @@ class JetStreamStream:
     Attributes:
         connection: To the cluster, for what else a node keeps there.
         layout: Names.
+        state: Of the ledger, up to where it was read; nobody else changes it while this is open.
         watch: Of its durability; ended with it. None: nobody looks.
     """
 
@@ -112,7 +113,7 @@ class JetStreamStream:
         self._own_epoch = secrets.randbits(64)  # two nodes of one name must not share seqs
         self._durability = durability
         self._clock = clock
-        self._state = state
+        self.state = state
         self._checkpoints = checkpoints
         self._give_up_s = give_up_s
         self._closing = False
@@ -145,7 +146,7 @@ class JetStreamStream:
         self._commits = Commits(
             connection, layout, self._follower, clock, secrets.token_hex(8), give_up_s=give_up_s
         )
-        self._lines = Lines(lambda: self._state, self._writer, self._commits)
+        self._lines = Lines(lambda: self.state, self._writer, self._commits)
         self._dead = DeadLetterBox(connection, layout, clock)
 
     @classmethod
@@ -180,7 +181,7 @@ class JetStreamStream:
         return stream
 
     async def _start(self) -> None:
-        await self._follower.start(self._state.seq + 1)
+        await self._follower.start(self.state.seq + 1)
         if self._broken:
             raise StreamError(self._broken)
         self._upkeep.start()
@@ -207,7 +208,7 @@ class JetStreamStream:
 
     @property
     def file_bytes(self) -> int:
-        return self._state.stats().bytes
+        return self.state.stats().bytes
 
     @property
     def hindered(self) -> str:
@@ -225,12 +226,12 @@ class JetStreamStream:
             "published": self._writer.published,
             "repeated": self._writer.repeated,
             "records": self._commits.records,
-            "appends": self._state.appends,
-            "void": self._state.void,
+            "appends": self.state.appends,
+            "void": self.state.void,
             "conflicts": self._lines.conflicts,
             "reconnects": self.connection.reconnects,
             "connected": float(self.connection.connected),
-            "ledger_seq": self._state.seq,
+            "ledger_seq": self.state.seq,
             "checkpoint_seq": self._checkpoints.seq,
         }
 
@@ -259,7 +260,7 @@ class JetStreamStream:
         now_s = asyncio.get_running_loop().time()
         for number in range(RAW_STREAMS):
             if now_s - self._proved_s.get(number, -_RAW_PROVED_S) >= _RAW_PROVED_S:
-                floor = max(map(self._state.floor, range(number, PARTITIONS, RAW_STREAMS)))
+                floor = max(map(self.state.floor, range(number, PARTITIONS, RAW_STREAMS)))
                 seq = await self._writer.stored(number, b"")
                 if seq <= floor:
                     raise self._writer.went_back(number, seq, floor)
@@ -274,11 +275,11 @@ class JetStreamStream:
         """Take a record of the ledger."""
         if self._broken:
             return
-        if (self._state.seq, message.seq) == self._goes_on:
-            self._state.seq = message.seq - 1  # the ledger was made again, and goes on here
-        if message.seq != self._state.seq + 1:
+        if (self.state.seq, message.seq) == self._goes_on:
+            self.state.seq = message.seq - 1  # the ledger was made again, and goes on here
+        if message.seq != self.state.seq + 1:
             self._break(
-                f"{self.layout.ledger_stream}: records {self._state.seq + 1} to {message.seq - 1}"
+                f"{self.layout.ledger_stream}: records {self.state.seq + 1} to {message.seq - 1}"
                 " are gone, though no checkpoint has them: restore the stream"
             )
             return
@@ -289,7 +290,7 @@ class JetStreamStream:
             return
         self._upkeep.took(len(message.data))
         try:
-            taken = self._state.take(message.seq, record)
+            taken = self.state.take(message.seq, record)
         except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
             self._break(
                 f"{self.layout.ledger_stream}: record {message.seq}: no node wrote it: {error}"
@@ -344,7 +345,7 @@ class JetStreamStream:
         self._check_open()
         chosen: list[Indexed] = []
         size = 0
-        for entry in self._state.entries(partition, after):
+        for entry in self.state.entries(partition, after):
             if not chosen or chosen[-1].extents != entry.extents:  # else they share it
                 size += entry.bytes
             if chosen and (len(chosen) >= entries_max or size > bytes_max):
@@ -354,7 +355,7 @@ class JetStreamStream:
         found = []
         for entry, body in zip(chosen, bodies, strict=True):
             if body is None:
-                if self._state.floor(partition) >= entry.extents[0][0]:
+                if self.state.floor(partition) >= entry.extents[0][0]:
                     continue  # trimmed meanwhile
                 log.error("body_gone", partition=partition, position=entry.position,
                           stream=self.layout.raw_stream(partition))  # fmt: skip
@@ -367,18 +368,18 @@ class JetStreamStream:
     async def wait(self, positions: Mapping[int, int]) -> None:
         while True:
             self._check_open()
-            state = self._state
+            state = self.state
             if any(state.has_after(p, at) for p, at in positions.items()):
                 return
             await self._appended.wait()
 
     async def cursors(self, sink: str) -> dict[int, int]:
         self._check_open()
-        return self._state.cursors(sink)
+        return self.state.cursors(sink)
 
     async def stats(self) -> StreamStats:
         self._check_open()
-        return self._state.stats()
+        return self.state.stats()
 
     # ---- ledger ----------------------------------------------------------------------------------
 
@@ -387,17 +388,17 @@ class JetStreamStream:
         await self._reach_the_end()
         self._check_open()
         self._lines.looked((gateway, epoch))
-        return self._state.held((gateway, epoch)).ranges()
+        return self.state.held((gateway, epoch)).ranges()
 
     async def runs(self, gateway: str, epoch: int) -> tuple[int, tuple[Run, ...]]:
         self._check_open()
-        return self._state.runs((gateway, epoch))
+        return self.state.runs((gateway, epoch))
 
     async def highest_seq(self, gateway: str, epoch: int) -> int:
         self._check_open()
         await self._reach_the_end()
         self._check_open()
-        ranges = self._state.held((gateway, epoch)).ranges()
+        ranges = self.state.held((gateway, epoch)).ranges()
         return ranges[-1][1] if ranges else 0
 
     async def _reach_the_end(self) -> None:
@@ -424,16 +425,16 @@ class JetStreamStream:
 
     async def ledger(self) -> list[SourceLedger]:
         self._check_open()
-        return [line async for line in in_slices(self._state.ledger(), _SLICE_SOURCES)]
+        return [line async for line in in_slices(self.state.ledger(), _SLICE_SOURCES)]
 
     async def arrival(self, gateway: str, epoch: int, seq: int) -> Arrival | None:
         self._check_open()
-        return self._state.arrival((gateway, epoch), seq)
+        return self.state.arrival((gateway, epoch), seq)
 
     async def ranges_after(self, positions: Mapping[int, int]) -> dict[Source, list[Range]]:
         self._check_open()
         found: dict[Source, list[Range]] = {}
-        async for entry in in_slices(self._state.entries_after(positions), _SLICE_ENTRIES):
+        async for entry in in_slices(self.state.entries_after(positions), _SLICE_ENTRIES):
             found.setdefault(entry.source, []).extend(entry.seq_ranges)
         return {
             source: apart(ranges)
@@ -442,7 +443,7 @@ class JetStreamStream:
 
     async def backlog(self, positions: Mapping[int, int]) -> dict[int, Backlog]:
         self._check_open()
-        return self._state.backlog(positions)
+        return self.state.backlog(positions)
 
     # ---- dead letters ----------------------------------------------------------------------------
 
@@ -465,7 +466,7 @@ class JetStreamStream:
         trims = {
             partition: reached
             for partition, position in up_to.items()
-            if (reached := self._state.trimmable(partition, position, before_us))
+            if (reached := self.state.trimmable(partition, position, before_us))
         }
         if trims:
             await self._commits.trim(trims)
@@ -474,7 +475,7 @@ class JetStreamStream:
 
     async def _purge(self, partition: int) -> None:
         """Give the room of what was trimmed back to the servers, by whomever it was trimmed."""
-        floor = self._state.floor(partition)
+        floor = self.state.floor(partition)
         if floor <= self._purged.get(partition, 0):
             return
         body = {"filter": self.layout.raw_subject(partition), "seq": floor + 1}

@@ -36,7 +36,14 @@ from cloud.stream.contract import (
 )
 from cloud.stream.jetstream.entries import EntryColumns, Indexed
 from cloud.stream.jetstream.packed_arrivals import pack_arrival, unpack_arrival
-from cloud.stream.jetstream.records import NEVER, AppendRecord, Record, SourceRecord, Version
+from cloud.stream.jetstream.records import (
+    NEVER,
+    AppendRecord,
+    Record,
+    SourceRecord,
+    Version,
+    flat,
+)
 
 __all__ = ["PARTS_MAX", "LedgerState", "Partition", "SourceState", "Taken"]
 
@@ -205,6 +212,29 @@ class LedgerState:
         kept = partition.entries.first_raw_seq()
         floor = gone.raw_seq if kept is None else min(gone.raw_seq, kept - 1)
         partition.floor = max(partition.floor, floor)
+
+    def without_bodies_past(self, number: int, raw_seq: int) -> list[Indexed]:
+        """Take back the entries of a partition with a body past a place in RAW; return them.
+
+        Their readings are held no longer, so that whoever has them still brings them again.
+        """
+        partition = self.partitions[number]
+        partition.floor = min(partition.floor, raw_seq)
+        kept = EntryColumns(number, self.names)
+        gone = []
+        for one in partition.entries.after(0):
+            if any(seq > raw_seq for seq, _, _ in one.extents):
+                gone.append(one)
+            else:
+                kept.append(one.position, self.sources[one.source].place, one.packed, one.count,
+                            one.appended_us, flat(one.extents))  # fmt: skip
+        if gone:
+            partition.entries = kept
+            for one in gone:
+                for first, last in one.seq_ranges:
+                    self.sources[one.source].held.discard(first, last)
+            self.count_again()
+        return gone
 
     def source(self, source: Source) -> SourceState:
         """Return a source, which is known from then on."""
