@@ -239,8 +239,9 @@ class StorageConfig:
     url: str = setting(
         "",
         secret=True,
-        help="Where: postgresql://[user@]host[:port]/database; empty = DIR/cloud/storage.db. A "
-        "password belongs in PGPASSWORD or a file that PGPASSFILE names.",
+        help="Where: postgresql://[user@]host[:port][,host[:port]...]/database, of several servers "
+        "the primary; empty = DIR/cloud/storage.db. A password belongs in PGPASSWORD or a file "
+        "that PGPASSFILE names.",
     )
     schema: str = setting(
         "tidegate", help="With PostgreSQL: the schema of the tables; made when it is absent."

@@ -3,8 +3,9 @@
 Invariants: a connection handed out is of a server that syncs what it commits; nothing shown or
 logged contains a password; every wait is bounded.
 
-Addresses are `postgresql://[user[:password]@]host[:port]/database`; a password is better kept in
-PGPASSWORD or in a password file (PGPASSFILE), where asyncpg looks by itself.
+Addresses are `postgresql://[user[:password]@]host[:port][,host[:port]...]/database`; of several
+servers the one that is the primary is used. A password is better kept in PGPASSWORD or in a
+password file (PGPASSFILE), where asyncpg looks by itself.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ _COMMAND_TIMEOUT_S = 120.0
 _LINE_OPTIONS = {
     "TCP_KEEPIDLE": 2, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 8_000,
 }  # fmt: skip
+_PRIMARY = "primary"
+_NO_POOLER = "a pooler in between drops settings: give storage.url the server's own address"
 _BROKE = "the line broke amid a COPY"
 _VERSION_MIN = 150_000  # range_agg over multiranges
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
@@ -67,11 +70,13 @@ class PostgresPlace:
         try:
             parts = urlsplit(self.url)
             valid = parts.scheme in ("postgresql", "postgres") and len(parts.path) > 1
-            _ = parts.port  # raises ValueError for what is none
+            self.hosts()
         except ValueError:
             valid = False
         if not valid:
-            raise DatabaseError("storage.url: expected postgresql://[user@]host[:port]/database")
+            raise DatabaseError(
+                "storage.url: expected postgresql://[user@]host[:port][,host[:port]...]/database"
+            )
         if not _SCHEMA_NAME.fullmatch(self.schema):
             raise DatabaseError(
                 f"storage.schema: '{self.schema}': lower-case letters, digits and _ only"
@@ -79,8 +84,17 @@ class PostgresPlace:
 
     def __str__(self) -> str:
         """Return what may be shown: host, port, database, schema."""
-        parts = urlsplit(self.url)
-        return f"postgresql://{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
+        return f"postgresql://{','.join(self.hosts())}{urlsplit(self.url).path}"
+
+    def hosts(self) -> list[str]:
+        """Return host and port of each server.
+
+        Raises:
+            ValueError: a port is none.
+        """
+        places = urlsplit(self.url).netloc.rpartition("@")[2].split(",")
+        parts = [urlsplit(f"//{place}") for place in places]
+        return [f"{one.hostname or 'localhost'}:{one.port or 5432}" for one in parts]
 
     def __repr__(self) -> str:
         return f"PostgresPlace({self}, schema={self.schema!r})"
@@ -105,6 +119,7 @@ async def connect(place: PostgresPlace, purpose: str, *, read_only: bool = False
         # ours (`_COMMAND_TIMEOUT_S`): what somebody has set for people would end large writes
         "statement_timeout": "0",
         "lock_timeout": "0",
+        "idle_session_timeout": "0",
         "tcp_keepalives_idle": "10",
         "tcp_keepalives_interval": "5",
         "tcp_keepalives_count": "3",
@@ -117,11 +132,14 @@ async def connect(place: PostgresPlace, purpose: str, *, read_only: bool = False
             timeout=_CONNECT_TIMEOUT_S,
             command_timeout=_COMMAND_TIMEOUT_S,
             server_settings=settings,
+            # else the first that answers is used, which may be a standby
+            target_session_attrs=_PRIMARY if len(place.hosts()) > 1 else None,
         )
     except (*LINK_ERRORS, ValueError) as error:
         raise translated(place, error) from None
     _watch_line(connection)
     try:
+        await _check_settings(place, connection)
         if not read_only:
             await _check(place, connection)
     except BaseException:
@@ -139,6 +157,16 @@ def _watch_line(connection: Any) -> None:
     for name, value in _LINE_OPTIONS.items():
         if hasattr(socket, name):  # not every system has all of them
             line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+async def _check_settings(place: PostgresPlace, connection: Any) -> None:
+    """Refuse a connection without what it asked for: tables would be made somewhere else."""
+    try:
+        found = await connection.fetchval("SELECT current_setting('search_path')")
+    except LINK_ERRORS as error:
+        raise translated(place, error) from None
+    if found != place.schema:
+        raise NotReachable(f"{place}: search_path is {found}, not {place.schema}; {_NO_POOLER}")
 
 
 async def _check(place: PostgresPlace, connection: Any) -> None:
@@ -226,4 +254,8 @@ def translated(place: PostgresPlace, error: Exception) -> NotReachable:
             text = "nobody listens there"
     else:
         text = str(error) or type(error).__name__
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        text = f"{text.splitlines()[0]}; the role has to own schema {place.schema}, or may make it"
+    elif "unsupported startup parameter" in text:
+        text = f"{text.splitlines()[0]}; {_NO_POOLER}"
     return NotReachable(f"{place}: {text.splitlines()[0]}")

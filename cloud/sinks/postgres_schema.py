@@ -113,7 +113,9 @@ async def make_schema(
             " JOIN pg_namespace ON extnamespace = pg_namespace.oid WHERE extname = 'timescaledb'"
         )
         if present is None:
-            await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {place.schema}")
+            # asked for: who may make tables in it need not be able to make one
+            if await connection.fetchval("SELECT to_regnamespace($1)", place.schema) is None:
+                await connection.execute(f"CREATE SCHEMA {place.schema}")
             partitioning = "" if timescale else "PARTITION BY RANGE (received_us)"
             await connection.execute(_TABLES.format(partitioning=partitioning))
             if timescale:

@@ -627,11 +627,23 @@ async def test_several_nodes_make_the_tables_at_once(server: PostgresServer, url
 
 @pytest.mark.parametrize(
     "url",
-    ["mysql://x/y", "postgresql://host", "postgresql://host:port/db", "postgresql://", "x"],
+    [
+        "mysql://x/y",
+        "postgresql://host",
+        "postgresql://host:port/db",
+        "postgresql://",
+        "x",
+        "postgresql://one:1,two:port/db",
+    ],
 )
 def test_malformed_addresses(url: str) -> None:
     with pytest.raises(DatabaseError, match=r"storage.url: expected postgresql://"):
         PostgresPlace(url)
+
+
+def test_several_servers_are_named_without_secrets() -> None:
+    place = PostgresPlace("postgresql://me:hunter2@one,[::1]:5433,two:1/db?sslmode=disable")
+    assert str(place) == "postgresql://one:5432,::1:5433,two:1/db"
 
 
 @pytest.mark.parametrize("schema", ["", "a;b", "A", "1a", "a" * 64])

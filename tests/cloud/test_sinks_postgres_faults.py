@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
@@ -15,7 +18,7 @@ from bridge.commands import Correction
 from cloud.commands.clocks import Clocks
 from cloud.config import SinksConfig, StorageConfig, StreamConfig
 from cloud.corrections import CorrectionLog
-from cloud.sinks.contract import SinkUnavailable
+from cloud.sinks.contract import DecodedEntry, SinkUnavailable
 from cloud.sinks.decoded import DecodedEntries
 from cloud.sinks.postgres import PostgresSink
 from cloud.sinks.postgres_link import PostgresPlace
@@ -23,11 +26,12 @@ from cloud.sinks.runner import SinkRunner
 from cloud.stream.embedded import EmbeddedStream
 from runtime.clock import ManualClock
 from tests.kit.cloud import EPOCH, append_readings, decoded, ends
-from tests.kit.postgres import PostgresServer, postgres_server
+from tests.kit.postgres import PostgresServer, postgres_server, standby_of
 from tests.kit.readings import one_per_row, readings_of
 from tests.kit.small_disk import small_disk, take_all_space
 
 STREAM = 0xAAAA_BBBB_CCCC_DDDD
+NO_WAIT = StorageConfig(linger_ms=0)
 FAST = SinksConfig(retry_s=0.001, retry_max_s=0.01)
 
 EARLY, LATE = Correction(EPOCH, 1, 20, 1_000_000, 5), Correction(EPOCH, 31, 90, 2_000_000, 5)
@@ -53,15 +57,13 @@ async def stream(tmp_path: Path) -> AsyncIterator[EmbeddedStream]:
     await opened.close()
 
 
-def sink_at(url: str) -> PostgresSink:
-    return PostgresSink(
-        PostgresPlace(f"{url}?sslmode=disable"), StorageConfig(linger_ms=0), ManualClock()
-    )
+def sink_at(url: str, config: StorageConfig = NO_WAIT) -> PostgresSink:
+    return PostgresSink(PostgresPlace(f"{url}?sslmode=disable"), config, ManualClock())
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[PostgresSink]:
-    sink = sink_at(url)
+async def opened(url: str, config: StorageConfig = NO_WAIT) -> AsyncIterator[PostgresSink]:
+    sink = sink_at(url, config)
     await sink.open(STREAM)
     try:
         await sink.claim(dict.fromkeys(range(64), 1))
@@ -178,11 +180,169 @@ async def test_corrections_that_a_database_lost_by_going_back_are_given_again_at
     assert len(found) == (121 if rows_lost else 81)
 
 
+POOR = "DO $$ BEGIN CREATE ROLE poor LOGIN; EXCEPTION WHEN duplicate_object THEN END $$"
+REPLICATED = {"wal_level": "replica", "max_wal_senders": "4", "hot_standby": "on"}
+
+
+async def test_a_standby_that_lagged_is_promoted(stream: EmbeddedStream, tmp_path: Path) -> None:
+    """The node finds it by itself, and gives it what it lacks: rows, and corrections of times."""
+    woken = asyncio.Event()
+    with postgres_server(**REPLICATED) as primary, standby_of(primary, **REPLICATED) as standby:
+        name = (await primary.new_database()).rpartition("/")[2]
+        hosts = f"127.0.0.1:{standby.port},127.0.0.1:{primary.port}"  # the standby is asked first
+        async with running(stream, f"postgresql://tidegate@{hosts}/{name}") as runner:
+            assert isinstance(runner.sink, PostgresSink)
+            keeper = CorrectionLog(tmp_path / "corrections.db")
+            clocks = Clocks(keeper, stream, runner.sink, lambda *_, known: None, woken.set)
+            await clocks.start()
+            await append_readings(stream, one_per_row(40))
+            await runner.drained()
+            await clocks.take("gw", EARLY)
+            while (await applied(standby, name)) != (40, 1):
+                await asyncio.sleep(0.02)
+            standby.stop()
+            await append_readings(stream, one_per_row(40, first_seq=41))
+            await runner.drained()
+            await clocks.take("gw", LATE)
+            primary.kill()
+            standby.start(**REPLICATED)
+            await standby.rows(standby.url(name), "SELECT pg_promote()")
+            await append_readings(stream, one_per_row(40, first_seq=81))
+            await runner.drained()
+            await woken.wait()
+            await clocks.apply_heard()
+            found = await times_stored(standby, standby.url(name))
+            await clocks.stop()
+        every = one_per_row(120)
+        assert found == {
+            seq: time_us + (1_000_000 if seq <= 20 else 2_000_000 if 31 <= seq <= 90 else 0)
+            for seq, time_us in zip(every.seqs, every.times_us, strict=True)
+        }
+
+
+async def applied(standby: PostgresServer, name: str) -> tuple[int, int]:
+    """Return how many rows and corrections a standby has."""
+    try:
+        (found,) = await standby.rows(
+            standby.url(name),
+            "SELECT (SELECT count(*) FROM tidegate.readings),"
+            " (SELECT count(*) FROM tidegate.corrections)",
+        )
+    except asyncpg.PostgresError:  # the tables are not there yet
+        return 0, 0
+    return found[0], found[1]
+
+
+async def test_slices_dropped_while_rows_are_copied_into_them_lose_and_double_nothing(
+    server: PostgresServer, url: str
+) -> None:
+    """Retention at one node, and another that catches up with readings as old as that."""
+    clock = ManualClock()
+    config = StorageConfig(linger_ms=0, slice_s=60, age_max_s=3600)
+    place = PostgresPlace(f"{url}?sslmode=disable")
+    writes = 12
+    async with opened(url, config) as sink:
+        await sink.write((), {1: 0})  # the tables are there
+        other = PostgresSink(place, config, clock)
+        await other.open(STREAM)
+        await other.cursors()
+        done = asyncio.Event()
+
+        async def expire() -> None:
+            while not done.is_set():
+                with contextlib.suppress(
+                    SinkUnavailable
+                ):  # of two that wait for each other one ends
+                    await other.keep_up()
+                await asyncio.sleep(0)
+
+        expiring = asyncio.create_task(expire())
+        for n in range(writes):
+            old_us = 60_000_000 * (n % 3)
+            entries = decoded(
+                one_per_row(500, first_seq=500 * n + 1), appended_us=old_us, position=n + 1
+            )
+            await write_until_it_is_taken(sink, entries)
+        done.set()
+        await expiring
+        await other.keep_up()
+        await other.close()
+    kept = await server.rows(
+        url,
+        "SELECT (SELECT count(*) FROM tidegate.readings),"
+        " (SELECT range_agg(seqs)::text FROM tidegate.stored),"
+        " (SELECT range_agg(seqs)::text FROM tidegate.expired)",
+    )
+    whole = f"{{[1,{500 * writes + 1})}}"
+    assert kept == [(0, whole, whole)]
+
+
+async def write_until_it_is_taken(sink: PostgresSink, entries: list[DecodedEntry]) -> None:
+    while True:
+        try:
+            return await sink.write(entries, ends(entries))
+        except SinkUnavailable:
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("rights", "says"),
+    [
+        ((), "permission denied for database"),
+        (("CREATE SCHEMA tidegate",), "permission denied for schema tidegate"),
+        (("CREATE SCHEMA tidegate", "GRANT USAGE ON SCHEMA tidegate TO poor"),
+         "permission denied for schema tidegate"),
+    ],
+)  # fmt: skip
+async def test_a_role_without_rights_is_one_line_that_says_which(
+    server: PostgresServer, url: str, rights: tuple[str, ...], says: str
+) -> None:
+    for sql in (POOR, *rights):
+        await server.rows(url, sql)
+    sink = sink_at(url.replace("tidegate@", "poor@"))
+    await sink.open(STREAM)
+    with pytest.raises(SinkUnavailable, match=says) as caught:
+        await sink.claim({1: 1})
+    assert "has to own schema tidegate" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    await sink.close()
+
+
+async def test_a_role_that_may_use_a_schema_which_an_admin_has_made(
+    server: PostgresServer, url: str
+) -> None:
+    entries = decoded(one_per_row(10))
+    for sql in (POOR, "CREATE SCHEMA tidegate", "GRANT ALL ON SCHEMA tidegate TO poor"):
+        await server.rows(url, sql)
+    async with opened(url.replace("tidegate@", "poor@")) as sink:
+        await sink.write(entries, ends(entries))
+    assert await seqs_stored(server, url) == list(range(1, 11))
+
+
+async def test_a_pooler_that_drops_what_a_connection_asks_for_is_refused(
+    server: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pgbouncer does with `ignore_startup_parameters`: tables would be made somewhere else."""
+    connect = asyncpg.connect
+
+    async def dropping(place: str, *, server_settings: dict[str, str], **options: Any) -> Any:
+        return await connect(place, server_settings={}, **options)
+
+    monkeypatch.setattr("cloud.sinks.postgres_link.asyncpg.connect", dropping)
+    sink = sink_at(url)
+    await sink.open(STREAM)
+    with pytest.raises(SinkUnavailable, match="a pooler in between drops settings"):
+        await sink.claim({1: 1})
+    await sink.close()
+    monkeypatch.undo()
+    assert await server.rows(url, "SELECT to_regclass('public.readings')") == [(None,)]
+
+
 async def test_a_limit_on_statements_set_by_others_stops_no_write(
     server: PostgresServer, url: str
 ) -> None:
     name, admin = url.rpartition("/")[2], server.url("postgres")
-    for setting in ("statement_timeout", "lock_timeout"):
+    for setting in ("statement_timeout", "lock_timeout", "idle_session_timeout"):
         await server.rows(admin, f"ALTER DATABASE {name} SET {setting} = '1ms'")
     entries = decoded(one_per_row(5_000))
     async with opened(url) as sink:

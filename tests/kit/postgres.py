@@ -26,7 +26,7 @@ import asyncpg
 
 from tests.kit.processes import cpu_ticks, free_ports, wait_for
 
-__all__ = ["PostgresServer", "postgres_server"]
+__all__ = ["PostgresServer", "postgres_server", "standby_of"]
 
 _OPTIONS = {
     "listen_addresses": "127.0.0.1",
@@ -64,6 +64,20 @@ class PostgresServer:
             [_binary("initdb"), "-D", self.folder / "data", "-U", "tidegate", "--no-sync",
              "--auth=trust", "--encoding=UTF8", "--locale=C"],
             check=True, capture_output=True, user=self.user, cwd=self.folder,
+        )  # fmt: skip
+
+    def copy_to(self, standby: PostgresServer) -> None:
+        """Make another server's data folder a copy of this running one's, which it will follow.
+
+        This one has to have been started with `wal_level = replica` and `max_wal_senders`.
+        """
+        if standby.user is not None:
+            os.chown(standby.folder, standby.user, -1)
+        standby.folder.chmod(0o755)
+        subprocess.run(
+            [_binary("pg_basebackup"), "-D", standby.folder / "data", "-R", "--checkpoint=fast",
+             "--no-sync", "-d", self.url("postgres")],
+            check=True, capture_output=True, user=standby.user, cwd=standby.folder,
         )  # fmt: skip
 
     def start(self, **options: str) -> None:
@@ -142,11 +156,26 @@ class PostgresServer:
 @contextmanager
 def postgres_server(**options: str) -> Iterator[PostgresServer]:
     """Run a new server; its folder is deleted at the end."""
+    with _new_server() as server:
+        server.create()
+        server.start(**options)
+        yield server
+
+
+@contextmanager
+def standby_of(server: PostgresServer, **options: str) -> Iterator[PostgresServer]:
+    """Run a server that follows another, until it is promoted."""
+    with _new_server() as standby:
+        server.copy_to(standby)
+        standby.start(**options)
+        yield standby
+
+
+@contextmanager
+def _new_server() -> Iterator[PostgresServer]:
     folder = Path(tempfile.mkdtemp(prefix="tidegate-postgres-"))
     server = PostgresServer(folder)
     try:
-        server.create()
-        server.start(**options)
         yield server
     finally:
         server.stop(signal.SIGQUIT)  # its folder goes: nothing is to be written there any more
