@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,13 @@ def test_every_command_teaches_itself(command: str, capsys: pytest.CaptureFixtur
         main([command, "--help"])
     assert end.value.code == 0
     assert f"usage: tidegate {command}" in capsys.readouterr().out
+
+
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.strip() == metadata.version("tidegate")
 
 
 @pytest.mark.parametrize(
