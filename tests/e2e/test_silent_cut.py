@@ -37,7 +37,7 @@ def test_a_silent_cut_is_noticed_by_what_is_not_acknowledged(tmp_path: Path) -> 
     order = json.dumps({"folder": str(tmp_path)})
     done = subprocess.run(
         [*ALONE, sys.executable, "-m", "tests.kit.silent_cut", order],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "edge.log").read_text()
     found = json.loads(done.stdout.splitlines()[-1])
@@ -49,7 +49,7 @@ def test_a_databases_machine_that_goes_without_a_word_is_found_out() -> None:
     """Amid a write, whether what is sent is not taken or what was asked is not answered."""
     done = subprocess.run(
         [*ALONE_AS_ROOT, sys.executable, "-m", "tests.kit.silent_database"],
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

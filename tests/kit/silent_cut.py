@@ -35,7 +35,8 @@ def cut(silent: bool) -> None:
 
 
 def status(site: Site) -> dict[str, object]:
-    found: dict[str, object] = get_json(f"http://127.0.0.1:{site.edge_http}/status")["uplink"]
+    url = f"http://127.0.0.1:{site.edge_http}/status"
+    found: dict[str, object] = wait_for("its status", lambda: get_json(url))["uplink"]
     return found
 
 
@@ -74,7 +75,7 @@ def main(folder: Path) -> None:
         assert before["link"] == "online"
         cut(silent=True)
         asyncio.run(publish(site, 20, 20))  # devices notice nothing
-        wait_for("given up", lambda: status(site)["link"] != "online", timeout_s=30)
+        wait_for("given up", lambda: status(site)["link"] != "online")
         cause = str(status(site)["last_error"])
         cut(silent=False)
         site.wait_stored(40)
