@@ -42,7 +42,7 @@ def writer() -> Iterator[subprocess.Popen[str]]:
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdin.close()
-        child.wait(30)
+        child.wait(120)
         child.stdout.close()
 
 

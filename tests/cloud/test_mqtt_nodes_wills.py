@@ -6,6 +6,7 @@ import pytest
 
 from mqtt.packets import Disconnect, Will
 from mqtt.properties import SESSION_EXPIRY_INTERVAL, WILL_DELAY_INTERVAL
+from runtime.clock import ManualClock
 from tests.kit.fabric import MemoryEngine
 from tests.kit.mqtt_nodes import mqtt_nodes, received, until
 
@@ -74,14 +75,15 @@ async def test_a_delayed_will_waits_and_is_cancelled_by_a_return() -> None:
 
 
 async def test_a_delayed_will_of_a_dead_node_s_client_comes_in_its_time() -> None:
-    engine = MemoryEngine()
-    async with mqtt_nodes(2, engine) as (one, two):
+    engine, clock = MemoryEngine(), ManualClock()
+    async with mqtt_nodes(2, engine, clock=clock) as (one, two):
         watcher = await two.connect("w")
         await watcher.subscribe("wills/#", qos=1)
         await one.connect("c", will=will(1), properties=LASTING)
         await one.die(engine)
         await until(lambda: f"e.{one.instance}" not in engine.states)
         assert await watcher.settled() == []
+        clock.advance(1.1)
         assert (await received(watcher)).payload == b"gone"
 
 
