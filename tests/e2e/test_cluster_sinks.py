@@ -64,7 +64,7 @@ class Cluster:
         """Publish until `stop`; return how many readings were acknowledged."""
         config = SimConfig(
             broker=f"mqtt://127.0.0.1:{self.processes.edge_ports[0]}",
-            devices=40, rate_per_s=400, duration_s=0, seed=5, drain_timeout_s=30,
+            devices=40, rate_per_s=400, duration_s=0, seed=5, drain_timeout_s=60,
         )  # fmt: skip
         report = await run_sim(config, stop=stop)
         assert report.unacked == 0

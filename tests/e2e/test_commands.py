@@ -133,7 +133,7 @@ async def under_attack(site: Site, proxy: Proxy, rng: random.Random) -> None:
         rate_per_s=300,
         duration_s=0,
         seed=5,
-        drain_timeout_s=20,
+        drain_timeout_s=60,
         verify=str(site.storage),
         verify_timeout_s=60,
     )
@@ -148,7 +148,12 @@ async def under_attack(site: Site, proxy: Proxy, rng: random.Random) -> None:
     stop_load.set()
     report = await loading
     expected = dict.fromkeys(sent, "delivered")
-    await asyncio.to_thread(wait_for, "delivered", lambda: outcomes(site) == expected, timeout_s=60)
+    await asyncio.to_thread(
+        wait_for,
+        "delivered",
+        lambda: outcomes(site) == expected,
+        progress=lambda: outcomes(site),
+    )
     await until("the device has them all", lambda: set(got) >= set(sent))
     stop.set()
     await valve

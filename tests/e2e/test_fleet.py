@@ -16,7 +16,7 @@ async def test_every_gateway_of_a_fleet_gets_through_and_every_reading_is_stored
     tmp_path: Path,
 ) -> None:
     pacing = "[pacing]\nlag_target_s = 0.1\ninterval_s = 0.1"
-    report = await Fleet(tmp_path, 60, 400, cloud=pacing).run(timeout_s=100)
+    report = await Fleet(tmp_path, 60, 400, cloud=pacing).run(timeout_s=600)
     with closing(sqlite3.connect(tmp_path / "cloud" / "storage.db")) as connection:
         rows = connection.execute(
             "SELECT gateway, count(DISTINCT seq) FROM readings WHERE seq <= 400 GROUP BY gateway"

@@ -41,7 +41,7 @@ async def load(
         rate_per_s=rate_per_s,
         duration_s=0,
         seed=seed,
-        drain_timeout_s=20,
+        drain_timeout_s=60,
         verify=str(site.storage),
         verify_timeout_s=60,
     )

@@ -81,7 +81,8 @@ class Listener:
 
     async def run(self, port: int, topic_filter: str, ready: asyncio.Event) -> None:
         """Subscribe and listen until cancelled."""
-        async with aiomqtt.Client("127.0.0.1", port, protocol=aiomqtt.ProtocolVersion.V5) as c:
+        v5 = aiomqtt.ProtocolVersion.V5
+        async with aiomqtt.Client("127.0.0.1", port, protocol=v5, timeout=60) as c:
             await c.subscribe(topic_filter, qos=1)
             ready.set()
             async for message in c.messages:
@@ -112,7 +113,7 @@ async def listening(port: int, *filters: str) -> AsyncIterator[list[Listener]]:
 async def spend_the_day(gateway: EdgeService, clock: JumpingClock, rng: random.Random) -> None:
     """Publish a day of readings while the clock jumps from slot to slot."""
     number, values = 0, [20.0] * DEVICES
-    async with aiomqtt.Client("127.0.0.1", gateway.port) as device:
+    async with aiomqtt.Client("127.0.0.1", gateway.port, timeout=60) as device:
         device.pending_calls_threshold = READINGS
         for _ in range(SLOTS):
             clock.jump(DAY_S / SLOTS)
@@ -129,7 +130,7 @@ async def spend_the_day(gateway: EdgeService, clock: JumpingClock, rng: random.R
 
 async def live_beside(gateway: EdgeService, sent: list[bytes], done: asyncio.Event) -> None:
     """Publish a live reading every now and then."""
-    async with aiomqtt.Client("127.0.0.1", gateway.port) as device:
+    async with aiomqtt.Client("127.0.0.1", gateway.port, timeout=60) as device:
         while not done.is_set():
             payload = b'{"live": %d}' % len(sent)
             await device.publish("devices/live/t", payload, qos=1)
@@ -177,7 +178,9 @@ async def test_a_day_of_outage_drains_over_64_kbit(tmp_path: Path) -> None:
             await beside
             total = taken + len(live)
             await until("heard", lambda: len(everything.payloads) == total)
+            await until("fresh ones too", lambda: len(fresh.payloads) == len(live))
             await until("stored", lambda: node.status().readings_stored == total)
+            await until("judged", lambda: len(told(tmp_path)) == 2)
             moved = proxy.up.bytes + proxy.down.bytes
     print(f"{total} readings, {moved} bytes, {took_s:.1f} s, {len(live)} live ones meanwhile")
     check_stored(tmp_path, total)
@@ -200,10 +203,15 @@ def check_stored(folder: Path, total: int) -> None:
     assert times[-1] - times[0] > DAY_S * 0.99e6
 
 
+def told(folder: Path) -> list[tuple[object, ...]]:
+    """Return the history of alerts."""
+    sql = "SELECT state, at_us, historical FROM history ORDER BY at_us"
+    return query(folder / "cloud" / "alerts.db", sql)
+
+
 def check_alert(folder: Path) -> None:
     """The hot reading of noon is in the history as of noon, and was no news in the evening."""
-    sql = "SELECT state, at_us, historical FROM history ORDER BY at_us"
-    (firing, fired_us, one), (resolved, _, other) = query(folder / "cloud" / "alerts.db", sql)
+    (firing, fired_us, one), (resolved, _, other) = told(folder)
     assert (firing, resolved, one, other) == ("firing", "resolved", 1, 1)
     sql = "SELECT time_us FROM readings WHERE json_extract(payload, '$.t') > 90"
     assert [(fired_us,)] == query(folder / "cloud" / "storage.db", sql)

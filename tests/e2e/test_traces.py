@@ -35,6 +35,7 @@ async def test_a_trace_arrives_as_it_was_published(name: str, mode: str, tmp_pat
                 duration_s=0,
                 qos=1,
                 window=50,
+                drain_timeout_s=60,
                 verify=str(site.storage),
                 verify_timeout_s=120,
             )

@@ -41,7 +41,7 @@ def client(
         protocol=aiomqtt.ProtocolVersion.V5,
         clean_start=clean,
         properties=properties,
-        timeout=20,
+        timeout=60,
         **options,  # type: ignore[arg-type] # aiomqtt's own
     )
 

@@ -23,7 +23,7 @@ def config(folder: Path) -> UpConfig:
 
 
 async def publish(site: Site, count: int) -> None:
-    async with aiomqtt.Client("127.0.0.1", site.edge_port) as device:
+    async with aiomqtt.Client("127.0.0.1", site.edge_port, timeout=60) as device:
         device.pending_calls_threshold = count
         await asyncio.gather(
             *(device.publish(f"devices/d{n % 7}/v", b"%d" % n, qos=1) for n in range(count))
