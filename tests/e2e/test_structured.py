@@ -15,6 +15,7 @@ from tests.kit.processes import Process, get_json, wait_for
 from tests.kit.proxy import Proxy
 from tests.kit.site import Site
 
+_ENDED = contextlib.suppress(FileNotFoundError, ProcessLookupError)  # meanwhile
 STRUCTURED = 'mode = "structured"\nbatch_readings = 50'
 
 
@@ -32,10 +33,11 @@ def children_of(process: Process, module: str) -> list[int]:
     """Return the ids of a process's children that run `module`."""
     found = []
     for task in Path(f"/proc/{process.pid}/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            with contextlib.suppress(FileNotFoundError):  # it has just ended
-                if module in Path(f"/proc/{pid}/cmdline").read_text():
-                    found.append(int(pid))
+        with _ENDED:
+            for pid in (task / "children").read_text().split():
+                with _ENDED:
+                    if module in Path(f"/proc/{pid}/cmdline").read_text():
+                        found.append(int(pid))
     return found
 
 
@@ -43,15 +45,22 @@ async def kill_children(process: Process, module: str) -> None:
     """Kill the children that run `module`, once there is one: a redial may have started another."""
     pids = await asyncio.to_thread(wait_for, module, lambda: children_of(process, module))
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):  # one killed before that took its time
+        with _ENDED:
             os.kill(pid, signal.SIGKILL)
+    # else one that takes its time to end is killed for the next one
+    await asyncio.to_thread(
+        wait_for, "their end", lambda: not {*pids} & {*children_of(process, module)}
+    )
 
 
 async def more_batches(site: Site, count: int) -> None:
     """Wait for so many more structured batches."""
     before = structured_batches(site)
     await asyncio.to_thread(
-        wait_for, "structured batches", lambda: structured_batches(site) >= before + count
+        wait_for,
+        "structured batches",
+        lambda: structured_batches(site) >= before + count,
+        progress=lambda: structured_batches(site),
     )
 
 
@@ -89,7 +98,7 @@ async def test_the_encoder_is_killed_again_and_again_under_load(tmp_path: Path) 
     with Site(tmp_path, uplink=STRUCTURED) as site:
         await asyncio.to_thread(site.up)
         stop = asyncio.Event()
-        loading = asyncio.create_task(load(site, stop, seed=22))
+        loading = asyncio.create_task(load(site, stop, seed=22, rate_per_s=500))
         for _ in range(4):
             await more_batches(site, 3)
             await kill_children(site.edge, "edge.encoder_process")
@@ -103,7 +112,7 @@ async def test_the_decoder_is_killed_again_and_again_under_load(tmp_path: Path) 
     with Site(tmp_path, uplink=STRUCTURED) as site:
         await asyncio.to_thread(site.up)
         stop = asyncio.Event()
-        loading = asyncio.create_task(load(site, stop, seed=23))
+        loading = asyncio.create_task(load(site, stop, seed=23, rate_per_s=500))
         for _ in range(4):
             await more_batches(site, 3)
             await kill_children(site.cloud, "cloud.decoder_process")
@@ -117,7 +126,7 @@ async def test_the_cloud_loses_its_contexts_by_restarts_under_load(tmp_path: Pat
     with Site(tmp_path, uplink=STRUCTURED) as site:
         await asyncio.to_thread(site.up)
         stop = asyncio.Event()
-        loading = asyncio.create_task(load(site, stop, seed=24))
+        loading = asyncio.create_task(load(site, stop, seed=24, rate_per_s=500))
         for _ in range(3):
             await more_batches(site, 3)
             await asyncio.to_thread(site.cloud.kill)
