@@ -26,7 +26,6 @@ class PahoClient:
     """A paho client on its own thread, its callbacks turned into things to wait for."""
 
     def __init__(self, client_id: str, version: MQTTProtocolVersion, clean: bool = True) -> None:
-        self._loop = asyncio.get_running_loop()
         self.messages: asyncio.Queue[paho.MQTTMessage] = asyncio.Queue()
         self.connected: asyncio.Queue[bool] = asyncio.Queue()
         self._events: asyncio.Queue[int] = asyncio.Queue()
@@ -39,15 +38,15 @@ class PahoClient:
         )
         self._clean = clean
         self._five = five
-        self.client.on_message = lambda _c, _u, message: self._put(self.messages, message)
-        self.client.on_connect = lambda _c, _u, flags, reason, _p: self._put(
-            self.connected, flags.session_present
+        # none of them knows self: a cycle would leave the client's sockets to the collector
+        put = asyncio.get_running_loop().call_soon_threadsafe
+        messages, connected, events = self.messages, self.connected, self._events
+        self.client.on_message = lambda _c, _u, message: put(messages.put_nowait, message)
+        self.client.on_connect = lambda _c, _u, flags, reason, _p: put(
+            connected.put_nowait, flags.session_present
         )
-        self.client.on_publish = lambda _c, _u, mid, _r, _p: self._put(self._events, mid)
-        self.client.on_subscribe = lambda _c, _u, mid, _r, _p: self._put(self._events, mid)
-
-    def _put(self, queue: asyncio.Queue[object], item: object) -> None:
-        self._loop.call_soon_threadsafe(queue.put_nowait, item)
+        self.client.on_publish = lambda _c, _u, mid, _r, _p: put(events.put_nowait, mid)
+        self.client.on_subscribe = lambda _c, _u, mid, _r, _p: put(events.put_nowait, mid)
 
     async def connect(self, port: int) -> bool:
         """Connect; return whether the session was present."""
