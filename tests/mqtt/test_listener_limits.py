@@ -153,6 +153,8 @@ async def test_a_client_accepted_as_the_listener_closes_is_hung_up_on(
 ) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
+        gc.collect()
+        told.clear()  # of what other tests left
         async with fronting(ListenerConfig(port=0, proxy_protocol=proxy_protocol)) as front:
             client = await asyncio.to_thread(
                 socket.create_connection, ("127.0.0.1", front.port), timeout=60
