@@ -127,7 +127,7 @@ class WireClient:
         self._writer.close()
         try:
             await self._writer.wait_closed()
-        except ConnectionError:
+        except OSError:  # reset; or, over TLS, more came behind our goodbye
             return
 
 
