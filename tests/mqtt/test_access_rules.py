@@ -153,7 +153,7 @@ def test_a_client_id_is_owned_by_user_or_name() -> None:
 # -- covers and overlaps against matching itself ------------------------------------------------
 
 LEVELS = ["a", "b", "", "$x"]
-TOPICS = st.lists(st.sampled_from(LEVELS), min_size=1, max_size=4).map("/".join)
+TOPICS = st.lists(st.sampled_from(LEVELS), min_size=1, max_size=4).map("/".join).filter(bool)
 
 
 @st.composite
@@ -161,7 +161,7 @@ def filters(draw: st.DrawFn) -> str:
     levels = draw(st.lists(st.sampled_from([*LEVELS, "+"]), min_size=1, max_size=4))
     if draw(st.booleans()):
         levels[-1] = "#"
-    return "/".join(levels)
+    return "/".join(levels) or "/"  # [MQTT-4.7.3-1]
 
 
 @given(filters(), filters(), TOPICS)
