@@ -229,7 +229,9 @@ async def test_nodes_tell_an_alert_once_whoever_has_its_partition(
         await until("all fire", lambda: len(box.messages) >= len(devices))
         await nodes[1].stop()
         await until("one has all", lambda: shares(nodes[0], "alerts") == 64)
-        assert len(nodes[0]._alerts.sink.active()) == len(devices)  # type: ignore[union-attr]
+        sink = nodes[0]._alerts.sink
+        assert sink is not None
+        await until("it knows of all", lambda: len(sink.active()) == len(devices))
         for device in devices:
             async with client_at(nodes[0].port, device) as (client, _):
                 await client.publish(f"devices/{device}/state", b'{"t": 20}', 1)

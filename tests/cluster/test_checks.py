@@ -235,7 +235,7 @@ async def test_an_account_with_too_few_rights_is_told_which_at_once(
         await apply(maker, layout_of(config))
         await maker.close()
         config = replace(config, nats=replace(nats, user=user))
-        async with asyncio.timeout(10):  # no wait for an answer that never comes
+        async with asyncio.timeout(30):  # no wait for an answer that never comes
             with pytest.raises((StreamError, ClusterError)) as caught:
                 await work_a_little(tmp_path, config)
         assert f"this account has no rights to publish to {subject}" in str(caught.value)
@@ -305,8 +305,7 @@ def test_plan_apply_and_a_node_on_it(three: NatsServers, tmp_path: Path) -> None
     )  # fmt: skip
     with node:
         node.start()
-        ready = wait_for("ready", lambda: get_json(f"http://127.0.0.1:{http}/readyz"))
-        assert ready["ok"], ready
+        wait_for("ready", lambda: (get_json(f"http://127.0.0.1:{http}/readyz") or {}).get("ok"))
         assert node.stop() == 0
     assert json.loads(node.text().splitlines()[-1])["event"] == "cloud_stopped"
 
@@ -340,12 +339,13 @@ async def test_without_a_quorum_appends_fail_and_go_on_when_it_is_back(tmp_path:
             with pytest.raises(StreamError):
                 await stream.append([part(1, [2])])
             servers.start()
-            for _ in range(60):  # the same append, until there is a leader again
-                try:
-                    await stream.append([part(1, [2])])
-                    break
-                except StreamError:
-                    continue
+            async with asyncio.timeout(120):
+                while True:  # the same append, until there is a leader again
+                    try:
+                        await stream.append([part(1, [2])])
+                        break
+                    except StreamError:
+                        await asyncio.sleep(0.1)
             assert list(await stream.held("gw", EPOCH)) == [(1, 2)]
             entries = await read_all(stream, 1)
             assert [entry.seq_ranges for entry in entries] == [((1, 1),), ((2, 2),)]

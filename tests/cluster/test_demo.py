@@ -22,7 +22,7 @@ def tidegate(*arguments: str) -> subprocess.CompletedProcess[str]:
         check=False,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=500,  # a hang
     )
 
 
@@ -51,7 +51,7 @@ def demonstration(
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,
     )  # fmt: skip
-    late = threading.Timer(240, child.kill)
+    late = threading.Timer(500, child.kill)
     late.start()
     pids: list[int] = []
     commands: list[list[str]] = []
@@ -67,7 +67,7 @@ def demonstration(
     finally:
         late.cancel()
         child.kill()
-        child.wait()
+        child.communicate()
         for pid in filter(alive, pids):
             os.kill(pid, signal.SIGKILL)
 
@@ -85,7 +85,7 @@ def test_ctrl_c_ends_it_in_the_order_of_the_readings_and_it_balances(tmp_path: P
     with demonstration(tmp_path / "demo") as (child, pids, _):
         os.kill(pids[0], signal.SIGKILL)  # a server is down when the end comes
         os.killpg(child.pid, signal.SIGINT)
-        said, _ = child.communicate(timeout=230)
+        said, _ = child.communicate(timeout=450)
         assert child.returncode == 0, said
         assert "balances: 3 accounts" in said
         assert "waiting (" not in said
@@ -106,7 +106,7 @@ def test_the_commands_it_tells_of_work_and_a_second_ctrl_c_leaves_nothing_behind
             if "Stopping the devices" in line:
                 break
         os.killpg(child.pid, signal.SIGINT)
-        said, _ = child.communicate(timeout=60)
+        said, _ = child.communicate(timeout=450)
         assert (child.returncode, "stopped at once" in said) == (130, True)
         assert len(pids) == 9
         assert not any(map(alive, pids))

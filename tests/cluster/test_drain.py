@@ -18,7 +18,7 @@ async def test_the_last_node_is_drained_too_and_it_is_said(tmp_path: Path) -> No
                 stream = nodes[number].config.stream
                 return await run_command(
                     "cluster", "drain", f"node-{number}", "--stream", stream.url,
-                    "--stream-cluster", stream.cluster, "--wait", "30",
+                    "--stream-cluster", stream.cluster, "--wait", "120",
                 )  # fmt: skip
 
             first = await drain(0)
