@@ -129,6 +129,7 @@ class GatewaysSeen:
     def client_disconnected(self, client: ClientInfo, reason_code: int) -> None:  # noqa: ARG002
         """Note that a client is gone."""
         self.connections -= 1
+        client.state.pop(_CONNECTED_KEY, None)
         name = client.client_id.removeprefix(UPLINK_CLIENT_PREFIX)
         if self._uplinks.get(name) is client:  # not one that has taken its place
             del self._uplinks[name]
@@ -139,7 +140,7 @@ class GatewaysSeen:
                 seen.connected_us = None
 
     def batch_taken(self, taken: BatchTaken) -> None:
-        """Note a batch that has become durable."""
+        """Note a batch that has become durable; who sent it may be gone by now."""
         batch, client = taken.batch, taken.client
         seen = self._gateways.get(batch.gateway)
         if seen is None:
@@ -147,9 +148,10 @@ class GatewaysSeen:
                 self._gateways.popitem(last=False)
             seen = self._gateways[batch.gateway] = GatewaySeen(batch.gateway)
         self._gateways.move_to_end(batch.gateway)
-        if seen.client is not client:
+        connected_us = client.state.get(_CONNECTED_KEY)
+        if seen.client is not client and connected_us is not None:
             seen.client = client
-            seen.connected_us = client.state.get(_CONNECTED_KEY)
+            seen.connected_us = connected_us
             client.state.setdefault("gateways", set()).add(batch.gateway)
         seen.last_batch_us = taken.now_us
         seen.epoch = batch.epoch

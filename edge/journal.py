@@ -175,16 +175,25 @@ class Journal:
                 await self._keeper.file.met()
                 self._keeper.state.unmet_seq = None
 
-    async def part(self, fork: Fork) -> None:
+    async def part(self, fork: Fork) -> bool:
         """Go on in an epoch of its own past a seq, once all up to it is settled.
+
+        Of two words the lower counts: past that the cloud takes nothing in this epoch.
+
+        Returns:
+            Whether the journal did not know: False when it parts there, or before, already.
 
         Raises:
             JournalError: the disk is full or fails: nothing may be sent before it is done.
         """
         async with self._writing:
+            parting = self._keeper.state.parting
+            if parting is not None and parting.after_seq <= fork.after_seq:
+                return False
             await begin_parting(self._keeper, fork)
             await end_parting(self._path, self._keeper)
         self._news.ring()
+        return True
 
     def lane_room(self, lane: Lane) -> int:
         """Return how many bytes of rows `lane` takes now before it refuses."""

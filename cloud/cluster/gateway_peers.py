@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from heapq import nsmallest
 from typing import Any, Final, NamedTuple
 
 from cloud.cluster.connection import Connection
@@ -90,7 +91,8 @@ class GatewayPeers:
     async def _links_of(self, instance: str) -> list[GatewayLink] | None:
         found: list[GatewayLink] = []
         while True:
-            said = await self._peers.ask(instance, [len(found)])
+            last = found[-1].gateway if found else ""
+            said = await self._peers.ask(instance, [len(found), last])
             if said is None:
                 return None
             try:
@@ -102,5 +104,15 @@ class GatewayPeers:
                 return found
 
     async def _answer(self, question: Sequence[Any]) -> list[dict[str, Any]]:
-        skip = int(question[0])
-        return [asdict(one) for one in self._seen.links()[skip : skip + _ANSWER_GATEWAYS]]
+        """Answer with a page: names past one, in order, for others come and go between two pages.
+
+        An older node says only how many it has had, and takes what follows for the next page.
+        """
+        links = self._seen.links()
+        if len(question) == 1:
+            skip = int(question[0])
+            page = links[skip : skip + _ANSWER_GATEWAYS]
+        else:
+            following = (one for one in links if one.gateway > question[1])
+            page = nsmallest(_ANSWER_GATEWAYS, following, key=lambda one: one.gateway)
+        return [asdict(one) for one in page]

@@ -36,6 +36,7 @@ class Node:
     full: bool = False
     waits: Waits = field(default_factory=Waits)
     messages: list[Outgoing] = field(default_factory=list)
+    clients: dict[str, ClientInfo] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.seen = GatewaysSeen(self.clock)
@@ -66,8 +67,10 @@ class Node:
             range(1, count + 1), [("t", "d")], [0] * count, [1] * count, [1] * count, [b""] * count
         )
         batch = Batch(gateway, 1, lane, True, readings, ((1, count),), (), count, 0, 1000)
-        taken = BatchTaken(ClientInfo(gateway, 5), batch, self.clock.wall_us())
-        self.seen.batch_taken(taken)
+        client = self.clients.setdefault(gateway, ClientInfo(gateway, 5))
+        if not client.state:
+            self.seen.client_connected(client)
+        self.seen.batch_taken(BatchTaken(client, batch, self.clock.wall_us()))
 
     async def second(self, *gateways: str, written: int = 1000, behind: int = 0) -> None:
         """Let a second pass in which each gateway sent 1000 readings of backlog."""

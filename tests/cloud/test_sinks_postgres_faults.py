@@ -200,7 +200,7 @@ async def test_a_standby_that_lagged_is_promoted(stream: EmbeddedStream, tmp_pat
             await clocks.take("gw", EARLY)
             while (await applied(standby, name)) != (40, 1):
                 await asyncio.sleep(0.02)
-            standby.stop()
+            standby.kill()
             await append_readings(stream, one_per_row(40, first_seq=41))
             await runner.drained()
             await clocks.take("gw", LATE)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from cloud.cluster import gateway_peers
+from cloud.cluster.gateway_peers import GatewayPeers
+from cloud.cluster.layout import Layout
+from cloud.gateways import GatewaysSeen
 from cloud.node import Node
+from mqtt.broker.seams import ClientInfo
+from runtime.clock import ManualClock
 from tests.kit.cluster_nodes import cluster_nodes
 from tests.kit.nats import NatsServers, nats_single
 from tests.kit.sites import client_at, running_gateway, until
@@ -58,3 +64,29 @@ async def test_a_gateway_is_connected_at_every_node(
         assert (await two.gateway_peers.links()).silent == ["node-0"]
         assert [view.gateway for view in await two.gateways()] == ["gw-a", "gw-b"]
         assert (await shown(two, "status"))["silent_nodes"] == ["node-0"]
+
+
+async def test_gateways_that_come_and_go_between_two_pages_leave_none_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gateway_peers, "_ANSWER_GATEWAYS", 3)
+    clock = ManualClock()
+    seen, nobody = GatewaysSeen(clock), cast("Any", None)
+    layout = Layout("x", 1)
+    peers = GatewayPeers(seen, nobody, layout, cast("Any", SimpleNamespace(instance="i")), clock)
+    clients = [ClientInfo(f"tidegate-gw-{n}", 5) for n in range(9)]
+    for client in clients:
+        seen.client_connected(client)
+
+    async def ask(_instance: str, question: list[Any]) -> list[dict[str, Any]]:
+        said = await peers._answer(question)
+        for client in clients[:2]:  # the first of the list becomes its last, or leaves
+            seen.client_disconnected(client, 0)
+        seen.client_connected(clients[1])
+        return said
+
+    monkeypatch.setattr(peers._peers, "ask", ask)
+    found = await peers._links_of("i")
+    assert found is not None
+    assert [one.gateway for one in found] == [f"gw-{n}" for n in range(9)]
+    assert len(await peers._answer([6])) == 2  # as an older node asks

@@ -5,11 +5,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from bridge.runs import RUNS_MAX, Run, judge
+from bridge.runs import RUNS_MAX, Fork, Run, judge
+from edge.contract import Lane
 from edge.journal_runs import begin_run
+from edge.journal_state import Parting
+from tests.kit.journal_files import fill, journal_at, read_all
 
 
 @pytest.fixture
@@ -44,3 +48,18 @@ def test_the_run_of_a_mark_of_another_line_is_left_out(connection: sqlite3.Conne
     begin_run(connection, 900)
     runs = begin_run(connection, 5000, Run(5, 300))
     assert [one.after_seq for one in runs] == [900, 5000]
+
+
+async def test_of_two_words_of_where_to_part_the_lower_counts(tmp_path: Path) -> None:
+    async with journal_at(tmp_path) as journal:
+        await fill(journal, 3)  # seqs 1 to 9
+        assert await journal.part(Fork(6, 77))
+        for again in (Fork(6, 77), Fork(8, 78)):
+            assert not await journal.part(again)
+        assert await journal.part(Fork(4, 79))  # within a row, which goes with what follows
+        assert not await journal.part(Fork(4, 79))
+        assert journal.parting == Parting(3, 79, {Lane.LIVE: 3, Lane.URGENT: 0})
+        await journal.trim(Lane.LIVE, 3)
+        await journal.maintain()
+        assert (journal.epoch, journal.parting) == (79, None)
+        assert [c.first_seq for c in await read_all(journal)] == [4, 7]
