@@ -28,7 +28,7 @@ from device_sim.report import SimReport
 from device_sim.run import run_sim
 from tests.kit.cluster import Witness, check_stored, note_order, witness_of
 from tests.kit.postgres import PostgresServer, postgres_server
-from tests.kit.processes import get_json
+from tests.kit.processes import get_json, wait_for
 from tidegate.cluster_demo import ClusterProcesses, TidegateProcess
 from tidegate.nats_servers import NatsServer
 
@@ -82,7 +82,7 @@ async def load(
         rate_per_s=RATE,
         duration_s=0,
         seed=gateway + 1,
-        drain_timeout_s=30,
+        drain_timeout_s=60,
         verify=str(witness.path),
         verify_timeout_s=90,
     )
@@ -120,7 +120,7 @@ async def attacked(cluster: Site, folder: Path, name: str, attack: Attack) -> No
 def check_audit(cluster: Site) -> None:
     """Assert that a node's ledger balances and nothing is under way."""
     done = subprocess.run(
-        [sys.executable, "-m", "tidegate", "audit", "--url", cluster.urls[0], "--settled", "60"],
+        [sys.executable, "-m", "tidegate", "audit", "--url", cluster.urls[0], "--settled", "300"],
         capture_output=True,
         text=True,
         check=False,
@@ -188,7 +188,7 @@ async def kill_two_servers(cluster: Site, witness: Witness) -> None:
     for index in (0, 1):
         await asyncio.to_thread(cluster.servers[index].kill)
     taken: list[int] | None = None
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(600):
         while (now := await readings_taken(cluster, witness)) != taken:
             taken = now  # at first what was committed before has yet to be read and counted
             await kept_at_gateways(cluster, 750)
@@ -198,7 +198,7 @@ async def kill_two_servers(cluster: Site, witness: Witness) -> None:
 async def kept_at_gateways(cluster: Site, count: int) -> None:
     """Return once each gateway keeps so many readings more than it does now."""
     before = [backlog(cluster, number) for number in range(len(cluster.gateways))]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         for number, kept in enumerate(before):
             while await asyncio.to_thread(backlog, cluster, number) < kept + count:
                 await asyncio.sleep(0.05)
@@ -207,7 +207,7 @@ async def kept_at_gateways(cluster: Site, count: int) -> None:
 async def until_linked_elsewhere(cluster: Site, number: int) -> None:
     """Return once a gateway is connected to another node than now."""
     before = uplink(cluster, number)["endpoint"]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while True:
             said = await asyncio.to_thread(uplink, cluster, number)
             if said["link"] == "online" and said["endpoint"] != before:
@@ -228,7 +228,7 @@ def backlog(cluster: Site, number: int) -> int:
 
 def uplink(cluster: Site, number: int) -> dict[str, Any]:
     """Return a gateway's figures of its uplink."""
-    found: dict[str, Any] = get_json(f"http://127.0.0.1:{cluster.edge_http_ports[number]}/status")[
+    found: dict[str, Any] = status_of(f"http://127.0.0.1:{cluster.edge_http_ports[number]}")[
         "uplink"
     ]
     return found
@@ -236,8 +236,14 @@ def uplink(cluster: Site, number: int) -> dict[str, Any]:
 
 async def readings_taken(cluster: Site, witness: Witness) -> list[int]:
     """Return how many readings each node has taken, and how many appends the witness has read."""
-    said = [await asyncio.to_thread(get_json, f"{url}/status") for url in cluster.urls]
+    said = [await asyncio.to_thread(status_of, url) for url in cluster.urls]
     return [*(int(status["readings_taken"]) for status in said), len(witness.appended_s)]
+
+
+def status_of(url: str) -> dict[str, Any]:
+    """Return the status of what runs, as soon as it has time to answer."""
+    found: dict[str, Any] = wait_for(f"{url}/status", lambda: get_json(f"{url}/status"))
+    return found
 
 
 async def cut_the_power(cluster: Site, _witness: Witness) -> None:
@@ -255,7 +261,7 @@ async def kill_all_that_stores(cluster: Site, _witness: Witness) -> None:
     """All nodes, the streams' quorum and PostgreSQL at once: then rows come of every partition."""
     before = await stored_positions(cluster)
     busy: set[int] = set()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while len(busy) < BUSY:
             await asyncio.sleep(0.1)
             now = await stored_positions(cluster)
@@ -365,7 +371,7 @@ async def stored_again(cluster: Site) -> float:
 
 
 @asynccontextmanager
-async def told_why(cluster: Site, timeout_s: float = 60.0) -> AsyncIterator[None]:
+async def told_why(cluster: Site, timeout_s: float = 180.0) -> AsyncIterator[None]:
     """Fail when it takes too long, with what the sinks of each node wait for."""
     try:
         async with asyncio.timeout(timeout_s):

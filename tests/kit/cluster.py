@@ -56,14 +56,14 @@ class Witness:
                 self.appended_s.append(time.monotonic())
             await asyncio.sleep(0.02)
 
-    async def appends_after(self, since_s: float, *, timeout_s: float = 60.0) -> float:
+    async def appends_after(self, since_s: float, *, timeout_s: float = 180.0) -> float:
         """Return how long after a moment the next append came."""
         async with asyncio.timeout(timeout_s):
             while not self.appended_s or self.appended_s[-1] <= since_s:
                 await asyncio.sleep(0.02)
         return next(at for at in self.appended_s if at > since_s) - since_s
 
-    async def appends_more(self, count: int, *, timeout_s: float = 60.0) -> None:
+    async def appends_more(self, count: int, *, timeout_s: float = 180.0) -> None:
         """Return once appends have been seen so many times more."""
         wanted = len(self.appended_s) + count
         async with asyncio.timeout(timeout_s):
