@@ -102,7 +102,7 @@ class WebhookTarget:
     def __init__(
         self, config: WebhookConfig, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
-        import httpx  # noqa: PLC0415 - an eighth of a node's start, and most have no webhook
+        import httpx  # noqa: PLC0415 - a tenth of a node's start, and most have no webhook
 
         headers = {"Content-Type": "application/json", "User-Agent": "tidegate"}
         if config.token:
