@@ -171,6 +171,12 @@ def register_replicas(metrics: Metrics, replicas: Replicas) -> None:
         lambda: {(name,): float(kept.current) for name, kept in replicas.streams.items()},
         ("stream",),
     )
+    metrics.gauge(
+        "tidegate_cluster_stream_append_s",
+        "Seconds an append of this node took, acknowledged or given up; 0: there was none.",
+        lambda: {(name, kept.leader): kept.append_s for name, kept in replicas.streams.items()},
+        ("stream", "server"),
+    )
 
 
 _CLUSTER_COUNTERS = {

@@ -124,6 +124,7 @@ def _node(status: Figures) -> Iterator[tuple[str, str]]:
     for name, words in (
         ("without_quorum", "no quorum, nothing is acknowledged: "),
         ("replicas_behind", "a server is away or behind: "),
+        ("slow", "appends are slow: "),
     ):
         if cluster.get(name):
             yield "trouble", words + ", ".join(cluster[name])

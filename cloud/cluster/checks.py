@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from cloud.cluster.applying import plan, stream_epoch
 from cloud.cluster.connection import (
@@ -124,7 +124,7 @@ async def _check_servers(monitors: Sequence[str]) -> list[str]:
         Unreachable: the servers that answer are only just starting.
         ClusterError: none of the pages can be read, or the versions differ.
     """
-    pages = await asyncio.gather(*(asyncio.to_thread(_varz, address) for address in monitors))
+    pages = await asyncio.gather(*map(_varz, monitors))
     known = [page for page in pages if page is not None]
     if not known:
         raise ClusterError(f"no monitoring page answers: {', '.join(monitors)} (stream.monitors)")
@@ -149,24 +149,34 @@ async def _check_servers(monitors: Sequence[str]) -> list[str]:
     return weak
 
 
-def _varz(address: str) -> dict[str, Any] | None:
+async def _varz(address: str) -> dict[str, Any] | None:
     """Return a server's page with how it runs JetStream; None when it does not answer.
 
     A server that was asked for /varz while it started leaves that out of it for good; /jsz has it.
     """
-    page = _page(address, "varz")
-    config = ((_page(address, "jsz") or {}) if page is not None else {}).get("config")
+    page = await _page(address, "varz")
+    config = ((await _page(address, "jsz") or {}) if page is not None else {}).get("config")
     return {**page, "jetstream": {"config": config}} if page is not None and config else page
 
 
-def _page(address: str, name: str) -> dict[str, Any] | None:
-    if not address.startswith(("http://", "https://")):
-        return None
+async def _page(address: str, name: str) -> dict[str, Any] | None:
+    """Return a page, None without; no thread waits for a server that says nothing."""
     try:
-        with urllib.request.urlopen(  # noqa: S310 - http or https, of the operator's own servers
-            f"{address.rstrip('/')}/{name}", timeout=_PAGE_S
-        ) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
-    except (OSError, ValueError):
+        url = urlsplit(f"{address.rstrip('/')}/{name}")
+        port = url.port or {"http": 80, "https": 443}[url.scheme]
+        async with asyncio.timeout(_PAGE_S):
+            reader, writer = await asyncio.open_connection(
+                url.hostname, port, ssl=url.scheme == "https" or None
+            )
+            try:
+                # 1.0: one answer, whole, which ends with the connection
+                writer.write(f"GET {url.path} HTTP/1.0\r\nHost: {url.netloc}\r\n\r\n".encode())
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            finally:
+                writer.close()
+        if head.split(None, 2)[1] != b"200":
+            return None
+        found: dict[str, Any] = json.loads(body)
+    except (OSError, LookupError, ValueError):
         return None
+    return found

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 
+from cloud.cluster.append_times import AppendTimes
 from runtime.logs import limited
 
 if TYPE_CHECKING:
@@ -141,11 +142,13 @@ class Connection:
     Attributes:
         reconnects: How often it came back.
         patience_s: How long what a node needs at its start is tried while nobody answers.
+        times: Of what was published into streams.
     """
 
     def __init__(self, client: Client, url: str, patience_s: float) -> None:
         self.reconnects = 0
         self.patience_s = patience_s
+        self.times = AppendTimes()
         self._nc = client
         self._url = url
         self._inbox = f"_INBOX.{secrets.token_hex(12)}"
@@ -331,8 +334,15 @@ class Connection:
             Unanswered: perhaps stored.
             ApiError: refused, not stored.
         """
-        answer = await self.request(subject, payload, headers, timeout_s=timeout_s)
+        loop = asyncio.get_running_loop()
+        sent_s = loop.time()
+        try:
+            answer = await self.request(subject, payload, headers, timeout_s=timeout_s)
+        except Unanswered:
+            self.times.note(subject, loop.time() - sent_s)
+            raise
         said = _json(answer.data)
+        self.times.note(str(said["stream"]), loop.time() - sent_s)
         return Ack(str(said["stream"]), int(said["seq"]), bool(said.get("duplicate")))
 
     async def api(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cloud.cluster.connection import ClusterError, Connection
@@ -19,6 +19,7 @@ from cloud.cluster.layout import Layout
 __all__ = ["Kept", "Replicas", "kept_of"]
 
 _LOOK_S = 10.0
+_SLOW_S = 0.25  # some ten times what an append takes on a busy disk
 
 
 @dataclass(slots=True, frozen=True)
@@ -28,6 +29,7 @@ class Kept:
     leader: str  # the server's name; empty when there is none, or nobody answers
     current: int  # replicas that have everything, the leader's among them
     replicas: int
+    append_s: float = 0.0  # an append's mean since the last look, answered or not; 0: none
 
     @property
     def quorum(self) -> bool:
@@ -49,7 +51,7 @@ class Replicas:
     def __init__(self, connection: Connection, layout: Layout) -> None:
         self.streams: Mapping[str, Kept] = {}
         self._connection = connection
-        self._names = [spec.name for spec in layout.specs()]
+        self._subjects = {spec.name: spec.config["subjects"] for spec in layout.specs()}
         self._replicas = layout.replicas
         self._task: asyncio.Task[None] | None = None
 
@@ -66,8 +68,15 @@ class Replicas:
 
     async def look(self) -> None:
         """Ask the servers once."""
-        found = await asyncio.gather(*map(self._ask, self._names))
-        self.streams = dict(zip(self._names, found, strict=True))
+        found = await asyncio.gather(*map(self._ask, self._subjects))
+        times: dict[str, float] = {}
+        for name, took_s in self._connection.times.take().items():
+            stream = self._stream_of(name)
+            times[stream] = max(took_s, times.get(stream, 0.0))
+        self.streams = {
+            name: replace(kept, append_s=times.get(name, 0.0))
+            for name, kept in zip(self._subjects, found, strict=True)
+        }
 
     def leaders(self) -> dict[str, int]:
         """Return how many streams each server leads."""
@@ -81,12 +90,27 @@ class Replicas:
             "replicas_behind": sorted(
                 name for name, kept in self.streams.items() if kept.current < kept.replicas
             ),
+            "slow": [
+                f"{name} led by {kept.leader or 'nobody'}: {kept.append_s:.1f} s an append"
+                for name, kept in sorted(self.streams.items())
+                if kept.append_s >= _SLOW_S
+            ],
         }
 
     async def _work(self) -> None:
         while True:
             await self.look()
             await asyncio.sleep(_LOOK_S)
+
+    def _stream_of(self, name: str) -> str:
+        """Return the stream that a stream's name, or a subject, is of."""
+        for stream, subjects in self._subjects.items():
+            if name == stream or any(
+                name == subject or (subject.endswith(">") and name.startswith(subject[:-1]))
+                for subject in subjects
+            ):
+                return stream
+        return name
 
     async def _ask(self, name: str) -> Kept:
         try:

@@ -260,8 +260,8 @@ async def test_mixed_versions(
     layout = await make_layout(three, "mixed")
     real = checks._varz
 
-    def varz(address: str) -> dict[str, object] | None:
-        page = real(address)
+    async def varz(address: str) -> dict[str, object] | None:
+        page = await real(address)
         return {**page, "version": "2.11.0"} if page and address == three.monitors[0] else page
 
     monkeypatch.setattr(checks, "_varz", varz)

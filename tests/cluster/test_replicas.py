@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud.cluster.connection import Unanswered
 from cloud.cluster.replicas import Kept, Replicas, kept_of
 from cloud.telemetry import register_replicas
 from runtime.metrics import Metrics
@@ -75,5 +76,26 @@ async def test_one_server_alone_leads_everything(tmp_path: Path) -> None:
             finally:
                 await replicas.stop()
             said = replicas.figures()
+            assert said["slow"] == []
+            # a disk that has become slow: two appends that took long, one that nobody answered
+            connection.times.note(layout.ledger_stream, 0.1)
+            connection.times.note(layout.ledger_stream, 0.7)
+            connection.times.note(layout.dead_stream, 0.1)
+            servers[0].pause()
+            with pytest.raises(Unanswered):
+                await connection.publish(layout.raw_subject(6), b"", timeout_s=0.3)
+            servers[0].resume()
+            await replicas.look()
+            name = servers[0].name
+            ledger, raw = replicas.figures()["slow"]
+            assert ledger == f"{layout.ledger_stream} led by {name}: 0.4 s an append"
+            assert raw.startswith(f"{layout.raw_stream(6)} led by {name}: ")
+            metrics = Metrics(process=False)
+            register_replicas(metrics, replicas)
+            assert f'_append_s{{server="{name}",stream="{layout.dead_stream}"}} 0.1' in (
+                metrics.render()[0].decode()
+            )
+            await replicas.look()
+            assert replicas.figures()["slow"] == []  # nothing was appended since
     assert list(said["streams_led"].values()) == [len(list(layout.specs()))]
     assert said["without_quorum"] == said["replicas_behind"] == []

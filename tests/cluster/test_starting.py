@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,12 @@ async def test_how_a_server_syncs_is_known_though_its_first_page_leaves_it_out(
     """As of one that was asked for /varz before JetStream had begun: it keeps that page."""
     real = checks._page
 
-    def page(address: str, name: str) -> dict[str, Any] | None:
-        found = real(address, name)
+    async def page(address: str, name: str) -> dict[str, Any] | None:
+        found = await real(address, name)
         return {**found, "jetstream": {}} if found is not None and name == "varz" else found
 
     monkeypatch.setattr(checks, "_page", page)
-    said = checks._varz(server.monitors[0])
+    said = await checks._varz(server.monitors[0])
     assert said is not None
     assert said["jetstream"]["config"]["sync_always"] is True
 
@@ -100,10 +101,14 @@ async def test_a_server_that_does_not_say_yet_how_it_syncs_is_not_taken_for_a_we
     server: NatsServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = await make_layout(server, "starting")
-    real = checks._varz(server.monitors[0])
+    real = await checks._varz(server.monitors[0])
     assert real is not None
     pages = {"http://old": real, "http://new": {**real, "jetstream": {}}, "http://none": None}
-    monkeypatch.setattr(checks, "_varz", pages.__getitem__)
+
+    async def page(address: str) -> dict[str, Any] | None:
+        return pages[address]
+
+    monkeypatch.setattr(checks, "_varz", page)
 
     async def weak(connection: Connection, *monitors: str) -> list[str]:
         found = await checks.check_cluster(
@@ -136,6 +141,19 @@ async def mute() -> AsyncIterator[str]:
         await asyncio.gather(*filter(None, keeping))
 
 
+async def test_a_monitoring_page_that_never_comes_holds_no_thread(server: NatsServers) -> None:
+    """It is asked for every ten seconds, beside others who need threads."""
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    async with mute() as address:
+        silent = address.replace("nats:", "http:")
+        asking = asyncio.create_task(checks._varz(silent))
+        assert (await checks._varz(server.monitors[0])) is not None
+        assert await asyncio.to_thread(asking.done) is False
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+
 async def test_servers_that_say_nothing_are_waited_for_no_longer_than_it_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -160,7 +178,7 @@ async def test_nor_are_those_without_a_leader(
         return await real(self, path, *arguments, **options)
 
     monkeypatch.setattr(Connection, "api", api)
-    monkeypatch.setattr("cloud.cluster.layout._READY_S", 1e6)
+    monkeypatch.setattr("cloud.cluster.applying._READY_S", 1e6)
     config = StreamConfig(url=server.url, cluster="mute", start_wait_s=0.5)
     async with asyncio.timeout(60):
         with pytest.raises(StreamError, match="nobody serves it now"):

@@ -106,7 +106,7 @@ def test_a_node_in_trouble() -> None:
             gateways=away,
             sinks={"storage": slow, "live": SINK | {"dead_letters": 2}},
             ledger={"balanced": False},
-            cluster={"without_quorum": ["RAW0", "RAW1"], "replicas_behind": []},
+            cluster={"without_quorum": ["RAW0", "RAW1"], "replicas_behind": [], "slow": ["RAW2"]},
             silent_nodes=["two"],
         ),
         NOW_US,
@@ -119,6 +119,7 @@ def test_a_node_in_trouble() -> None:
         ["alerts", "1 firing, 2 pending"],
         ["ledger", "does NOT balance: tidegate audit"],
         ["trouble", "no quorum, nothing is acknowledged: RAW0, RAW1"],
+        ["trouble", "appends are slow: RAW2"],
         ["trouble", "two does not answer: gateways that it has are shown as away"],
         ["trouble", "sink live: 2 dead letters: tidegate deadletter list"],
     ]  # fmt: skip
