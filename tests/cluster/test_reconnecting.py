@@ -42,8 +42,7 @@ async def test_attempts_that_fail_leave_no_socket_open(tmp_path: Path) -> None:
 async def test_a_server_that_lets_nobody_in_has_said_so_whatever_comes_after(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_CONNECT_S", 2.0)
-    tried = 0
+    tried, connect_s = 0, 1.0
 
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal tried
@@ -57,8 +56,11 @@ async def test_a_server_that_lets_nobody_in_has_said_so_whatever_comes_after(
 
     async with await asyncio.start_server(once, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        with pytest.raises(ClusterError, match="Authorization Violation") as caught:
-            await Connection.open(f"nats://127.0.0.1:{port}", name="test")
-    assert not isinstance(caught.value, Unreachable)
-    assert tried > 1
+        while tried < 2:  # a busy machine may have had no time for the second
+            tried, connect_s = 0, 2 * connect_s
+            assert connect_s < 100
+            monkeypatch.setattr(module, "_CONNECT_S", connect_s)
+            with pytest.raises(ClusterError, match="Authorization Violation") as caught:
+                await Connection.open(f"nats://127.0.0.1:{port}", name="test", patience_s=connect_s)
+            assert not isinstance(caught.value, Unreachable)
     gc.collect()

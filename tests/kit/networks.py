@@ -26,10 +26,12 @@ __all__ = ["Machine", "Switch", "switch_with"]
 
 # answers a line with what a URL has; one process for all that a machine is asked
 _ASKER = """\
-import sys, urllib.request
+import sys, urllib.error, urllib.request
 for line in sys.stdin:
     try:
         text = urllib.request.urlopen(line.strip(), timeout=5).read().decode()
+    except urllib.error.HTTPError as error:  # such as of one that is not ready: it says so
+        text = error.read().decode()
     except OSError:
         text = "null"
     print(" ".join(text.splitlines()), flush=True)
