@@ -37,6 +37,7 @@ from cloud.sinks.runner import SinkStats
 from cloud.stream.contract import StreamError
 from mqtt.broker.broker import Outgoing
 from mqtt.broker.seams import ClientInfo
+from runtime.background import Background
 from runtime.clock import Clock
 from runtime.logs import limited
 from runtime.metrics import Metrics
@@ -125,20 +126,17 @@ class Pacing:
         self._newcomer: Credit | None = None
         self._draining = 0
         self._admission = Admission(config.connects_s)
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background(self._run, "pacing")
 
     async def start(self) -> None:
         """Begin to look, once a second."""
         if self._config.enabled:
             self._seen.admits = self.connect_wait_s
-            self._task = asyncio.create_task(self._run(), name="pacing")
+            self._background.start()
 
     async def stop(self) -> None:
         """End; credits run out by themselves."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._background.stop()
 
     def connect_wait_s(self, client: ClientInfo) -> float:
         """Return after how long a client should dial again; only gateways are asked to."""

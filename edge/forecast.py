@@ -16,6 +16,7 @@ from edge.contract import Lane
 from edge.journal import Journal
 from edge.uplink import Uplink
 from edge.uplink_config import UplinkConfig
+from runtime.background import Background
 from runtime.clock import Clock
 
 __all__ = ["Forecast", "Forecaster"]
@@ -76,17 +77,15 @@ class Forecaster:
         self._seen = (clock.monotonic_s(), stats.readings)
         self._readings_s = 0.0
         self._known_s = 0.0  # over how long the rate was seen
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background(self._run, "forecast")
 
     async def start(self) -> None:
         """Begin to look every few seconds."""
-        self._task = asyncio.create_task(self._run(), name="forecast")
+        self._background.start()
 
     async def stop(self) -> None:
         """End."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._background.stop()
 
     async def _run(self) -> None:
         while True:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge.config import JournalConfig
+from runtime.background import Background
 from runtime.clock import Clock
 
 __all__ = ["Wear", "written_bytes"]
@@ -73,17 +74,15 @@ class Wear:
         self._seen = (clock.monotonic_s(), written())
         self.window_s = self._least_s
         self.rate_bytes_s = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background(self._run, "wear")
 
     async def start(self) -> None:
         """Begin to look every few seconds."""
-        self._task = asyncio.create_task(self._run(), name="wear")
+        self._background.start()
 
     async def stop(self) -> None:
         """End."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._background.stop()
 
     @property
     def written(self) -> int:

@@ -15,6 +15,7 @@ import structlog
 from cloud.cluster.checks import check_cluster
 from cloud.cluster.connection import ClusterError, Connection, NoResponders, Unanswered, Unreachable
 from cloud.cluster.layout import Layout
+from runtime.background import Background
 from runtime.logs import limited
 
 __all__ = ["DurabilityWatch"]
@@ -49,18 +50,9 @@ class DurabilityWatch:
         self._monitors = monitors
         self._servers_fsync = servers_fsync
         self._tell = tell
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Look now and then, until `stop`."""
-        self._task = asyncio.create_task(self._work(), name="durability")
-
-    async def stop(self) -> None:
-        """End; harmless when not started."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        background = Background(self._work, "durability")
+        self.start = background.start
+        self.stop = background.stop
 
     async def look(self) -> None:
         """Look once; what cannot be asked now changes nothing."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from cloud.cluster.connection import ClusterError, Connection
 from cloud.cluster.layout import Layout
+from runtime.background import Background
 
 __all__ = ["Kept", "Replicas", "kept_of"]
 
@@ -53,18 +54,9 @@ class Replicas:
         self._connection = connection
         self._subjects = {spec.name: spec.config["subjects"] for spec in layout.specs()}
         self._replicas = layout.replicas
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Look now and then, until `stop`."""
-        self._task = asyncio.create_task(self._work(), name="replicas")
-
-    async def stop(self) -> None:
-        """End; harmless when not started."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        background = Background(self._work, "replicas")
+        self.start = background.start
+        self.stop = background.stop
 
     async def look(self) -> None:
         """Ask the servers once."""

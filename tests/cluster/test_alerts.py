@@ -23,6 +23,7 @@ from cloud.cluster.alerts import ClusterAlertStates
 from cloud.cluster.bucket import Bucket
 from cloud.cluster.connection import Unanswered
 from cloud.cluster.control import Control
+from cloud.node import Node
 from cloud.sinks.contract import SinkFenced, SinkUnavailable
 from tests.kit.alert_nodes import EPOCH, AlertNodes
 from tests.kit.alerts import hot
@@ -31,6 +32,15 @@ from tests.kit.nats import NatsServers, connected, make_layout, nats_single
 from tests.kit.sites import client_at, until
 
 NUMBERS = count()
+HOT = AlertsConfig(rule=(hot(field="t"),), limits=LimitsConfig(grace_s=0.0))
+DEVICES = [f"d{number}" for number in range(6)]  # of both of two nodes' partitions
+
+
+async def publish(node: Node, value: int) -> None:
+    """Have each device say a temperature."""
+    for device in DEVICES:
+        async with client_at(node.port, device) as (client, _):
+            await client.publish(f"devices/{device}/state", b'{"t": %d}' % value, 1)
 
 
 @pytest.fixture(scope="module")
@@ -216,63 +226,51 @@ async def test_an_alert_goes_on_over_nodes_that_crash(servers: NatsServers, tmp_
 async def test_nodes_tell_an_alert_once_whoever_has_its_partition(
     servers: NatsServers, tmp_path: Path
 ) -> None:
-    alerts = AlertsConfig(rule=(hot(field="t"),), limits=LimitsConfig(grace_s=0.0))
     async with (
-        cluster_nodes(servers, tmp_path, 2, "alerts", keys=lambda _: {"alerts": alerts}) as nodes,
+        cluster_nodes(servers, tmp_path, 2, "alerts", keys=lambda _: {"alerts": HOT}) as nodes,
         AsyncExitStack() as stack,
     ):
         _, box = await stack.enter_async_context(client_at(nodes[0].port, "w", "alerts/#"))
-        devices = [f"d{number}" for number in range(6)]  # of both nodes' partitions
-        for device in devices:
-            async with client_at(nodes[0].port, device) as (client, _):
-                await client.publish(f"devices/{device}/state", b'{"t": 99}', 1)
-        await until("all fire", lambda: len(box.messages) >= len(devices))
+        await publish(nodes[0], 99)
+        await until("all fire", lambda: len(box.messages) >= len(DEVICES))
         await nodes[1].stop()
         await until("one has all", lambda: shares(nodes[0], "alerts") == 64)
         sink = nodes[0]._alerts.sink
         assert sink is not None
-        await until("it knows of all", lambda: len(sink.active()) == len(devices))
-        for device in devices:
-            async with client_at(nodes[0].port, device) as (client, _):
-                await client.publish(f"devices/{device}/state", b'{"t": 20}', 1)
-        await until("all are well", lambda: len(box.messages) >= 2 * len(devices))
-        sink = nodes[0]._alerts.sink
-        assert sink is not None
+        await until("it knows of all", lambda: len(sink.active()) == len(DEVICES))
+        await publish(nodes[0], 20)
+        await until("all are well", lambda: len(box.messages) >= 2 * len(DEVICES))
 
         async def happened() -> dict[str, Any]:
             found = await sink.history(rule=None, device=None, before=None, limit=100)
             return {"events": found}
 
         # also what the node did that has ended
-        await until_shown("all of both", happened, 2 * len(devices))
-        assert len((await happened())["events"]) == 2 * len(devices)
+        await until_shown("all of both", happened, 2 * len(DEVICES))
+        assert len((await happened())["events"]) == 2 * len(DEVICES)
         told = [one["state"] for one in box.json()]
-        assert sorted(told) == ["firing"] * len(devices) + ["resolved"] * len(devices)
+        assert sorted(told) == ["firing"] * len(DEVICES) + ["resolved"] * len(DEVICES)
 
 
 async def test_every_node_shows_the_alerts_of_all_and_takes_them_on(
     servers: NatsServers, tmp_path: Path
 ) -> None:
-    alerts = AlertsConfig(rule=(hot(field="t"),), limits=LimitsConfig(grace_s=0.0))
     async with (
-        cluster_nodes(servers, tmp_path, 2, "alerts", keys=lambda _: {"alerts": alerts}) as nodes,
+        cluster_nodes(servers, tmp_path, 2, "alerts", keys=lambda _: {"alerts": HOT}) as nodes,
         httpx.AsyncClient(timeout=20) as web,
     ):
-        devices = [f"d{number}" for number in range(6)]  # of both nodes' partitions
-        for device in devices:
-            async with client_at(nodes[0].port, device) as (client, _):
-                await client.publish(f"devices/{device}/state", b'{"t": 99}', 1)
+        await publish(nodes[0], 99)
         sinks = [node._alerts.sink for node in nodes]
         await until(
             "all fire",
-            lambda: sum(len(sink.active()) for sink in sinks if sink) == len(devices),
+            lambda: sum(len(sink.active()) for sink in sinks if sink) == len(DEVICES),
             timeout_s=60,
         )
         assert all(sink is not None and sink.active() for sink in sinks)
         urls = [f"http://127.0.0.1:{node.http_port}/api/v1/alerts" for node in nodes]
         shown = [(await web.get(url)).json() for url in urls]
         assert shown[0] == shown[1]
-        assert sorted(one["device"] for one in shown[0]["alerts"]) == devices
+        assert sorted(one["device"] for one in shown[0]["alerts"]) == DEVICES
         assert shown[0]["silent"] == []
         some = (await web.get(urls[0], params={"limit": "2"})).json()["alerts"]
         assert some == shown[0]["alerts"][:2]
@@ -289,12 +287,12 @@ async def test_every_node_shows_the_alerts_of_all_and_takes_them_on(
             return dict(page.json())
 
         for url in urls:
-            await until_shown("all of it", lambda url=url: happened(url), len(devices) + 2)
+            await until_shown("all of it", lambda url=url: happened(url), len(DEVICES) + 2)
         events = (await happened(urls[0]))["events"]
         assert events == (await happened(urls[1]))["events"]
         states = [(event["device"], event["state"]) for event in events]
         assert sorted(states) == sorted(
-            [(device, "firing") for device in devices] + 2 * [("d3", "acknowledged")]
+            [(device, "firing") for device in DEVICES] + 2 * [("d3", "acknowledged")]
         )
         first = await happened(urls[0], limit="3")
         rest = await happened(urls[1], before=str(first["next"]))  # a page of each

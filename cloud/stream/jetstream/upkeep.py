@@ -16,6 +16,7 @@ import structlog
 from cloud.stream.contract import StreamError
 from cloud.stream.jetstream.checkpoint import Checkpoints
 from cloud.stream.jetstream.state import LedgerState
+from runtime.background import Background
 from runtime.logs import limited
 
 __all__ = ["KEEP_RECORDS", "Upkeep"]
@@ -54,18 +55,9 @@ class Upkeep:
         self._is_gone = False
         self.goes_on: tuple[int, int] | None = None
         self._purge_seen = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Write them when they are due, until `stop`."""
-        self._task = asyncio.create_task(self._work(), name="ledger-upkeep")
-
-    async def stop(self) -> None:
-        """End; harmless when not started."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        background = Background(self._work, "ledger-upkeep")
+        self.start = background.start
+        self.stop = background.stop
 
     def took(self, size: int) -> None:
         """Take note of a record's bytes."""
