@@ -223,6 +223,6 @@ async def test_mosquitto_sub_gets_a_retained_message_and_leaves() -> None:
         where = ("-h", "127.0.0.1", "-p", str(broker.port))
         writer = await run("mosquitto_pub", *where, "-t", "t", "-m", "kept", "-r", "-q", "1")
         await writer.communicate()
-        reader = await run("mosquitto_sub", *where, "-t", "t", "-C", "1", "-W", "5")
+        reader = await run("mosquitto_sub", *where, "-t", "t", "-C", "1", "-W", "60")
         heard, _ = await reader.communicate()
         assert heard == b"kept\n"
