@@ -65,7 +65,7 @@ async def cluster_nodes(
         await until(
             "all hold their share",
             lambda: all(shares(node, sink) in (share, share + 1) for node in found),
-            timeout_s=60,
+            timeout_s=180,
         )
         yield found
 

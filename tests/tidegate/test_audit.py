@@ -43,7 +43,7 @@ async def test_what_is_on_its_way_is_waited_for_and_told_from_what_is_missing(
         await node.sinks.drained()
         asked = await run_command("audit", "--url", url)
         assert (asked.code, "seq 31-40" in asked.out) == (1, True)
-        waited = asyncio.create_task(run_command("audit", "--url", url, "--settled", 60))
+        waited = asyncio.create_task(run_command("audit", "--url", url, "--settled", 300))
         uplink.send(uplink.batch(one_per_row(5, first_seq=36), settled=30))
         assert await uplink.answered() == [0, 0]
         await node.sinks.drained()
