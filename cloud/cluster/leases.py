@@ -10,6 +10,8 @@ Who has what follows from two numbers every node can see. A node's share is the 
 by the nodes; one that has more gives up a few at a time while another has less, one that has less
 takes what is free. Nothing is assigned, nothing is moved that need not be, and two nodes that
 want the same free partition are told apart by the bucket. A node that drains has a share of none.
+What has been free for as long as a lease lasts, as beside a node too slow to take its share, is
+taken by whoever is there, and kept for a while.
 
 Invariants:
 - A lease counts as held only until its time to live has passed on this node's own monotonic clock
@@ -44,6 +46,7 @@ from cloud.cluster.lease_keys import (
     lease_key,
     token_of,
 )
+from cloud.cluster.lease_share import LyingFree, share_of
 from cloud.cluster.lease_view import LeaseView
 from cloud.cluster.reading import insist
 from cloud.cluster.skew import SkewWatch
@@ -61,6 +64,7 @@ log = structlog.get_logger(component="leases")
 
 _LOG_EVERY_S = 10.0
 _UNREADABLE_EVERY_S = 60.0
+_KEPT = 5  # times a lease's own time
 
 
 @dataclass(slots=True, frozen=True)
@@ -100,6 +104,8 @@ class _Held:
         self.stats = LeaseStats()
         self.given_up = 0  # partitions the worker was told to end with since the last renewal
         self.lost: dict[str, list[int]] = {}  # by cause, not told yet
+        self.free = LyingFree()
+        self.kept_until_s = 0.0  # nothing is given up before: its owner may still be too slow
         self._clock = clock
         self.unreadable: set[int] = set()  # partitions whose key no node wrote, till next renewal
         self._working: dict[int, int] = {}
@@ -372,14 +378,22 @@ class Leases:
             self._leave(group, mine)
             return
         rank = active.index(self.node)
-        share = _share(len(active), rank)
-        if len(mine) > share:
+        share = share_of(len(active), rank)
+        now_s = self._clock.monotonic_s()
+        taken = holders.keys() | group.leases.keys() | group.unreadable
+        late = group.free.look(taken, now_s, self._times.ttl_s)
+        if late:
+            before = group.stats.taken
+            await self._take_some(group, late, rank, len(active), self._times.moves_max)
+            if group.stats.taken > before:
+                group.kept_until_s = now_s + _KEPT * self._times.ttl_s
+        elif len(mine) > share and now_s >= group.kept_until_s:
             # only while somebody lacks them, so that one who has just come is not flooded
             counts = dict.fromkeys(active, 0)
             for node in holders.values():
                 counts[node] = counts.get(node, 0) + 1
             lacking = sum(
-                max(0, _share(len(active), place) - counts[node])
+                max(0, share_of(len(active), place) - counts[node])
                 for place, node in enumerate(active)
                 if node != self.node
             )
@@ -393,15 +407,19 @@ class Leases:
             group.given_up += max(0, spare)
             self._leave(group, sorted(mine)[len(mine) - spare :] if spare > 0 else [])
         elif len(mine) < share:
-            taken = holders.keys() | group.leases.keys() | group.unreadable
             free_ones = [p for p in range(PARTITIONS) if p not in taken]
-            # each node begins elsewhere: few want the same one
-            start = rank * PARTITIONS // len(active)
-            free_ones.sort(key=lambda p: (p - start) % PARTITIONS)
-            wanted = free_ones[: share - len(mine)]
-            await asyncio.gather(*(self._take(group, partition) for partition in wanted))
-            if wanted:
-                self._wake.set()  # some may have been taken by others: look again
+            await self._take_some(group, free_ones, rank, len(active), share - len(mine))
+
+    async def _take_some(
+        self, group: _Held, free: list[int], rank: int, nodes: int, count: int
+    ) -> None:
+        """Take at most so many of the free partitions."""
+        # each node begins elsewhere: few want the same one
+        start = rank * PARTITIONS // nodes
+        wanted = sorted(free, key=lambda p: (p - start) % PARTITIONS)[:count]
+        await asyncio.gather(*(self._take(group, partition) for partition in wanted))
+        if wanted:
+            self._wake.set()  # some may have been taken by others: look again
 
     def _leave(self, group: _Held, partitions: Collection[int]) -> None:
         """Have the worker end with partitions."""
@@ -490,8 +508,3 @@ class Leases:
 
     def _value(self, token: int) -> bytes:
         return json.dumps({"node": self.node, "token": token}).encode()
-
-
-def _share(nodes: int, rank: int) -> int:
-    """Return how many partitions the node of a rank has: they differ by one at most."""
-    return PARTITIONS // nodes + (1 if rank < PARTITIONS % nodes else 0)

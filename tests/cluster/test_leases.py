@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -278,6 +279,16 @@ async def test_draining_waits_for_the_worker(bucket: Bucket) -> None:
         await draining
         await until(lambda: shares([first]) == [64])
         assert {one.node: one.draining for one in first.leases.nodes()} == {"a": False, "b": True}
+
+
+async def test_what_a_node_is_too_slow_to_take_is_taken_by_others(bucket: Bucket) -> None:
+    """It is there and says so, and holds nothing."""
+    said = {"node": "slow", "sinks": ["storage"], "instance": "i", "layout": 1}
+    await bucket.put("node.slow", json.dumps(said).encode(), ttl_s=60)
+    async with nodes(bucket, "a", "b", times=SHORT) as workers:
+        await until(lambda: sum(shares(workers)) == 64)
+        held = Counter(p for worker in workers for p in worker.worked)
+        assert held == Counter(range(64))
 
 
 async def test_only_nodes_with_the_sink_share_it(bucket: Bucket) -> None:
