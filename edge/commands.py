@@ -318,8 +318,9 @@ class Commands:
         """Tell the journal what the cloud knows of it, once that is said."""
         word = self._word
         if self._meet is not None and word is not None:
-            await self._meet(word)
-            self._met_epoch = word.epoch
+            if word.epoch == self._hello().epoch:  # else the journal has parted since it came
+                await self._meet(word)
+                self._met_epoch = word.epoch
             if self._word is word:
                 self._word = None
 

@@ -175,10 +175,14 @@ class Journal:
                 await self._keeper.file.met()
                 self._keeper.state.unmet_seq = None
 
-    async def part(self, fork: Fork) -> bool:
+    async def part(self, epoch: int, fork: Fork) -> bool:
         """Go on in an epoch of its own past a seq, once all up to it is settled.
 
         Of two words the lower counts: past that the cloud takes nothing in this epoch.
+
+        Args:
+            epoch: What the word was said of: one that came late may be of before a parting.
+            fork: Where to, and past which seq.
 
         Returns:
             Whether the journal did not know: False when it parts there, or before, already.
@@ -187,6 +191,8 @@ class Journal:
             JournalError: the disk is full or fails: nothing may be sent before it is done.
         """
         async with self._writing:
+            if self._keeper.state.epoch != epoch:
+                return False
             parting = self._keeper.state.parting
             if parting is not None and parting.after_seq <= fork.after_seq:
                 return False

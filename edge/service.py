@@ -213,7 +213,7 @@ class EdgeService:
                     await repair.parted(journal.origin, journal.epoch)
                 changed = sent.met()  # last: when one of those fails, all is done again
             else:
-                changed = await journal.part(welcome.fork)
+                changed = await journal.part(welcome.epoch, welcome.fork)
             if changed:
                 uplink.restart("the journal goes on in an epoch of its own")
             uplink.met(welcome.assigned)

@@ -123,6 +123,21 @@ async def test_nothing_goes_uncompared_however_long_the_cloud_is_silent(gateway:
     assert gateway.told == []
 
 
+async def test_a_word_that_came_before_the_journal_parted_is_not_of_its_new_epoch(
+    gateway: Gateway,
+) -> None:
+    await gateway.greets()
+    gateway.commands.received(welcome(9))
+    gateway.epoch = EPOCH + 1  # before the word was compared
+    await turns()
+    assert gateway.told == []
+    assert not gateway.commands.ready()
+    await until("hello is said anew", lambda: len(gateway.hellos) == 2)
+    gateway.commands.received(welcome(7, EPOCH + 1))
+    await gateway.ready()
+    assert gateway.told == [7]
+
+
 @pytest.mark.parametrize("code", [0, 0x83])
 async def test_a_hello_whose_welcome_was_lost_or_refused_is_said_again(
     gateway: Gateway, code: int

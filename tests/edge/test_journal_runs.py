@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.runs import RUNS_MAX, Fork, Run, judge
+from bridge.runs import RUNS_MAX, Fork, Origin, Run, judge
 from edge.contract import Lane
 from edge.journal_runs import begin_run
 from edge.journal_state import Parting
@@ -53,13 +53,19 @@ def test_the_run_of_a_mark_of_another_line_is_left_out(connection: sqlite3.Conne
 async def test_of_two_words_of_where_to_part_the_lower_counts(tmp_path: Path) -> None:
     async with journal_at(tmp_path) as journal:
         await fill(journal, 3)  # seqs 1 to 9
-        assert await journal.part(Fork(6, 77))
+        epoch = journal.epoch
+        assert await journal.part(epoch, Fork(6, 77))
         for again in (Fork(6, 77), Fork(8, 78)):
-            assert not await journal.part(again)
-        assert await journal.part(Fork(4, 79))  # within a row, which goes with what follows
-        assert not await journal.part(Fork(4, 79))
+            assert not await journal.part(epoch, again)
+        # within a row, which goes with what follows
+        assert await journal.part(epoch, Fork(4, 79))
+        assert not await journal.part(epoch, Fork(4, 79))
         assert journal.parting == Parting(3, 79, {Lane.LIVE: 3, Lane.URGENT: 0})
         await journal.trim(Lane.LIVE, 3)
         await journal.maintain()
         assert (journal.epoch, journal.parting) == (79, None)
         assert [c.first_seq for c in await read_all(journal)] == [4, 7]
+        for late in (Fork(4, 79), Fork(2, 80)):  # said before it parted, heard since
+            assert not await journal.part(epoch, late)
+        assert (journal.epoch, journal.parting) == (79, None)
+        assert journal.origin == Origin(3, epoch)
