@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_drain import backlog
+from tests.e2e.test_drain import waits
 from tests.e2e.test_kills import check, load
-from tests.kit.processes import get_json, wait_for
+from tests.kit.processes import get_json
 from tests.kit.proxy import Proxy
 from tests.kit.site import Site
 from tests.kit.small_disk import small_disk, take_all_space
@@ -148,7 +148,7 @@ async def test_the_disk_fills_up_in_the_drain_again_and_again(tmp_path: Path) ->
         await asyncio.to_thread(site.edge.start)
         stop = asyncio.Event()
         loading = asyncio.create_task(load(site, stop, seed=33, rate_per_s=RATE_S))
-        await asyncio.to_thread(wait_for, "a backlog", lambda: backlog(site) >= 3000)
+        await waits(site, 3000)
         await asyncio.to_thread(site.cloud.start)
         for _ in range(FILLS):
             await asyncio.to_thread(take_all_space, disk / "filler")
