@@ -92,13 +92,10 @@ def check_marks(
     """
     depth = 0
     known = {} if known is None else known
-    parsed: list[Measured] = []
-    for fragment in fragments:
-        found = known.get(fragment)
-        if found is None:
-            short = len(fragment) <= _KEPT_BYTES
-            found = known[fragment] = _kept(fragment) if short else _measured(fragment)
-        parsed.append(found)
+    for fragment in dict.fromkeys([one for one in fragments if one not in known]):
+        short = len(fragment) <= _KEPT_BYTES
+        known[fragment] = _kept(fragment) if short else _measured(fragment)
+    parsed = [known[fragment] for fragment in fragments]
     for _, least, most, change in parsed:
         if depth + least < 0 or depth + most > _DEPTH_MAX:
             refuse("framed parts that do not nest")

@@ -300,11 +300,10 @@ class Planner:
             known = KnownShape(shape, view, columns, plan, fresh=False)
             self._shapes[shape.key, spelled] = known
             view.fragments.update(plan.fragments)
-            for path, column in zip(shape.paths(), columns, strict=True):
-                named = (*path, spelled)
-                if named not in view.columns:
-                    view.columns[named] = column
-                    self._by_path.setdefault(named, []).append(view)
+            for path, column in zip(shape.paths(spelled), columns, strict=True):
+                if path not in view.columns:
+                    view.columns[path] = column
+                    self._by_path.setdefault(path, []).append(view)
         for source in context.sources:
             self._sources[source.topic, source.device] = SourceView(source)
             for index in source.instances:
@@ -390,19 +389,17 @@ class Planner:
         self, view: SourceView, shape: Shape, key: object, spelled: object
     ) -> KnownShape | None:
         """Plan a template for a shape, if it is worth one and there is room."""
-        paths = [(*path, spelled) for path in shape.paths()]
+        paths = shape.paths(spelled)
         family = self._family_for(view, paths)
         if not self._is_promising(family, shape):
             return None
         plan = FamilyView(FamilyPlan()) if family is None else family
         columns: list[ColumnPlan] = []
         fresh: list[tuple[Path, ColumnPlan]] = []
-        for slot, path in enumerate(paths):
-            column = plan.columns.get(path)
-            if column is None:
-                column = ColumnPlan(ColumnSpec())
-                column.hint = shape.printer_of(slot)
-                fresh.append((path, column))
+        for slot, found in enumerate(map(plan.columns.get, paths)):
+            column = found or ColumnPlan(ColumnSpec(), hint=shape.printer_of(slot))
+            if found is None:
+                fresh.append((paths[slot], column))
             columns.append(column)
         if not self._room.take_shape(plan, len(fresh), shape):
             self.refused += 1
@@ -445,7 +442,7 @@ class Planner:
     def _family_for(self, view: SourceView, paths: list[Path]) -> FamilyView | None:
         """Return the family that shares most fields with `paths`, if it shares enough."""
         usual = view.known.family if view.known is not None else None
-        if usual is not None and usual.columns.keys() >= set(paths):
+        if usual is not None and all(map(usual.columns.__contains__, paths)):
             return usual
         shared: Counter[int] = Counter()
         views: dict[int, FamilyView] = {}

@@ -80,18 +80,21 @@ class Shape:
             return self.by_name.get(self.names[slot][-1])
         return self.printers[slot] if self.printers else None
 
-    def paths(self) -> list[Path]:
-        """Return a name for each token's field, all different."""
+    def paths(self, spelled: object) -> list[Path]:
+        """Return a name for each token's field, all different, `spelled` telling apart further."""
         names: Sequence[object] = self.names
         if self.kind == "json":
             names = _json_paths(self.fragments)
         elif not names:
             names = [_label(fragment) for fragment in self.fragments[:-1]]
+        kind = self.kind
+        if len(set(names)) == len(names):
+            return [(kind, name, 1, spelled) for name in names]
         seen: dict[object, int] = {}
         paths: list[Path] = []
         for name in names:
             turn = seen[name] = seen.get(name, 0) + 1
-            paths.append((self.kind, name, turn))
+            paths.append((kind, name, turn, spelled))
         return paths
 
 

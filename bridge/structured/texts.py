@@ -10,7 +10,7 @@ stand where the reference has the same ones. Any other middle goes to the text p
 from __future__ import annotations
 
 import re
-from base64 import b64decode, b64encode
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable
 
 from bridge.structured.coder import Coder, Writer, refuse
@@ -121,12 +121,17 @@ def _base64(altchars: bytes) -> Alphabet:
     def size(length: int) -> int:
         return (6 * length + 7) // 8
 
+    standard = altchars == b"+/"
+    to_standard, from_standard = bytes.maketrans(altchars, b"+/"), bytes.maketrans(b"+/", altchars)
+
     def pack(middle: bytes) -> bytes:
         padded = middle + b"A" * (-len(middle) % 4)
-        return b64decode(padded, altchars)[: size(len(middle))]
+        packed = a2b_base64(padded if standard else padded.translate(to_standard))
+        return packed[: size(len(middle))]
 
     def unpack(data: bytes, length: int) -> bytes:
-        return b64encode(data + bytes(-len(data) % 3), altchars)[:length]
+        text = b2a_base64(data + bytes(-len(data) % 3), newline=False)[:length]
+        return text if standard else text.translate(from_standard)
 
     letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
     return Alphabet(letters + altchars, pack, unpack, size)

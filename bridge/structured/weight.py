@@ -6,8 +6,8 @@ devices send and what a hostile body may make of it. So a context is weighed as 
 of thing it may hold many of, by what CPython takes for one.
 
 Weighing takes time in proportion to what is there, so it is done only when the context may have
-grown by half of what was left: whatever adds to a context is counted in `Context.grown` at the most
-it may come to.
+grown past 13/16 of its bound, or by an eighth of it: whatever adds to a context is counted in
+`Context.grown` at the most it may come to.
 
 Invariant: a context weighs less than `StructuredLimits.held_bytes`, but for what one family's
 columns add to it before they are looked at.
@@ -47,7 +47,7 @@ _BLOCK = 100
 
 CELL_CODED = 400  # at most: a symbol on a log, a share of a table, a slot of a new template
 READING = 600  # at most: a pair of templates, an instance
-_HEAVY = 5, 8  # of what may be held: heavier than that, an encoder starts anew
+_HEAVY = 5, 8  # of what may be held: heavier than that, an encoder starts anew,
 _REFUSED = 7, 8  # and a decoder refuses
 
 
@@ -75,7 +75,8 @@ def check_weight(context: Context) -> None:
 
 def _weighed(context: Context) -> int:
     """Return the context's weight, or an older one of which it is not far yet."""
-    if context.grown > (context.limits.held_bytes - context.weight) // 2:
+    most = context.limits.held_bytes
+    if context.grown > max(most >> 3, (most >> 4) * 13 - context.weight):
         context.weight, context.grown = weigh(context), 0
     return context.weight
 
@@ -126,7 +127,9 @@ def _tables(context: Context) -> int:
 
 
 def _chain(chain: Chain) -> int:
-    return sum(map(_table, chain.tables))
+    total = _TABLE * len(chain.tables) + _LOGGED * sum(map(len, chain.logs))
+    counts = [table.counts for table in chain.tables]
+    return total + _SYMBOL * sum([len(some) for some in counts if some is not None])
 
 
 def _model(model: TextModel) -> int:

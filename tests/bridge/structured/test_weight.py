@@ -76,7 +76,7 @@ def test_a_body_has_no_more_readings_than_allowed() -> None:
         StructuredDecoder(limits).decode(body, 21)
 
 
-def test_a_context_is_weighed_when_it_may_have_grown_by_half_of_what_was_left(
+def test_a_context_is_weighed_only_when_it_may_have_grown_by_much(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weighings = count()
