@@ -35,7 +35,7 @@ class SharedHistory(Protocol):
     """The history of all nodes."""
 
     async def add(self, transitions: Sequence[Transition], history_max: int) -> None:
-        """Add transitions, durable on return; the newest `history_max` of all are kept.
+        """Add transitions, durable on return; the newest `history_max` stay, or some more.
 
         Raises:
             SinkUnavailable: some may not be there; added again, none is there twice.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cloud.alerts.config import AlertsConfig
+from cloud.alerts.figures import register_figures
 from cloud.alerts.sink import AlertSink
 from cloud.cluster.alert_history import ClusterAlertHistory
 from cloud.cluster.alert_peers import AlertPeers
@@ -59,7 +60,7 @@ class AlertsPart:
     async def start(self, node: CloudNode) -> None:
         """Show the figures; the sink runs already. Raises StartError."""
         assert self.sink is not None
-        self.sink.register(node.metrics)
+        register_figures(self.sink, node.metrics)
         if isinstance(node.stream, JetStreamStream) and node.sinks.leases is not None:
             connection, layout = node.stream.connection, node.stream.layout
             peers = AlertPeers(self.sink, connection, layout, node.sinks.leases, self.sink.name)

@@ -19,7 +19,15 @@ import asyncio
 import contextlib
 import random
 import sqlite3
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,9 +44,17 @@ from cloud.alerts.handover import (
     partition_of_message,
 )
 from cloud.alerts.history import HistoryCopy, SharedHistory
-from cloud.alerts.outbox import MQTT, MqttTarget, Outbox, Publish, Target, WebhookTarget
+from cloud.alerts.outbox import (
+    MQTT,
+    MqttTarget,
+    Outbox,
+    OutboxStats,
+    Publish,
+    Target,
+    WebhookTarget,
+)
 from cloud.alerts.rules import Bounds, Rule
-from cloud.alerts.series import Transition
+from cloud.alerts.series import Series, Transition
 from cloud.alerts.shown import alert_view, event_view, urgency
 from cloud.alerts.store import AlertStore, Changes, Message
 from cloud.alerts.teller import Teller, webhook_target
@@ -47,7 +63,6 @@ from cloud.stream.contract import Entry, StreamError
 from cloud.views import AlertEventView, AlertView
 from runtime.clock import Clock
 from runtime.logs import limited
-from runtime.metrics import Metrics
 
 if TYPE_CHECKING:
     import httpx
@@ -75,6 +90,7 @@ class AlertSink:
         name: Names the cursors and metrics.
         linger_s: Alerts do not wait for more readings.
         stats: What the engines saw.
+        overflowed: Messages dropped because the outbox was full.
     """
 
     name = "alerts"
@@ -130,7 +146,7 @@ class AlertSink:
         self._copy: HistoryCopy | None = None
         self._deaf = (0, 0)
         self._alive_us = 0
-        self._dropped = 0
+        self.overflowed = 0
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._store: AlertStore | None = None
@@ -336,9 +352,24 @@ class AlertSink:
 
     def active(self, rule: str | None = None, device: str | None = None) -> list[AlertView]:
         """Return alerts pending or firing here, the most severe and newest first."""
-        views = (alert_view(series) for engine in self._ours() for series in engine.active())
+        views = map(alert_view, self.standing())
         wanted = (v for v in views if rule in (None, v.rule) and device in (None, v.device))
         return sorted(wanted, key=urgency)
+
+    def standing(self) -> Iterator[Series]:
+        """Yield what is pending or firing here."""
+        for engine in self._ours():
+            yield from engine.active()
+
+    @property
+    def targets(self) -> Collection[str]:
+        """Where messages go."""
+        return self._targets.keys()
+
+    @property
+    def delivery(self) -> OutboxStats:
+        """What became of messages; of none before it was opened."""
+        return OutboxStats() if self._outbox is None else self._outbox.stats
 
     async def history(
         self, *, rule: str | None, device: str | None, before: int | None, limit: int
@@ -416,37 +447,6 @@ class AlertSink:
         self._tasks.append(asyncio.create_task(outbox.run(), name="alerts-outbox"))
         with contextlib.suppress(sqlite3.Error):  # else at the next start
             await self._discard_others(store)
-
-    def register(self, metrics: Metrics) -> None:
-        """Show figures of this part."""
-        metrics.wrap(
-            "tidegate_alerts",
-            self.stats,
-            counters={
-                "evaluated": "Readings measured by a rule.",
-                "late": "Readings for a rule that came late: history only.",
-                "unreadable": "Readings without a value where the rule looks for one.",
-                "clock_refused": "Readings too far in the future to count.",
-                "refused_series": "Readings of devices beyond alerts.limits.series_max.",
-            },
-            gauges={"series": "Pairs of rule and device that are watched."},
-        )
-        metrics.gauge(
-            "tidegate_alerts_active_alerts", "Alerts by state.", self._count_active, ("state",)
-        )
-        for what, text in (
-            ("delivered", "Messages delivered."),
-            ("failed", "Attempts to deliver that failed."),
-            ("dropped", "Messages that their target refused for good."),
-        ):
-            metrics.counter(
-                f"tidegate_alerts_messages_{what}", text, self._read_outbox(what), ("target",)
-            )
-        metrics.counter(
-            "tidegate_alerts_messages_overflowed",
-            "Messages dropped because the outbox was full.",
-            lambda: self._dropped,
-        )
 
     # ---- readings --------------------------------------------------------------------------------
 
@@ -579,23 +579,7 @@ class AlertSink:
         self._changes = Changes()
         self._alive_us = now_us
         if dropped:
-            self._dropped += dropped
+            self.overflowed += dropped
             limited(log, "outbox_full", 60.0).error("outbox_full", dropped=dropped)
         if changes.outbox and self._outbox is not None:
             self._outbox.wake()
-
-    # ---- figures ---------------------------------------------------------------------------------
-
-    def _count_active(self) -> dict[tuple[str, ...], float]:
-        counts: dict[tuple[str, ...], float] = {("pending",): 0, ("firing",): 0}
-        for engine in self._ours():
-            for series in engine.active():
-                counts[series.state,] += 1
-        return counts
-
-    def _read_outbox(self, what: str) -> Callable[[], Mapping[tuple[str, ...], float]]:
-        def read() -> Mapping[tuple[str, ...], float]:
-            counts = getattr(self._outbox.stats, what) if self._outbox is not None else {}
-            return {(target,): counts.get(target, 0) for target in self._targets}
-
-        return read

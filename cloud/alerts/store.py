@@ -90,6 +90,9 @@ _HISTORY_COLUMNS = (
     "alert_id, state, rule, severity, device, topic, at_us, decided_us, value, reason, historical,"
     " flapping"
 )
+_TRIM_COPY = (
+    "DELETE FROM history WHERE id <= (SELECT id FROM history ORDER BY id DESC LIMIT 1 OFFSET ?)"
+)
 _ALONE_IDS = 1 << 40  # a node alone does not give out so many
 
 
@@ -168,6 +171,7 @@ class AlertStore:
         self._lock = lock
         self._history_max = history_max
         self._outbox_max = outbox_max
+        self._copied = 0  # events since the copy was trimmed
 
     def limit(self, history_max: int, outbox_max: int) -> None:
         """Keep so much from the next write on."""
@@ -318,8 +322,15 @@ class AlertStore:
         await self._database.run(work)
 
     async def copy_history(self, rows: Iterable[HistoryRow]) -> None:
-        """Write down what happened at any node, under its id; what is there already stays."""
+        """Write down what happened at any node, under its id; what is there already stays.
+
+        Kept are the newest `history_max`, and up to a hundredth more.
+        """
         values = [(row.id, *_history_row(row.transition)) for row in rows]
+        self._copied += len(values)
+        trims = self._copied > self._history_max // 100  # it looks at all there are
+        if trims:
+            self._copied = 0
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA synchronous = NORMAL")  # the cluster has it
@@ -327,11 +338,8 @@ class AlertStore:
                 execute_rows(
                     connection, f"INSERT OR IGNORE INTO history (id, {_HISTORY_COLUMNS})", values
                 )
-                connection.execute(
-                    "DELETE FROM history WHERE id <="
-                    " (SELECT id FROM history ORDER BY id DESC LIMIT 1 OFFSET ?)",
-                    (self._history_max,),
-                )
+                if trims:
+                    connection.execute(_TRIM_COPY, (self._history_max,))
 
         await self._database.run(work)
 

@@ -57,7 +57,7 @@ class ClusterAlertHistory:
             heard(first_id, transitions)
 
     async def add(self, transitions: Sequence[Transition], history_max: int) -> None:
-        """Add transitions, durable on return; the newest `history_max` of all are kept.
+        """Add transitions, durable on return; the newest `history_max` of all, or some more, stay.
 
         Raises:
             SinkUnavailable: the bucket does not answer.
@@ -73,8 +73,10 @@ class ClusterAlertHistory:
             raise SinkUnavailable(f"alerts: {error}") from None
 
     async def _remove_beyond(self, history_max: int) -> None:
-        oldest: list[str] = []
         excess = self._count - history_max
+        if excess <= history_max // 100:  # many at once: who is to be told waits for each time
+            return
+        oldest: list[str] = []
         for key, count in self._keys.items():
             excess -= count
             if excess < 0 or len(oldest) == _REMOVED_AT_ONCE:

@@ -13,7 +13,7 @@ import pytest
 
 from cloud.alerts.series import Transition
 from cloud.alerts.sink import AlertSink
-from cloud.alerts.store import AlertStore, Changes, Message
+from cloud.alerts.store import AlertStore, Changes, HistoryRow, Message
 from cloud.sinks.contract import SinkFenced
 from cloud.views import AlertEventView
 from tests.kit.alert_nodes import EPOCH, AlertNodes
@@ -241,6 +241,22 @@ async def test_a_node_shows_what_happened_while_it_was_away_and_before_it_joined
         assert [one.alert_id for one in await lab.history(two)] == said[:1]
         await one.close()
         await one.open(EPOCH)
+
+
+async def test_the_copy_of_the_history_is_bounded(tmp_path: Path) -> None:
+    store = await AlertStore.open(tmp_path / "alerts.db", history_max=100, outbox_max=5)
+    await store.share_history()
+    for n in range(0, 250, 10):
+        some = [
+            Transition("firing", f"a{m}", "hot", "low", "d", "", m, m, 9.0)
+            for m in range(n, n + 10)
+        ]
+        await store.copy_history(HistoryRow((n << 12) + m, one) for m, one in enumerate(some, 1))
+        await store.copy_history([HistoryRow((n << 12) + 20, some[0])])  # decided once more
+    rows = await store.history(rule=None, device=None, before=None, limit=1000)
+    await store.close()
+    assert [row.transition.alert_id for row in rows[:100]] == [f"a{m}" for m in range(249, 149, -1)]
+    assert len(rows) <= 101
 
 
 def what(event: AlertEventView) -> tuple[object, ...]:

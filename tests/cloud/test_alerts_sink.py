@@ -17,6 +17,7 @@ import pytest
 from bridge.partition import partition_of
 from cloud.alerts import outbox as outbox_module
 from cloud.alerts.config import AlertsConfig, LimitsConfig, RuleConfig, WebhookConfig
+from cloud.alerts.figures import register_figures
 from cloud.alerts.sink import AlertSink
 from cloud.alerts.store import AlertStore, Changes
 from cloud.config import SinksConfig, StreamConfig
@@ -187,7 +188,7 @@ async def test_webhooks_get_their_severities_and_repetitions(tmp_path: Path) -> 
         await until(lambda: len(server.received) == 2)
         await lab.hears(1)
         metrics = Metrics(process=False)
-        sink.register(metrics)
+        register_figures(sink, metrics)
         delivered = 'tidegate_alerts_messages_delivered_total{target="webhook:all"} 2.0'
         await until(lambda: delivered in metrics.render()[0].decode())
         text = metrics.render()[0].decode()
