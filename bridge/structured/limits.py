@@ -49,7 +49,7 @@ class StructuredLimits:
     token_bytes: int = 512  # a payload with a longer token travels raw
     payload_bytes: int = 16 << 10  # a longer payload travels raw
     batch_cells: int = 1 << 20  # slots times readings of one batch
-    batch_readings: int = 1 << 17
+    batch_readings: int = 1 << 17  # of one batch
     batch_bytes: int = 32 << 20  # payloads of one batch, reconstructed
     held_bytes: int = 64 << 20  # what a context takes of memory (`weight`)
 
