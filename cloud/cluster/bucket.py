@@ -1,6 +1,6 @@
 """A key-value bucket with what nats-py's lacks: time to live with compare-and-set, and a watch.
 
-A bucket is a stream that keeps the last value of each key (cloud/cluster/layout.py makes it). The
+A bucket is a stream that keeps the last value of each key (cloud/cluster/layout.py). The
 revision of a value is its sequence in that stream: it rises with every change of any key, so the
 one at which a key was created is a fencing token.
 
