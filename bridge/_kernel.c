@@ -573,6 +573,101 @@ done:
     return made;
 }
 
+/* Returns the bytes of the texts that rows name, one each row; -1 with an error set. */
+static Py_ssize_t named_bytes(PyObject *table, const int64_t *index, Py_ssize_t n)
+{
+    Py_ssize_t sources = PyList_GET_SIZE(table), total = 0;
+    for (Py_ssize_t i = 0; i < sources; i++)
+        if (!PyBytes_Check(PyList_GET_ITEM(table, i))) {
+            PyErr_SetString(PyExc_TypeError, "a source that is not bytes");
+            return -1;
+        }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (index[i] < 0 || index[i] >= sources) {
+            PyErr_SetString(PyExc_IndexError, "a source index past the source table");
+            return -1;
+        }
+        total += PyBytes_GET_SIZE(PyList_GET_ITEM(table, index[i]));
+    }
+    return total;
+}
+
+/* Writes integers with their lowest bytes first. */
+static uint8_t *put_little(uint8_t *out, const int64_t *values, Py_ssize_t n, int width)
+{
+    for (Py_ssize_t i = 0; i < n; i++)
+        for (int byte = 0; byte < width; byte++)
+            *out++ = (uint8_t)((uint64_t)values[i] >> (8 * byte));
+    return out;
+}
+
+static int flags_in_bounds(const int64_t *flags, Py_ssize_t n)
+{
+    for (Py_ssize_t i = 0; i < n; i++)
+        if (flags[i] < 0 || flags[i] > 255) {
+            PyErr_SetString(PyExc_ValueError, "a flag that is no byte");
+            return -1;
+        }
+    return 0;
+}
+
+static PyObject *written(PyObject *self, PyObject *args)
+{
+    PyObject *table, *index, *times, *flags, *middle, *payloads, *made = NULL;
+    Py_ssize_t bytes_max;
+    if (!PyArg_ParseTuple(args, "O!O!O!O!SO!n", &PyList_Type, &table, &PyList_Type, &index,
+                          &PyList_Type, &times, &PyList_Type, &flags, &middle, &PyList_Type,
+                          &payloads, &bytes_max))
+        return NULL;
+    Py_ssize_t n = PyList_GET_SIZE(index);
+    if (PyList_GET_SIZE(times) != n || PyList_GET_SIZE(flags) != n ||
+        PyList_GET_SIZE(payloads) != n)
+        return PyErr_Format(PyExc_IndexError, "columns of different lengths");
+    int64_t *rows = PyMem_Malloc(sizeof(int64_t) * (size_t)(n + 1));
+    int64_t *lengths = PyMem_Malloc(sizeof(int64_t) * (size_t)(n + 1));
+    int64_t *values = PyMem_Malloc(sizeof(int64_t) * (size_t)(n + 1));
+    if (rows == NULL || lengths == NULL || values == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    if (integers(index, 0, n, rows) < 0)
+        goto done;
+    Py_ssize_t named = named_bytes(table, rows, n);
+    Py_ssize_t content = named < 0 ? -1 : lengths_of(payloads, n, lengths);
+    if (content < 0)
+        goto done;
+    if (bytes_max >= 0 && named + content > bytes_max) {
+        PyObject *total = PyLong_FromSsize_t(named + content);
+        PyErr_SetObject(PyExc_OverflowError, total);
+        Py_XDECREF(total);
+        goto done;
+    }
+    made = PyBytes_FromStringAndSize(
+        NULL, (8 + 1 + 4) * n + named + PyBytes_GET_SIZE(middle) + content);
+    if (made == NULL)
+        goto done;
+    uint8_t *out = (uint8_t *)PyBytes_AS_STRING(made);
+    if (integers(times, 0, n, values) < 0)
+        goto failed;
+    out = put_little(out, values, n, 8);
+    if (integers(flags, 0, n, values) < 0 || flags_in_bounds(values, n) < 0)
+        goto failed;
+    out = put_little(put_little(out, values, n, 1), lengths, n, 4);
+    for (Py_ssize_t i = 0; i < n; i++)
+        out = put_bytes(out, PyList_GET_ITEM(table, rows[i]));
+    out = put_bytes(out, middle);
+    for (Py_ssize_t i = 0; i < n; i++)
+        out = put_bytes(out, PyList_GET_ITEM(payloads, i));
+    goto done;
+failed:
+    Py_CLEAR(made);
+done:
+    PyMem_Free(rows);
+    PyMem_Free(lengths);
+    PyMem_Free(values);
+    return made;
+}
+
 /* ---- the module ---------------------------------------------------------------------------- */
 
 static PyMethodDef methods[] = {
@@ -587,6 +682,7 @@ static PyMethodDef methods[] = {
     {"split", split, METH_VARARGS, "As kernel._split."},
     {"untrack", (PyCFunction)(void (*)(void))untrack, METH_FASTCALL,
      "Has the garbage collector never look into lists of numbers and bytes."},
+    {"written", written, METH_VARARGS, "As kernel._written."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -598,7 +694,7 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit__kernel(void)
 {
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 3) < 0)
+    if (made != NULL && PyModule_AddIntConstant(made, "VERSION", 4) < 0)
         Py_CLEAR(made);
     return made;
 }

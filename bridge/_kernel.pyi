@@ -27,5 +27,16 @@ class Kernel(Protocol):
     ) -> tuple[tuple[Range, ...], bytes]: ...
     def split(self, index: list[int], partitions: list[int], /) -> dict[int, list[int]]: ...
     def untrack(self, *lists: list[Any]) -> None: ...
+    def written(
+        self,
+        table: list[bytes],
+        index: list[int],
+        times: list[int],
+        flags: list[int],
+        middle: bytes,
+        payloads: list[bytes],
+        bytes_max: int,
+        /,
+    ) -> bytes: ...
 
 VERSION: int

@@ -86,22 +86,36 @@ def check_columns(columns: Columns, seed: int, bytes_max: int | None = None) -> 
     Raises:
         BatchError: "bounds" when they are more: a few bytes can name gigabytes.
     """
-    table = _table_bytes(columns.sources)
-    if bytes_max is not None:
-        sizes = list(map(len, table))
-        total = sum(map(sizes.__getitem__, columns.source_index))
-        total += sum(map(len, columns.payloads)) + sum(map(len, columns.properties))
-        if total > bytes_max:
-            raise BatchError("bounds", f"{total} bytes of readings where {bytes_max} are accepted")
-    check = crc32(_little(array("q", columns.times)), seed)
-    check = crc32(bytes(columns.flags), check)
-    check = crc32(_little(array("I", map(len, columns.payloads))), check)
-    check = crc32(b"".join(map(table.__getitem__, columns.source_index)), check)
-    if any(columns.properties):
-        present = [block for block in columns.properties if block]
-        check = crc32(_little(array("I", map(len, present))), check)
-        check = crc32(b"".join(present), check)
-    return crc32(b"".join(columns.payloads), check)
+    middle = _written_properties(columns.properties, bytes_max)
+    own = sum(map(len, columns.properties)) if middle else 0
+    try:
+        written = kernel.written(
+            _table_bytes(columns.sources),
+            _as_list(columns.source_index),
+            _as_list(columns.times),
+            _as_list(columns.flags),
+            middle,
+            _as_list(columns.payloads),
+            -1 if bytes_max is None else bytes_max - own,
+        )
+    except OverflowError as error:
+        raise _too_many(error.args[0] + own, bytes_max) from None
+    return crc32(written, seed)
+
+
+def _written_properties(column: Sequence[bytes], bytes_max: int | None) -> bytes:
+    """Return property blocks as the check has them."""
+    present = [block for block in column if block]
+    if not present:
+        return b""
+    size = sum(map(len, present))
+    if bytes_max is not None and size > bytes_max:
+        raise _too_many(size, bytes_max)
+    return b"".join((_little(array("I", map(len, present))), *present))
+
+
+def _too_many(size: int, bytes_max: int | None) -> BatchError:
+    return BatchError("bounds", f"{size} bytes of readings where {bytes_max} are accepted")
 
 
 class SourceTable(list[Source]):

@@ -42,9 +42,10 @@ __all__ = [
     "split",
     "untrack",
     "varint",
+    "written",
 ]
 
-VERSION = 3  # rises with every change of a function's arguments or meaning
+VERSION = 4  # rises with every change of a function's arguments or meaning
 _TIME_UNITS_MAX = 1 << 62  # so that any difference of two times fits 64 bits
 _SIGNED = 0x10
 _TYPECODES = {1: "B", 2: "H", 4: "I", 8: "Q", 0x11: "b", 0x12: "h", 0x14: "i", 0x18: "q"}
@@ -179,6 +180,39 @@ def _pack(
     )
 
 
+def _written(
+    table: list[bytes],
+    index: list[int],
+    times: list[int],
+    flags: list[int],
+    middle: bytes,
+    payloads: list[bytes],
+    bytes_max: int,
+) -> bytes:
+    if not len(index) == len(times) == len(flags) == len(payloads):
+        raise IndexError("columns of different lengths")
+    total = sum(map(list(map(len, table)).__getitem__, index)) + sum(map(len, payloads))
+    if 0 <= bytes_max < total:
+        raise OverflowError(total)
+    try:
+        numbers = array("q", times), array("I", map(len, payloads))
+    except OverflowError:
+        raise ValueError("a reading's time is outside what the link carries") from None
+    if _BIG_ENDIAN:
+        for column in numbers:
+            column.byteswap()
+    return b"".join(
+        (
+            numbers[0].tobytes(),
+            bytes(flags),
+            numbers[1].tobytes(),
+            *map(table.__getitem__, index),
+            middle,
+            *payloads,
+        )
+    )
+
+
 def pack_column(values: Sequence[int], *, signed: bool = False) -> bytes:
     """Return a column of integers: nothing for none, one value for a constant, else planes."""
     if not values:
@@ -279,4 +313,13 @@ untrack = native.untrack if native else _untrack
 
 Such lists are in no cycle, and each look at a batch that waits costs a memory access a reading.
 Nothing else may be put into them afterwards.
+"""
+
+written = native.written if native else _written
+"""`written(table, index, times, flags, middle, payloads, bytes_max)` returns what the check is of.
+
+That is, of readings whose sources are written out as in `table`, docs/link-format.md section 2.3;
+`middle` is what it has of properties. OverflowError with their number: topics, devices and payloads
+are more than `bytes_max` bytes together; below 0 it is no limit. ValueError: a time past 64 bits,
+or a flag that is no byte.
 """

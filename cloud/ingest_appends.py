@@ -51,7 +51,9 @@ class Waiting:
 
     batch: Batch
     new: Readings | None  # what the stream does not hold yet
-    answered: Callable[[Exception | None], None]  # called once: None when it is in the stream
+    # called once, with this: None when it is in the stream. It must not refer to this itself: in a
+    # circle all its readings would stay until the collector of garbage comes
+    answered: Callable[[Waiting, Exception | None], None]
     later: bool = False  # it is backlog that nothing live waits for
     refused: bool = False  # it lies behind a batch that was refused: it is not begun any more
     turn: Turn | None = None  # that it waits for
@@ -247,7 +249,7 @@ class Appends:
                 return
             failure = error
         for one in batches:
-            one.answered(failure)
+            one.answered(one, failure)
 
     def _parts(self, batches: Sequence[Waiting]) -> list[Part]:
         """Return the parts of one source's batches."""
@@ -273,7 +275,7 @@ class Appends:
 def _refused(one: Waiting) -> bool:
     """Answer a batch that lies behind one that was refused; return whether it does."""
     if one.refused:
-        one.answered(BatchError("context", "a batch before this one was refused"))
+        one.answered(one, BatchError("context", "a batch before this one was refused"))
     return one.refused
 
 

@@ -314,7 +314,7 @@ class BatchIngest:
         ranges = ranges_of(new.seqs) if new is not None else ()
         state.begin(ranges)
 
-        def answered(error: Exception | None) -> None:
+        def answered(waiting: Waiting, error: Exception | None) -> None:
             at = line.appending.index(waiting)
             if error is not None:
                 for behind in line.appending[at + 1 :]:

@@ -282,3 +282,56 @@ def test_what_is_packed_is_unpacked_to_the_same(seed: int) -> None:
     assert (list(found.sources), found.source_index, found.times, found.flags, found.payloads) == (
         sources, columns.source_index, columns.times, columns.flags, columns.payloads,
     )  # fmt: skip
+
+
+_WRITTEN = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(-(1 << 63), (1 << 63) - 1), st.integers(0, 255),
+              st.binary(max_size=300)),
+    max_size=30,
+)  # fmt: skip
+
+
+@given(_WRITTEN, st.binary(max_size=20))
+def test_what_the_check_is_of_is_written_column_after_column(
+    rows: list[tuple[int, int, int, bytes]], middle: bytes
+) -> None:
+    table = [b"t\0d\0", b"", b"a/longer/topic\0device\0"]
+    index, times, flags, payloads = map(list, zip(*rows, strict=True)) if rows else ([],) * 4
+    expected = b"".join((
+        *(time.to_bytes(8, "little", signed=True) for time in times),
+        *(bytes((flag,)) for flag in flags),
+        *(len(payload).to_bytes(4, "little") for payload in payloads),
+        *(table[row] for row in index),
+        middle,
+        *payloads,
+    ))  # fmt: skip
+    size = sum(len(table[row]) for row in index) + sum(map(len, payloads))
+    for written in twins("written"):
+        for bytes_max in (-1, size, size + 1):
+            assert written(table, index, times, flags, middle, payloads, bytes_max) == expected
+        if size:
+            with pytest.raises(OverflowError) as caught:
+                written(table, index, times, flags, middle, payloads, size - 1)
+            assert caught.value.args == (size,)
+
+
+@pytest.mark.parametrize(
+    ("index", "times", "flags", "payloads", "error"),
+    [
+        ([1], [0], [0], [b""], IndexError),
+        ([0], [0, 0], [0], [b""], IndexError),
+        ([0], [0], [], [b""], IndexError),
+        ([0], [0], [0], [b"", b""], IndexError),
+        ([0], [1 << 63], [0], [b""], ValueError),
+        ([0], [0], [256], [b""], ValueError),
+        ([0], [0], [-1], [b""], ValueError),
+        ([0], [0], [0], ["text"], TypeError),
+        (["0"], [0], [0], [b""], TypeError),
+    ],
+)
+def test_what_cannot_be_written_is_the_callers_fault(
+    index: list[Any], times: list[int], flags: list[int], payloads: list[Any], error: type
+) -> None:
+    for written in twins("written"):
+        with pytest.raises(error):
+            written([b"t\0d\0"], index, times, flags, b"", payloads, -1)

@@ -99,7 +99,7 @@ class Lab:
 
     def _put(self, batch: Batch, new: Readings | None, name: int) -> Waiting:
         waiting = Waiting(
-            batch, new, lambda error: self.answers.append((name, str(error) if error else "ok"))
+            batch, new, lambda _, error: self.answers.append((name, str(error) if error else "ok"))
         )
         self.appends.put(waiting)
         return waiting

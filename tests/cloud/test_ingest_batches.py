@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from bridge.intervals import IntervalSet, ranges_of
 from bridge.shared_entry import EntryReader
 from cloud.config import IngestConfig, StreamConfig
 from cloud.ingest import UP_LANE, CloudCapture
+from cloud.ingest_appends import Waiting
 from cloud.stream.contract import (
     PARTITIONS,
     Entry,
@@ -126,6 +128,28 @@ async def test_a_batch_is_in_the_stream_when_it_is_acknowledged(
     (line,) = await stream.ledger()
     assert (line.gateway, line.epoch, line.assigned) == ("gw", EPOCH, 200)
     assert capture.waiting_bytes == 0
+
+
+async def test_the_readings_of_a_batch_are_let_go_once_it_is_answered(
+    stream: GatedStream, capture: CloudCapture
+) -> None:
+    def kept() -> int:
+        return sum(type(one) is Waiting for one in gc.get_objects())
+
+    uplink = Uplink(capture)
+    gc.collect()
+    before = kept()
+    gc.disable()  # nobody looks for circles
+    try:
+        stream.gate.clear()
+        for first in (1, 11, 21):
+            uplink.send(uplink.batch(one_per_row(10, first_seq=first)))
+        await until(lambda: kept() == before + 3)
+        stream.gate.set()
+        assert await uplink.answered() == [0] * 3
+        await until(lambda: kept() == before)
+    finally:
+        gc.enable()
 
 
 async def test_each_part_can_be_read_alone_and_holds_its_partition_only(
