@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from bridge.envelope import Tombstone
+from bridge.link_speed import Mark
 
 __all__ = ["Durable", "Grant", "Redial", "Sent", "SetAside", "UplinkEvent", "UplinkLimits"]
 
@@ -18,7 +19,7 @@ class UplinkLimits:
     batch_readings: int = 500
     batch_bytes: int = 256 * 1024  # of payloads and topics before compression
     window_bytes: int = 1024 * 1024  # of batches in flight
-    window_batches: int = 64
+    window_batches: int = 512  # as many as fill a window of a fast and long way
     rate_bytes_s: float = 0.0  # what the link may be used for; 0 = as it carries
     ack_timeout_s: float = 30.0
     backoff_min_s: float = 0.5
@@ -50,7 +51,7 @@ class Sent:
     bytes: int
     mode: int
     generation: int
-    sent_s: float = 0.0
+    mark: Mark | None = None  # None: it was not sent
     tombstones: Sequence[Tombstone] = ()
     durable: bool = False
 

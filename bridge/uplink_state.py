@@ -41,6 +41,7 @@ acked_seq is settled, or lies between the backlog's acked_seq and backlog_end.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from bridge.backoff import DecorrelatedJitter, Rng
 from bridge.endpoint_rotation import EndpointRotation
@@ -114,7 +115,12 @@ class UplinkState:
         self._rotation.replace(endpoints)
 
     def connection_made(
-        self, now_s: float, *, receive_maximum: int, packet_bytes_max: int | None
+        self,
+        now_s: float,
+        *,
+        receive_maximum: int,
+        packet_bytes_max: int | None,
+        link_bytes_s: float = inf,
     ) -> None:
         """Begin on a new connection with the server's limits.
 
@@ -122,6 +128,7 @@ class UplinkState:
             now_s: Now.
             receive_maximum: Unacknowledged QoS 1 publishes the server takes [MQTT-3.3.4-7].
             packet_bytes_max: Its Maximum Packet Size; None without one.
+            link_bytes_s: What the link moves at least, as far as dialling showed it.
         """
         self._rewind()
         self.connected = True
@@ -129,7 +136,7 @@ class UplinkState:
         self._packet_bytes_max = packet_bytes_max
         self._got_through = False
         self._breaker.reset()
-        self.speed.reset()
+        self.speed.reset(link_bytes_s)
         self._progress_s = now_s
 
     def connection_lost(
@@ -197,9 +204,11 @@ class UplinkState:
             return True
         if any(lane.suspect is not None for lane in self._lanes):
             return False
+        if lane != LinkLane.URGENT and self.speed.wants_alone(now_s):
+            return False
         windows = _URGENT_WINDOWS if lane == LinkLane.URGENT else 1
         return (
-            len(self._in_flight) < self._window_batches
+            len(self._in_flight) < min(self._window_batches, self.speed.window_batches)
             and self._bytes_in_flight < self.window_bytes * windows
         )
 
@@ -291,12 +300,12 @@ class UplinkState:
         assert grant.generation == self.generation
         sent = Sent(
             grant.lane, grant.after_seq, first_seq, last_seq, count, batch_bytes,
-            grant.mode, grant.generation, now_s, tombstones,
+            grant.mode, grant.generation, self.speed.sent(now_s, alone=not self._in_flight),
+            tombstones,
         )  # fmt: skip
         if not self._in_flight:
             self._progress_s = now_s
-            self.speed.began(now_s)
-        if count:
+        if count and grant.lane != LinkLane.URGENT:  # those go one by one
             self.speed.encoded(batch_bytes, count)
         self._in_flight.append(sent)
         self._bytes_in_flight += batch_bytes
@@ -363,6 +372,7 @@ class UplinkState:
         """
         if sent not in self._in_flight:
             return []  # of a connection that is gone
+        filled = self._bytes_in_flight >= self.window_bytes
         self._in_flight.remove(sent)
         self._bytes_in_flight -= sent.bytes
         self._progress_s = now_s
@@ -374,8 +384,9 @@ class UplinkState:
             else:
                 self._breaker.columnar_taken(now_s)
             self._shrink = max(0, self._shrink - 1)
-            idle = not self._in_flight
-            self.speed.acknowledged(sent.bytes, sent.sent_s, now_s, idle=idle)
+            if sent.mark is not None:
+                short = not self._in_flight and not filled
+                self.speed.acknowledged(sent.bytes, sent.mark, now_s, short=short)
             sent.durable = True
             return self._advance(sent.lane)
         if sent.generation != self.generation:

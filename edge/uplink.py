@@ -282,6 +282,7 @@ class Uplink:
             self._clock.monotonic_s(),
             receive_maximum=connection.receive_maximum - connection.says_max,
             packet_bytes_max=connection.packet_bytes_max,
+            link_bytes_s=connection.dial_bytes_s,
         )
         self._connection = connection
         self._acked_mark = 0

@@ -80,6 +80,7 @@ class UplinkConnection:
         packet_bytes_max: The largest packet it takes; None without a limit.
         retry_after_s: After how long a server that refused wants to be dialled again; 0: it did
             not say.
+        dial_bytes_s: Bytes that dialling sent, over the time it took: the link moves as many.
         lost: Set once the connection is gone; `cause` and `reason_code` then say why.
     """
 
@@ -95,6 +96,7 @@ class UplinkConnection:
         self.receive_maximum = 65_535
         self.packet_bytes_max: int | None = None
         self.retry_after_s = 0.0
+        self.dial_bytes_s = 0.0
         self.lost = False
         self.cause = ""
         self.reason_code = 0
@@ -150,6 +152,7 @@ class UplinkConnection:
             LinkError: it could not be had in time, or was refused; the connection is closed.
         """
         timeout_s = self._options.connect_timeout_s
+        began_s = self._loop.time()
         try:
             async with asyncio.timeout(timeout_s):
                 self._dialling = await open_socket(
@@ -164,6 +167,7 @@ class UplinkConnection:
                 self._paho.ready_socket = self._dialling
                 self._start_paho()
                 await self._accepted
+            self.dial_bytes_s = self.link_bytes().out / max(1e-6, self._loop.time() - began_s)
             down = SubscribeOptions(qos=0)
             gateway = self._options.gateway
             self._paho.subscribe([(DOWN_ALL, down), (DOWN_PREFIX + gateway, down)])

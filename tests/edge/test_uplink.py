@@ -17,7 +17,7 @@ from edge.contract import Commit, Lane, Tombstone
 from runtime.clock import SystemClock
 from tests.kit.cloud_peer import Answer, CloudPeer
 from tests.kit.journals import MemoryJournal
-from tests.kit.uplinks import FAST, linked, numbered, once, uplink_to
+from tests.kit.uplinks import FAST, FAST_LINK, linked, numbered, once, uplink_to
 
 STONE = Tombstone(Lane.LIVE, 5, 6, 2, "evicted-age", 1_700_000_000_000_000)
 
@@ -58,7 +58,7 @@ async def test_small_commits_share_a_batch() -> None:
     journal = MemoryJournal()
     for n in range(400):
         journal.capture(numbered(n, 1), client_id=f"c{n % 7}", topic=f"t/{n % 5}")
-    async with CloudPeer() as cloud, uplink_to(journal, cloud.url):
+    async with CloudPeer() as cloud, uplink_to(journal, cloud.url, config=FAST_LINK):
         await journal.until_trimmed()
     assert len(cloud.accepted) == 1
     devices = {device for _, device in cloud.accepted[0].readings.sources}
@@ -158,7 +158,7 @@ async def test_without_topic_aliases_the_topic_is_repeated() -> None:
 
 async def test_receive_maximum_of_the_cloud_is_honoured() -> None:
     journal = MemoryJournal()
-    config = replace(FAST, batch_readings=10)
+    config = replace(FAST_LINK, batch_readings=10)
     journal.capture(numbered(0, 1000))
     most = 0
 
@@ -182,8 +182,8 @@ async def test_old_readings_are_marked_as_historical_and_never_share_a_batch_wit
     journal = MemoryJournal()
     now_us = SystemClock().wall_us()
     journal.capture(numbered(0, 20), time_us=now_us - 3_600_000_000)
-    journal.capture(numbered(20, 20), time_us=now_us)
-    async with CloudPeer() as cloud, uplink_to(journal, cloud.url):
+    journal.capture(numbered(20, 20), time_us=now_us + 60_000_000)  # news, however long it takes
+    async with CloudPeer() as cloud, uplink_to(journal, cloud.url, config=FAST_LINK):
         await journal.until_trimmed()
     sent = {(len(b.readings), b.lane, b.historical) for b in cloud.accepted}
     assert sent == {(20, LinkLane.BACKLOG, True), (20, LinkLane.LIVE, False)}
@@ -240,7 +240,7 @@ async def test_memory_does_not_grow_with_the_backlog() -> None:
     assert long < short * 1.3 + (1 << 20)
 
 
-STRUCTURED = replace(FAST, mode="structured", batch_readings=50)
+STRUCTURED = replace(FAST_LINK, mode="structured", batch_readings=50)
 
 
 async def test_a_cloud_that_does_not_know_the_mode_gets_everything_columnar() -> None:
@@ -296,7 +296,7 @@ async def test_columnar_batches_are_known_to_fill_the_window(
     full: list[bool] = []
     monkeypatch.setattr(LevelGovernor, "encoded", lambda *_, **known: full.append(known["full"]))
     journal = MemoryJournal()
-    config = replace(FAST, mode="columnar", batch_readings=50)
+    config = replace(FAST_LINK, mode="columnar", batch_readings=50, window_bytes=16 * 1024)
     async with CloudPeer(lambda *_: None) as cloud, uplink_to(journal, cloud.url, config=config):
         journal.capture([random.Random(n).randbytes(40) for n in range(2000)])
         await cloud.until("a full window", lambda: cloud.batches >= 8)

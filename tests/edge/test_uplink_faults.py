@@ -14,7 +14,7 @@ from tests.kit.cloud_peer import CloudPeer
 from tests.kit.journals import MemoryJournal
 from tests.kit.proxy import Proxy
 from tests.kit.sites import until
-from tests.kit.uplinks import FAST, linked, numbered, online, uplink_to
+from tests.kit.uplinks import FAST, FAST_LINK, linked, numbered, online, uplink_to
 
 
 async def test_starts_offline_and_drains_by_itself_when_the_cloud_appears() -> None:
@@ -197,7 +197,7 @@ async def test_without_endpoints_readings_stay_in_the_journal() -> None:
 async def test_stop_waits_for_answers_and_trims_what_they_settle() -> None:
     journal = MemoryJournal()
     async with CloudPeer() as cloud:
-        async with uplink_to(journal, cloud.url):
+        async with uplink_to(journal, cloud.url, config=FAST_LINK):
             journal.capture(numbered(0, 100))
             await cloud.until("taken", lambda: cloud.rows)
         assert not journal.pending(Lane.LIVE, 0)
@@ -213,3 +213,31 @@ async def test_stop_while_the_cloud_is_mute_does_not_hang(
             journal.capture(numbered(0, 100))
             await cloud.until("taken", lambda: cloud.batches)
         assert journal.pending(Lane.LIVE, 0)
+
+
+async def test_of_the_acknowledgements_three_fifths_never_come_and_the_line_is_cut_at_each() -> (
+    None
+):
+    """The cloud has the batch; what it says of it is lost, and the line with it."""
+    rng = random.Random(5)
+    journal = MemoryJournal()
+    lost = 0
+    config = replace(FAST_LINK, batch_readings=20)
+    async with CloudPeer() as cloud, Proxy("127.0.0.1", cloud.port) as proxy:
+
+        def change(packet: bytes) -> bytes:
+            nonlocal lost
+            if packet[0] >> 4 != 4 or rng.random() >= 0.6:
+                return packet
+            lost += 1
+            proxy.cut()
+            return b""
+
+        proxy.down.packets = lambda: change
+        async with uplink_to(journal, proxy.url, config=config) as uplink:
+            journal.capture(numbered(0, 240))
+            await journal.until_trimmed()
+            assert uplink.status().dead_letters == 0
+    assert [payload for _, payload in cloud.rows] == numbered(0, 240), "each once, in order"
+    assert lost >= 5
+    assert cloud.errors == []

@@ -17,7 +17,7 @@ from tests.kit.brokers import ManualCapture
 from tests.kit.cloud_peer import CloudPeer
 from tests.kit.fronts import fronting
 from tests.kit.journals import MemoryJournal
-from tests.kit.uplinks import FAST, numbered, online, uplink_to
+from tests.kit.uplinks import FAST, FAST_LINK, numbered, online, uplink_to
 from tidegate.certificates import Authority
 
 
@@ -119,8 +119,10 @@ def _serial(front: object) -> str:
 
 async def test_what_cannot_be_reloaded_is_left_alone() -> None:
     journal = MemoryJournal()
-    async with CloudPeer() as cloud, uplink_to(journal, cloud.url) as uplink:
-        uplink.reconfigure(replace(FAST, endpoints=(cloud.url,), batch_readings=7, username="new"))
+    async with CloudPeer() as cloud, uplink_to(journal, cloud.url, config=FAST_LINK) as uplink:
+        uplink.reconfigure(
+            replace(FAST_LINK, endpoints=(cloud.url,), batch_readings=7, username="new")
+        )
         journal.capture(numbered(0, 50))
         await journal.until_trimmed()
     assert [len(batch.readings) for batch in cloud.accepted] == [50]

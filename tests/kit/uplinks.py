@@ -11,15 +11,17 @@ from dataclasses import replace
 from bridge.batch import Batch
 from bridge.devices import DeviceIds
 from edge.uplink import Uplink
-from edge.uplink_config import UplinkConfig
+from edge.uplink_config import BudgetConfig, UplinkConfig
 from runtime.clock import Clock, SystemClock
 from tests.kit.cloud_peer import Answer, CloudPeer
 from tests.kit.journals import MemoryJournal
 from tests.kit.proxy import Proxy
 
-__all__ = ["FAST", "linked", "numbered", "once", "online", "uplink_to"]
+__all__ = ["FAST", "FAST_LINK", "linked", "numbered", "once", "online", "uplink_to"]
 
 FAST = UplinkConfig(linger_ms=5, backoff_min_s=0.01, backoff_max_s=0.05, connect_timeout_s=5)
+# batches are as configured from the first on, however slow the dial was
+FAST_LINK = replace(FAST, budget=BudgetConfig(rate_bytes_s=1e8))
 
 
 @asynccontextmanager
