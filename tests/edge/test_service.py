@@ -125,9 +125,9 @@ async def test_a_line_that_dies_before_the_clouds_word_is_dialled_anew_and_nothi
         config = replace(config, uplink=replace(config.uplink, ack_timeout_s=1))
         async with running(config) as service:
             await proxy.until_connections(2)
+            assert "has not said what it holds" in service.status()["uplink"]["last_error"]
             assert not cloud.batches
             await cloud.until("all taken", lambda: len(cloud.rows) >= 50)
-            assert "has not said what it holds" in service.status()["uplink"]["last_error"]
     assert min(seq for seq, _ in cloud.rows) > 100
 
 
