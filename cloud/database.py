@@ -11,7 +11,6 @@ readers may still open the file read-only beside the one that writes.
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import sqlite3
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import aiosqlite
+from runtime.sqlite import SqliteConnection
 
 __all__ = [
     "Database",
@@ -106,7 +105,7 @@ class FileLock:
             self._fd = -1
 
 
-class Database(aiosqlite.Connection):
+class Database(SqliteConnection):
     """A connection with a thread of its own; made by `open_database`."""
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -115,15 +114,7 @@ class Database(aiosqlite.Connection):
         Raises:
             Exception: what `work` raised.
         """
-        result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]
-        return result  # aiosqlite types its public methods only
-
-    async def ended(self) -> None:
-        """Return when the thread has ended, after opening failed.
-
-        aiosqlite tells it to end but does not wait, and then it would call a closed event loop.
-        """
-        await asyncio.to_thread(self._thread.join)
+        return await self.hop(work)
 
 
 async def open_database(
@@ -246,7 +237,7 @@ def file_bytes(connection: sqlite3.Connection) -> int:
 async def _start(
     path: Path, kind: DatabaseKind, connect: Callable[[], sqlite3.Connection]
 ) -> Database:
-    database = Database(connect, iter_chunk_size=256)
+    database = Database(connect)
     try:
         return await database  # type: ignore[return-value]
     except BaseException as error:

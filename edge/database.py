@@ -11,12 +11,12 @@ Invariants:
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-import aiosqlite
+from runtime.sqlite import SqliteConnection
 
 __all__ = ["Database", "Rows", "Statement", "connect_file", "make_file", "uri_of"]
 
@@ -68,7 +68,7 @@ def make_file(path: Path, application_id: int, schema: str) -> sqlite3.Connectio
     return connection
 
 
-class Database(aiosqlite.Connection):
+class Database(SqliteConnection):
     """One connection and its thread."""
 
     def __init__(self, connector: Callable[[], sqlite3.Connection], *, durable: bool) -> None:
@@ -78,18 +78,16 @@ class Database(aiosqlite.Connection):
             connector: Opens the file and sets its pragmas; runs on the connection's thread.
             durable: Whether `connector` left it at `synchronous = FULL`.
         """
-        super().__init__(connector, iter_chunk_size=64)
+        super().__init__(connector)
         self._durable = durable
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Call `function` with the connection, on the connection's thread."""
-        result: T = await self._hop(partial(self._call, function))
-        return result
+        return await self.hop(function)
 
     async def query(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
         """Run one statement in autocommit and return its rows."""
-        rows: Rows = await self._hop(partial(self._query, sql, parameters))
-        return rows
+        return await self.hop(partial(_query, sql, parameters))
 
     async def transact(
         self, statements: Sequence[Statement], *, durable: bool = False
@@ -106,21 +104,11 @@ class Database(aiosqlite.Connection):
         Raises:
             sqlite3.Error: nothing of it happened.
         """
-        rows: list[Rows] = await self._hop(partial(self._transact, statements, durable=durable))
-        return rows
+        return await self.hop(partial(self._transact, statements, durable=durable))
 
-    def _hop(self, function: Callable[[], Any]) -> Awaitable[Any]:
-        hop: Awaitable[Any] = self._execute(function)  # type: ignore[no-untyped-call] # aiosqlite
-        return hop
-
-    def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        return function(self._conn)
-
-    def _query(self, sql: str, parameters: Sequence[Any]) -> Rows:
-        return self._conn.execute(sql, parameters).fetchall()
-
-    def _transact(self, statements: Sequence[Statement], *, durable: bool) -> list[Rows]:
-        connection = self._conn
+    def _transact(
+        self, statements: Sequence[Statement], connection: sqlite3.Connection, *, durable: bool
+    ) -> list[Rows]:
         sync_now = durable and not self._durable
         if sync_now:
             connection.execute("PRAGMA synchronous = FULL")
@@ -137,6 +125,10 @@ class Database(aiosqlite.Connection):
             if sync_now:
                 connection.execute("PRAGMA synchronous = NORMAL")
         return rows
+
+
+def _query(sql: str, parameters: Sequence[Any], connection: sqlite3.Connection) -> Rows:
+    return connection.execute(sql, parameters).fetchall()
 
 
 def _check_owner(connection: sqlite3.Connection, application_id: int) -> None:

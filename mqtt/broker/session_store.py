@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import aiosqlite
 import structlog
 
 from mqtt.broker.changes import (
@@ -49,6 +48,7 @@ from mqtt.broker.changes import (
 )
 from mqtt.broker.session_file import is_damage, load, open_file, salvage
 from runtime.clock import Clock, SystemClock
+from runtime.sqlite import SqliteConnection
 
 __all__ = ["SessionStoreError", "SqliteSessionStore"]
 
@@ -118,7 +118,7 @@ class SqliteSessionStore:
         self.salvages = 0  # times the file was found damaged and replaced
         self._clock = clock or SystemClock()
         self._is_unusable = False  # damaged, and not replaced yet
-        self._database = _Database(partial(open_file, path))
+        self._database = SqliteConnection(partial(open_file, path))
         # What waits, by row: a change that undoes one that was not written takes it out.
         self._waiting: dict[object, Change] = {}
         self._waiting_bytes = 0
@@ -178,7 +178,7 @@ class SqliteSessionStore:
             hint="sessions, queued or retained messages may be missing; clients find out by"
             " Session Present 0, or by what does not come",
         )
-        self._database = _Database(partial(open_file, self.path))
+        self._database = SqliteConnection(partial(open_file, self.path))
 
     def put(self, change: Change) -> None:
         """Take a change into the next group."""
@@ -313,26 +313,6 @@ class SqliteSessionStore:
             self._log.error(
                 "mqtt_session_store_not_repaired", file=str(self.path), error=str(fault)
             )
-
-
-class _Database(aiosqlite.Connection):
-    """One connection and its thread; a whole transaction is one hop to it."""
-
-    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
-        super().__init__(connector, iter_chunk_size=64)
-
-    def hop(self, function: Callable[[sqlite3.Connection], Any]) -> Awaitable[Any]:
-        """Call `function` with the connection, on the connection's thread."""
-        run = partial(self._call, function)
-        hop: Awaitable[Any] = self._execute(run)  # type: ignore[no-untyped-call] # aiosqlite
-        return hop
-
-    async def ended(self) -> None:
-        """Return when the thread has ended; after a failed opening aiosqlite does not wait."""
-        await asyncio.to_thread(self._thread.join)
-
-    def _call(self, function: Callable[[sqlite3.Connection], Any]) -> Any:
-        return function(self._conn)
 
 
 def _apply(changes: Sequence[Change], connection: sqlite3.Connection) -> None:
