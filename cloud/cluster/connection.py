@@ -182,7 +182,7 @@ class Connection:
             ClusterError: nats-py is not installed, the address is wrong, or we are not let in.
         """
         try:
-            from nats.aio.client import Client as NatsClient  # noqa: PLC0415 - an extra
+            from cloud.cluster.nats_client import NatsClient  # noqa: PLC0415 - an extra
         except ImportError:
             raise ClusterError(
                 "nats-py is not installed: pip install 'tidegate[cluster]'"

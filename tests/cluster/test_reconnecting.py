@@ -7,10 +7,13 @@ import gc
 from pathlib import Path
 
 import pytest
+from nats.aio.transport import TcpTransport
+from nats.errors import StaleConnectionError
 
 from cloud.cluster import connection as module
 from cloud.cluster.connection import ClusterError, Connection, Unreachable
 from tests.kit.nats import nats_single
+from tests.kit.sites import until
 
 
 async def test_attempts_that_fail_leave_no_socket_open(tmp_path: Path) -> None:
@@ -64,3 +67,36 @@ async def test_a_server_that_lets_nobody_in_has_said_so_whatever_comes_after(
                 await Connection.open(f"nats://127.0.0.1:{port}", name="test", patience_s=connect_s)
             assert not isinstance(caught.value, Unreachable)
     gc.collect()
+
+
+async def test_a_server_that_takes_nothing_any_more_does_not_keep_the_line() -> None:
+    hello = b'INFO {"max_payload":8388608}\r\n'
+    ended = asyncio.Event()
+
+    async def take_little(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(hello)
+        await reader.readuntil(b"PING\r\n")
+        writer.write(b"PONG\r\n")
+        await reader.readuntil(b"PING\r\n")  # the client has subscribed
+        writer.write(b"PONG\r\n")
+        await ended.wait()  # and nothing is read
+        writer.transport.abort()
+
+    async with await asyncio.start_server(take_little, "127.0.0.1", 0, limit=1 << 16) as server:
+        port = server.sockets[0].getsockname()[1]
+        connection = await Connection.open(f"nats://127.0.0.1:{port}", name="test")
+        broken, back = asyncio.Event(), asyncio.Event()
+        connection.on_line(lambda up: (back if up else broken).set())
+        stuck = connection._nc._transport
+        assert isinstance(stuck, TcpTransport)
+        for _ in range(3):  # more than the kernel takes for a peer that reads nothing
+            await connection.send("full", bytes(4 << 20))
+        writer = stuck._io_writer
+        assert writer is not None
+        await until("some waits", lambda: writer.transport.get_write_buffer_size() > 0)
+        async with asyncio.timeout(60):
+            await connection._nc._process_op_err(StaleConnectionError())
+            await broken.wait()
+            await back.wait()
+            ended.set()
+            await connection.close()
