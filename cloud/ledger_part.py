@@ -117,4 +117,6 @@ class LedgerPart:
                 self._tell_of_many()
             except (DatabaseError, StreamError) as error:
                 limited(log, "balance", _LOG_EVERY_S).warning("not_balanced", error=str(error))
+            except Exception:  # noqa: BLE001 - the task's root: the next may be balanced
+                limited(log, "balance_failed", _LOG_EVERY_S).exception("balance_failed")
             await asyncio.sleep(self._interval_s)

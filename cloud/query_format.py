@@ -30,7 +30,7 @@ _PLOT_MARKERS = ("hd", "o", "x", "+", "*", "#", "@", "a", "b", "c")  # when colo
 def formatted(
     result: QueryResult, form: str, *, width: int = 100, height: int = 24, color: bool = False
 ) -> str:
-    """Return an answer as text, without a newline at its end.
+    """Return an answer as text that UTF-8 can hold, without a newline at its end.
 
     Args:
         result: The answer.
@@ -44,10 +44,15 @@ def formatted(
     """
     if form == "json":
         lines = [json.dumps(one, ensure_ascii=False) for one in _objects(result)]
-        return "[" + ",\n ".join(lines) + "]"
-    if form == "csv":
-        return _csv(result)
-    return _plot(result, width, height, color=color) if form == "plot" else _table(result, width)
+        text = "[" + ",\n ".join(lines) + "]"
+    elif form == "csv":
+        text = _csv(result)
+    elif form == "plot":
+        text = _plot(result, width, height, color=color)
+    else:
+        text = _table(result, width)
+    # half of a surrogate pair, as JSON may have it, is written as JSON writes it
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def row_json(row: ReadingRow) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Work that goes on beside a component's other work, from its start to its stop.
 
-Invariant: once `stop` has returned nothing of it runs any more.
+Invariants: once `stop` has returned nothing of it runs any more; work that ends by what it raises
+does so with a line in the log.
 """
 
 from __future__ import annotations
@@ -9,7 +10,11 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import structlog
+
 __all__ = ["Background"]
+
+log = structlog.get_logger(component="background")
 
 
 class Background:
@@ -29,7 +34,7 @@ class Background:
 
     def start(self) -> None:
         """Begin; not while it goes on."""
-        self._task = asyncio.create_task(self._work(), name=self._name)
+        self._task = asyncio.create_task(self._run(), name=self._name)
 
     async def stop(self) -> None:
         """End; harmless when not started."""
@@ -37,3 +42,9 @@ class Background:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+
+    async def _run(self) -> None:
+        try:
+            await self._work()
+        except Exception:  # whoever stops it does not want to hear of it by then
+            log.exception("background_failed", work=self._name)

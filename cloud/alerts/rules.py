@@ -123,7 +123,8 @@ class Rule:
         if found is MISSING:
             return None
         text = found if isinstance(found, str) else json.dumps(found)
-        return text[:_TEXT_CHARS_MAX]
+        # JSON may have half of a surrogate pair, which no store and no answer can hold
+        return text[:_TEXT_CHARS_MAX].encode("utf-8", "replace").decode()
 
     def rate(self, change: float, span_us: int) -> float:
         """Return a change over a span as the rule's unit has it: per second, minute or hour."""

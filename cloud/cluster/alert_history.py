@@ -5,7 +5,10 @@
 A key is made once and never changed. Its revision orders it among all, and is the upper part of the
 ids of its transitions. Whoever adds removes the oldest keys beyond what is kept.
 
-Invariant: transitions are in the bucket, at a quorum, before `add` returns.
+Invariants:
+- transitions are in the bucket, at a quorum, before `add` returns;
+- the history leaves room for the others in the bucket, which takes nothing more once it is full:
+  no command, no correction, no alert.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ _KEY_TRANSITIONS: Final = 1_000  # in one key, at most
 _KEY_BYTES: Final = 256 << 10
 _ID_SHIFT: Final = 12  # more than a key has transitions; revisions of 41 bits are JSON's integers
 _REMOVED_AT_ONCE: Final = 100
+_BYTES_MAX: Final = 64 << 20  # a quarter of the bucket
+_OVERHEAD_BYTES: Final = 200  # of a key: subject, headers, the server's own
 
 
 class ClusterAlertHistory:
@@ -40,12 +45,16 @@ class ClusterAlertHistory:
 
     Args:
         control: The bucket; not started yet.
+        bytes_max: Of it, at most so much; some more for a moment.
     """
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, *, bytes_max: int = _BYTES_MAX) -> None:
         self._bucket = control.bucket
-        self._keys: OrderedDict[str, int] = OrderedDict()  # how many transitions, oldest first
+        self._bytes_max = bytes_max
+        # transitions and bytes of each key, oldest first
+        self._keys: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._count = 0
+        self._bytes = 0
         self._found: list[tuple[int, list[Transition]]] = []  # before anybody follows
         self._heard: Heard | None = None
         control.on("h", self._seen)
@@ -59,6 +68,8 @@ class ClusterAlertHistory:
     async def add(self, transitions: Sequence[Transition], history_max: int) -> None:
         """Add transitions, durable on return; the newest `history_max` of all, or some more, stay.
 
+        Fewer where those would not leave the bucket its room.
+
         Raises:
             SinkUnavailable: the bucket does not answer.
         """
@@ -68,19 +79,22 @@ class ClusterAlertHistory:
                     await self._bucket.create(key, data)
                 except Conflict:
                     continue  # added before: by the holder until now, or the answer was not heard
-            await self._remove_beyond(history_max)
+                await self._remove_beyond(history_max)
         except ClusterError as error:
             raise SinkUnavailable(f"alerts: {error}") from None
 
     async def _remove_beyond(self, history_max: int) -> None:
         excess = self._count - history_max
-        if excess <= history_max // 100:  # many at once: who is to be told waits for each time
+        excess_bytes = self._bytes - self._bytes_max
+        # many at once: who is to be told waits for each time
+        if excess <= history_max // 100 and excess_bytes <= self._bytes_max // 100:
             return
         oldest: list[str] = []
-        for key, count in self._keys.items():
+        for key, (count, size) in self._keys.items():
             excess -= count
-            if excess < 0 or len(oldest) == _REMOVED_AT_ONCE:
+            if (excess < 0 and excess_bytes <= 0) or len(oldest) == _REMOVED_AT_ONCE:
                 break
+            excess_bytes -= size
             oldest.append(key)
         await all_at_once([partial(self._remove, key) for key in oldest])
 
@@ -88,12 +102,16 @@ class ClusterAlertHistory:
         await self._bucket.delete(key)
 
     def _seen(self, key: str, value: bytes | None, revision: int) -> None:
-        self._count -= self._keys.pop(key, 0)
+        count, size = self._keys.pop(key, (0, 0))
+        self._count -= count
+        self._bytes -= size
         if value is None:
             return
         transitions = [Transition(*fields) for fields in cbor2.loads(value)]
-        self._keys[key] = len(transitions)
-        self._count += len(transitions)
+        count, size = len(transitions), len(value) + _OVERHEAD_BYTES
+        self._keys[key] = count, size
+        self._count += count
+        self._bytes += size
         if self._heard is None:
             self._found.append((revision << _ID_SHIFT, transitions))
         else:

@@ -10,6 +10,7 @@ Invariant: a gateway is acknowledged after its correction is kept and this node'
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -102,21 +103,34 @@ class Clocks:
         await self._keeper.add(gateway, correction)
         await self._apply(gateway, correction)
 
-    async def apply_heard(self) -> None:
+    async def apply_heard(self, *, for_s: float = math.inf) -> None:
         """Apply what was there before, and what other nodes have taken.
+
+        Args:
+            for_s: About how long; when some are left then, `wake` is called.
 
         Raises:
             DatabaseError: storage cannot be written now; the next call goes on from there.
         """
-        while self._waiting:
-            gateway, correction, is_old = self._waiting[0]
-            await self._apply(gateway, correction, is_old=is_old)
-            self._waiting.popleft()
-        while self._again:
-            given = self._again
-            rows = await self._store(*given[0])
-            if given is self._again:  # else it went back once more, and they are all there again
-                _report(*given.popleft(), rows)
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + for_s
+        while self._waiting or self._again:
+            if self._waiting:
+                gateway, correction, is_old = self._waiting[0]
+                await self._apply(gateway, correction, is_old=is_old)
+                self._waiting.popleft()
+            else:
+                await self._give_one_again()
+            if loop.time() >= until_s:
+                if self._waiting or self._again:
+                    self._wake()
+                return
+
+    async def _give_one_again(self) -> None:
+        given = self._again
+        rows = await self._store(*given[0])
+        if given is self._again:  # else it went back once more, and they are all there again
+            _report(*given.popleft(), rows)
 
     def give_again(self) -> None:
         """Give storage, which has lost some of what it had, all that it was given so far."""

@@ -69,6 +69,7 @@ _LOOK_S = 1.0
 _FORGET_S = 60.0
 _LOG_EVERY_S = 10.0
 _RETRY_S = 0.5
+_APPLY_S = 0.1
 
 
 class CommandsPart:
@@ -264,7 +265,8 @@ class CommandsPart:
                     forget_at_s = loop.time() + _FORGET_S
                     kept_us = round(self._config.kept_s * 1e6)
                     await self._store.forget(self._now_us() - kept_us)
-                await self._clocks.apply_heard()  # last: commands do not wait for storage
+                # last, and some at a time: commands do not wait for storage
+                await self._clocks.apply_heard(for_s=_APPLY_S)
             except (DatabaseError, StreamError) as error:
                 limited(log, "commands", _LOG_EVERY_S).error("commands_failed", error=str(error))
                 await self._rest()

@@ -70,7 +70,7 @@ class PostgresPlace:
         try:
             parts = urlsplit(self.url)
             valid = parts.scheme in ("postgresql", "postgres") and len(parts.path) > 1
-            self.hosts()
+            self.servers()
         except ValueError:
             valid = False
         if not valid:
@@ -84,17 +84,18 @@ class PostgresPlace:
 
     def __str__(self) -> str:
         """Return what may be shown: host, port, database, schema."""
-        return f"postgresql://{','.join(self.hosts())}{urlsplit(self.url).path}"
+        hosts = ",".join(f"{host}:{port or 5432}" for host, port in self.servers())
+        return f"postgresql://{hosts}{urlsplit(self.url).path}"
 
-    def hosts(self) -> list[str]:
-        """Return host and port of each server.
+    def servers(self) -> list[tuple[str, int | None]]:
+        """Return host and port of each server; None: the usual one.
 
         Raises:
             ValueError: a port is none.
         """
         places = urlsplit(self.url).netloc.rpartition("@")[2].split(",")
         parts = [urlsplit(f"//{place}") for place in places]
-        return [f"{one.hostname or 'localhost'}:{one.port or 5432}" for one in parts]
+        return [(one.hostname or "localhost", one.port) for one in parts]
 
     def __repr__(self) -> str:
         return f"PostgresPlace({self}, schema={self.schema!r})"
@@ -127,13 +128,8 @@ async def connect(place: PostgresPlace, purpose: str, *, read_only: bool = False
     if read_only:
         settings["default_transaction_read_only"] = "on"
     try:
-        connection = await asyncpg.connect(
-            place.url,
-            timeout=_CONNECT_TIMEOUT_S,
-            command_timeout=_COMMAND_TIMEOUT_S,
-            server_settings=settings,
-            # else the first that answers is used, which may be a standby
-            target_session_attrs=_PRIMARY if len(place.hosts()) > 1 else None,
+        connection = await _dialled(
+            place, command_timeout=_COMMAND_TIMEOUT_S, server_settings=settings
         )
     except (*LINK_ERRORS, ValueError) as error:
         raise translated(place, error) from None
@@ -146,6 +142,27 @@ async def connect(place: PostgresPlace, purpose: str, *, read_only: bool = False
         connection.terminate()
         raise
     return connection
+
+
+async def _dialled(place: PostgresPlace, **options: Any) -> Any:
+    """Return a connection to the server, of several to the first that is the primary."""
+    servers = place.servers()
+    if len(servers) == 1:
+        return await asyncpg.connect(place.url, timeout=_CONNECT_TIMEOUT_S, **options)
+    failure: Exception | None = None
+    for host, port in servers:
+        try:
+            # asyncpg has one time for all: a first one whose machine is gone would use it up
+            return await asyncpg.connect(
+                place.url, host=host, port=port, target_session_attrs=_PRIMARY,
+                timeout=_CONNECT_TIMEOUT_S / len(servers), **options,
+            )  # fmt: skip
+        except asyncpg.TargetServerAttributeNotMatched as error:
+            failure = failure or error
+        except (OSError, asyncpg.CannotConnectNowError) as error:
+            failure = error
+    assert failure is not None
+    raise failure
 
 
 def _watch_line(connection: Any) -> None:

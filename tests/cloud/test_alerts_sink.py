@@ -165,6 +165,18 @@ async def test_alert_is_published_and_kept(tmp_path: Path) -> None:
     assert (resolved["state"], resolved["alert_id"]) == ("resolved", view.alert_id)
 
 
+async def test_half_of_a_surrogate_pair_stops_no_alerts(tmp_path: Path) -> None:
+    """JSON may have it; what cannot be stored of one device would keep all others' from it."""
+    rule = RuleConfig(name="state", kind="threshold", op="!=", text="ok")
+    lab = SinkLab(tmp_path, rule)
+    async with lab.open() as sink:
+        await lab.reads(0, b'"a\\ud800z"')
+        await lab.reads(0, b'"bad"', device="other")
+        assert {one.device: one.value for one in sink.active()} == {"d": "a?z", "other": "bad"}
+        await lab.hears(2)
+        assert await lab.history() == [("firing", 0), ("firing", 0)]
+
+
 async def test_topic_of_an_alert_is_always_valid(tmp_path: Path) -> None:
     lab = SinkLab(tmp_path, hot(topic="#", by="topic"))
     async with lab.open():

@@ -106,3 +106,16 @@ async def test_a_storage_that_went_back_is_given_what_it_lost_and_nothing_is_sho
     await lab.clocks.apply_heard()
     assert storage.known == [OLD, NEWER, NEW]
     assert lab.shown == shown
+
+
+async def test_commands_do_not_wait_for_all_that_a_storage_lost() -> None:
+    storage = Storage()
+    lab = Lab(Keeper(OLD, NEWER, NEW), storage)
+    await lab.clocks.start()
+    storage.known.clear()
+    storage.on_went_back()
+    for given, left in ((1, True), (2, True), (3, False)):
+        lab.woken = 0
+        await lab.clocks.apply_heard(for_s=0.0)
+        assert (len(storage.known), bool(lab.woken)) == (given, left)
+    assert storage.known == [OLD, NEWER, NEW]

@@ -46,3 +46,25 @@ async def test_a_gateway_whose_journal_is_made_anew_at_each_start_shows(
     )
     said = [one["gateway"] for one in logs if one["event"] == "gateway_has_many_epochs"]
     assert said == [f"{name}-{epochs}" for name in warned]
+
+
+async def test_a_balance_that_fails_is_not_the_last() -> None:
+    again = asyncio.Event()
+    outcomes = [ValueError("of a bug"), Balance((account("gw", 1),))]
+
+    async def balance() -> Balance:
+        if not outcomes:
+            again.set()
+            await asyncio.Event().wait()
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    part = LedgerPart(0.0)
+    with capture_logs() as logs:
+        await part.start(cast("Any", SimpleNamespace(metrics=Metrics(), balance=balance)))
+        await again.wait()
+        await part.stop()
+    assert [one["event"] for one in logs] == ["balance_failed"]
+    assert list(part.figures()["gateways"]) == ["gw"]

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,15 @@ async def test_json_is_one_array_that_holds_any_payload(storage: Path) -> None:
     }
     nothing = await ask(storage, ReadingsQuery(devices=("nobody",)))
     assert json.loads(formatted(nothing, "json")) == []
+
+
+async def test_half_of_a_surrogate_pair_can_be_printed(storage: Path) -> None:
+    result = await ask(storage, ReadingsQuery(devices=("fan",), field="", limit=1))
+    halves = replace(result, rows=[replace(result.rows[0], payload=b'"\\ud800"', value="\ud800")])
+    (shown,) = json.loads(formatted(halves, "json").encode())
+    assert (shown["payload"], shown["value"]) == ("\ud800", "\ud800")
+    for form in ("csv", "table"):
+        assert formatted(halves, form).encode()
 
 
 async def test_csv_can_be_read_back(storage: Path) -> None:

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import asyncpg
 import pytest
 import uvloop
 
 from cloud.config import StorageConfig
 from cloud.sinks.contract import DecodedEntry, SinkUnavailable
 from cloud.sinks.postgres import PostgresSink
-from cloud.sinks.postgres_link import PostgresPlace
+from cloud.sinks.postgres_link import PostgresPlace, connect
 from runtime.clock import ManualClock
 from tests.kit.cloud import decoded, ends
 from tests.kit.postgres import PostgresServer, postgres_server
@@ -100,3 +101,32 @@ def test_a_copy_that_waits_for_room_too_long_is_ended(
 ) -> None:
     monkeypatch.setattr("cloud.sinks.postgres_write._ROLL_BACK_S", 0.2)
     check(server, loop, lambda _proxy: None, give_up_s=2.0)
+
+
+async def test_a_first_server_that_says_nothing_keeps_nobody_from_the_second(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose machine is gone: nothing refuses the line."""
+    dial = asyncpg.connect
+
+    async def impatient(url: str, **options: Any) -> Any:
+        if options.get("port") == silent_port:
+            options["timeout"] = 0.05
+        return await dial(url, **options)
+
+    monkeypatch.setattr(asyncpg, "connect", impatient)
+    gone = asyncio.Event()
+
+    async def say_nothing(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gone.wait()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
+        silent_port = silent.sockets[0].getsockname()[1]
+        name = (await server.new_database()).rpartition("/")[2]
+        hosts = f"127.0.0.1:{silent_port},127.0.0.1:{server.port}"
+        place = PostgresPlace(f"postgresql://tidegate@{hosts}/{name}")
+        connection = await connect(place, "test")
+        assert await connection.fetchval("SELECT inet_server_port()") == server.port
+        await connection.close()
+        gone.set()

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ async def until_shown(
 
 @asynccontextmanager
 async def histories_of(
-    servers: NatsServers, number: int
+    servers: NatsServers, number: int, **options: int
 ) -> AsyncIterator[list[ClusterAlertHistory]]:
     """Run the histories of some nodes; each follows the bucket."""
     layout = await make_layout(servers, f"a{next(NUMBERS)}")
@@ -67,7 +68,7 @@ async def histories_of(
         found = []
         for _ in range(number):
             control = Control(await stack.enter_async_context(connected(servers)), layout)
-            found.append(ClusterAlertHistory(control))
+            found.append(ClusterAlertHistory(control, **options))
             await control.start()
             stack.push_async_callback(control.stop)
         yield found
@@ -103,6 +104,18 @@ async def test_all_hear_one_history_and_the_oldest_of_it_go(servers: NatsServers
         kept = await histories[0]._bucket.tokens_below("h")
         live = [one for one in kept if await histories[0]._bucket.get(f"h.{one}") is not None]
         assert len(live) in (10, 11)
+
+
+async def test_the_history_leaves_the_others_room_in_their_bucket(servers: NatsServers) -> None:
+    """However long what it holds is: a bucket that is full takes no command and no alert."""
+    async with histories_of(servers, 1, bytes_max=20_000) as (history,):
+        heard = Heard()
+        history.follow(heard)
+        for number in range(1, 31):
+            await history.add([replace(firing(number), reason="x" * 1_000)], 100_000)
+            await until("heard", lambda n=number: len(heard.rows) == n)
+        await until("the oldest have gone", lambda: history._bytes < 24_000)
+        assert len(history._keys) >= 8
 
 
 @asynccontextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from structlog.testing import capture_logs
+
 from runtime.background import Background
 
 
@@ -31,7 +33,7 @@ async def test_it_goes_on_until_it_is_stopped_and_may_begin_again() -> None:
     assert said == ["began", "ended"] * 2
 
 
-async def test_what_has_failed_is_stopped_without_a_word() -> None:
+async def test_what_fails_is_logged_and_stopped_without_a_word() -> None:
     failed = asyncio.Event()
 
     async def work() -> None:
@@ -39,6 +41,8 @@ async def test_what_has_failed_is_stopped_without_a_word() -> None:
         raise ValueError("of a bug")
 
     background = Background(work, "test")
-    background.start()
-    await failed.wait()
-    await background.stop()
+    with capture_logs() as logs:
+        background.start()
+        await failed.wait()
+        await background.stop()
+    assert [(one["event"], one["work"]) for one in logs] == [("background_failed", "test")]
