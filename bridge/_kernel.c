@@ -573,10 +573,13 @@ done:
     return made;
 }
 
-/* Returns the bytes of the texts that rows name, one each row; -1 with an error set. */
-static Py_ssize_t named_bytes(PyObject *table, const int64_t *index, Py_ssize_t n)
+/* Returns the bytes of the texts that rows name, one each row; -1 with an error set.
+ *
+ * A few bytes can name gigabytes: where a size has 32 bits the sum has more. */
+static int64_t named_bytes(PyObject *table, const int64_t *index, Py_ssize_t n)
 {
-    Py_ssize_t sources = PyList_GET_SIZE(table), total = 0;
+    Py_ssize_t sources = PyList_GET_SIZE(table);
+    int64_t total = 0;
     for (Py_ssize_t i = 0; i < sources; i++)
         if (!PyBytes_Check(PyList_GET_ITEM(table, i))) {
             PyErr_SetString(PyExc_TypeError, "a source that is not bytes");
@@ -632,18 +635,22 @@ static PyObject *written(PyObject *self, PyObject *args)
     }
     if (integers(index, 0, n, rows) < 0)
         goto done;
-    Py_ssize_t named = named_bytes(table, rows, n);
-    Py_ssize_t content = named < 0 ? -1 : lengths_of(payloads, n, lengths);
+    int64_t named = named_bytes(table, rows, n);
+    int64_t content = named < 0 ? -1 : lengths_of(payloads, n, lengths);
     if (content < 0)
         goto done;
     if (bytes_max >= 0 && named + content > bytes_max) {
-        PyObject *total = PyLong_FromSsize_t(named + content);
+        PyObject *total = PyLong_FromLongLong(named + content);
         PyErr_SetObject(PyExc_OverflowError, total);
         Py_XDECREF(total);
         goto done;
     }
-    made = PyBytes_FromStringAndSize(
-        NULL, (8 + 1 + 4) * n + named + PyBytes_GET_SIZE(middle) + content);
+    int64_t size = (8 + 1 + 4) * (int64_t)n + named + PyBytes_GET_SIZE(middle) + content;
+    if ((uint64_t)size > (uint64_t)PY_SSIZE_T_MAX) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    made = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
     if (made == NULL)
         goto done;
     uint8_t *out = (uint8_t *)PyBytes_AS_STRING(made);

@@ -14,6 +14,7 @@ is what binds, and grows to IN_FLIGHT_MAX_S; where TCP ends before the link, it 
 that much waiting at most. What tells them apart for good is a batch that goes alone: only a link
 answers it the sooner. So where the round trip or the floors decide about the window, it is measured
 anew now and then by such a batch (`wants_alone`), which costs the link a round trip without bytes.
+Urgent batches go all the same: where some are always in flight it is given up, and tried again.
 
 Speed is what was acknowledged between the sending of a batch and its answer, over that time or the
 time it took to send as much, whichever is longer: that answers come together says nothing (the
@@ -53,6 +54,7 @@ _FIRST_ANSWERS = 3  # say what the link moves
 _FIRST_EACH_BYTES = 256  # what a batch of the first window is taken for, with all around it
 _ROUND_S = 0.05  # shortest round
 _ALONE_EVERY_S = 20.0  # between two batches that go alone, and so many round trips
+_ALONE_WAIT_S = 5.0  # for one of them, or so many round trips
 _READING_BYTES_FIRST = 20.0  # encoded; until one was
 _READING_BYTES_WEIGHT = 0.2  # of the newest batch in the average
 _FULL_READINGS = 100  # from so many on what a batch takes by itself is hardly seen in a reading
@@ -162,6 +164,10 @@ class LinkSpeed:
     def wants_alone(self, now_s: float) -> bool:
         """Return True while the next batch should wait until nothing is in flight."""
         if now_s < self._alone_due_s or self.rate_bytes_s is None:
+            return False
+        unit = max(1.0, self.round_trip_s)
+        turn_s = (now_s - self._alone_due_s) % ((_ALONE_EVERY_S + _ALONE_WAIT_S) * unit)
+        if turn_s >= _ALONE_WAIT_S * unit:
             return False
         slow = self.rate_bytes_s * SLOW_WINDOW_S < WINDOW_BYTES_MIN
         return slow or 2 * self.round_trip_s > IN_FLIGHT_MAX_S

@@ -315,6 +315,15 @@ def test_what_the_check_is_of_is_written_column_after_column(
             assert caught.value.args == (size,)
 
 
+def test_what_is_more_than_32_bits_count_is_not_taken_for_less() -> None:
+    rows = 70_000
+    columns = [0] * rows, [0] * rows, [0] * rows, b"", [b""] * rows
+    for written in twins("written"):
+        with pytest.raises(OverflowError) as caught:
+            written([bytes(0xFFFF)], *columns, 1 << 25)
+        assert caught.value.args == (rows * 0xFFFF,)
+
+
 @pytest.mark.parametrize(
     ("index", "times", "flags", "payloads", "error"),
     [

@@ -187,6 +187,19 @@ def test_an_urgent_batch_goes_although_backlog_fills_the_window() -> None:
     assert state.can_send(0.0, URGENT)
 
 
+def test_urgent_batches_that_are_always_on_their_way_do_not_keep_others_back_for_good() -> None:
+    state = connected(UplinkLimits())
+    state.answered(send(state), 0, "", 0.4)  # a long way: a batch is to go alone now and then
+    on_their_way = [send(state, 1, lane=URGENT, now_s=0.4 + n / 10) for n in range(4)]
+    may: list[bool] = []
+    for n in range(8, 800):
+        state.answered(on_their_way.pop(0), 0, "", n / 10)
+        on_their_way.append(send(state, 1, lane=URGENT, now_s=n / 10))
+        may.append(state.can_send(n / 10, LIVE))
+    assert all(False in may[n : n + 260] for n in (200, 500)), "it is tried again"
+    assert all(True in may[n : n + 60] for n in range(0, len(may) - 60, 10))
+
+
 def test_an_acknowledgement_out_of_order_waits_for_those_before_it() -> None:
     state = connected()
     first, second = send(state), send(state)
