@@ -32,6 +32,9 @@ async def test_the_log_says_how_large_and_how_old_it_is(tmp_path: Path) -> None:
         assert abs(state.oldest_us - before_us) < 5_000_000
         assert await fabric.log_before(before_us - 60_000_000) == 0
         assert await fabric.log_before(before_us + 60_000_000) == 3
+        for below in (-1, 0, 1):  # there is nothing; a server takes 0 for everything
+            await fabric.purge("s.1", below)
+        assert (await fabric.log_state()).first_seq == 1
         await fabric.purge("s.1", 3)
         assert (await fabric.log_state()).first_seq == 3
         assert [one.seq for one in await fabric.scan("s.1", 0, 9)] == [3]
