@@ -20,6 +20,7 @@ import base64
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bridge.partition import PARTITIONS
@@ -110,7 +111,7 @@ async def apply(
     layout: Layout,
     *,
     recreate: Sequence[str] = (),
-    promoting: Callable[[], Awaitable[int]] | None = None,
+    promoting: Callable[[Callable[[], Awaitable[None]]], Awaitable[int]] | None = None,
 ) -> list[Step]:
     """Make what is missing, change what differs; return the steps taken.
 
@@ -119,7 +120,8 @@ async def apply(
         layout: What is wanted.
         recreate: Lost streams that are to be made again, empty.
         promoting: Called when mirrors were made the cluster's own, before the ledger takes
-            records; returns the sequence of the first. None: mirrors are left alone.
+            records, with what raises ClusterError once somebody else promotes too; returns the
+            sequence of the first. None: mirrors are left alone.
 
     Raises:
         ClusterError: a step that needs a decision, or one that was refused.
@@ -143,14 +145,19 @@ async def apply(
             f"{' and '.join(found)} would not know layout {layout.version}: start this version of"
             " tidegate there, or stop what runs there, then apply again"
         )
+    # by its subject a ledger is closed for this very promotion
+    word = _CLOSED if promoting is None else f"{_PROMOTING}.{secrets.token_hex(8)}"
+    closed = layout.ledger_subject + word
     for step in steps:
         try:
-            await _take(connection, layout, step)
+            await _take(connection, layout, step, closed)
         except ApiError as error:
             if error.err_code != _EXISTS:  # somebody else is applying too: see below
                 raise ClusterError(f"{step.stream}: {error}") from None
     if promoting is not None:
-        first = await promoting()
+        alone = partial(_check_alone, connection, layout, closed)
+        first = await promoting(alone)
+        await alone()
         await _open(connection, layout, first - 1, first)
     elif actions.get(layout.ledger_stream) in ("lost", "open"):
         await _open_again(connection, layout)
@@ -189,8 +196,8 @@ async def stream_epoch(connection: Connection, layout: Layout) -> int:
 # ---- helpers -------------------------------------------------------------------------------------
 
 
-async def _take(connection: Connection, layout: Layout, step: Step) -> None:
-    """Take one step; a ledger in which something has to be done first stays closed."""
+async def _take(connection: Connection, layout: Layout, step: Step, closed: str) -> None:
+    """Take one step; a ledger in which something has to be done first has the subject `closed`."""
     config = {"name": step.stream, **step.config}
     word = "CREATE" if step.action in ("create", "lost") else "UPDATE"
     if step.action == "mirror" and step.stream == f"KV_{layout.bucket('leases')}":
@@ -201,10 +208,8 @@ async def _take(connection: Connection, layout: Layout, step: Step) -> None:
         known = _metadata(await _info(connection, step.stream))
         if word == "CREATE":
             known, config["first_seq"] = await _goes_on(connection, layout)
-        if step.action == "mirror":
-            config["subjects"] = [layout.ledger_subject + _PROMOTING]
-        elif step.action in ("lost", "open"):
-            config["subjects"] = [layout.ledger_subject + _CLOSED]
+        if step.action in ("mirror", "lost", "open"):
+            config["subjects"] = [closed]
         config["metadata"] = {**_identity(layout), **known}
     elif word == "CREATE" and step.stream.startswith("KV_"):
         # revisions fence: those of a bucket that is made again go on where the lost one's were
@@ -226,7 +231,7 @@ def _unfinished(layout: Layout, spec: StreamSpec, info: Mapping[str, Any]) -> li
         heard = f"{active_ns / 1e9:.0f} s ago" if active_ns >= 0 else "never"
         detail = f"a mirror of {mirrored.get('name')}, {said.get('lag', 0)} behind when it last"
         return [Step("mirror", spec.name, f"{detail} heard of it, {heard}", config)]
-    if subjects == [layout.ledger_subject + _PROMOTING]:
+    if subjects and subjects[0].startswith(layout.ledger_subject + _PROMOTING):
         return [Step("mirror", spec.name, "its promotion was not finished", config)]
     if subjects == [layout.ledger_subject + _CLOSED]:
         detail = "it was made again and takes no records yet: 'tidegate cluster apply' was ended"
@@ -264,6 +269,19 @@ async def _open_again(connection: Connection, layout: Layout) -> None:
         await _alter(connection, layout.ledger_stream, {FOLLOWS_KEY: str(follows)})
         await asyncio.sleep(_KNOWN_S)
     await _alter(connection, layout.ledger_stream, {}, subjects=[layout.ledger_subject])
+
+
+async def _check_alone(connection: Connection, layout: Layout, closed: str) -> None:
+    """Raise ClusterError once somebody else has the ledger closed, or opened it.
+
+    What they have read, or nodes have written since, is not what was read here.
+    """
+    info = await _info(connection, layout.ledger_stream)
+    if info is None or info["config"].get("subjects") != [closed]:
+        raise ClusterError(
+            f"{layout.ledger_stream}: another promotion has begun meanwhile; when it has ended see"
+            " 'tidegate cluster plan'"
+        )
 
 
 async def _open(connection: Connection, layout: Layout, follows: int, first: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,9 +12,19 @@ from cloud.cluster.applying import apply, plan
 from cloud.cluster.checks import check_cluster
 from cloud.cluster.connection import ClusterError, Connection
 from cloud.cluster.layout import RAW_STREAMS, Layout
-from cloud.cluster.mqtt_wire import Record, encode_record, key_of, position_of
+from cloud.cluster.mqtt_wire import (
+    SHARDS,
+    Record,
+    encode_record,
+    key_of,
+    position_of,
+    shard_of,
+)
+from cloud.stream.jetstream import promotion
 from cloud.stream.jetstream.checkpoint import Checkpoints
 from cloud.stream.jetstream.promotion import promote
+from cloud.stream.jetstream.state import LedgerState
+from mqtt.broker.changes import SessionSaved
 from runtime.clock import SystemClock
 from tests.cloud.stream_contract import EPOCH, part, read_all
 from tests.cluster.test_lost import seqs_of, taken
@@ -20,6 +32,7 @@ from tests.cluster.test_versions import stream_of
 from tests.kit.nats import connected
 from tests.kit.places import Places, last_seq, two_places
 
+AWAY = "who is away"  # a client
 LEFT_ALONE = "a mirror of .*; see 'tidegate cluster"
 
 
@@ -137,21 +150,83 @@ async def test_a_promotion_that_ended_in_the_midst_is_gone_on_with(
             assert await seqs_of(stream, 3) == [1, 2]
 
 
+async def test_a_ledger_that_no_mirror_has_and_a_promotion_that_ended(
+    places: Places, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Layout(cluster).ledger_stream
+    layout = await places.begin(cluster, without=[ledger])
+    async with connected(places.home) as home, connected(places.away) as away:
+        async with stream_of(home, layout) as stream:
+            await taken(stream, 3, 1)
+            assert await stream.checkpoint(keep_records=0)
+        names = [spec.name for spec in layout.specs() if spec.name != ledger]
+        await places.mirrored(layout, *names)
+
+        async def save(*_: object, **__: object) -> bool:
+            raise ClusterError("the power went")
+
+        monkeypatch.setattr(Checkpoints, "save", save)
+        with pytest.raises(ClusterError, match="the power went"):
+            await promoted(away, layout, ledger)
+        monkeypatch.undo()
+        with pytest.raises(ClusterError, match="not finished; see 'tidegate cluster promote'"):
+            await apply(away, layout)
+        assert await promoted(away, layout) == {}
+        async with stream_of(away, layout) as stream:
+            await taken(stream, 3, 2)
+            assert await seqs_of(stream, 3) == [1, 2]
+
+
+async def test_of_two_promotions_at_once_the_one_that_came_first_does_nothing(
+    places: Places, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nodes took since the other had ended would be passed over."""
+    layout = await places.begin(cluster)
+    async with connected(places.home) as home, connected(places.away) as away:
+        async with stream_of(home, layout) as stream:
+            await taken(stream, 3, 1)
+        await places.mirrored(layout)
+        read = promotion._read
+
+        async def other(*args: Any) -> LedgerState:
+            monkeypatch.undo()
+            state = await read(*args)
+            assert await promoted(away, layout) == {}
+            async with stream_of(away, layout) as stream:
+                await taken(stream, 3, 2)
+            return state
+
+        monkeypatch.setattr(promotion, "_read", other)
+        with pytest.raises(ClusterError, match="another promotion has begun"):
+            await promoted(away, layout)
+        async with stream_of(away, layout) as stream:
+            await taken(stream, 3, 3)
+            assert await seqs_of(stream, 3) == [1, 2, 3]
+
+
 async def test_no_message_goes_where_a_session_has_had_one(places: Places, cluster: str) -> None:
-    """The log's mirror lags more than the sessions': what comes now lies past their cursors."""
+    """The log's mirror lags more than the sessions': what comes now lies past their cursors.
+
+    It is full, for a mirror keeps all that home had purged.
+    """
     layout = await places.begin(cluster)
     bucket = layout.bucket("sessions")
     async with connected(places.home) as home, connected(places.away) as away:
+        lasting = SessionSaved(AWAY, 4, 60, 0, None, b"", b"", 0, 0, -1)
         for name, value in (
             ("one", encode_record(Record(cursor=position_of(40, 3)))),
             ("two", encode_record(Record(subscriptions={"a/#": (1, 0, 50)}))),
+            (AWAY, encode_record(Record(saved=lasting, cursor=position_of(2, 0)))),
             ("bad", b"no record"),
         ):
             await home.publish(f"$KV.{bucket}.{key_of('s', name)}", value)
         for _ in range(3):
-            await home.publish(layout.mqtt_subject("s.1"), b"waits")
+            await home.publish(layout.mqtt_subject(f"s.{shard_of(AWAY)}"), b"waits")
+        for word in ("a.home", f"s.{(shard_of(AWAY) + 1) % SHARDS}"):
+            for _ in range(8):
+                await home.publish(layout.mqtt_subject(word), bytes(1024))
         await places.mirrored(layout)
-        await promoted(away, layout)
+        await promoted(away, replace(layout, mqtt_bytes_max=8192))
         assert await last_seq(away, layout.mqtt_stream) == 50
         info = await away.api(f"STREAM.INFO.{layout.mqtt_stream}")
         assert info["state"]["messages"] == 3

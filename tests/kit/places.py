@@ -69,6 +69,7 @@ class Places:
                     "max_bytes": spec.config["max_bytes"],
                     "max_msgs_per_subject": spec.config["max_msgs_per_subject"],
                     "allow_direct": True,
+                    "allow_msg_ttl": spec.config.get("allow_msg_ttl", False),
                     "metadata": info["config"].get("metadata") or {},
                 }
                 await away.api(f"STREAM.CREATE.{spec.name}", config)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 import cbor2
 import structlog
@@ -114,35 +115,44 @@ class Checkpoints:
         return self.seq
 
     async def save(
-        self, state: LedgerState, *, keep_records: int, beyond_end: bool = False
+        self,
+        state: LedgerState,
+        *,
+        keep_records: int,
+        alone: Callable[[], Awaitable[None]] | None = None,
     ) -> bool:
         """Write a checkpoint of `state` as it is now; return False when a newer one exists.
 
         Args:
             state: As it is at the call, whatever is taken meanwhile.
             keep_records: How many records before it stay in the ledger, for nodes that lag.
-            beyond_end: It may be of a record past the ledger's end, which then goes on behind it:
-                nobody else takes part in the cluster.
+            alone: Given, it may be of a record past the ledger's end, which then goes on behind it;
+                raises ClusterError if somebody else takes part in the cluster.
 
         Raises:
             StreamError: it was not written; the old one stands.
         """
         seq, pieces = state.seq, steps(state)
         try:
-            return await self._save(seq, pieces, keep_records, beyond_end=beyond_end)
+            return await self._save(
+                seq, pieces, keep_records, alone or partial(self._check_end, seq)
+            )
         except ClusterError as error:
             raise StreamError(f"{self._layout.checkpoint_stream}: {error}") from None
 
     async def _save(
-        self, seq: int, steps_left: Iterator[bytes], keep_records: int, *, beyond_end: bool
+        self,
+        seq: int,
+        steps_left: Iterator[bytes],
+        keep_records: int,
+        check: Callable[[], Awaitable[None]],
     ) -> bool:
         head = await self._last("head")
         before = _seq_of(head)
         if head is not None and before >= seq:
             self.seq = before
             return False
-        if not beyond_end:
-            await self._check_end(seq)
+        await check()
         made = []
         for piece in steps_left:
             made.append(piece)
@@ -152,8 +162,7 @@ class Checkpoints:
         pieces = [packed[at : at + _PIECE_BYTES] for at in range(0, len(packed), _PIECE_BYTES)]
         for number, piece in enumerate(pieces):
             await self._put(piece, seq, number)
-        if not beyond_end:
-            await self._check_end(seq)  # it may have been made again meanwhile, behind another one
+        await check()  # it may have been made again meanwhile, behind another one
         digest = hashlib.sha256(packed).digest()
         expected = head[0] if head is not None else 0
         new = cbor2.dumps([_VERSION, seq, len(pieces), digest])

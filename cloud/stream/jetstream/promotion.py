@@ -12,14 +12,15 @@ mean something else than they did:
     MQTT         goes on past every place that a session's record names
     leases       begin anew (cloud/cluster/applying.py): their tokens rise by the clock
 
-Invariant: until all of that is done the ledger takes no records, and whoever ends in the midst of
-it begins again.
+Invariants: until all of that is done the ledger takes no records, and whoever ends in the midst of
+it begins again; of two at once only the one that closed the ledger last gets through.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from bridge.partition import PARTITIONS
 from cloud.cluster.applying import BEYOND, Step, apply, stream_epoch
@@ -27,7 +28,7 @@ from cloud.cluster.bucket import is_deleted
 from cloud.cluster.checks import RELAXED
 from cloud.cluster.connection import ClusterError, Connection
 from cloud.cluster.layout import RAW_STREAMS, Layout
-from cloud.cluster.mqtt_wire import WireError, decode_record
+from cloud.cluster.mqtt_wire import SHARDS, Record, WireError, decode_record, shard_of
 from cloud.cluster.reading import all_at_once, insist, read_everything
 from cloud.stream.contract import Source, StreamError
 from cloud.stream.jetstream.checkpoint import Checkpoints
@@ -65,10 +66,10 @@ async def promote(
     """
     taken_back: Counter[Source] = Counter()
 
-    async def promoting() -> int:
+    async def promoting(alone: Callable[[], Awaitable[None]]) -> int:
         await _pass_sessions(connection, layout)
         try:
-            return await _begin_anew(connection, layout, clock, arrivals_max, taken_back)
+            return await _begin_anew(connection, layout, clock, arrivals_max, taken_back, alone)
         except StreamError as error:
             raise ClusterError(str(error)) from None
 
@@ -83,6 +84,7 @@ async def _begin_anew(
     clock: Clock,
     arrivals_max: int,
     taken_back: Counter[Source],
+    alone: Callable[[], Awaitable[None]],
 ) -> int:
     """Write a checkpoint of what the ledger adds up to here; return where the ledger goes on."""
     state = await _read(connection, layout, clock, arrivals_max)
@@ -93,8 +95,10 @@ async def _begin_anew(
     end = await _end(connection, layout.ledger_stream)
     state.seq = max(state.seq, end) + BEYOND
     checkpoints = Checkpoints(connection, layout)
+    await alone()  # else those of another promotion would be forgotten
     await checkpoints.forget_older()
-    await checkpoints.save(state, keep_records=0, beyond_end=True)
+    if not await checkpoints.save(state, keep_records=0, alone=alone):
+        raise ClusterError(f"{layout.checkpoint_stream}: there is a newer one; promote again")
     return state.seq + 1
 
 
@@ -120,27 +124,48 @@ async def _pass_sessions(connection: Connection, layout: Layout) -> None:
 
     What goes there would be taken for what those sessions have had.
     """
-    bucket = layout.bucket("sessions")
-    prefix = f"$KV.{bucket}.s."
     highest = 0
-    for message in await read_everything(connection, f"KV_{bucket}"):
-        if not message.subject.startswith(prefix) or is_deleted(message.headers):
-            continue
-        try:
-            record = decode_record(message.data)
-        except WireError:
-            continue  # nobody takes it
+    needed: dict[int, int] = {}  # by shard, the first entry that a session may need
+    for record in await _sessions(connection, layout):
         since = (one[2] for one in record.subscriptions.values())
         places = (record.cursor, *record.done, *(one.position for one in record.inflight))
         highest = max(highest, max(places) >> 16, *since)
-    subject = layout.mqtt_subject("passed")
+        if record.lasting:
+            shard, entry = shard_of(record.saved.client_id), (record.cursor >> 16) - 1
+            needed[shard] = min(entry, needed.get(shard, entry))
     end = await _end(connection, layout.mqtt_stream)
+    if end >= highest:
+        return
+    # a mirror keeps what nobody needs any more, and may have no room left
+    await _purge_log(connection, layout, "a.>", end + 1)
+    for shard in range(SHARDS):
+        await _purge_log(connection, layout, f"s.{shard}", needed.get(shard, end + 1))
+    subject = layout.mqtt_subject("passed")
     while end < highest:
         count = min(_AT_ONCE, highest - end)
-        await all_at_once([lambda: connection.publish(subject, b"")] * count)
+        await all_at_once([lambda: insist(lambda: connection.publish(subject, b""))] * count)
         end = await _end(connection, layout.mqtt_stream)
-    path = f"STREAM.PURGE.{layout.mqtt_stream}"
-    await insist(lambda: connection.api(path, {"filter": subject}))
+        await _purge_log(connection, layout, "passed", end + 1)
+
+
+async def _sessions(connection: Connection, layout: Layout) -> list[Record]:
+    """Return the records of sessions that nodes would take."""
+    bucket = layout.bucket("sessions")
+    prefix = f"$KV.{bucket}.s."
+    found = []
+    for message in await read_everything(connection, f"KV_{bucket}"):
+        if message.subject.startswith(prefix) and not is_deleted(message.headers):
+            with contextlib.suppress(WireError):
+                found.append(decode_record(message.data))
+    return found
+
+
+async def _purge_log(connection: Connection, layout: Layout, word: str, below: int) -> None:
+    """Forget the entries of the log under a word with smaller numbers."""
+    if below > 1:  # a server takes 0 and 1 for all there are
+        path = f"STREAM.PURGE.{layout.mqtt_stream}"
+        body = {"filter": layout.mqtt_subject(word), "seq": below}
+        await insist(lambda: connection.api(path, body))
 
 
 async def _end(connection: Connection, stream: str) -> int:
