@@ -62,6 +62,7 @@ log = structlog.get_logger(component="api")
 QUERIES_AT_ONCE = 2  # each has a thread and a connection
 DEVICES_PER_PAGE_MAX = 1_000
 EVENTS_PER_PAGE_MAX = 1_000
+_EVENT_ID_MAX = (1 << 63) - 1
 ROWS_PER_PAGE = 1_000  # unless asked for otherwise
 _ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem},
@@ -251,7 +252,9 @@ def _alerts(parts: ApiParts) -> APIRouter:
         ] = "active",
         rule: Annotated[str | None, Query(description="Only of this rule.")] = None,
         device: Annotated[str | None, Query(description="Only of this device.")] = None,
-        before: Annotated[int | None, Query(description="`next` of the page before.")] = None,
+        before: Annotated[
+            int | None, Query(le=_EVENT_ID_MAX, description="`next` of the page before.")
+        ] = None,
         limit: Annotated[int, Query(ge=1, le=EVENTS_PER_PAGE_MAX)] = 100,
     ) -> Alerts:
         """Return alerts that are pending or firing, or the history of alerts, newest first.

@@ -130,7 +130,7 @@ class Alerts(BaseModel):
 
     alerts: list[AlertView] | None = None
     events: list[AlertEventView] | None = None
-    next: int | None = None
+    next: str | None = None
     silent: list[str] = []
 
 

@@ -125,7 +125,7 @@ class AlertView:
 class AlertEventView:
     """Something that happened to an alert, as history keeps it."""
 
-    event_id: int  # rises
+    event_id: str  # a number that rises; above 2^53, which many readers of JSON round
     alert_id: str
     state: str  # "firing", "resolved" or "acknowledged"
     rule: str

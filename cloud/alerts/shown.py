@@ -41,5 +41,5 @@ def event_view(row: HistoryRow) -> AlertEventView:
     """Return a transition that is kept."""
     names = (name for name in AlertEventView.__slots__ if name != "event_id")
     return AlertEventView(
-        event_id=row.id, **{name: getattr(row.transition, name) for name in names}
+        event_id=str(row.id), **{name: getattr(row.transition, name) for name in names}
     )

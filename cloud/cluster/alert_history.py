@@ -34,7 +34,8 @@ __all__ = ["ClusterAlertHistory"]
 
 _KEY_TRANSITIONS: Final = 1_000  # in one key, at most
 _KEY_BYTES: Final = 256 << 10
-_ID_SHIFT: Final = 12  # more than a key has transitions; revisions of 41 bits are JSON's integers
+# More than a key has transitions. Revisions begin at the bucket's first µs: ids have 63 bits.
+_ID_SHIFT: Final = 12
 _REMOVED_AT_ONCE: Final = 100
 _BYTES_MAX: Final = 64 << 20  # a quarter of the bucket
 _OVERHEAD_BYTES: Final = 200  # of a key: subject, headers, the server's own

@@ -568,7 +568,9 @@ async def test_history_is_paged_filtered_and_bounded(tmp_path: Path) -> None:
         everything = await sink.history(rule=None, device=None, before=None, limit=1_000)
         assert len(everything) == 100
         assert everything[0].at_us == us(119)
-        page = await sink.history(rule="hot", device="d1", before=everything[10].event_id, limit=5)
+        page = await sink.history(
+            rule="hot", device="d1", before=int(everything[10].event_id), limit=5
+        )
         assert [(row.device, row.event_id) for row in page] == [
             (row.device, row.event_id) for row in everything[11:] if row.device == "d1"
         ][:5]

@@ -247,7 +247,7 @@ async def test_alerts_active_and_history(client: httpx.AsyncClient, parts: ApiPa
     assert (await got(client, "/api/v1/alerts?rule=hot&device=fan"))["alerts"] == []
 
     parts.alerts.events = [
-        AlertEventView(n, "a1", "firing", "hot", "critical", "d", "", "open", us(n), us(n), "",
+        AlertEventView(str(n), "a1", "firing", "hot", "critical", "d", "", "open", us(n), us(n), "",
                        n % 2 == 0, False)
         for n in range(9, 0, -1)
     ]  # fmt: skip
@@ -258,7 +258,7 @@ async def test_alerts_active_and_history(client: httpx.AsyncClient, parts: ApiPa
         if page["next"] is None:
             break
         before = f"&before={page['next']}"
-    assert ids == list(range(9, 0, -1))
+    assert ids == [str(n) for n in range(9, 0, -1)]
     assert page["events"][0]["value"] == "open"
 
 

@@ -142,7 +142,7 @@ class FakeAlerts:
             for one in self.events
             if rule in {None, one.rule}
             and device in {None, one.device}
-            and (before is None or one.event_id < before)
+            and (before is None or int(one.event_id) < before)
         ][:limit]
 
     async def acknowledge(self, alert_id: str, by: str, note: str) -> AlertView | None:
