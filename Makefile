@@ -3,7 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 C_SOURCES := $(shell find bridge mqtt -name '*.[ch]')
-# a worker whose test starts processes waits a third of its time: three workers for two processors
+# a worker whose test starts processes waits a third of its time: three workers for two processors; two workers
+# where nobody says how many there are
 JOBS ?= $(shell n=$$(($$(nproc) * 3 / 2)); echo $$((n < 8 ? n : 8)))
 # hundreds of processes are started: none is to compile again what it imports
 unexport PYTHONDONTWRITEBYTECODE
@@ -21,7 +22,7 @@ test: $(STAMP)
 	$(MAKE) --no-print-directory --keep-going -j 2 lint suite
 
 suite: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal
 
 # the link at its worst at full length: 1,000 cuts, half in each mode, and a day of outage; an hour or more
 proof: $(STAMP)

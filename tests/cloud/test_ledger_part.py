@@ -34,7 +34,8 @@ async def test_a_gateway_whose_journal_is_made_anew_at_each_start_shows(
     part = LedgerPart(0.0)
     with capture_logs() as logs:
         await part.start(cast("Any", SimpleNamespace(metrics=metrics, balance=balance)))
-        await asked_again.wait()  # the first answer was taken
+        async with asyncio.timeout(60):
+            await asked_again.wait()  # the first answer was taken
         await part.stop()
     shown = part.figures()["gateways"]
     assert {name: one["epochs"] for name, one in shown.items()} == {

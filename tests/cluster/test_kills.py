@@ -184,12 +184,15 @@ async def kill_a_follower(cluster: Site, witness: Witness) -> None:
 
 
 async def kill_two_servers(cluster: Site, witness: Witness) -> None:
-    """Without a quorum nothing is acknowledged; gateways keep their readings."""
+    """Without a quorum nothing is acknowledged; gateways keep their readings.
+
+    `kill_all_that_stores` finds a single acknowledgement that came too early.
+    """
     for index in (0, 1):
         await asyncio.to_thread(cluster.servers[index].kill)
     taken: list[int] | None = None
     async with asyncio.timeout(600):
-        while (now := await readings_taken(cluster, witness)) != taken:
+        while (now := await taken_so_far(cluster, witness)) != taken:
             taken = now  # at first what was committed before has yet to be read and counted
             await kept_at_gateways(cluster, 750)
     await asyncio.to_thread(cluster.servers.start)
@@ -234,10 +237,17 @@ def uplink(cluster: Site, number: int) -> dict[str, Any]:
     return found
 
 
-async def readings_taken(cluster: Site, witness: Witness) -> list[int]:
-    """Return how many readings each node has taken, and how many appends the witness has read."""
-    said = [await asyncio.to_thread(status_of, url) for url in cluster.urls]
-    return [*(int(status["readings_taken"]) for status in said), len(witness.appended_s)]
+async def taken_so_far(cluster: Site, witness: Witness) -> list[int]:
+    """Return what nodes took and gateways had acknowledged, and what the witness saw of appends."""
+    nodes = [await asyncio.to_thread(status_of, url) for url in cluster.urls]
+    gateways = [
+        await asyncio.to_thread(uplink, cluster, number) for number in range(len(cluster.gateways))
+    ]
+    return [
+        *(int(status["readings_taken"]) for status in nodes),
+        *(int(status["readings_sent"]) for status in gateways),
+        len(witness.appended_s),
+    ]
 
 
 def status_of(url: str) -> dict[str, Any]:
@@ -258,7 +268,11 @@ async def cut_the_power(cluster: Site, _witness: Witness) -> None:
 
 
 async def kill_all_that_stores(cluster: Site, _witness: Witness) -> None:
-    """All nodes, the streams' quorum and PostgreSQL at once: then rows come of every partition."""
+    """The streams' quorum, then all nodes and PostgreSQL: then rows come of every partition.
+
+    What a node acknowledged without the quorum is nowhere when it is killed: the server that is
+    left did not lead the ledger, so that it has nothing of later in its log.
+    """
     before = await stored_positions(cluster)
     busy: set[int] = set()
     async with asyncio.timeout(180):
@@ -266,8 +280,12 @@ async def kill_all_that_stores(cluster: Site, _witness: Witness) -> None:
             await asyncio.sleep(0.1)
             now = await stored_positions(cluster)
             busy |= {p for p, position in now.items() if position > before.get(p, 0)}
-    servers = cluster.servers.servers[:2]
-    for process in (*cluster.nodes, *servers, cluster.postgres):
+    leader = await asyncio.to_thread(leader_index, cluster, cluster.layout.ledger_stream)
+    servers = [cluster.servers[(leader + 1) % 3], cluster.servers[leader]]  # none is elected now
+    for server in servers:
+        await asyncio.to_thread(server.kill)
+    await kept_at_gateways(cluster, 750)
+    for process in (*cluster.nodes, cluster.postgres):
         await asyncio.to_thread(process.kill)
     began_s = time.monotonic()
     for node in cluster.nodes:  # they find nobody, and wait

@@ -132,7 +132,7 @@ async def under_attack(cluster: ClusterProcesses) -> None:
     stop = asyncio.Event()
     listens = asyncio.Event()
     watcher = asyncio.create_task(watching(cluster, told, listens, stop))
-    await listens.wait()
+    await until("it listens", listens.is_set)
     async with client_at(cluster.edge_ports[0], "valve", "devices/valve/cmd/#", expiry_s=3600) as (
         device,
         box,

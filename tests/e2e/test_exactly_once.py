@@ -18,6 +18,7 @@ from mqtt.packets import V5, V311, Connack, Connect, Pubcomp, Publish, Pubrec, P
 from mqtt.properties import SESSION_EXPIRY_INTERVAL
 from tests.kit.brokers import WireClient
 from tests.kit.processes import Process, free_ports
+from tests.kit.sites import until
 
 KILLS = 12
 WINDOW = 20
@@ -125,8 +126,11 @@ async def test_qos_2_is_exactly_once_however_often_the_gateway_is_killed(tmp_pat
                 await asyncio.sleep(rng.uniform(0.02, 0.4))
                 await asyncio.to_thread(edge.kill)
                 await asyncio.to_thread(edge.start)
-            while sum(len(device.finished) for device in devices) <= 100 * KILLS:
-                await asyncio.sleep(0.02)
+            await until(
+                "enough",
+                lambda: sum(len(device.finished) for device in devices) > 100 * KILLS,
+                timeout_s=300,
+            )
             for device in devices:
                 device.stopping = True
         assert await asyncio.to_thread(edge.stop) == 0

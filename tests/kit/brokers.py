@@ -198,8 +198,12 @@ class Served:
 async def serving(
     config: BrokerConfig | None = None, *, stop: bool = True, **parts: Any
 ) -> AsyncIterator[Served]:
-    """Run a broker on a free port; its $SYS topics are off unless the config says otherwise."""
-    broker = Broker(config or BrokerConfig(sys_interval_s=0), **parts)
+    """Run a broker on a free port.
+
+    Its $SYS topics are off and CONNECT has all the time, unless the config says otherwise: a
+    connection that it closes is not closed by that timer.
+    """
+    broker = Broker(config or BrokerConfig(sys_interval_s=0, connect_timeout_s=3600), **parts)
     await broker.start()
     served = Served(broker, await broker.listen("127.0.0.1", 0))
     try:

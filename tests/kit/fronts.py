@@ -87,7 +87,7 @@ def settings(
     return FrontSettings(
         "",
         0,
-        broker or BrokerConfig(sys_interval_s=0),
+        broker or BrokerConfig(sys_interval_s=0, connect_timeout_s=3600),
         access or AccessConfig(),
         listeners or (ListenerConfig(port=0),),
     )

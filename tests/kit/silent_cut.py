@@ -62,7 +62,8 @@ def main(folder: Path) -> None:
         edge.write_text(
             edge.read_text()
             .replace(f"mqtt://127.0.0.1:{site.cloud_port}", f"mqtt://{CLOUD}:{site.cloud_port}")
-            .replace("ack_timeout_s = 5", f"ack_timeout_s = {ACK_TIMEOUT_S}")
+            # and no ping that stays without an answer tells of it
+            .replace("ack_timeout_s = 5", f"ack_timeout_s = {ACK_TIMEOUT_S}\nkeep_alive_s = 3600")
         )
         host = 'host = "127.0.0.1"\nport'
         assert host in cloud.read_text()

@@ -19,7 +19,11 @@ from tests.kit.proxy import Proxy
 
 __all__ = ["FAST", "FAST_LINK", "linked", "numbered", "once", "online", "uplink_to"]
 
-FAST = UplinkConfig(linger_ms=5, backoff_min_s=0.01, backoff_max_s=0.05, connect_timeout_s=5)
+# what goes wrong is noticed at once: no timer mends it while a test waits, but one it has set
+FAST = UplinkConfig(
+    linger_ms=5, backoff_min_s=0.01, backoff_max_s=0.05, connect_timeout_s=5,
+    ack_timeout_s=3600, keep_alive_s=3600,
+)  # fmt: skip
 # batches are as configured from the first on, however slow the dial was
 FAST_LINK = replace(FAST, budget=BudgetConfig(rate_bytes_s=1e8))
 

@@ -73,7 +73,7 @@ async def test_of_too_many_half_open_the_oldest_goes_and_clients_get_in(
 
 async def test_a_slow_handshake_ends_at_the_deadline() -> None:
     clock = ManualClock()
-    async with fronting(clock=clock) as front:
+    async with fronting(broker=BrokerConfig(sys_interval_s=0), clock=clock) as front:
         with ExitStack() as stack:
             sock = dial(stack, front.port)
             for count, byte in enumerate(b"\x10\x0c\x00", 1):  # slowloris

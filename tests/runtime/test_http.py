@@ -27,6 +27,12 @@ def broken(_request: Request) -> Response:
     raise RuntimeError("no")
 
 
+@pytest.fixture(autouse=True)
+def _no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that the server ends is not ended by this, but where a test sets it."""
+    monkeypatch.setattr(http, "REQUEST_TIMEOUT_S", 3600.0)
+
+
 @pytest.fixture
 async def server() -> AsyncIterator[HttpServer]:
     server = HttpServer({"/hello": hello, "/later": later, "/broken": broken})
