@@ -314,6 +314,7 @@ async def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     import sys
 
     monkeypatch.setitem(sys.modules, "nats.aio.client", None)
+    monkeypatch.delitem(sys.modules, "cloud.cluster.nats_client", raising=False)
     with pytest.raises(ClusterError, match=r"pip install 'tidegate\[cluster\]'"):
         await Connection.open("nats://127.0.0.1:1", name="n")
 
