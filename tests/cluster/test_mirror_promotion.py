@@ -122,6 +122,22 @@ async def test_a_ledger_that_lags_behind_its_checkpoint(places: Places, cluster:
             assert (await read_all(stream, 3))[3].position > beyond
 
 
+async def ended_in_the_midst(
+    away: Connection, layout: Layout, monkeypatch: pytest.MonkeyPatch, *recreate: str
+) -> None:
+    """Have a promotion end before its checkpoint is saved; `apply` then opens nothing."""
+
+    async def save(*_: object, **__: object) -> bool:
+        raise ClusterError("the power went")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        with pytest.raises(ClusterError, match="the power went"):
+            await promoted(away, layout, *recreate)
+    with pytest.raises(ClusterError, match="not finished; see 'tidegate cluster promote'"):
+        await apply(away, layout)
+
+
 async def test_a_promotion_that_ended_in_the_midst_is_gone_on_with(
     places: Places, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,16 +146,7 @@ async def test_a_promotion_that_ended_in_the_midst_is_gone_on_with(
         async with stream_of(home, layout) as stream:
             await taken(stream, 3, 1)
         await places.mirrored(layout)
-
-        async def save(*_: object, **__: object) -> bool:
-            raise ClusterError("the power went")
-
-        monkeypatch.setattr(Checkpoints, "save", save)
-        with pytest.raises(ClusterError, match="the power went"):
-            await promoted(away, layout)
-        monkeypatch.undo()
-        with pytest.raises(ClusterError, match="not finished; see 'tidegate cluster promote'"):
-            await apply(away, layout)
+        await ended_in_the_midst(away, layout, monkeypatch)
         with pytest.raises(ClusterError, match="promotion was not finished"):
             await check_cluster(away, layout, monitors=(), servers_fsync=True)
         assert await promoted(away, layout) == {}
@@ -161,16 +168,7 @@ async def test_a_ledger_that_no_mirror_has_and_a_promotion_that_ended(
             assert await stream.checkpoint(keep_records=0)
         names = [spec.name for spec in layout.specs() if spec.name != ledger]
         await places.mirrored(layout, *names)
-
-        async def save(*_: object, **__: object) -> bool:
-            raise ClusterError("the power went")
-
-        monkeypatch.setattr(Checkpoints, "save", save)
-        with pytest.raises(ClusterError, match="the power went"):
-            await promoted(away, layout, ledger)
-        monkeypatch.undo()
-        with pytest.raises(ClusterError, match="not finished; see 'tidegate cluster promote'"):
-            await apply(away, layout)
+        await ended_in_the_midst(away, layout, monkeypatch, ledger)
         assert await promoted(away, layout) == {}
         async with stream_of(away, layout) as stream:
             await taken(stream, 3, 2)

@@ -111,6 +111,7 @@ async def test_passwords_that_the_broker_takes(
     assert passwd(monkeypatch, file, "alice") == 0
     assert passwd(monkeypatch, file, "bob", password="other") == 0
     assert passwd(monkeypatch, file, "alice", password="changed") == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert file.read_text().startswith("# kept\n")
     passwords = Passwords(file, pytest.fail)
     assert await passwords.verify("alice", b"changed")
@@ -174,10 +175,10 @@ def test_without_a_terminal_one_line_says_what_to_do(
         assert not (tmp_path / "passwd").exists()
 
 
-@pytest.mark.parametrize(("mode", "told"), [(0o640, 0), (0o644, 1)])
-def test_a_file_keeps_who_may_read_it(
+@pytest.mark.parametrize(("mode", "kept"), [(0o640, 0o640), (0o644, 0o600)])
+def test_a_file_keeps_who_may_read_it_but_everybody(
     mode: int,
-    told: int,
+    kept: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -192,10 +193,10 @@ def test_a_file_keeps_who_may_read_it(
     before = file.stat()
     capsys.readouterr()
     assert passwd(monkeypatch, file, "bob") == 0
-    assert capsys.readouterr().err.count("everybody on this machine can read it") == told
+    assert capsys.readouterr().err.count("was open to everybody") == (kept != mode)
     after = file.stat()
-    assert (after.st_mode, after.st_uid, after.st_gid) == (
-        before.st_mode, before.st_uid, before.st_gid,
+    assert (stat.S_IMODE(after.st_mode), after.st_uid, after.st_gid) == (
+        kept, before.st_uid, before.st_gid,
     )  # fmt: skip
     assert [line.partition(":")[0] for line in file.read_text().splitlines()] == ["alice", "bob"]
 

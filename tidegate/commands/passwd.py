@@ -7,9 +7,9 @@
     tidegate passwd users.txt --list
 
 Passwords are kept as argon2id hashes, in the format of amqtt's FileAuthPlugin; with --scram as the
-keys of SCRAM-SHA-256, for MQTT 5's enhanced authentication. A new file is its owner's alone; one
-that is there keeps its owner, its group and who may read it. It is replaced as a whole, and a
-running edge or cloud takes it without a reload.
+keys of SCRAM-SHA-256, for MQTT 5's enhanced authentication. Others than its owner and group never
+read the file, and it keeps these two and their rights; one that is open to everybody becomes its
+owner's alone. It is replaced as a whole, and a running edge or cloud takes it without a reload.
 """
 
 from __future__ import annotations
@@ -114,11 +114,12 @@ def _write(file: Path, lines: list[str]) -> None:
         if file.exists():  # the service that reads it may be another user than who changes it
             before = file.stat()
             os.fchown(descriptor, before.st_uid, before.st_gid)
-            os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
-            if before.st_mode & stat.S_IROTH:
+            is_open = before.st_mode & stat.S_IRWXO
+            os.fchmod(descriptor, 0o600 if is_open else stat.S_IMODE(before.st_mode))
+            if is_open:
                 print(
-                    f"tidegate: {file}: everybody on this machine can read it; where only its owner"
-                    f" and group have to: chmod o= {file}",
+                    f"tidegate: {file}: was open to everybody on this machine, now to its owner"
+                    f" alone; for a service that runs as another user: chown USER {file}",
                     file=sys.stderr,
                 )
         stream.writelines(f"{line}\n" for line in lines)
